@@ -1,0 +1,88 @@
+# jetson_det: two commands do all the set-up.
+#   make demo   makes .venv, installs, runs the whole flow on generated scenes
+#   make test   the same, and runs every test that needs no GPU
+# Both are quick when run again. `make help` lists the rest.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+OUT ?= runs/demo
+
+.PHONY: help demo test bench docs readme sync notebooks-test pytest test-runtime36 test-wheel lab notebooks env env-dev clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: env ## the whole flow on generated scenes: train, evaluate, export, measure, report
+	@echo "== demo: train, evaluate, export and measure a detector on generated scenes (about 8 minutes on 2 cores)"
+	$(BIN)/jetson-det demo --out $(OUT)
+
+test: env-dev ## everything a CPU can test
+	@echo "== 1/6 notebooks and package in sync"
+	@$(MAKE) --no-print-directory sync
+	@echo "== 2/6 the notebooks' own examples"
+	@$(MAKE) --no-print-directory notebooks-test
+	@echo "== 3/6 runtime under Python 3.6"
+	@$(MAKE) --no-print-directory test-runtime36
+	@echo "== 4/6 the built wheel under each Python found"
+	@$(MAKE) --no-print-directory test-wheel
+	@echo "== 5/6 the site"
+	@$(MAKE) --no-print-directory docs
+	@echo "== 6/6 pytest"
+	@$(MAKE) --no-print-directory pytest
+
+sync: env-dev
+	@bash tools/check_sync.sh $(BIN)
+
+notebooks-test: env-dev
+	@cd nbs && ../$(BIN)/nbdev_test --n_workers 2 --do_print
+
+pytest: env-dev
+	$(BIN)/python -m pytest tests -q -rs --durations=10
+
+test-runtime36: env-dev
+	@bash tools/test_runtime36.sh
+
+test-wheel: env-dev
+	@bash tools/test_wheel.sh $(BIN)
+
+bench: env-dev ## speed against the peers, as ratios, interleaved in one run
+	@for f in bench/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+docs: env-dev ## the site, into site/
+	@$(BIN)/python tools/build_site.py --out site
+
+readme: env-dev ## README.md from nbs/index.ipynb
+	@$(BIN)/python tools/build_site.py --readme
+
+lab: env-dev ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+notebooks: env-dev ## run every notebook again and store its outputs
+	$(BIN)/python tools/run_notebooks.py nbs
+
+env: $(VENV)/.train
+env-dev: $(VENV)/.dev
+
+$(VENV)/.made:
+	@bash tools/make_venv.sh $(VENV)
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.made settings.ini setup.py constraints.txt
+	@echo "== installing jetson_det with what training needs into $(VENV) (once; minutes on a slow line)"
+	@$(PIP) install --progress-bar off -q -c constraints.txt -e ".[train]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	@echo "== installing the tools for tests, notebooks and docs (once)"
+	@$(PIP) install --progress-bar off -q -c constraints.txt -e ".[dev]"
+	@echo "== installing the yolox package, the oracle of the tests (it builds for about 20 s)"
+	@$(PIP) install --progress-bar off -q --no-deps torchvision==0.28.0 thop
+	@$(PIP) install --progress-bar off -q ninja
+	@$(PIP) install --progress-bar off -q --no-deps --no-build-isolation yolox==0.3.0
+	@touch $@
+
+clean: ## remove what was built (not .venv, not runs/)
+	rm -rf build dist site _proc _docs *.egg-info .pytest_cache .hypothesis

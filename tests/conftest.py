@@ -1,0 +1,40 @@
+"""Markers: what a test needs beyond a CPU, and the reason printed when that is not here."""
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    try: parser.addoption("--run-slow", action="store_true", help="run the tests marked slow")
+    except ValueError: pass
+
+
+def data_dir():
+    "The folder of real data, or None."
+    d = os.environ.get("JETSON_DET_DATA")
+    return Path(d) if d and Path(d).is_dir() else None
+
+
+def _cuda():
+    try: import torch
+    except ImportError: return False
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--run-slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+        if "data" in item.keywords and data_dir() is None:
+            item.add_marker(pytest.mark.skip(reason="no real data: set JETSON_DET_DATA to its folder"))
+        if "cuda" in item.keywords and not _cuda():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+@pytest.fixture
+def data():
+    "The folder of real data."
+    d = data_dir()
+    if d is None: pytest.skip("no real data: set JETSON_DET_DATA to its folder")
+    return d

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# test_wheel.sh BIN: build the wheel, install it into an empty environment of each Python found, run `jetson-det doctor` there.
+set -eu
+bin=$1
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+"$bin/python" -m build --wheel --no-isolation --outdir "$tmp/dist" . >"$tmp/build.log" 2>&1 || { tail -20 "$tmp/build.log"; exit 1; }
+rm -rf build
+wheel=$(ls "$tmp"/dist/*.whl)
+echo "built $(basename "$wheel")"
+found=0
+for v in 3.10 3.11 3.12 3.13; do
+  for p in "$HOME"/.pyenv/versions/$v*/bin/python python$v; do
+    "$p" -c "import sys, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '$v')" 2>/dev/null || continue
+    "$p" -m venv "$tmp/v$v"
+    "$tmp/v$v/bin/python" -m pip install -q --disable-pip-version-check --progress-bar off "$wheel"
+    (cd "$tmp" && "v$v/bin/jetson-det" doctor --json doctor.json >doctor.txt) || { cat "$tmp/doctor.txt"; echo "error: doctor failed under Python $v" >&2; exit 1; }
+    echo "Python $v: the wheel installs, doctor runs"
+    found=$((found + 1))
+    break
+  done
+done
+[ $found -gt 0 ] || { echo "error: no Python 3.10 to 3.13 found to try the wheel with" >&2; exit 1; }
