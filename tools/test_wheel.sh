@@ -8,16 +8,29 @@ trap 'rm -rf "$tmp"' EXIT
 rm -rf build
 wheel=$(ls "$tmp"/dist/*.whl)
 echo "built $(basename "$wheel")"
-found=0
+
+# One environment: its own log, shown only when something fails.
+try() {
+  local v=$1 python=$2
+  {
+    "$python" -m venv "$tmp/v$v" &&
+    "$tmp/v$v/bin/python" -m pip install -q --disable-pip-version-check --progress-bar off "$wheel" &&
+    (cd "$tmp" && "v$v/bin/jetson-det" doctor --json "doctor$v.json")
+  } >"$tmp/$v.log" 2>&1 && echo "Python $v: the wheel installs, doctor runs" && return
+  tail -20 "$tmp/$v.log"
+  echo "error: the wheel or doctor failed under Python $v" >&2
+  return 1
+}
+
+tries=()
 for v in 3.10 3.11 3.12 3.13; do
   for p in "$HOME"/.pyenv/versions/$v*/bin/python python$v; do
     "$p" -c "import sys, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '$v')" 2>/dev/null || continue
-    "$p" -m venv "$tmp/v$v"
-    "$tmp/v$v/bin/python" -m pip install -q --disable-pip-version-check --progress-bar off "$wheel"
-    (cd "$tmp" && "v$v/bin/jetson-det" doctor --json doctor.json >doctor.txt) || { cat "$tmp/doctor.txt"; echo "error: doctor failed under Python $v" >&2; exit 1; }
-    echo "Python $v: the wheel installs, doctor runs"
-    found=$((found + 1))
+    try "$v" "$p" &
+    tries+=($!)
     break
   done
 done
-[ $found -gt 0 ] || { echo "error: no Python 3.10 to 3.13 found to try the wheel with" >&2; exit 1; }
+[ ${#tries[@]} -gt 0 ] || { echo "error: no Python 3.10 to 3.13 found to try the wheel with" >&2; exit 1; }
+for t in "${tries[@]}"; do wait "$t" || failed=1; done
+exit ${failed:-0}
