@@ -277,14 +277,12 @@ def export(checkpoint:Annotated[str, typer.Argument(metavar="CKPT", help="checkp
     print(f"wrote {path}: {contract.name}, {contract.input_size[0]}x{contract.input_size[1]}, {len(contract.classes)} classes, parity {contract.parity}")
 
 # %% ../nbs/80_cli.ipynb #69fb2e3a
-def _parameter(word:str)->tuple: # (name, value)
-    "`epochs=10` as a name and a value of its type."
-    import yaml
+def _parameter(word:str)->tuple: # (name, value as text)
+    "`epochs=10` taken apart; the job knows the type."
     from jetson_det.runtime.files import InputError
     key, eq, value = word.partition("=")
     if not eq or not key: raise InputError(f"-p {word}: write -p NAME VALUE or -p NAME=VALUE")
-    try: return key, yaml.safe_load(value)
-    except yaml.YAMLError: raise InputError(f"-p {word}: the value is not valid YAML")
+    return key, value
 
 # %% ../nbs/80_cli.ipynb #6cd1fe97
 @app.command()

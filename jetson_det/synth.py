@@ -414,7 +414,7 @@ def dock_scene(
     _check(seed, size, objects, hard)
     rng = rng_for(seed, _ROOM)
     cam, counts = make_camera(rng, size), rng_for(seed, _COUNT)
-    mess, chosen = int(counts.poisson(1 + 7 * hard)), _count(counts)
+    chosen, mess = _count(counts), int(counts.poisson(1 + 7 * hard))
     things = place_objects(seed, cam, chosen if objects is None else objects)
     sprites = drop_hidden(things + place_clutter(seed, cam, mess), cam.size)
     img = paint(draw_shadows(draw_room(rng, cam), sprites), sprites)

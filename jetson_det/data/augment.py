@@ -188,11 +188,10 @@ def move_boxes(
     linear = matrix[:, :2].T
     centre = (boxes[:, :2] + boxes[:, 2:]) @ (linear / 2) + matrix[:, 2]
     half = (boxes[:, 2:] - boxes[:, :2]) @ (np.abs(linear) / 2)
-    end = np.array([size[1], size[0]], np.float64)
-    first, last = np.clip(centre - half, 0, end), np.clip(centre + half, 0, end)
-    sides = last - first
-    keep = (sides.min(1) >= max(min_box, 1e-3)) & (sides.prod(1) >= min_visible * 4 * half.prod(1))
-    return np.concatenate([first, last], 1)[keep].astype(np.float32), keep
+    first, last = np.maximum(centre - half, 0), np.minimum(centre + half, (size[1], size[0]))
+    (w, h), (full_w, full_h), least = (last - first).T, 2 * half.T, max(min_box, 1e-3)
+    keep = (w >= least) & (h >= least) & (w * h >= min_visible * full_w * full_h)
+    return np.concatenate([first, last], 1, dtype=np.float32)[keep], keep
 
 # %% ../../nbs/16_data.augment.ipynb #6481d0c5
 _CORNERS = ((-1, -1), (0, -1), (-1, 0), (0, 0)) # of the images, in their sizes, from the point where the four meet
