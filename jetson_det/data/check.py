@@ -206,8 +206,8 @@ class CheckReport:
         "1 when there are errors, else 0."
         return int(self.errors > 0)
 
-    def to_json(self)->dict:
-        "The report as plain JSON."
+    def to_dict(self)->dict:
+        "The report as what JSON can hold."
         d = self.ds
         facts = {} if d is None else dict(format=d.format, images=len(d), boxes=len(d.boxes), classes=d.class_counts(),
                                           splits={s: int((d.splits == s).sum()) for s in d.split_names}, fingerprint=d.fingerprint())
@@ -239,7 +239,7 @@ def check_dataset(
     strict:bool=False, # every flaw is an error
     max_flawed:float=.01, # share of the images that flaws may touch
     workers:int=2, # threads
-)->CheckReport: # print it, or take `.to_json()` and `.exit_code`
+)->CheckReport: # print it, or take `.to_dict()` and `.exit_code`
     "Read a dataset, its images too, and report everything that is wrong or odd. Raises InputError when there is no such path."
     if not Path(path).exists(): raise InputError(f"{path}: no such file or folder")
     stop = lambda kind, text: Flaw("error", kind, str(path), "", text, "stops")

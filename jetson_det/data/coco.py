@@ -35,7 +35,17 @@ def is_coco(
     first = d["annotations"][0] if d["annotations"] else None
     return first is None or (isinstance(first, dict) and ("bbox" in first or "segmentation" in first))
 
-# %% ../../nbs/11_data.coco.ipynb #dc705959
+# %% ../../nbs/11_data.coco.ipynb #5889974d
+def _only_objects(
+    d:dict, # a COCO dictionary
+    file, # its name, for errors
+):
+    "Raise InputError for an entry of the three lists that is not a JSON object."
+    for key in ("images", "annotations", "categories"):
+        for k, e in enumerate(d[key]):
+            if not isinstance(e, dict): raise InputError(f"{file}: {key}[{k}] is {e!r}, not an object")
+
+# %% ../../nbs/11_data.coco.ipynb #200b6ee5
 def coco_categories(
     d:dict, # a COCO dictionary
     file, # its name, for errors
@@ -48,17 +58,17 @@ def coco_categories(
         if n > 1: raise InputError(f"{file}: two categories have the {what} {value!r}")
     return dict(sorted(cats))
 
-# %% ../../nbs/11_data.coco.ipynb #05278662
+# %% ../../nbs/11_data.coco.ipynb #8a3eb7a8
 def dead_parents(
     dicts:list, # the COCO dictionaries of all splits
 )->set: # of names
     "Categories that are only another's `supercategory`: top of the tree, and no annotation in any split."
-    used = {(k, a.get("category_id")) for k, d in enumerate(dicts) for a in d["annotations"]}
+    used = {(k, repr(a.get("category_id"))) for k, d in enumerate(dicts) for a in d["annotations"]}
     parents = {c.get("supercategory") for d in dicts for c in d["categories"] if c.get("supercategory") != c.get("name")}
     tops = {c["name"] for d in dicts for c in d["categories"] if c.get("supercategory") in (None, "", "none")}
-    return (tops & parents) - {c["name"] for k, d in enumerate(dicts) for c in d["categories"] if (k, c["id"]) in used}
+    return (tops & parents) - {c["name"] for k, d in enumerate(dicts) for c in d["categories"] if (k, repr(c["id"])) in used}
 
-# %% ../../nbs/11_data.coco.ipynb #c11edd28
+# %% ../../nbs/11_data.coco.ipynb #b7d77573
 def same_categories(
     cats:dict, # file -> what `coco_categories` gave for it
 )->list: # of names, in the order of the first file
@@ -71,7 +81,7 @@ def same_categories(
         raise InputError(f"the class lists of {first} and {file} differ: {'; '.join(only)}")
     return names
 
-# %% ../../nbs/11_data.coco.ipynb #28459c76
+# %% ../../nbs/11_data.coco.ipynb #e8a5c21c
 def image_base(
     names:list, # of str: the `file_name`s, cleaned
     files:Files, # the folder
@@ -87,7 +97,7 @@ def image_base(
     here = json_file.rpartition("/")[0]
     return max(votes, key=lambda b: (votes[b], split_of(b) == split, b == here, -len(b)), default=None)
 
-# %% ../../nbs/11_data.coco.ipynb #8cc3822f
+# %% ../../nbs/11_data.coco.ipynb #ade6c5f1
 def coco_box(
     a:dict, # an annotation
     where:str, # for errors
@@ -103,7 +113,7 @@ def coco_box(
     if not math.isfinite(x + y + w + h): raise InputError(f"{where}: bbox is not finite: {b}")
     return x, y, x + w, y + h
 
-# %% ../../nbs/11_data.coco.ipynb #ade6c5f1
+# %% ../../nbs/11_data.coco.ipynb #a7eb83d5
 def _declared(
     im:dict, # an image of the JSON
 ): # (height, width), or None
@@ -111,7 +121,7 @@ def _declared(
     try: return int(im["height"]), int(im["width"])
     except (KeyError, TypeError, ValueError, OverflowError): return None
 
-# %% ../../nbs/11_data.coco.ipynb #0cbb5ff0
+# %% ../../nbs/11_data.coco.ipynb #538490c4
 def _add_images(
     rows:Rows, # where to
     d:dict, # the COCO dictionary
@@ -136,7 +146,7 @@ def _add_images(
     if items and not rows.paths: raise InputError(f"{files.root / file}: none of its {len(items)} images is there, such as {items[0][1]}")
     return rows_of
 
-# %% ../../nbs/11_data.coco.ipynb #a7eb83d5
+# %% ../../nbs/11_data.coco.ipynb #6b282254
 def _add_boxes(
     rows:Rows, # where to
     d:dict, # the COCO dictionary
@@ -146,7 +156,6 @@ def _add_boxes(
 ):
     "Add the boxes of one file. Raises InputError for an annotation that refers to what is not there."
     for k, a in enumerate(d["annotations"]):
-        if not isinstance(a, dict): raise InputError(f"{file}: annotation number {k} is {a!r}, not an object")
         where = f"{file}: annotation {a.get('id', f'number {k}')}"
         image, cat = a.get("image_id"), a.get("category_id")
         if not isinstance(image, (int, str)) or image not in rows_of: raise InputError(f"{where} is of image {image!r}, which is not in the file's images")
@@ -155,7 +164,7 @@ def _add_boxes(
         flags = CROWD * bool(a.get("iscrowd")) | IGNORE * bool(a.get("ignore")) | DIFFICULT * bool(a.get("difficult"))
         if row is not None: rows.box(row, box, label_of[cat], flags)
 
-# %% ../../nbs/11_data.coco.ipynb #6b282254
+# %% ../../nbs/11_data.coco.ipynb #ba0d2e5f
 def find_coco(
     files:Files, # the folder
     most:int=2, # how deep
@@ -168,7 +177,7 @@ def find_coco(
         if is_coco(d): found[f] = d
     return found
 
-# %% ../../nbs/11_data.coco.ipynb #24ccee76
+# %% ../../nbs/11_data.coco.ipynb #9a654c44
 def read_coco(
     path:Path, # a JSON file, or a folder that holds some
     files:Files=None, # the folder, where it is listed already
@@ -184,6 +193,7 @@ def read_coco(
         files = files or Files(path)
         found = found if found is not None else find_coco(files)
     if not found: raise InputError(f"{files.root}: no COCO JSON file")
+    for f, d in found.items(): _only_objects(d, files.root / f)
     cats, dead = {files.root / f: coco_categories(d, files.root / f) for f, d in found.items()}, dead_parents(list(found.values()))
     classes, rows = [c for c in same_categories(cats) if c not in dead], Rows(files.root, "coco")
     for name in sorted(dead): rows.flaw("unused-parent", next(iter(found)), name, f"category {name!r} is only a parent of others: left out", "noted")

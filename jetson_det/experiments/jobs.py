@@ -14,6 +14,8 @@ import tokenize
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from ..core import did_you_mean
 from ..runtime.files import InputError, read_json, require, write_bytes_atomic
 
@@ -81,8 +83,8 @@ def _typed(
     "The value as the parameter's type. Raises `InputError`."
     given = value
     if isinstance(value, str) and p.type is not str:
-        try: value = {"true": True, "false": False}.get(value.lower()) if p.type is bool else ast.literal_eval(value)
-        except (ValueError, SyntaxError): value = None
+        try: value = float(value) if p.type is float else yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError): value = None
     if p.type is str and isinstance(value, Path): value = str(value)
     if p.type is list and isinstance(value, tuple): value = list(value)
     if p.type is float and type(value) is int: value = float(value)
@@ -108,9 +110,9 @@ def _kernel_manager(): # a class for nbclient
     from jupyter_client.manager import AsyncKernelManager
 
     class ThisPython(AsyncKernelManager):
-        "Starts `sys.executable`."
+        "Starts `sys.executable`; of the kernel's own messages only errors are shown."
         @property
-        def kernel_spec(self): return KernelSpec(**get_kernel_dict())
+        def kernel_spec(self): return KernelSpec(**get_kernel_dict(["--log-level=40"]))
     return ThisPython
 
 # %% ../../nbs/70_experiments.jobs.ipynb #f5f8133d
@@ -156,13 +158,12 @@ def _failure(where, kind, text, notebook)->Exception: # to raise
 def _execute(path, parameters, notebook):
     "Run the notebook `path` with papermill into `notebook`; raise one line where a cell fails."
     require("papermill")
-    import nbformat
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
+    from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
-    cells = nbformat.read(str(path), as_version=4)
-    if parameters: cells = parameterize_notebook(cells, parameters)
-    progress = _Progress(path.stem, cells.cells)
+    nb = load_notebook_node(str(path))
+    progress = _Progress(path.stem, (parameterize_notebook(nb, parameters) if parameters else nb).cells)
     try: execute_notebook(str(path), str(notebook), parameters, kernel_name="python3", kernel_manager_class=_kernel_manager(), progress_bar=False,
                           on_cell_start=progress, stdout_file=sys.stdout, stderr_file=sys.stderr)
     except PapermillExecutionError as e: raise _failure(f"job {path.stem}, {progress.where}", e.ename, e.evalue, notebook) from None

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from .yolox import STRIDES, Anchors, YOLOXOutputs, anchors_for, decode_cxcywh
 from .zoo import LossSums
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #1e08640a
+# %% ../../nbs/22_models.yolox_loss.ipynb #13909e20
 class Sides(NamedTuple):
     "Boxes as five tensors of one shape, px and px^2."
     x1:torch.Tensor
@@ -33,7 +33,7 @@ def sides_of(
     planes = *(center - wh/2).unbind(-1), *(center + wh/2).unbind(-1), wh[..., 0]*wh[..., 1]
     return Sides(*(p.contiguous() for p in planes))
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #13909e20
+# %% ../../nbs/22_models.yolox_loss.ipynb #10ec17f0
 def iou(
     a:Sides, # of any shape
     b:Sides, # of a shape that broadcasts with it
@@ -44,7 +44,7 @@ def iou(
     inter = w.mul_(h)
     return inter/(a.area + b.area).sub_(inter)
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #712da367
+# %% ../../nbs/22_models.yolox_loss.ipynb #8929ac9b
 def _covered(lo, hi, h, w, stride): # (B,G,2), (B,G,2) -> (B,h*w) bool
     "Which points of one grid lie in at least one of the boxes."
     def along(n, axis):
@@ -52,7 +52,7 @@ def _covered(lo, hi, h, w, stride): # (B,G,2), (B,G,2) -> (B,h*w) bool
         return ((point > lo[..., axis, None]) & (point < hi[..., axis, None])).float()
     return (along(h, 1).transpose(1, 2) @ along(w, 0)).flatten(1) > 0
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #8929ac9b
+# %% ../../nbs/22_models.yolox_loss.ipynb #2fc13316
 RADIUS = 2.5 # "near the middle" is within so many strides, in x and in y (yolox 0.3.0)
 
 def candidates_of(
@@ -64,7 +64,7 @@ def candidates_of(
     return torch.cat([_covered(center - wh/2, center + wh/2, h, w, s) | _covered(center - RADIUS*s, center + RADIUS*s, h, w, s)
                       for (h, w), s in zip(grids, STRIDES)], 1)
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #ee663f39
+# %% ../../nbs/22_models.yolox_loss.ipynb #4af1a166
 def central_anchors(
     center:torch.Tensor, # (R,2) px
     wh:torch.Tensor, # (R,2) px
@@ -85,7 +85,7 @@ def central_anchors(
         start += h*w
     return torch.cat(index, 1), torch.cat(central, 1)
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #677bdef0
+# %% ../../nbs/22_models.yolox_loss.ipynb #c1a17f50
 TOP = 10 # overlaps that count, and so the most points a box can get
 PAIRS = 1 << 22 # pairs compared at a time: 16 MB a table
 
@@ -101,7 +101,7 @@ def dynamic_k(
     best = [iou(Sides(*some), preds).topk(min(TOP, candidates.shape[1])).values.sum(-1) for some in slices]
     return torch.cat(best, 1).int().clamp(min=1)
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #ffe0a2bf
+# %% ../../nbs/22_models.yolox_loss.ipynb #9fa4ac37
 def _log(p): return p.log().clamp(min=-100) # as binary_cross_entropy has it
 def _log1m(p): return (-p).log1p_().clamp_(min=-100)
 
@@ -116,7 +116,7 @@ def background_cost(
     cost[candidates] = -_log1m(p).sum(-1)
     return cost
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #9fa4ac37
+# %% ../../nbs/22_models.yolox_loss.ipynb #cfef5ca6
 class Scene(NamedTuple):
     "What the assigner looks at: float32, without gradient."
     grids:tuple # ((h,w), ...) points of each scale
@@ -131,7 +131,7 @@ class Scene(NamedTuple):
     candidates:torch.Tensor # (B,A) bool
     background:torch.Tensor # (B,A) `background_cost`
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #cfef5ca6
+# %% ../../nbs/22_models.yolox_loss.ipynb #a893990d
 def scene_of(
     outputs:YOLOXOutputs, # of the network
     boxes:torch.Tensor, # (B,G,4) xyxy px
@@ -147,7 +147,7 @@ def scene_of(
     return Scene(outputs.grids, real, labels, center, wh, sides_of(center, wh), preds, obj, cls, candidates,
                  background_cost(obj, cls, candidates))
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #8410992e
+# %% ../../nbs/22_models.yolox_loss.ipynb #264741e6
 def pair_iou(scene, image, slot, anchor): # index tensors that broadcast -> overlap
     "Overlap of the named boxes with the predictions at the named points."
     return iou(Sides(*(p[image, slot] for p in scene.boxes)), Sides(*(p[image, anchor] for p in scene.preds)))
@@ -163,7 +163,7 @@ def pair_cost(
     cls = scene.background[image, anchor] - _log(p) + _log1m(p)
     return (cls - 3*(pair_iou(scene, image, slot, anchor) + 1e-8).log()).clamp(min=0)
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #0549f844
+# %% ../../nbs/22_models.yolox_loss.ipynb #3907011c
 def _key(cost, place): # float32 >= 0, int -> int64 that sorts by cost, then by place
     return (cost.view(torch.int32).long() << 32) | place
 
@@ -174,7 +174,7 @@ def cheapest(
     key = _key(cost, torch.arange(cost.shape[1], device=cost.device))
     return key.topk(min(TOP, cost.shape[1]), largest=False).indices
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #6f6ed520
+# %% ../../nbs/22_models.yolox_loss.ipynb #6ec6de84
 OUTSIDE = 1e5 # cost added for a point that is not central
 
 def anywhere(
@@ -194,7 +194,7 @@ def anywhere(
         found.append(cheapest(full))
     return torch.cat(found)
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #aca73269
+# %% ../../nbs/22_models.yolox_loss.ipynb #8758d0d4
 def owners_of(
     scene:Scene, # of the batch
     point:torch.Tensor, # (P,) image x A + anchor, wanted by several boxes
@@ -213,7 +213,7 @@ def owners_of(
         best[rest] = _key(cost, slot).amin(1)
     return best & 0xffffffff
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #c18c824a
+# %% ../../nbs/22_models.yolox_loss.ipynb #ccbe5fc8
 class Assignment(NamedTuple):
     "Foreground points, and the box each of them stands for."
     image:torch.Tensor # (F,) index in the batch
@@ -238,7 +238,7 @@ def assign(
     short = (central.sum(1) < k).nonzero()[:, 0]
     if len(short): chosen[short] = anywhere(scene, image[short], slot[short], index[short], cost[short])
 
-    taken = torch.arange(chosen.shape[1], device=k.device) < k[:, None]
+    taken = (torch.arange(chosen.shape[1], device=k.device) < k[:, None]) & scene.candidates[image[:, None], chosen]
     wanted = (image[:, None]*n_anchors + chosen)[taken]
     owner = torch.zeros(scene.obj.numel(), dtype=torch.long, device=k.device)
     owner[wanted] = slot[:, None].expand_as(chosen)[taken]
@@ -250,7 +250,7 @@ def assign(
     image, anchor, slot = point//n_anchors, point%n_anchors, owner[point]
     return Assignment(image, anchor, slot, pair_iou(scene, image, slot, anchor))
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #c2832931
+# %% ../../nbs/22_models.yolox_loss.ipynb #733ec78c
 def iou_loss(
     center:torch.Tensor, # (F,2) px, predicted
     wh:torch.Tensor, # (F,2) px, predicted
@@ -262,7 +262,7 @@ def iou_loss(
     inter = overlap.clamp(min=0).prod(1)
     return 1 - (inter/(wh.prod(1) + size.prod(1) - inter + 1e-16))**2
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #733ec78c
+# %% ../../nbs/22_models.yolox_loss.ipynb #34059746
 def l1_loss(
     reg:torch.Tensor, # (F,4) as the network says it
     anchors:Anchors, # of the F points
@@ -273,7 +273,7 @@ def l1_loss(
     right = torch.cat([middle/anchors.strides - anchors.cells, (size/anchors.strides + 1e-8).log()], 1)
     return (reg - right).abs()
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #34059746
+# %% ../../nbs/22_models.yolox_loss.ipynb #2a8547a0
 IOU_WEIGHT = 5. # the other three terms count once
 
 def yolox_loss(

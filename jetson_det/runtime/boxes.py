@@ -115,25 +115,33 @@ def _greedy(
 
 # %% ../../nbs/61_runtime.boxes.ipynb #7e590a9f
 def _overlaps(
-    a:np.ndarray,          # (N,4) xyxy
-    b:np.ndarray,          # (M,4) xyxy
-    iou_threshold:float,   # 0..1
-    a_labels:np.ndarray=None, # (N,) classes, None: all alike
-    b_labels:np.ndarray=None, # (M,)
+    a,                   # boxes (N,4) xyxy, their areas (N,), their classes (N,) or None where all are alike
+    b,                   # the same of M boxes
+    iou_threshold:float, # 0..1
 )->np.ndarray: # (N,M) bool
     "Pairs of one class whose IoU is over the threshold."
-    shared = _intersection(a, b)
-    union = box_area(a)[:, None] + box_area(b)
+    shared = _intersection(a[0], b[0])
+    union = a[1][:, None] + b[1]
     union -= shared
     union *= iou_threshold
     over = shared > union
-    if a_labels is not None: over &= a_labels[:, None] == b_labels
+    if a[2] is not None: over &= a[2][:, None] == b[2]
     return over
 
 # %% ../../nbs/61_runtime.boxes.ipynb #c3648bc7
 _BLOCK = 128
 _LATER = np.triu(np.ones((_BLOCK, _BLOCK), bool), 1)  # [i,j]: j comes after i
 
+def _within(
+    block,               # boxes, areas, classes of at most _BLOCK candidates, best first
+    iou_threshold:float,
+)->np.ndarray: # indices of those kept
+    "Suppression inside one block."
+    hits = _overlaps(block, block, iou_threshold)
+    hits &= _LATER[:len(hits), :len(hits)]
+    return np.flatnonzero(_greedy(hits))
+
+# %% ../../nbs/61_runtime.boxes.ipynb #3c6a0d9a
 def nms(
     boxes:np.ndarray,          # (N,4) xyxy, finite
     scores:np.ndarray,         # (N,) higher is better; of equal scores the first wins
@@ -145,19 +153,18 @@ def nms(
     "Greedy non-maximum suppression, class by class unless `class_agnostic`."
     order = np.argsort(-scores, kind="stable")
     if len(order) < 2 or max_detections == 0: return order[:max_detections]
-    boxes, labels = boxes[order], None if class_agnostic else labels[order]
-    kept = np.zeros(0, np.int64)
-    for start in range(0, len(order), _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, len(order)))
-        pick = (lambda i: None) if labels is None else labels.__getitem__
-        if start: block = block[~_overlaps(boxes[kept], boxes[block], iou_threshold, pick(kept), pick(block)).any(0)]
-        own = _overlaps(boxes[block], boxes[block], iou_threshold, pick(block), pick(block))
-        own &= _LATER[:len(block), :len(block)]
-        kept = np.concatenate([kept, block[_greedy(own)]])
+    boxes = boxes[order]
+    columns = boxes, box_area(boxes), None if class_agnostic else labels[order]
+    take = lambda which: [c if c is None else c[which] for c in columns]
+    kept = _within(columns if len(order) <= _BLOCK else take(slice(0, _BLOCK)), iou_threshold)
+    for start in range(_BLOCK, len(order), _BLOCK):
         if max_detections is not None and len(kept) >= max_detections: break
+        block = np.arange(start, min(start + _BLOCK, len(order)))
+        block = block[~_overlaps(take(kept), take(block), iou_threshold).any(0)]
+        kept = np.append(kept, block[_within(take(block), iou_threshold)])
     return order[kept[:max_detections]]
 
-# %% ../../nbs/61_runtime.boxes.ipynb #e1d8b1d0
+# %% ../../nbs/61_runtime.boxes.ipynb #7186887a
 class Fit(NamedTuple):
     "How an image lies in the network's input."
     scale: Tuple[float, float]  # (x, y): input pixels per image pixel
@@ -174,7 +181,7 @@ class Fit(NamedTuple):
         boxes = (np.asarray(boxes, np.float32) - np.float32(self.offset * 2)) / np.float32(self.scale * 2)
         return clip_boxes(boxes, self.size)
 
-# %% ../../nbs/61_runtime.boxes.ipynb #7186887a
+# %% ../../nbs/61_runtime.boxes.ipynb #66725dd6
 FITS = ("letterbox-topleft", "letterbox-center", "stretch")
 
 def fit_image(

@@ -27,6 +27,7 @@ class Callback:
     def after_step(self, trainer): "After each optimizer step."
     def after_epoch(self, trainer): "After each epoch; `trainer.epoch` counts those done."
     def after_train(self, trainer): "After the last epoch."
+    def finish(self, trainer): "Last of all, also when the training broke off."
 
 # %% ../../nbs/33_train.callbacks.ipynb #f82bbc86
 class MetricsTable(Callback):
@@ -66,7 +67,7 @@ class TensorBoard(Callback):
 
     def after_epoch(self, trainer): self._write(trainer, {f"val/{k}": v for k, v in trainer.metrics.items() if v is not None})
 
-    def after_train(self, trainer):
+    def finish(self, trainer):
         if hasattr(self, "writer"): self.writer.close()
 
     def _write(self, trainer, values):
@@ -111,6 +112,8 @@ class Progress(Callback):
 
     def after_epoch(self, trainer):
         if self.bar: self.bar.stop() # leaves the screen to the evaluation
+
+    finish = after_epoch
 
     def _line(self, trainer):
         print(progress_line(trainer), flush=True)
@@ -187,4 +190,4 @@ class StopOnSignal(Callback):
     def after_epoch(self, trainer):
         if trainer.epoch < trainer.epochs: self.after_step(trainer)
 
-    def after_train(self, trainer): self.restore()
+    def finish(self, trainer): self.restore()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_AT_ENDS', 'base_lr', 'build_optimizer', 'Phases', 'plan_phases', 'Schedule', 'lr_at', 'make_schedule', 'set_lr',
-           'clip_gradients']
+           'gradients', 'clip_gradients']
 
 # %% ../../nbs/30_train.optim.ipynb #563e8ed2
 import math
@@ -96,10 +96,18 @@ def set_lr(
     for group in optimizer.param_groups: group["lr"] = lr
 
 # %% ../../nbs/30_train.optim.ipynb #24df8e4d
+def gradients(
+    optimizer, # torch optimizer
+)->list: # tensors, those that exist
+    "The gradients of all parameters that the optimizer moves."
+    return [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+
 def clip_gradients(
     optimizer, # its parameters' gradients are shortened in place
-    limit:float, # largest norm over all parameters together; 0 leaves them
-): # the norm before, a tensor; None when `limit` is 0
-    "Shorten the gradient to `limit`."
-    if not limit: return None
-    return torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], limit)
+    limit:float=0., # largest norm over all parameters together; 0 leaves them
+)->torch.Tensor: # scalar, the norm before
+    "The gradient's norm; above `limit` it is scaled down to it."
+    grads = gradients(optimizer)
+    norm = torch.stack(torch._foreach_norm(grads)).norm()
+    if limit: torch._foreach_mul_(grads, (limit / (norm + 1e-6)).clamp(max=1.))
+    return norm

@@ -1,0 +1,82 @@
+"""Reading a network's answer: the fast way against anchor point by anchor point."""
+import numpy as np
+import pytest
+
+from jetson_det.runtime.boxes import fit_image
+from jetson_det.runtime.contract import OUTPUTS, anchor_count, preset
+from jetson_det.runtime.files import InputError
+from jetson_det.runtime.postprocess import check_finite, postprocess
+
+SIZE, CLASSES = (64, 96), ("a", "b", "c")
+A = anchor_count(SIZE)
+
+
+def answer(kind, seed, batch=2):
+    "A random answer in the layout of `kind`."
+    rng = np.random.RandomState(seed)
+    boxes = np.concatenate([rng.uniform(0, 96, (batch, A, 2)), rng.uniform(4, 40, (batch, A, 2))], 2).astype(np.float32)
+    scores = (rng.uniform(0, 1, (batch, A, 3)) ** 3).astype(np.float32)
+    obj = rng.uniform(0, 1, (batch, A, 1)).astype(np.float32)
+    if kind == "boxes_scores": return [np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], 2), scores]
+    if kind == "ultralytics": return [np.ascontiguousarray(np.concatenate([boxes, scores], 2).transpose(0, 2, 1))]
+    if kind == "yolox-raw": boxes = rng.normal(0, 1, boxes.shape).astype(np.float32)
+    return [np.concatenate([boxes, obj, scores], 2)]
+
+
+def plain_candidates(kind, outputs, i, confidence):
+    "(box in the input, score, label) of each anchor point, one after the other."
+    found, a = [], 0
+    grid = [(x, y, s) for s in (8, 16, 32) for y in range(SIZE[0] // s) for x in range(SIZE[1] // s)]
+    for a in range(A):
+        if kind == "boxes_scores": box, p = outputs[0][i, a], outputs[1][i, a]
+        elif kind == "ultralytics": box, p = outputs[0][i, :4, a], outputs[0][i, 4:, a]
+        else: box, p = outputs[0][i, a, :4], outputs[0][i, a, 5:] * outputs[0][i, a, 4]
+        if kind == "yolox-raw":
+            x, y, s = grid[a]
+            box = [(box[0] + x) * s, (box[1] + y) * s, np.exp(box[2]) * s, np.exp(box[3]) * s]
+        if kind != "boxes_scores": box = [box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2]
+        if p.max() > confidence: found.append((box, p.max(), p.argmax()))
+    return found
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_against_anchor_by_anchor(kind):
+    c, outputs = preset("yolox", CLASSES, SIZE)._replace(output=kind), answer(kind, 1)
+    fits = [fit_image((128, 192), SIZE), fit_image((50, 40), SIZE)]
+    for i, (got, fit) in enumerate(zip(postprocess(c, outputs, fits, .5, 1), fits)): # IoU is never over 1: nothing is suppressed
+        plain = sorted(plain_candidates(kind, outputs, i, .5), key=lambda c: -c[1])
+        boxes = fit.to_image(np.float32([b for b, _, _ in plain]))
+        inside = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+        assert len(plain) > 5
+        np.testing.assert_allclose(got.boxes, boxes[inside], rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(got.scores, np.float32([s for _, s, _ in plain])[inside], rtol=1e-6)
+        assert got.labels.tolist() == np.array([l for _, _, l in plain])[inside].tolist()
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_properties_of_detections(kind):
+    c, outputs, fit = preset("yolox", CLASSES, SIZE)._replace(output=kind), answer(kind, 2), fit_image((70, 210), SIZE)
+    all_of, = postprocess(c, [o[:1] for o in outputs], [fit], .3, .5)
+    few, = postprocess(c, [o[:1] for o in outputs], [fit], .3, .5, max_detections=5)
+    none, = postprocess(c, [o[:1] for o in outputs], [fit], 1)
+    assert (np.diff(all_of.scores) <= 0).all() and all_of.boxes.min() >= 0 and (all_of.boxes <= [210, 70, 210, 70]).all()
+    assert [a.shape for a in none] == [(0, 4), (0,), (0,)] and [a.dtype for a in none] == [np.float32, np.float32, np.int64]
+    assert len(few.scores) <= 5 and few.scores.tolist() == all_of.scores[:len(few.scores)].tolist()
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nonsense_is_refused(kind, value):
+    c, fit = preset("yolox", CLASSES, SIZE)._replace(output=kind), fit_image(SIZE, SIZE)
+    outputs = answer(kind, 3, 1)
+    outputs[-1][0, 2, 1] = value
+    with pytest.raises(InputError, match="holds 1 numbers that are not finite"): postprocess(c, outputs, [fit])
+    check_finite([np.float32([3e38, -3e38])])
+
+
+def test_untrained_yolox_overflows_nothing():
+    c, fit = preset("yolox", CLASSES, SIZE), fit_image(SIZE, SIZE)
+    outputs = answer("yolox-raw", 4, 1)
+    outputs[0][0, :, 2:4] = 300
+    with np.errstate(all="raise"): got, = postprocess(c, outputs, [fit], .5)
+    assert np.isfinite(got.boxes).all() and len(got.scores)

@@ -1,0 +1,87 @@
+"""An ONNX file from end to end on ONNX Runtime: ours, and (where there is real data) the official YOLOX-nano."""
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from jetson_det.runtime.boxes import box_iou
+from jetson_det.runtime.files import InputError
+from jetson_det.runtime.sessions import OnnxSession, Session, open_session
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+COLOURS = Path(__file__).parent.parent / "data" / "colours.onnx"
+
+
+def scene():
+    "A blue, a green and a red square on grey."
+    frame = np.full((512, 640, 3), 114, np.uint8)
+    frame[64:128, 128:192], frame[256:320, 448:512], frame[384:448, 64:128] = (250, 10, 10), (5, 240, 20), (0, 0, 255)
+    return frame
+
+
+def test_frames_lists_and_pieces():
+    session, frame = open_session(COLOURS, threads=1), scene()
+    found = session(frame)
+    assert session.contract.classes == ("Blue", "Green", "Red") and found.labels.tolist() == [2, 0, 1]
+    np.testing.assert_allclose(found.boxes, [[64, 384, 128, 448], [128, 64, 192, 128], [448, 256, 512, 320]], atol=1e-3)
+    assert set(session.timings) == {"preprocess", "inference", "postprocess"} and min(session.timings.values()) > 0
+    many = session([frame, frame[::2, ::2], frame[..., 0]] * 5)
+    assert [len(d.scores) for d in many] == [3, 3, 0] * 5 and session([]) == []
+    np.testing.assert_allclose(many[13].boxes * 2, found.boxes, atol=1e-3)
+    session.confidence, session.max_detections = .9, 1
+    assert session(frame).labels.tolist() == [2]
+
+
+def test_a_fixed_batch_is_filled_up():
+    inner, sizes = open_session(COLOURS), []
+
+    def infer(x):
+        sizes.append(len(x))
+        return inner.infer(x)
+    session = Session(inner.contract, infer, batch_size=4)
+    assert [len(d.scores) for d in session([scene()] * 5)] == [3] * 5 and sizes == [4, 4]
+
+
+def test_what_is_refused(tmp_path):
+    session = open_session(COLOURS)
+    (tmp_path / "torn.onnx").write_bytes(COLOURS.read_bytes()[:900])
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "text.onnx").write_text("not a model")
+    calls = [
+        (lambda: open_session(tmp_path), "needs torch"), (lambda: open_session("a.pt"), "not an artefact"), (lambda: open_session(tmp_path / "absent.onnx"), "no such file"),
+        (lambda: open_session(tmp_path / "torn.onnx"), "cannot open it"), (lambda: open_session(tmp_path / "empty.onnx"), ""), (lambda: open_session(tmp_path / "text.onnx"), "cannot open it"),
+        (lambda: open_session(COLOURS, "yolox"), "2 outputs"), (lambda: open_session(COLOURS, "yolo9"), "no preset of that name"),
+        (lambda: open_session(COLOURS, session.contract._replace(input_size=(416, 416))), "[batch, 3, 416, 416]"),
+        (lambda: open_session(COLOURS, session.contract._replace(classes=("Sack",))), "1 classes"),
+        (lambda: open_session(COLOURS, providers=["TensorrtExecutionProvider", "NoSuchProvider"]), "is not installed"),
+        (lambda: session(np.zeros((3, 3))), "uint8"), (lambda: session([scene(), None]), "unreadable file")]
+    for call, says in calls:
+        with pytest.raises(InputError) as e: call()
+        assert says in str(e.value) and "\n" not in str(e.value), str(e.value)
+
+
+def test_an_answer_that_contradicts_the_contract():
+    inner = open_session(COLOURS)
+    for infer, says in ((lambda x: inner.infer(x)[:1], "1 outputs"), (lambda x: inner.infer(x)[::-1], "'boxes' of the graph"), (lambda x: [o * np.nan for o in inner.infer(x)], "not finite")):
+        with pytest.raises(InputError, match=says): Session(inner.contract, infer)(scene())
+
+
+@pytest.mark.data
+def test_official_yolox_nano_on_photographs(data):
+    path = data / "models" / "yolox_nano_coco_416.onnx"
+    with pytest.raises(InputError, match="--contract"): OnnxSession(path)
+    session = OnnxSession(path, "yolox", threads=1)
+    bus = session(cv2.imread(str(data / "datasets" / "images" / "bus.jpg")))
+    names = [session.contract.classes[l] for l in bus.labels]
+    assert names.count("person") >= 3 and names.count("bus") == 1
+    assert box_iou(bus.boxes[[names.index("bus")]], np.float32([[15, 230, 805, 740]])).item() > .8
+
+
+@pytest.mark.data
+def test_ultralytics_names_come_from_its_metadata(data):
+    path = data / "models" / "yolov8n_coco_640_dynamic_int8.onnx"
+    try: session = OnnxSession(path, "ultralytics", threads=1)
+    except InputError as e: pytest.skip("this onnxruntime is too old for the file: {:.80}".format(str(e)))
+    found = session(cv2.imread(str(data / "datasets" / "images" / "zidane.jpg")))
+    assert [session.contract.classes[l] for l in found.labels].count("person") == 2
