@@ -7,8 +7,9 @@ same number of threads, on the same decoded frames, with confidence .25 and IoU 
 is the body of demo/ONNXRuntime/onnx_inference.py of the `yolox` package. `bare loop` is the least that anybody would write by hand: cv2.resize,
 cv2.dnn.blobFromImage, a filter and cv2's suppression, without checks and without an answer in the image's own limits.
 
-Whole passes over the frames are interleaved (A B C A B C ...), and what is compared is the time of a pass less its time in
-`session.run`, as a ratio of the two passes beside each other: minimum, median and maximum over the rounds. Exit code 1 if a median misses its limit.
+Whole passes over the frames are interleaved (A B C A B C ...), and what is compared is the time of a call less its time in `session.run`.
+Two ratios are given: of passes beside each other (minimum, median and maximum over the rounds), which shows how disturbed the machine was; and
+of each frame's fastest call, summed over the frames, which a busy machine disturbs least. Exit code 1 if the latter misses its limit.
 """
 import argparse
 import json
@@ -124,6 +125,13 @@ def agreement(found, reference):
     return hits / max(total, 1)
 
 
+def one_call(detect, frame, timed):
+    "Milliseconds of a call, less those in `session.run`."
+    start, timed.seconds = time.perf_counter(), 0.0
+    detect(frame)
+    return (time.perf_counter() - start - timed.seconds) * 1e3
+
+
 def frames_of(folder, count):
     "Decoded images of a folder, or seeded noise with rectangles where there is none."
     if folder is None:
@@ -160,21 +168,21 @@ def main():
     for _ in range(args.rounds):
         for name, detect in peers.items():
             detect(frames[0])  # the first call after another peer finds cold caches
-            start, timed.seconds = time.perf_counter(), 0.0
-            for f in frames: detect(f)
-            rest[name].append((time.perf_counter() - start - timed.seconds) / len(frames) * 1e3)
-    print("{} frames, {} rounds, {}x{}, {} threads; everything but session.run".format(len(frames), args.rounds, size[1], size[0], args.threads))
-    print("{:12}{:>10}{:>10}{:>10}{:>8}{:>20}".format("", "min ms", "median", "max", "boxes", "same as the demo's"))
+            rest[name].append([one_call(detect, f, timed) for f in frames])
+    print("{} frames, {} rounds, {}x{}, {} threads; everything but session.run, ms a frame".format(len(frames), args.rounds, size[1], size[0], args.threads))
+    print("{:12}{:>10}{:>10}{:>10}{:>10}{:>8}{:>20}".format("", "fastest", "pass min", "median", "max", "boxes", "same as the demo's"))
+    fastest, passes = {}, {}
     for name, ms in rest.items():
-        print("{:12}{:10.2f}{:10.2f}{:10.2f}{:8d}{:19.0%}".format(name, min(ms), statistics.median(ms), max(ms), sum(len(s) for _, s, _ in found[name]),
-                                                              agreement(found[name], found["yolox demo"])))
-    figures, missed = {"ms": rest, "frames": len(frames)}, []
+        fastest[name], passes[name] = float(np.min(ms, 0).mean()), np.mean(ms, 1).tolist()
+        print("{:12}{:10.3f}{:10.3f}{:10.3f}{:10.3f}{:8d}{:19.0%}".format(name, fastest[name], min(passes[name]), statistics.median(passes[name]), max(passes[name]),
+                                                                  sum(len(s) for _, s, _ in found[name]), agreement(found[name], found["yolox demo"])))
+    figures, missed = {"frames": len(frames), "rounds": args.rounds, "fastest_ms": fastest, "pass_ms": passes}, []
     for name, limit in LIMITS.items():
-        ratios = [a / b for a, b in zip(rest["ours"], rest[name])]
-        middle = statistics.median(ratios)
-        figures["ours / " + name] = {"min": min(ratios), "median": middle, "max": max(ratios), "limit": limit}
-        if middle > limit: missed.append(name)
-        print("ours / {:11} min {:.2f}  median {:.2f}  max {:.2f}   limit {:.2f}  {}".format(name, min(ratios), middle, max(ratios), limit, "MISSED" if middle > limit else "ok"))
+        ratio, ratios = fastest["ours"] / fastest[name], [a / b for a, b in zip(passes["ours"], passes[name])]
+        figures["ours / " + name] = {"fastest": ratio, "min": min(ratios), "median": statistics.median(ratios), "max": max(ratios), "limit": limit}
+        if ratio > limit: missed.append(name)
+        print("ours / {:11} fastest calls {:.2f} (limit {:.2f}: {})   passes min {:.2f} median {:.2f} max {:.2f}".format(
+            name, ratio, limit, "MISSED" if ratio > limit else "ok", min(ratios), statistics.median(ratios), max(ratios)))
     if args.json: Path(args.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return 1 if missed else 0
 

@@ -13,7 +13,7 @@ import pytest
 
 from jetson_det.core import InputError, rng_for
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
-from jetson_det.evaluate.coco import coco_of, coco_results, coco_stats, evaluate, match_classes
+from jetson_det.evaluate.coco import coco_of, coco_results, coco_stats, evaluate, shared_classes
 from jetson_det.runtime.boxes import Detections, as_detections
 
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
@@ -118,7 +118,8 @@ def test_classes_by_name():
     assert some.unknown == ["c1", "c2"] and some.per_class[1]["AP"] == 0 and some.per_class[0]["AP"] == a.per_class[0]["AP"]
     assert some.stats["AP"] == pytest.approx(a.per_class[0]["AP"] / 2) # c2 has no boxes and counts nowhere
     with pytest.raises(InputError, match="the model knows cat; the data has c0, c1, c2"): coco_stats(ds, found, ("cat",))
-    to, _, unused = match_classes(("person", "Person"), ("Person",))
+    to, _, unused = shared_classes(("person", "Person"), ("Person",))
+    assert shared_classes(("traffic light",), ("Traffic_Light",))[0].tolist() == [0]
     assert to.tolist() == [-1, 0] and unused == ["person"]
 
 
@@ -154,7 +155,7 @@ def test_evaluate_sets_and_gives_back(tmp_path, capfd):
     assert (session.confidence, session.iou, session.max_detections) == (.3, .45, 77)
     assert r.stats == coco_stats(ds, found).stats and r.seconds["inference"] == pytest.approx(.003)
     assert capfd.readouterr() == ("", "")
-    json.dumps(r.to_json(), allow_nan=False)
+    json.dumps(r.to_dict(), allow_nan=False)
     r.save_detections(tmp_path / "d.json")
     same(r, pycocotools_stats(coco_of(ds), json.loads((tmp_path / "d.json").read_text())))
     (tmp_path / ds.paths[3]).unlink()
@@ -215,3 +216,17 @@ def test_crowd_and_ignore_fixtures(names):
     found = per_image(gt, rows)
     gt_one = dict(gt, annotations=[dict(a, id=k) for k, a in enumerate(gt["annotations"], 1)])
     same(coco_stats(gt, found), pycocotools_stats(gt_one, rows))
+
+
+@pytest.mark.data
+def test_the_coco_model_on_other_classes():
+    "The stored ONNX through a preset, on a photograph whose labels name the same things in another order and with capitals."
+    from jetson_det.models.session import open_artifact
+    root = fixtures().parents[1]
+    where = [[14, 231, 801, 740], [50, 398, 240, 902], [222, 404, 345, 860], [670, 390, 810, 878]] # as one sees them, to some pixels
+    ds = DetDataset(root / "datasets/images", ("Forklift", "bus", "Person"), ["bus.jpg"], [[1080, 810]], [0] * 4, where, [1, 2, 2, 2])
+    session = open_artifact(root / "models/yolox_nano_coco_416.onnx", contract="yolox", threads=1)
+    r = evaluate(session, ds, progress=False)
+    assert r.stats["AP50"] > .8 and r.unknown == ["Forklift"] and len(r.unused) == 78 and len(r.detections[0].scores) > 4
+    with pytest.raises(InputError, match="no class in common: the model knows person, bicycle, .* and 72 more; the data has RBC"):
+        evaluate(session, DetDataset(ds.root, ("RBC",), ds.paths, ds.sizes, [0], where[:1], [0]), progress=False)

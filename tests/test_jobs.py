@@ -42,7 +42,8 @@ def test_training_job_leaves_its_report(trained):
     run = trained.parent
     assert {"train.ipynb", "train.html", "metrics.json"} <= {f.name for f in run.iterdir()}
     metrics = json.loads((run / "metrics.json").read_text())
-    assert set(metrics["test"]) >= {"AP", "AP50"} and metrics["onnx"]["AP"] == pytest.approx(metrics["test"]["AP"], abs=1e-3)
+    assert set(metrics["checkpoint"]) >= {"AP", "AP50"} and metrics["onnx"]["AP"] == pytest.approx(metrics["checkpoint"]["AP"], abs=1e-3)
+    assert metrics["split"] == "test" and metrics["images"] == 2
     assert metrics["latency_ms"]["total"]["p50"] > 0
     artifact = run / metrics["artifact"]
     assert artifact.suffix == ".onnx" and metrics["sha256"] == sha256_file(artifact)
@@ -57,7 +58,7 @@ def test_benchmark_job_measures_what_the_training_left(trained, tmp_path):
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["sha256"] == metrics["sha256"]
     assert report["bench"]["calls"] == 4 and report["bench"]["stages"]["total"]["p99"] > 0 and report["bench"]["measured_on"]["device"]
-    assert report["accuracy"]["AP"] == pytest.approx(metrics["onnx"]["AP"], abs=1e-6)
+    assert report["accuracy"]["stats"]["AP"] == pytest.approx(metrics["onnx"]["AP"], abs=1e-6)
     assert "image/png" in outputs(tmp_path / "benchmark.ipynb")[1] and page.name == "benchmark.html"
 
 
@@ -111,6 +112,11 @@ def test_input_that_the_job_refuses_is_one_line(tmp_path):
     with pytest.raises(InputError) as e: run_job("train", {"data": str(tmp_path / "empty")}, tmp_path / "run")
     assert "\n" not in str(e.value) and "cell" in str(e.value) and "empty" in str(e.value)
     assert (tmp_path / "run" / "train.ipynb").is_file() and not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_split_that_is_not_there_stops_before_the_training(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'test'"): run_job("train", {**TINY, "split": "tset"}, tmp_path / "run")
+    assert not (tmp_path / "run" / "training").exists()
 
 
 def notebook(path, *sources):

@@ -27,6 +27,7 @@ STAGES = {"0": "Start", "1": "Data", "2": "Models", "3": "Training", "4": "Evalu
           "7": "Experiments", "8": "Start", "jobs": "Jobs", "tutorials": "Tutorials"}
 ORDER = ["Start", "Data", "Models", "Training", "Evaluation", "Export", "Runtime", "Experiments", "Jobs", "Tutorials"]
 SHIM = "https://unpkg.com/iframe-worker/shim"  # what the offline plugin would fetch; tools/search_worker.js stands in for it
+FIRST = {"quickstart", "train"}
 HIDDEN = {"hide", "default_exp"}  # cells that are no part of the page
 DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?[ \t]*(.*)$")
 
@@ -34,9 +35,9 @@ DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?[ \t]*(.*)$")
 # ---- notebooks as pages
 
 def notebooks():
-    "Every notebook below nbs/, the index first, then by name."
+    "Every notebook below nbs/: by name, but the index, the quickstart and the training job come before their neighbours."
     found = (f for f in NBS.rglob("*.ipynb") if not any(p.startswith((".", "_")) for p in f.relative_to(NBS).parts))
-    return sorted(found, key=lambda f: (f.stem != "index", str(f)))
+    return sorted(found, key=lambda f: (f.stem != "index", f.parent, f.stem not in FIRST, f.name))
 
 
 def page_of(notebook):
@@ -126,6 +127,15 @@ def relinked(text, notebook):
     return re.sub(r"\]\(([^):#]+\.ipynb)(#[^)]*)?\)", link, text)
 
 
+def merged(outputs):
+    "Neighbouring pieces of printed text as one output: a program prints line by line."
+    whole = []
+    for o in outputs:
+        if whole and o["output_type"] == "stream" == whole[-1]["output_type"]: whole[-1] = {**o, "text": "".join(whole[-1]["text"]) + "".join(o["text"])}
+        else: whole.append(o)
+    return whole
+
+
 def shown(output, save_image):
     "One stored output as Markdown, or None."
     data = output.get("data", {})
@@ -172,7 +182,7 @@ def page(notebook, docs, names):
         if exported: blocks.append("### {} {{ #{} }}".format(", ".join("`%s`" % n for n in exported), exported[0].lower()))
         blocks += ['<a id="{}"></a>'.format(n.lower()) for n in exported[1:]]
         if source and directives.get("echo") != "false": blocks.append(fenced(source, "python"))
-        blocks += [s for s in (shown(o, save_image) for o in outputs) if s]
+        blocks += [s for s in (shown(o, save_image) for o in merged(outputs)) if s]
     target.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 

@@ -260,6 +260,14 @@ def mixup(
     return cv2.addWeighted(canvas, .5, second, .5, 0), boxes, labels
 
 # %% ../../nbs/16_data.augment.ipynb #ca7bcc92
+def _bgr_only(
+    image:np.ndarray, # (h,w,3) BGR or (h,w,4) BGRA, uint8
+    out:np.ndarray=None, # (h,w,3) uint8 to write to
+)->np.ndarray: # (h,w,3) uint8
+    "The first three channels, copied."
+    if image.shape[2] == 4: return cv2.cvtColor(image, cv2.COLOR_BGRA2BGR, dst=out)
+    return cv2.copyTo(image, None, dst=out)
+
 def shift_colours(
     image:np.ndarray, # (h,w,3) BGR or (h,w,4) BGRA, uint8
     shifts:tuple, # added to hue (of 180, a circle), saturation, value (0..255, cut off)
@@ -267,8 +275,8 @@ def shift_colours(
 )->np.ndarray: # (h,w,3) uint8 BGR
     "Shift an image's colours in HSV."
     hue, *others = (int(s) for s in shifts)
-    if not (hue or any(others)): return cv2.cvtColor(image, cv2.COLOR_BGRA2BGR, dst=out) if image.shape[2] == 4 else image if out is image else image.copy()
     hue = (hue + 90) % 180 - 90
+    if not (hue or any(others)): return _bgr_only(image, out)
     there, back = (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR) if hue >= 0 else (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB)
     hsv = cv2.cvtColor(image, there)
     if abs(hue) > 255 - 180: hsv[..., 0], hue = (hsv[..., 0] + np.uint16(abs(hue))) % 180, 0 # would not fit into a byte
@@ -305,14 +313,6 @@ def letterboxed(
     return canvas, boxes, labels[keep]
 
 # %% ../../nbs/16_data.augment.ipynb #432df5f6
-class Sample(NamedTuple):
-    "One finished training sample."
-    image:np.ndarray # (h,w,3) uint8 BGR
-    boxes:np.ndarray # (N,4) float32 xyxy, pixels of the sample
-    labels:np.ndarray # (N,) int64
-    index:int # the image of the dataset that it is based on
-
-# %% ../../nbs/16_data.augment.ipynb #19dafe66
 def _second(rng, cache, order, position):
     "An image with boxes from the same group for mixup (YOLOX asks for boxes, too), or None when ten draws find none."
     for p in partners(rng, position, len(order), 10):
@@ -330,6 +330,26 @@ def _composed(rng, cache, order, position, size, augment, mosaics):
     return canvas, boxes, labels
 
 # %% ../../nbs/16_data.augment.ipynb #9c4c65f3
+def _transformed(transform, image, boxes, labels, rng, path):
+    "What the user's transform made of a sample, checked. Raises InputError when it is no sample any more."
+    h, w = image.shape[:2]
+    image, boxes, labels = transform(image, boxes, labels, rng)
+    boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int64).reshape(-1)
+    if getattr(image, "shape", None) != (h, w, 3) or image.dtype != np.uint8:
+        raise InputError(f"{path}: the transform must return an image of {(h, w, 3)} uint8, not {getattr(image, 'shape', image)}")
+    if len(boxes) != len(labels): raise InputError(f"{path}: the transform returned {len(boxes)} boxes and {len(labels)} labels")
+    if not np.isfinite(boxes).all(): raise InputError(f"{path}: the transform returned a box that is not finite")
+    return image, np.clip(boxes, 0, [w, h, w, h]).astype(np.float32), labels
+
+# %% ../../nbs/16_data.augment.ipynb #92cbb473
+class Sample(NamedTuple):
+    "One finished training sample."
+    image:np.ndarray # (h,w,3) uint8 BGR
+    boxes:np.ndarray # (N,4) float32 xyxy, pixels of the sample
+    labels:np.ndarray # (N,) int64
+    index:int # the image of the dataset that it is based on
+
+# %% ../../nbs/16_data.augment.ipynb #884acdd4
 def make_sample(
     cache:ImageCache, # images and boxes; what is in it decides how fast, never what
     order:np.ndarray, # (n,) the epoch's order
@@ -351,15 +371,3 @@ def make_sample(
     if transform is not None: image, boxes, labels = _transformed(transform, image, boxes, labels, rng, cache.ds.path_of(index))
     if out is not None and image is not out: np.copyto(out, image)
     return Sample(image if out is None else out, boxes, labels, index)
-
-# %% ../../nbs/16_data.augment.ipynb #92cbb473
-def _transformed(transform, image, boxes, labels, rng, path):
-    "What the user's transform made of a sample, checked. Raises InputError when it is no sample any more."
-    h, w = image.shape[:2]
-    image, boxes, labels = transform(image, boxes, labels, rng)
-    boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int64).reshape(-1)
-    if getattr(image, "shape", None) != (h, w, 3) or image.dtype != np.uint8:
-        raise InputError(f"{path}: the transform must return an image of {(h, w, 3)} uint8, not {getattr(image, 'shape', image)}")
-    if len(boxes) != len(labels): raise InputError(f"{path}: the transform returned {len(boxes)} boxes and {len(labels)} labels")
-    if not np.isfinite(boxes).all(): raise InputError(f"{path}: the transform returned a box that is not finite")
-    return image, np.clip(boxes, 0, [w, h, w, h]).astype(np.float32), labels

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core import InputError
 from .dataset import DetDataset, Flaw
-from .formats import read_dataset, write_dataset
+from .formats import read_dataset
 
 # %% ../../nbs/12_data.check.ipynb #a392f48a
 def _scan_start(
@@ -127,6 +127,9 @@ def _too_many(
     return f"{ds.root}: {len(bad)} of {total} images have flaws, {rule}: {shown}"
 
 # %% ../../nbs/12_data.check.ipynb #7e95c34f
+def _image_flaws(ds, workers): return check_images(ds, workers) # `prepare` has a parameter of that name
+
+# %% ../../nbs/12_data.check.ipynb #d20f1c84
 def prepare(
     ds:DetDataset, # as it was read
     strict:bool=False, # stop at the first flaw
@@ -146,9 +149,7 @@ def prepare(
     if not len(ds.boxes): raise InputError(f"{ds.root}: no box is left")
     return replace(ds, flaws=flaws), flaws
 
-def _image_flaws(ds, workers): return check_images(ds, workers)
-
-# %% ../../nbs/12_data.check.ipynb #4b9bfeda
+# %% ../../nbs/12_data.check.ipynb #537cd46e
 def oddities(
     ds:DetDataset, # a dataset
 )->list: # of Flaw, all noted
@@ -168,7 +169,7 @@ def oddities(
         out.append(note("duplicate-box", f"box {m - ds._starts[ds.box_image[m]] + 1}", f"{path}: the same {ds.classes[ds.labels[m]]} box stands twice", path))
     return out
 
-# %% ../../nbs/12_data.check.ipynb #c4c5edb5
+# %% ../../nbs/12_data.check.ipynb #c3476797
 ADVICE = {
     "unreadable": "correct what the line names; nothing can be trained before",
     "too-many-flaws": "repair them, or raise data.max_flawed",
@@ -188,7 +189,7 @@ ADVICE = {
     "duplicate-box": "remove one",
 }
 
-# %% ../../nbs/12_data.check.ipynb #c3476797
+# %% ../../nbs/12_data.check.ipynb #12d007cc
 @dataclass
 class CheckReport:
     "What the check of one dataset found."
@@ -216,7 +217,7 @@ class CheckReport:
 
     def __str__(self): return report_text(self)
 
-# %% ../../nbs/12_data.check.ipynb #12d007cc
+# %% ../../nbs/12_data.check.ipynb #5cfd3f75
 def report_text(
     report:CheckReport, # what was found
     most:int=5, # rows of each kind to show
@@ -231,7 +232,7 @@ def report_text(
     lines.append(f"{report.errors} errors, {len(report.flaws) - report.errors} warnings" if report.flaws else "no flaws")
     return "\n".join(lines)
 
-# %% ../../nbs/12_data.check.ipynb #5cfd3f75
+# %% ../../nbs/12_data.check.ipynb #0a065cc0
 def check_dataset(
     path, # a folder, a COCO .json or a YOLO data.yaml
     format:str="auto", # "coco", "voc", "yolo" or "auto"

@@ -114,7 +114,8 @@ class Recipe:
 
     def _sample(self, key, position, out):
         order = self.order(key.epoch)
-        try: return make_sample(self.cache, order, position, out.shape[:2], self.augment, self.seed, key.epoch, key.mosaics, self.transform, out)
+        try: return make_sample(self.cache, order, position, out.shape[:2], self.augment, self.seed, key.epoch, key.mosaics,
+                                self.transform, out)
         except InputError: raise
         except Exception as e:
             raise RuntimeError(f"{self.ds.path_of(order[position])}: no sample could be made of it: {type(e).__name__}: {e}") from e

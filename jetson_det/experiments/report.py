@@ -23,14 +23,16 @@ from ..runtime.files import InputError
 # %% ../../nbs/71_experiments.report.ipynb #87799cae
 def labelled_images(
     data, # folder with images and labels
-    split:str="test", # train, val, test or all
+    split:str="", # train, val, test or all; empty: test where there is one, else val
     cfg=None, # Config of the training; None: the defaults
 ): # DetDataset; flawed labels and images are left out
     "The images of one split as a training with these settings sees them. Raises `InputError`."
     from jetson_det.config import DataConfig
     d = cfg.data if cfg else DataConfig()
     ds, _ = prepare(read_dataset(data, d.format, d.classes), max_flawed=1.)
-    return ds if split == "all" else ensure_splits(ds, d.val, d.test, d.seed, by=d.split_by).split(split)
+    if split == "all": return ds
+    ds = ensure_splits(ds, d.val, d.test, d.seed, by=d.split_by)
+    return ds.split(split or ("test" if "test" in ds.split_names else "val"))
 
 # %% ../../nbs/71_experiments.report.ipynb #68194853
 def read_history(

@@ -31,14 +31,9 @@ def evaluating(
 class TorchInfer:
     "A detector as a session's `infer`: array (B,3,h,w) in, boxes and scores out."
     def __init__(self,
-        model, # Detector; is used in place, and left as it was
-        device:str="cpu", # cpu, cuda or cuda:N
+        model, # Detector; used on the device where it is, and left as it was
     ):
-        import torch
-        try: self.device = torch.device(device)
-        except RuntimeError: raise InputError(f"device {device!r} is not known; it is cpu, cuda or cuda:N") from None
-        if self.device.type == "cuda" and not torch.cuda.is_available(): raise InputError(f"device {device!r}: torch sees no CUDA device here")
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model, self.device = model, next(model.parameters()).device
 
     def __call__(self,
         x:np.ndarray, # (B,3,h,w) float32, prepared as the contract says
@@ -91,32 +86,48 @@ def check_input_size(
     return h, w
 
 # %% ../../nbs/26_models.session.ipynb #f90c4567
+def _device(
+    name:str, # cpu, cuda or cuda:N
+): # torch.device
+    "A device that is here. Raises InputError."
+    torch = require("torch")
+    try: device = torch.device(name)
+    except RuntimeError: raise InputError(f"device {name!r} is not known; it is cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+# %% ../../nbs/26_models.session.ipynb #1d263d97
 def torch_session(
     source, # Detector, a checkpoint folder, or a training's folder
     input_size=None, # (h, w), multiples of 32; None: the checkpoint's own
-    device:str="cpu", # cpu, cuda or cuda:N
+    device:str="cpu", # cpu, cuda or cuda:N for a checkpoint; a Detector stays where it is
 )->Session: # whose contract is the network's
     "A session that runs the network in torch. Raises InputError."
     torch = require("torch")
-    model, contract = (source, None) if isinstance(source, torch.nn.Module) else load_detector(source)
+    if isinstance(source, torch.nn.Module): return Session(source.contract(check_input_size(input_size)), TorchInfer(source))
+    device = _device(device)
+    model, contract = load_detector(source)
     size = check_input_size(input_size, contract)
-    contract = model.contract(size) if contract is None else contract._replace(input_size=size)
-    return Session(contract, TorchInfer(model, device))
+    return Session(contract._replace(input_size=size), TorchInfer(model.to(device, memory_format=torch.channels_last)))
 
-# %% ../../nbs/26_models.session.ipynb #1427e363
+# %% ../../nbs/26_models.session.ipynb #708d2bfc
 def open_artifact(
     path, # a checkpoint folder, a training's folder, or an .onnx file
     contract=None, # for a file without one: a Contract, a preset's name or a JSON file
     device:str="cpu", # cpu, cuda or cuda:N
-    **kw # input_size for a checkpoint; threads, providers for an ONNX file
+    input_size=None, # (h, w), multiples of 32, for a checkpoint; None: its own
+    **kw # for an ONNX file: threads, providers
 )->Session:
     "The session for an artefact, with torch only where it takes torch. Raises InputError."
     path = Path(str(path))
     if path.is_dir():
         if contract is not None: raise InputError(f"{path}: a checkpoint carries its own contract; leave --contract away")
-        return torch_session(path, device=device, **{k: v for k, v in kw.items() if k == "input_size"})
+        if kw: raise InputError(f"{path}: a checkpoint is run by torch, which takes no {', '.join(kw)}")
+        return torch_session(path, input_size, device)
     if not path.exists(): raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in (".pth", ".pt", ".safetensors"):
         raise InputError(f"{path}: weights alone; a checkpoint folder or an .onnx file can be run (model.weights={path.name} starts a training from them)")
+    if input_size is not None: raise InputError(f"{path}: the input size of a file is fixed; export it again with another one")
     if device.startswith("cuda"): kw.setdefault("providers", ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    return open_session(path, contract, **{k: v for k, v in kw.items() if k != "input_size"})
+    return open_session(path, contract, **kw)

@@ -7,6 +7,7 @@ __all__ = ['FITS', 'Detections', 'as_detections', 'detection_rows', 'box_area', 
            'clip_boxes', 'nms', 'Fit', 'fit_image']
 
 # %% ../../nbs/61_runtime.boxes.ipynb #eba24e1f
+from functools import lru_cache
 from typing import NamedTuple, Tuple
 
 import numpy as np
@@ -52,32 +53,41 @@ def box_area(
     return np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
 
 # %% ../../nbs/61_runtime.boxes.ipynb #b32fb499
+_SIGNS = np.float32([[1], [1], [-1], [-1]])
+
+def _corners(
+    boxes:np.ndarray, # (N,4) xyxy
+)->np.ndarray: # (4,N): x1, y1, -x2, -y2
+    "Boxes as columns for `_shared`."
+    return np.multiply(boxes.T, _SIGNS, order="C")
+
+def _shared(
+    corners:np.ndarray, # (4,...) what `_corners` gives, or the maximum of two of them
+)->np.ndarray: # (...), >= 0
+    "The area between first and last corners."
+    sides = corners[:2] + corners[2:]
+    np.minimum(sides, 0, out=sides)
+    return sides[0] * sides[1]
+
 def _intersection(
-    a:np.ndarray, # (N,4) xyxy
-    b:np.ndarray, # (M,4) xyxy
+    a:np.ndarray, # (4,N) corners
+    b:np.ndarray, # (4,M) corners
 )->np.ndarray: # (N,M)
     "Area shared by each pair."
-    a, b = a.T[:, :, None], b.T[:, None, :]
-    w = np.minimum(a[2], b[2])
-    w -= np.maximum(a[0], b[0])
-    h = np.minimum(a[3], b[3])
-    h -= np.maximum(a[1], b[1])
-    np.maximum(w, 0, out=w)
-    w *= np.maximum(h, 0, out=h)
-    return w
+    return _shared(np.maximum(a[:, :, None], b[:, None, :]))
 
-# %% ../../nbs/61_runtime.boxes.ipynb #43879094
+# %% ../../nbs/61_runtime.boxes.ipynb #95aeb98a
 def box_iou(
     a:np.ndarray, # (N,4) xyxy
     b:np.ndarray, # (M,4) xyxy
 )->np.ndarray: # (N,M) 0..1
     "Intersection over union of each pair."
-    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    a, b = _corners(np.asarray(a, np.float32)), _corners(np.asarray(b, np.float32))
     shared = _intersection(a, b)
-    union = box_area(a)[:, None] + box_area(b) - shared
+    union = _shared(a)[:, None] + _shared(b) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
-# %% ../../nbs/61_runtime.boxes.ipynb #7bfaed2b
+# %% ../../nbs/61_runtime.boxes.ipynb #caaea369
 def cxcywh_to_xyxy(
     boxes:np.ndarray, # (...,4) centre x, centre y, width, height
 )->np.ndarray: # (...,4) xyxy
@@ -92,7 +102,7 @@ def xyxy_to_cxcywh(
     first, last = boxes[..., :2], boxes[..., 2:]
     return np.concatenate([(first + last) / 2, last - first], -1)
 
-# %% ../../nbs/61_runtime.boxes.ipynb #d0b7d693
+# %% ../../nbs/61_runtime.boxes.ipynb #28b3121d
 def clip_boxes(
     boxes:np.ndarray,      # (N,4) xyxy
     size:Tuple[int, int],  # (h, w) of the image
@@ -101,21 +111,20 @@ def clip_boxes(
     h, w = size
     return np.minimum(np.maximum(boxes, 0), np.float32([w, h, w, h]))
 
-# %% ../../nbs/61_runtime.boxes.ipynb #47c5aa76
+# %% ../../nbs/61_runtime.boxes.ipynb #003709a3
 def _greedy(
     hits:np.ndarray, # (N,N) bool, hits[i,j] for i < j: i would suppress j; sorted by falling score
 )->np.ndarray: # (N,) bool, the boxes that greedy suppression keeps
     "The fixed point of `keep[j] = no kept i hits j`."
     keep = ~hits.any(0)
-    if keep.all(): return keep
     while True:
         after = ~hits[keep].any(0)
-        if np.array_equal(after, keep): return keep
+        if (after == keep).all(): return keep
         keep = after
 
-# %% ../../nbs/61_runtime.boxes.ipynb #7e590a9f
+# %% ../../nbs/61_runtime.boxes.ipynb #70f138f7
 def _overlaps(
-    a,                   # boxes (N,4) xyxy, their areas (N,), their classes (N,) or None where all are alike
+    a,                   # corners (4,N), areas (N,), and classes (N,) or None where all are alike
     b,                   # the same of M boxes
     iou_threshold:float, # 0..1
 )->np.ndarray: # (N,M) bool
@@ -128,12 +137,12 @@ def _overlaps(
     if a[2] is not None: over &= a[2][:, None] == b[2]
     return over
 
-# %% ../../nbs/61_runtime.boxes.ipynb #c3648bc7
+# %% ../../nbs/61_runtime.boxes.ipynb #3c6a0d9a
 _BLOCK = 128
 _LATER = np.triu(np.ones((_BLOCK, _BLOCK), bool), 1)  # [i,j]: j comes after i
 
 def _within(
-    block,               # boxes, areas, classes of at most _BLOCK candidates, best first
+    block,               # corners, areas, classes of at most _BLOCK candidates, best first
     iou_threshold:float,
 )->np.ndarray: # indices of those kept
     "Suppression inside one block."
@@ -141,7 +150,7 @@ def _within(
     hits &= _LATER[:len(hits), :len(hits)]
     return np.flatnonzero(_greedy(hits))
 
-# %% ../../nbs/61_runtime.boxes.ipynb #3c6a0d9a
+# %% ../../nbs/61_runtime.boxes.ipynb #470fe61e
 def nms(
     boxes:np.ndarray,          # (N,4) xyxy, finite
     scores:np.ndarray,         # (N,) higher is better; of equal scores the first wins
@@ -153,18 +162,19 @@ def nms(
     "Greedy non-maximum suppression, class by class unless `class_agnostic`."
     order = np.argsort(-scores, kind="stable")
     if len(order) < 2 or max_detections == 0: return order[:max_detections]
-    boxes = boxes[order]
-    columns = boxes, box_area(boxes), None if class_agnostic else labels[order]
-    take = lambda which: [c if c is None else c[which] for c in columns]
-    kept = _within(columns if len(order) <= _BLOCK else take(slice(0, _BLOCK)), iou_threshold)
+    corners = _corners(boxes[order])
+    columns = corners, _shared(corners), None if class_agnostic else labels[order]
+    take = lambda which: [c if c is None else c.take(which, axis=-1) for c in columns]
+    kept = _within(columns if len(order) <= _BLOCK else take(np.arange(_BLOCK)), iou_threshold)
     for start in range(_BLOCK, len(order), _BLOCK):
         if max_detections is not None and len(kept) >= max_detections: break
         block = np.arange(start, min(start + _BLOCK, len(order)))
-        block = block[~_overlaps(take(kept), take(block), iou_threshold).any(0)]
+        for first in range(0, len(kept), _BLOCK):
+            block = block[~_overlaps(take(kept[first:first + _BLOCK]), take(block), iou_threshold).any(0)]
         kept = np.append(kept, block[_within(take(block), iou_threshold)])
     return order[kept[:max_detections]]
 
-# %% ../../nbs/61_runtime.boxes.ipynb #7186887a
+# %% ../../nbs/61_runtime.boxes.ipynb #66725dd6
 class Fit(NamedTuple):
     "How an image lies in the network's input."
     scale: Tuple[float, float]  # (x, y): input pixels per image pixel
@@ -174,14 +184,24 @@ class Fit(NamedTuple):
 
     def to_input(self, boxes):
         "(N,4) xyxy pixels of the image -> pixels of the input."
-        return np.asarray(boxes, np.float32) * np.float32(self.scale * 2) + np.float32(self.offset * 2)
+        scale, offset, _ = _as_arrays(self)
+        return np.asarray(boxes, np.float32) * scale + offset
 
     def to_image(self, boxes):
         "(N,4) xyxy pixels of the input -> pixels of the image, clipped to it."
-        boxes = (np.asarray(boxes, np.float32) - np.float32(self.offset * 2)) / np.float32(self.scale * 2)
-        return clip_boxes(boxes, self.size)
+        scale, offset, limit = _as_arrays(self)
+        boxes = np.asarray(boxes, np.float32) - offset
+        boxes /= scale
+        np.maximum(boxes, 0, out=boxes)
+        return np.minimum(boxes, limit, out=boxes)
 
-# %% ../../nbs/61_runtime.boxes.ipynb #66725dd6
+@lru_cache(maxsize=256)
+def _as_arrays(fit):
+    "Scale, offset and limit of x, y, x, y."
+    h, w = fit.size
+    return np.float32(fit.scale * 2), np.float32(fit.offset * 2), np.float32([w, h, w, h])
+
+# %% ../../nbs/61_runtime.boxes.ipynb #229f5b15
 FITS = ("letterbox-topleft", "letterbox-center", "stretch")
 
 def fit_image(

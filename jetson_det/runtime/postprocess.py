@@ -11,7 +11,7 @@ from typing import Tuple
 
 import numpy as np
 
-from .boxes import Detections, box_area, cxcywh_to_xyxy, nms
+from .boxes import Detections, cxcywh_to_xyxy, nms
 from .contract import STRIDES, Contract
 from .files import InputError
 
@@ -108,9 +108,10 @@ def postprocess(
     confidence, iou = contract.confidence if confidence is None else confidence, contract.iou if iou is None else iou
     read, found = _READERS[contract.output], []
     for i, fit in enumerate(fits):
-        boxes, scores, labels = _checked(read([o[i] for o in outputs], confidence, contract), contract)
+        with np.errstate(over="ignore", invalid="ignore"): candidates = read([o[i] for o in outputs], confidence, contract)
+        boxes, scores, labels = _checked(candidates, contract)
         keep = nms(boxes, scores, labels, iou, max_detections=max_detections)
-        boxes = fit.to_image(boxes[keep])
-        inside = box_area(boxes) > 0
-        found.append(Detections(boxes[inside], scores[keep][inside], labels[keep][inside].astype(np.int64)))
+        boxes, scores, labels = fit.to_image(boxes[keep]), scores[keep], labels[keep].astype(np.int64, copy=False)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        found.append(Detections(boxes, scores, labels) if inside.all() else Detections(boxes[inside], scores[inside], labels[inside]))
     return found

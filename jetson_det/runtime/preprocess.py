@@ -49,21 +49,21 @@ def letterbox(
 
 # %% ../../nbs/63_runtime.preprocess.ipynb #4cba22b8
 class _Slot:
-    "One image's place in the batch: buffers for its geometry, and views of the input's valid area."
-    def __init__(self, plane, place, padding, order):
+    "One image's place in the batch: buffers for its geometry, and a view of the input's valid area."
+    def __init__(self, chw, place, padding, order):
         (nh, nw), (x, y) = place.resized, place.offset
-        for channel, value in zip(plane, padding): channel[...] = value
-        self.place, self.small = place, np.empty((nh, nw, 3), np.uint8)
-        self.planes = [np.empty((nh, nw), np.uint8) for _ in range(3)]
-        self.views = [plane[c, y:y + nh, x:x + nw] for c in order]  # in the order of the image: B, G, R
+        chw[...] = padding
+        self.place, self.valid = place, chw[:, y:y + nh, x:x + nw]
+        self.small, self.planes = np.empty((nh, nw, 3), np.uint8), np.empty((3, nh, nw), np.uint8)
+        self.bgr = [self.planes[c] for c in order]  # where blue, green and red go
 
     def fill(self, image, gain, bias):
         if image.shape != self.small.shape:
             image = cv2.resize(image, self.small.shape[1::-1], dst=self.small, interpolation=cv2.INTER_LINEAR)
-        for plane, view, g, b in zip(cv2.split(image, self.planes), self.views, gain, bias):
-            if g == 1: np.copyto(view, plane)
-            else: np.multiply(plane, g, out=view)
-            if b: view += b
+        cv2.split(image, self.bgr)
+        if gain is None: np.copyto(self.valid, self.planes)
+        else: np.multiply(self.planes, gain, out=self.valid)
+        if bias is not None: self.valid += bias
 
 # %% ../../nbs/63_runtime.preprocess.ipynb #45894810
 class Preprocessor:
@@ -73,13 +73,13 @@ class Preprocessor:
         dtype=np.float32,   # of the input: float32, or uint8 for a graph that normalises by itself
     ):
         self.contract, self.dtype = contract.validate(), np.dtype(dtype)
-        std = np.float64(contract.std)
-        gain, bias = np.float32(contract.scale / std), np.float32(-np.float64(contract.mean) / std)
-        if self.dtype == np.uint8 and (gain.tolist(), bias.tolist()) != ([1, 1, 1], [0, 0, 0]):
+        std = np.float64(contract.std).reshape(3, 1, 1)
+        gain, bias = np.float32(contract.scale / std), np.float32(-np.float64(contract.mean).reshape(3, 1, 1) / std)
+        self._padding = contract.pad * gain + bias
+        self._gain, self._bias = None if (gain == 1).all() else gain, bias if bias.any() else None
+        if self.dtype == np.uint8 and not (self._gain is None and self._bias is None):
             raise InputError("contract {}: a uint8 input cannot have a scale, mean or std".format(contract.name))
-        self._padding = (contract.pad * gain + bias).astype(self.dtype)
         self._order = (0, 1, 2) if contract.color == "bgr" else (2, 1, 0)
-        self._gain, self._bias = gain[list(self._order)], bias[list(self._order)]
         self._input, self._slots = np.empty((0, 3) + self.contract.input_size, self.dtype), []
 
     def __call__(self,

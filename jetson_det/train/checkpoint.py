@@ -33,7 +33,8 @@ def pack(
     else: return tree, {}
     packed = [(k, pack(v, f"{name}.{k}" if name else str(k))) for k, v in pairs]
     tensors = {n: t for _, (_, found) in packed for n, t in found.items()}
-    if not isinstance(tree, dict): return [plain for _, (plain, _) in packed], tensors
+    if isinstance(tree, list): return [plain for _, (plain, _) in packed], tensors
+    if isinstance(tree, tuple): return {"@tuple": [plain for _, (plain, _) in packed]}, tensors
     if all(isinstance(k, str) for k in tree): return {k: plain for k, (plain, _) in packed}, tensors
     return {"@items": [[k, plain] for k, (plain, _) in packed]}, tensors
 
@@ -45,6 +46,7 @@ def unpack(
     "Put the tensors back into their places. Raises InputError when one is missing."
     if isinstance(plain, list): return [unpack(v, tensors) for v in plain]
     if not isinstance(plain, dict): return plain
+    if set(plain) == {"@tuple"}: return tuple(unpack(plain["@tuple"], tensors))
     if set(plain) == {"@items"}: return {k: unpack(v, tensors) for k, v in plain["@items"]}
     if set(plain) != {"@tensor"}: return {k: unpack(v, tensors) for k, v in plain.items()}
     if plain["@tensor"] not in tensors: raise InputError(f"the tensor {plain['@tensor']!r} of the training state is missing")

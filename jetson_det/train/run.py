@@ -110,7 +110,8 @@ def check_run_folder(
     out = Path(out)
     if out.exists() and not out.is_dir(): raise InputError(f"{out}: is a file; a folder for the run is needed")
     found = sorted(f.name for f in out.iterdir() if not f.name.startswith(".") and not f.name.endswith(_BEFORE)) if out.exists() else []
-    if not resume and found: raise InputError(f"{out}: holds {found[0]} already; choose another folder with --out, or go on with the run in it with --resume")
+    if not resume and found:
+        raise InputError(f"{out}: is not empty ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}); choose another folder with --out, or go on with the run in it with --resume")
     if resume and not out.exists(): raise InputError(f"{out}: no run to resume; without --resume a new one begins")
     if resume and found and "config.yaml" not in found: raise InputError(f"{out}: not the folder of a run (config.yaml is missing)")
     return check_same_config(load_config(out/"config.yaml"), cfg) if resume and found else []
@@ -122,10 +123,13 @@ def write_run_folder(
     ds, # DetDataset with its splits
     resolved:list, # (name, value, rule) rows
 ):
-    "Write down what is about to run. What is there already stays, once it is known to be the same."
+    "Write down what is about to run; what a resumed run finds there stays. Raises InputError when the folder can't be written."
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out/"config.yaml").exists(): save_config(cfg, out/"config.yaml")
-    if not (out/"dataset.tsv").exists(): write_bytes_atomic(out/"dataset.tsv", dataset_text(ds).encode("utf-8"))
-    if not (out/"environment.json").exists(): write_json_atomic(out/"environment.json", environment())
-    write_json_atomic(out/"resolved.json", {name: {"value": value, "rule": rule} for name, value, rule in resolved})
+    files = {"config.yaml": lambda f: save_config(cfg, f), "dataset.tsv": lambda f: write_bytes_atomic(f, dataset_text(ds).encode("utf-8")),
+             "environment.json": lambda f: write_json_atomic(f, environment())}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, write in files.items():
+            if not (out/name).exists(): write(out/name)
+        write_json_atomic(out/"resolved.json", {name: {"value": value, "rule": rule} for name, value, rule in resolved})
+    except OSError as e: raise InputError(f"{out}: the run folder cannot be written: {e.strerror or e}") from None

@@ -1,0 +1,176 @@
+"""Finished training samples a second: our loader against YOLOX's (and Ultralytics', where it is installed) on the same images.
+
+    python bench/bench_loader.py [--data DIR] [--sizes 640,416] [--json FILE]
+
+All make mosaic, affine, HSV and flip, without mixup and without changing sizes, in batches of 8, with OpenCV's own threads off.
+`ours` keeps the decoded images of one group (64) in memory, so that each image is decoded about once an epoch; `ours, kept` keeps all. `yolox` is
+MosaicDetection + TrainTransform in its own DataLoader, as its nano and tiny experiments set it up. Rounds are interleaved
+(A B C A B C ...), and a ratio is that of two neighbours of one round: minimum, median, maximum. Exit code 1 if a median misses its limit.
+"""
+import argparse
+import contextlib
+import gc
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from itertools import chain, count, islice
+from pathlib import Path
+
+import cv2
+import torch
+
+from jetson_det.config import AugmentConfig
+from jetson_det.data.check import prepare
+from jetson_det.data.formats import read_dataset
+from jetson_det.data.loader import TrainLoader
+from jetson_det.synth import write_scenes
+
+LIMITS = {"yolox": 3.}  # ours must be so many times as fast, in one process
+BATCH = 8
+
+
+def copy_for_peers(ds, folder):
+    "The dataset as COCO JSON and as YOLO txt with links to the images."
+    for part in ("images/train", "labels/train", "annotations"): (folder / part).mkdir(parents=True)
+    coco = ds.to_coco()
+    for i, record in enumerate(coco["images"]):
+        (boxes, labels, _), (h, w) = ds.boxes_of(i), ds.sizes[i].tolist()
+        record["file_name"] = f"{i:06}{ds.path_of(i).suffix.lower()}"
+        os.symlink(ds.path_of(i).resolve(), folder / "images/train" / record["file_name"])
+        rows = [f"{c} {(x1 + x2) / 2 / w:.6f} {(y1 + y2) / 2 / h:.6f} {(x2 - x1) / w:.6f} {(y2 - y1) / h:.6f}" for c, (x1, y1, x2, y2) in zip(labels, boxes.tolist())]
+        (folder / "labels/train" / f"{i:06}.txt").write_text("\n".join(rows))
+    (folder / "annotations/train.json").write_text(json.dumps(coco))
+    names = "\n".join(f"  {i}: {json.dumps(c)}" for i, c in enumerate(ds.classes))
+    (folder / "data.yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/train\nnames:\n{names}\n")
+
+
+def ours(ds, size, cache_mb):
+    "Our loader: a function of the number of workers that gives batches and a way to end them."
+    def start(workers):
+        loader = TrainLoader(ds, (size, size), AugmentConfig(multiscale=0), BATCH, workers=workers, cache_mb=cache_mb)
+        start.loader = loader
+        return chain.from_iterable(loader.epoch(e) for e in count()), loader.close
+    return start
+
+
+def import_yolox():
+    "yolox.data; its import needs torchvision's operators to be declared even where only torch for the CPU is installed."
+    try: import yolox.data
+    except RuntimeError:  # "operator torchvision::nms does not exist"
+        for name in [m for m in sys.modules if m.split(".")[0] in ("torchvision", "yolox")]: del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"): library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import_yolox.library = library  # the declarations live as long as this object
+        import yolox.data
+    return yolox.data
+
+
+def yolox(folder, size):
+    "YOLOX's loader, as its experiments build it."
+    data = import_yolox()
+    with contextlib.redirect_stdout(None):
+        base = data.COCODataset(str(folder), "train.json", "images/train", (size, size), data.TrainTransform(max_labels=50))
+    made = data.MosaicDetection(base, (size, size), mosaic=True, preproc=data.TrainTransform(max_labels=120), enable_mixup=False, mosaic_scale=(.5, 1.5))
+
+    def start(workers):
+        sampler = data.YoloBatchSampler(sampler=data.InfiniteSampler(len(made), seed=0), batch_size=BATCH, drop_last=False, mosaic=True)
+        batches = iter(data.DataLoader(made, num_workers=workers, batch_sampler=sampler))
+        return batches, getattr(batches, "_shutdown_workers", lambda: None)
+    return start
+
+
+def ultralytics(folder, size):
+    "Ultralytics' loader with its own settings (cache=False)."
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.build import build_dataloader, build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+    logging.disable(logging.INFO)
+    config = get_cfg(overrides={"imgsz": size, "cache": False, "task": "detect", "mode": "train"})
+    made = build_yolo_dataset(config, str(folder / "images/train"), BATCH, check_det_dataset(str(folder / "data.yaml")), mode="train")
+
+    def start(workers):
+        loader = build_dataloader(made, BATCH, workers, shuffle=True)
+        return chain.from_iterable(loader for _ in count()), lambda: getattr(loader.iterator, "_shutdown_workers", lambda: None)()
+    return start
+
+
+def rate(start, workers, batches):
+    "Samples a second over some batches, after a few to get going."
+    it, stop = start(workers)
+    for _ in islice(it, 1 + 2 * workers): pass
+    t = time.perf_counter()
+    for _ in islice(it, batches): pass
+    seconds = time.perf_counter() - t
+    stop()
+    del it
+    gc.collect()
+    return batches * BATCH / seconds
+
+
+def compare(peers, workers, rounds, batches):
+    "Interleaved rounds: a list of rates for each peer."
+    rates = {name: [] for name in peers}
+    for r in range(rounds):
+        for name, start in peers.items(): rates[name].append(rate(start, workers, batches * (2 if name.startswith("ours") else 1)))
+    return rates
+
+
+def report(title, rates):
+    "Print the rates and the ratios of ours to each; the ratios."
+    print(f"\n{title}\n{'':14}{'min':>8}{'median':>8}{'max':>8} samples/s    ours / this: min, median, max")
+    ratios = {}
+    for name, r in rates.items():
+        q = sorted(a / b for a, b in zip(rates["ours"], r))
+        ratios[name] = {"min": q[0], "median": statistics.median(q), "max": q[-1]}
+        print(f"{name:14}{min(r):8.0f}{statistics.median(r):8.0f}{max(r):8.0f}" + " " * 14 + f"{q[0]:6.2f}{statistics.median(q):6.2f}{q[-1]:6.2f}", flush=True)
+    return ratios
+
+
+def build(ds, folder, size):
+    "The peers that can be had."
+    h, w = ds.sizes.max(0).tolist()
+    scale = min(1, 2 * size / max(h, w))  # decoded images are less than twice as large as the input
+    group = 64 * 1.3 * h * w * scale ** 2 * 4 / 2**20
+    peers = {"ours": ours(ds, size, group), "ours, kept": ours(ds, size, 4096)}
+    for make in (yolox, ultralytics):
+        try: peers[make.__name__] = make(folder, size)
+        except ImportError as e: print(f"{make.__name__} is not measured: {e}")
+    return peers
+
+
+def main():
+    data = os.environ.get("JETSON_DET_DATA")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=data and data + "/datasets/bccd", help="labelled images; without it and without JETSON_DET_DATA: generated scenes")
+    parser.add_argument("--sizes", default="640,416", help="input sizes, separated by commas")
+    parser.add_argument("--workers", default="0,2", help="numbers of worker processes")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
+    parser.add_argument("--batches", type=int, default=8, help="timed batches in a round (ours: twice as many; with workers: three times)")
+    parser.add_argument("--json", help="file for the figures")
+    args = parser.parse_args()
+    figures, missed = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        source = Path(args.data) if args.data else write_scenes(folder / "scenes", 96, (480, 640), splits={"train": 1.})
+        ds, _ = prepare(read_dataset(source), check_images=False)
+        copy_for_peers(ds, folder / "copy")
+        print(f"{len(ds)} images of {source.name}, {len(ds.boxes)} boxes, batches of {BATCH}")
+        for size in map(int, args.sizes.split(",")):
+            peers = build(ds, folder / "copy", size)
+            cv2.setNumThreads(0)
+            for workers in map(int, args.workers.split(",")):
+                rates = compare(peers, workers, args.rounds, args.batches * (3 if workers else 1))
+                ratios = report(f"{size}x{size}, " + (f"{workers} workers" if workers else "one process"), rates)
+                figures[f"{size}/{workers}"] = {"samples/s": rates, "ours / peer": ratios}
+                for name, limit in LIMITS.items():
+                    if workers == 0 and name in ratios and ratios[name]["median"] < limit: missed.append(f"{name} at {size}: {ratios[name]['median']:.2f} < {limit}")
+    if args.json: Path(args.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    print("\n" + ("MISSED: " + "; ".join(missed) if missed else "limits held: at least " + ", ".join(f"{v:g}x {k}" for k, v in LIMITS.items())))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__": sys.exit(main())
