@@ -19,7 +19,7 @@ def rng_for(
     *keys:int, # non-negative integers that name the choice: seed, epoch, index, ...
 )->np.random.Generator: # a generator that depends on nothing else
     "A random generator that is a function of its keys (numpy's SeedSequence mixes them)."
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(keys)))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((len(keys), *keys))))
 
 # %% ../nbs/00_core.ipynb #ee2a84a1
 def fingerprint(

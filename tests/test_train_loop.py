@@ -46,12 +46,11 @@ def trained(data, tmp_path, *more, callbacks=()):
 def weights_of(trainer): return torch.cat([p.detach().flatten() for p in trainer.stepper.model.parameters()])
 
 
-@pytest.mark.parametrize("count, batch, pieces", [(40, 32, [(8, 4), (4, 8)]), (9, 8, [(3, 3), (1, 9)])])
+@pytest.mark.parametrize("count, batch, pieces", [(40, 32, [(8, 4), (4, 8)]), (7, 9, [(3, 3)])])
 def test_accumulation_is_exact(tmp_path, count, batch, pieces):
     "1x32 = 4x8 = 8x4 to rounding, BatchNorm frozen; the last, short step of the epoch too."
-    data = scenes(tmp_path/"data", count * 4 // 3)
-    common = ["train.epochs=1", "train.no_aug_epochs=0", "train.warmup_epochs=0", "train.freeze_bn=true", "train.lr_per_image=0.00001", "augment.multiscale=0"]
-    if count == 9: batch = 9
+    data = scenes(tmp_path/"data", round(count * 4 / 3))
+    common = ["train.epochs=1", "train.no_aug_epochs=0", "train.warmup_epochs=0", "train.freeze_bn=true", "train.lr_per_image=0.0003", "augment.multiscale=0"]
     def change(b, a):
         watch = Watch()
         t = trained(data, tmp_path, *common, f"train.batch_size={b}", f"train.accumulate={a}", callbacks=[watch])
@@ -114,7 +113,7 @@ def test_what_a_run_leaves(run, data):
     assert len(list_checkpoints(out)) <= 3 and newest_whole(out).name == "step-00000009"
     best, last = verify_checkpoint(out/"best"), load_checkpoint(out/"last")
     assert "optimizer.safetensors" not in best["files"] and last.state["step"] == 9
-    assert last.contract.classes == ("Sack", "Person") and last.contract.input_size == (64, 64) and last.contract.dataset
+    assert last.contract.classes == ("Sack", "Person") and last.contract.input_size == (96, 96) and last.contract.dataset
     assert json.loads((out/"resolved.json").read_text())["effective batch"]["value"] == 4
     log = (out/"log.txt").read_text()
     assert "effective batch" in log and "epoch 3/3" in log

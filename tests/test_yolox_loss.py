@@ -186,7 +186,7 @@ def test_half_precision_outputs():
 
 
 def test_crowded_batch_stays_small():
-    "8 images of 300 boxes at 640: under 1.5 GB above the outputs themselves."
+    "8 images of 300 boxes at 640: the tables of pairs would be gigabytes, the slices of them are not."
     code = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
@@ -200,7 +200,7 @@ before = memory("VmRSS:"); assign(outputs, boxes, labels); print(memory("VmHWM:"
 """
     if not sys.platform.startswith("linux"): pytest.skip("reads /proc")
     out = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, check=True).stdout
-    assert float(out) < 1500, out
+    assert float(out) < 400, f"{out} MB"
 
 
 @pytest.mark.cuda

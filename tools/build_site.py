@@ -79,8 +79,8 @@ def public_names(source):
 
 
 def symbols():
-    "Public name -> `page.md#anchor`; names that two pages define are left out."
-    found = {}
+    "What a backticked word may link to: public name -> `page.md#anchor` (not where two pages define it), notebook's name -> page."
+    found = {nb.stem: {page_of(nb)} for nb in notebooks() if nb.stem[0].isdigit()}
     for nb in notebooks():
         for kind, source, directives, _ in cells_of(nb):
             if "export" in directives:
@@ -112,10 +112,10 @@ def linked(text, page, names):
     "Backticked public names become links to where they are defined, outside code blocks and headings."
     def link(found):
         target = names.get(found[1])
-        if target is None or target.startswith(page + "#"): return found[0]
+        if target is None or target.split("#")[0] == page: return found[0]
         return "[{}]({})".format(found[0], os.path.relpath(target, os.path.dirname(page) or "."))
     parts = re.split(r"(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\))", text, flags=re.M | re.S)
-    return "".join(p if i % 2 else re.sub(r"`(\w+)(?:\(\))?`", link, p) for i, p in enumerate(parts))
+    return "".join(p if i % 2 else re.sub(r"`([\w.]+)(?:\(\))?`", link, p) for i, p in enumerate(parts))
 
 
 def relinked(text, notebook):

@@ -97,7 +97,7 @@ def parity(
     batch:int=1, # frames at a time
 )->dict: # largest differences, how many frames, and what was compared
     "Ask torch and ONNX Runtime the same, on the CPU."
-    ort, infer, prepare = require("onnxruntime"), TorchInfer(copy.deepcopy(model).float()), Preprocessor(contract)
+    ort, infer, prepare = require("onnxruntime"), TorchInfer(copy.deepcopy(model).cpu().float()), Preprocessor(contract)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session, worst = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"]), Counter()
