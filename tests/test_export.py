@@ -87,10 +87,14 @@ def test_contract_survives_another_onnxslim(run, tmp_path):
     assert Contract.from_json(props[METADATA_KEY]).made_from == sha256_file(run / "best" / "ema.safetensors")
 
 
-def test_same_file_twice_and_replaced_whole(run, tmp_path):
+def test_same_file_twice_replaced_whole_and_in_silence(run, tmp_path, capfd):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"something old")
-    export_onnx(run, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="(?!jetson_det|torch.onnx)")
+        export_onnx(run, path)
+    assert capfd.readouterr() == ("", "")
     assert path.read_bytes() == (run / "m.onnx").read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
@@ -113,10 +117,9 @@ def test_any_height_and_width(tmp_path, name, size, dynamic):
 
 def test_unsimplified_and_another_opset_agree(tmp_path):
     model = network()
-    for opset, simplify in ((11, True), (17, False)):
-        contract = export_onnx(model, tmp_path / "m.onnx", SIZE, opset=opset, simplify=simplify)
-        assert contract.opset == opset and onnx.load(str(tmp_path / "m.onnx")).opset_import[0].version == opset
-        assert contract.parity["scores"] < 1e-4
+    contract = export_onnx(model, tmp_path / "m.onnx", SIZE, opset=17, simplify=False)
+    assert contract.opset == 17 and onnx.load(str(tmp_path / "m.onnx")).opset_import[0].version == 17
+    assert contract.parity["scores"] < 1e-4 and "Constant" in operators(tmp_path / "m.onnx")
 
 
 def test_the_network_is_left_as_it_was(tmp_path):
@@ -132,15 +135,6 @@ def test_the_network_is_left_as_it_was(tmp_path):
     boxes, scores = model.decode(model(torch.zeros(2, 3, *SIZE)))
     (boxes.sum() + scores.sum()).backward() # still trainable: no inference tensors were left behind
     assert all(p.grad is not None for p in model.parameters())
-
-
-def test_silence(run, tmp_path, capfd):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="(?!jetson_det|torch.onnx)")
-        export_onnx(run, tmp_path / "m.onnx")
-    out, err = capfd.readouterr()
-    assert (out, err) == ("", "")
 
 
 def test_a_graph_that_computes_something_else_is_refused(run, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from torch import nn  # noqa: E402
 
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.weights import conv_colors, load_weights, match_classes, model_convs, restore_batchnorm  # noqa: E402
+from jetson_det.models.weights import conv_colors, first_difference, load_weights, match_classes, model_convs, restore_batchnorm  # noqa: E402
 from jetson_det.models.zoo import MODELS, create_model  # noqa: E402
 from jetson_det.runtime.contract import COCO_CLASSES, METADATA_KEY  # noqa: E402
 
@@ -73,7 +73,7 @@ def same_function(a, b, size=(96, 64), tol=1e-4):
 # ---- .pth ----------------------------------------------------------------------------------------
 
 @pytest.mark.skipif(oracles.yolox() is None, reason=oracles.MISSING)
-@pytest.mark.parametrize("name", ["yolox-nano", "yolox-tiny", "yolox-s"])
+@pytest.mark.parametrize("name", ["yolox-nano", "yolox-tiny"])
 def test_official_pth(tmp_path, name):
     torch.manual_seed(0)
     theirs = oracles.yolox_model(name, 80)
@@ -94,8 +94,9 @@ def test_pth_in_many_wrappings(tmp_path, wrap):
     model = create_model("yolox-nano", CLASSES)
     report = load_weights(model, tmp_path/"a.pth", classes=CLASSES)
     assert report.carried == CLASSES and not report.missing
-    assert same_function(model, source, tol=1e-4 if "half" not in str(torch.load(tmp_path/"a.pth").get("head.stems.0.conv.weight", torch.zeros(1)).dtype) else 1)
-    assert all(p.dtype == torch.float32 for p in model.parameters())
+    for k, v in source.state_dict().items():
+        have = model.state_dict()[k]
+        assert have.dtype == v.dtype and ("num_batches" in k or torch.allclose(have, v, rtol=1e-3, atol=1e-4)), k  # half precision
 
 
 def test_unexpected_weights_are_reported(tmp_path):
@@ -116,7 +117,8 @@ def test_rows_are_carried_by_name(tmp_path):
     x = torch.rand(1, 3, 64, 64)*255
     with torch.no_grad(): a, b = model.eval()(x), source(x)
     dog = COCO_CLASSES.index("dog")
-    assert torch.equal(a.cls[..., 1], b.cls[..., dog]) and torch.equal(a.cls[..., 2], b.cls[..., 0]) and torch.equal(a.reg, b.reg)
+    torch.testing.assert_close(a.cls[..., 1:], b.cls[..., [dog, 0]])
+    torch.testing.assert_close(a.reg, b.reg)
     assert torch.allclose(a.cls[..., 0].sigmoid(), torch.tensor(.01))
 
 
@@ -171,15 +173,15 @@ def test_no_source(tmp_path, name, says):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".onnx"])
-@pytest.mark.parametrize("keep", [0, 1, 1000, .5, .999])
-def test_torn_file(tmp_path, suffix, keep):
-    path = tmp_path/("a" + suffix)
+def test_torn_file(tmp_path, suffix):
+    path, model = tmp_path/("a" + suffix), create_model("yolox-nano", CLASSES)
     if suffix == ".pth": torch.save({"model": trained().state_dict()}, path)
     else: export(Raw(trained()), path)
     data = path.read_bytes()
-    path.write_bytes(data[:keep if isinstance(keep, int) else int(keep*len(data))])
-    with pytest.raises(InputError) as e: load_weights(create_model("yolox-nano", CLASSES), path)
-    assert str(path) in str(e.value) and "\n" not in str(e.value)
+    for keep in (0, 1, 1000, len(data)//2, len(data) - 100):
+        path.write_bytes(data[:keep])
+        with pytest.raises(InputError) as e: load_weights(model, path)
+        assert str(path) in str(e.value) and "\n" not in str(e.value)
 
 
 def test_a_pickle_of_code_is_not_run(tmp_path):
@@ -192,9 +194,8 @@ def test_a_pickle_of_code_is_not_run(tmp_path):
 
 # ---- ONNX ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("wrapper", [Raw, Decoded])
-@pytest.mark.parametrize("fold", [True, False], ids=["folded", "unfolded"])
-@pytest.mark.parametrize("names", [None, "w"], ids=["named", "nameless"])
+@pytest.mark.parametrize("wrapper,fold,names", [(Raw, True, "w"), (Raw, False, None), (Decoded, True, None), (Decoded, False, "w")],
+                         ids=["raw folded nameless", "raw unfolded named", "decoded folded named", "decoded unfolded nameless"])
 def test_onnx_round_trip(tmp_path, wrapper, fold, names):
     source = trained()
     export(wrapper(source), tmp_path/"a.onnx", fold, names)
@@ -227,7 +228,7 @@ def test_onnx_after_a_simplifier(tmp_path):
     report = load_weights(model, tmp_path/"b.onnx")
     assert report.carried == ("Person", "Sack") and report.left == ("truck",)  # names from the contract inside
     x = torch.rand(1, 3, 64, 64)*255
-    with torch.no_grad(): assert torch.allclose(model.eval()(x).cls, source(x).cls[..., [1, 0]], atol=1e-4)
+    with torch.no_grad(): assert torch.allclose(model.eval()(x).cls, source.eval()(x).cls[..., [1, 0]], atol=1e-4)
 
 
 def test_onnx_in_another_order_of_nodes(tmp_path):
@@ -258,14 +259,10 @@ def test_onnx_of_another_size_and_of_no_yolox(tmp_path):
         load_weights(create_model("yolox-nano", CLASSES), tmp_path/"other.onnx")
 
 
-def test_onnx_changed_in_the_middle(tmp_path):
+def test_first_difference_in_the_middle():
     "The first convolution that differs is named, not the last or all of them."
-    model = trained()
-    model.backbone.backbone.dark4[0].dconv.conv.stride = (1, 1)
-    export(model.backbone, tmp_path/"a.onnx", size=(64, 64)) if False else None
     convs = list(model_convs("yolox-nano", 3))
     place = next(i for i, c in enumerate(convs) if "dark4.0.dconv" in c.name)
-    from jetson_det.models.weights import first_difference
     assert "dark4.0.dconv" in first_difference([*convs[:place], convs[place]._replace(stride=1), *convs[place + 1:]], convs)
 
 

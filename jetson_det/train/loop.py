@@ -304,7 +304,7 @@ def training_state(
 )->dict: # JSON values and tensors, for `save_checkpoint`
     "All that changes from step to step and is neither weight nor momentum."
     s, cuda = trainer.stepper, torch.cuda.is_available()
-    return dict(epoch=trainer.epoch, batch=trainer.batch, step=trainer.step, seconds=trainer.seconds, lr=trainer.lr, best=trainer.best, epoch_meter=asdict(trainer.epoch_meter),
+    return dict(epoch=trainer.epoch, batch=trainer.batch, step=trainer.step, seconds=trainer.seconds, lr=trainer.lr, best=trainer.best, epoch_meter=asdict(trainer.epoch_meter if trainer.batch else LossMeter()),
                 ema_updates=s.ema.updates if s.ema else 0, scaler=s.scaler.state_dict(),
                 rng=dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if cuda else []))
 
