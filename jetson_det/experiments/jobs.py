@@ -110,9 +110,9 @@ def _kernel_manager(): # a class for nbclient
     from jupyter_client.manager import AsyncKernelManager
 
     class ThisPython(AsyncKernelManager):
-        "Starts `sys.executable`; of the kernel's own messages only errors are shown."
+        "Starts `sys.executable`; the kernel's own messages are not shown."
         @property
-        def kernel_spec(self): return KernelSpec(**get_kernel_dict(["--log-level=40"]))
+        def kernel_spec(self): return KernelSpec(**get_kernel_dict(["--log-level=50"]))
     return ThisPython
 
 # %% ../../nbs/70_experiments.jobs.ipynb #f5f8133d

@@ -56,10 +56,13 @@ class Prediction(NamedTuple):
     frames: int   # images or video frames seen
     boxes: int    # boxes drawn
     seconds: float # reading, detecting, drawing and writing together
+    source: str   # what it was, and how many of its files are no images
+    unreadable: list # names of images that were passed over
     out: str      # the folder
     def __str__(self):
-        return "{} frames, {} boxes in {:.1f} s ({:.1f} frames/s, drawing and writing included): {}".format(
-            self.frames, self.boxes, self.seconds, self.frames / max(self.seconds, 1e-9), self.out)
+        passed = "; passed over: " + ", ".join(self.unreadable) if self.unreadable else ""
+        return "{}{}\n{} frames, {} boxes in {:.1f} s ({:.1f} frames/s, drawing and writing included): {}".format(
+            self.source, passed, self.frames, self.boxes, self.seconds, self.frames / max(self.seconds, 1e-9), self.out)
 
 # %% ../../nbs/69_runtime.predict.ipynb #4c95e144
 def predict(
@@ -87,4 +90,4 @@ def predict(
     finally:
         if video: video.close(whole)
     write_json_atomic(out/"predictions.json", {"classes": list(classes), "confidence": session.confidence, "frames": rows})
-    return Prediction(len(rows), sum(len(r["detections"]) for r in rows), time.time() - start, str(out))
+    return Prediction(len(rows), sum(len(r["detections"]) for r in rows), time.time() - start, str(frames), getattr(frames, "unreadable", []), str(out))
