@@ -41,6 +41,7 @@ def _code_of(error:BaseException)->int:
     if hasattr(error, "format_message"): return _complain(f"{error.format_message()} (see --help)", 2)
     if isinstance(error, KeyboardInterrupt): return _complain("interrupted", 130)
     if isinstance(error, BrokenPipeError): return 1
+    if type(error).__module__.startswith("jetson_det."): return _complain(error, 1)
     return _complain(f"{type(error).__name__}: {error} (--debug shows where)", 1)
 
 # %% ../nbs/80_cli.ipynb #b2017956
@@ -54,13 +55,21 @@ def _join_parameters(argv:list)->list: # the words, with `-p key value` as `-p k
         if key is not None: out.append(key if "=" in key else key + "=" + next(words, ""))
     return out
 
-# %% ../nbs/80_cli.ipynb #767acf05
+# %% ../nbs/80_cli.ipynb #f8ce98c1
+def _settle():
+    "Warnings as one line; OpenMP's threads wait asleep unless the person chose otherwise."
+    import os, warnings
+    warnings.showwarning = lambda message, *_, **__: print("warning: " + " ".join(str(message).split()), file=sys.stderr)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# %% ../nbs/80_cli.ipynb #7c94bcec
 def main(
     argv:Optional[List[str]]=None, # words after `jetson-det`; none: those of the process
 )->int: # 0 done, 1 the work failed its own check, 2 the input or the call was wrong
     "Run one verb."
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
+    _settle()
     argv = _join_parameters([a for a in argv if a != "--debug"])
     try: return app(argv, prog_name="jetson-det", standalone_mode=False) or 0
     except typer.Exit as e: return e.exit_code
@@ -70,7 +79,7 @@ def main(
         if debug: raise
         return _code_of(e)
 
-# %% ../nbs/80_cli.ipynb #7c94bcec
+# %% ../nbs/80_cli.ipynb #f07e51a1
 def _write_json(path:Optional[Path], figures:dict):
     "Write `figures` where `--json` asked for it."
     from jetson_det.runtime.files import write_json_atomic
@@ -79,7 +88,7 @@ def _write_json(path:Optional[Path], figures:dict):
     write_json_atomic(path, figures)
     print(f"wrote {path}")
 
-# %% ../nbs/80_cli.ipynb #44ab1413
+# %% ../nbs/80_cli.ipynb #e8ee8860
 def _open(artifact:str, contract:Optional[str]=None, device:str="cpu", confidence=None):
     "The session of a checkpoint folder or an ONNX file."
     from jetson_det.models.session import open_artifact
@@ -87,7 +96,7 @@ def _open(artifact:str, contract:Optional[str]=None, device:str="cpu", confidenc
     if confidence is not None: session.confidence = confidence
     return session
 
-# %% ../nbs/80_cli.ipynb #e8ee8860
+# %% ../nbs/80_cli.ipynb #bdfe9ac7
 def _versions()->dict: # package -> version, or None when it is missing
     "What is installed, without importing it."
     from importlib.metadata import PackageNotFoundError, version
@@ -99,7 +108,7 @@ def _versions()->dict: # package -> version, or None when it is missing
         except PackageNotFoundError: found[name] = None
     return found
 
-# %% ../nbs/80_cli.ipynb #5a1039bb
+# %% ../nbs/80_cli.ipynb #3694a90d
 def _devices()->list: # a line for each device
     "CPU, GPUs that torch sees, the board, ONNX Runtime's providers."
     import importlib.util as util, os, platform
@@ -114,7 +123,7 @@ def _devices()->list: # a line for each device
         rows.append("ONNX Runtime: " + ", ".join(onnxruntime.get_available_providers()))
     return rows
 
-# %% ../nbs/80_cli.ipynb #bdfe9ac7
+# %% ../nbs/80_cli.ipynb #99917ee5
 def _missing(versions:dict)->list: # a line for each thing that is missing
     "What can't be done here, and what to install for it."
     rows = []
@@ -125,7 +134,7 @@ def _missing(versions:dict)->list: # a line for each thing that is missing
     if not versions["tensorrt"]: rows.append("TensorRT engines: on a Jetson, TensorRT comes with JetPack")
     return rows
 
-# %% ../nbs/80_cli.ipynb #3694a90d
+# %% ../nbs/80_cli.ipynb #0e0fee1a
 @app.command()
 def doctor(json_file:Annotated[Optional[Path], typer.Option("--json", help="write the same as JSON")]=None):
     "What is installed, which devices there are, what is missing."
@@ -138,12 +147,12 @@ def doctor(json_file:Annotated[Optional[Path], typer.Option("--json", help="writ
     print("\n".join("missing: " + m for m in missing) or "nothing is missing")
     _write_json(json_file, {"jetson_det": __version__, "python": platform.python_version(), "versions": versions, "devices": devices, "missing": missing})
 
-# %% ../nbs/80_cli.ipynb #eeefcece
+# %% ../nbs/80_cli.ipynb #8041aa75
 DataFolder = Annotated[str, typer.Argument(metavar="DIR", help="folder with images and labels")]
 Format = Annotated[str, typer.Option("--format", help="auto, voc, coco or yolo")]
 JsonFile = Annotated[Optional[Path], typer.Option("--json", help="write the figures as JSON")]
 
-# %% ../nbs/80_cli.ipynb #cb5fea24
+# %% ../nbs/80_cli.ipynb #acbf6ee6
 @data_app.command("check")
 def data_check(folder:DataFolder, format:Format="auto", json_file:JsonFile=None):
     "Find flaws in labels and images. Exit code 1 when there are errors."
@@ -153,7 +162,7 @@ def data_check(folder:DataFolder, format:Format="auto", json_file:JsonFile=None)
     _write_json(json_file, report.to_dict())
     if report.errors: raise typer.Exit(1)
 
-# %% ../nbs/80_cli.ipynb #8041aa75
+# %% ../nbs/80_cli.ipynb #c63cbf86
 @data_app.command("stats")
 def data_stats(folder:DataFolder, format:Format="auto", json_file:JsonFile=None,
                size:Annotated[str, typer.Option("--size", help="network input, height x width")]="416x416"):
@@ -164,7 +173,7 @@ def data_stats(folder:DataFolder, format:Format="auto", json_file:JsonFile=None,
     print(stats)
     _write_json(json_file, stats.to_dict())
 
-# %% ../nbs/80_cli.ipynb #acbf6ee6
+# %% ../nbs/80_cli.ipynb #acf3e840
 def _size(text:str)->tuple: # (height, width)
     "`384x672` or `416` as (height, width)."
     from jetson_det.runtime.files import InputError
@@ -172,7 +181,7 @@ def _size(text:str)->tuple: # (height, width)
     if len(parts) > 2 or not all(p.isdigit() and int(p) > 0 for p in parts): raise InputError(f"--size {text}: write HEIGHTxWIDTH, such as 384x672, or one number")
     return int(parts[0]), int(parts[-1])
 
-# %% ../nbs/80_cli.ipynb #c63cbf86
+# %% ../nbs/80_cli.ipynb #51b332cb
 @data_app.command("convert")
 def data_convert(folder:DataFolder, target:Annotated[str, typer.Argument(metavar="DST", help="new folder")],
                  to:Annotated[str, typer.Option("--to", help="coco, yolo or voc")], format:Format="auto"):
@@ -182,7 +191,7 @@ def data_convert(folder:DataFolder, target:Annotated[str, typer.Argument(metavar
     write_dataset(ds, target, to)
     print(f"wrote {len(ds)} images, {len(ds.boxes)} boxes as {to} into {target}")
 
-# %% ../nbs/80_cli.ipynb #51b332cb
+# %% ../nbs/80_cli.ipynb #8897d795
 @app.command()
 def train(overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.SUB=VALUE]...", help="settings, such as train.epochs=50")]=None,
           config:Annotated[Optional[str], typer.Option("-c", "--config", help="YAML file, or the name of a recipe in configs/")]=None,
@@ -192,42 +201,32 @@ def train(overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.
           strict:Annotated[bool, typer.Option("--strict", help="stop at the first flawed label or image")]=False):
     "Train a detector. Everything that ran is saved in the run folder."
     from jetson_det.config import load_config
-    words = list(overrides or []) + ([f"data.strict=true"] if strict else [])
+    words = list(overrides or []) + (["data.strict=true"] if strict else [])
     cfg = load_config(config or (Path(out)/"config.yaml" if resume else None), words)
     if data: cfg.data.path = data
     from jetson_det.train.loop import train as run
     run(cfg, out, resume=resume)
 
-# %% ../nbs/80_cli.ipynb #8897d795
+# %% ../nbs/80_cli.ipynb #9eb38a6b
 Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="checkpoint folder or ONNX file")]
 ContractName = Annotated[Optional[str], typer.Option("--contract", help="for a model from elsewhere: yolox, ultralytics, or a JSON file")]
 Device = Annotated[str, typer.Option("--device", help="of a checkpoint: cpu or cuda")]
 
-# %% ../nbs/80_cli.ipynb #25b77e31
+# %% ../nbs/80_cli.ipynb #1083e701
 @app.command()
 def evaluate(artifact:Artifact, data:Annotated[str, typer.Option("--data", help="folder with images and labels")],
-             split:Annotated[str, typer.Option("--split", help="train, val, test or all")]="val", format:Format="auto",
+             split:Annotated[str, typer.Option("--split", help="train, val, test or all; none: test where there is one, else val")]="", format:Format="auto",
              contract:ContractName=None, device:Device="cpu", json_file:JsonFile=None):
     "Average precision by COCO's rules, overall and for each class."
+    from jetson_det.data.ready import open_evaluation
     from jetson_det.evaluate.coco import evaluate as run
-    ds = _evaluation_images(data, format, split)
-    result = run(_open(artifact, contract, device), ds)
+    session = _open(artifact, contract, device)
+    ds = open_evaluation(data, split, session.contract, format)
+    result = run(session, ds)
     print(result)
-    _write_json(json_file, {"artifact": artifact, "data": data, "split": split, **result.to_dict()})
+    _write_json(json_file, {"artifact": artifact, "data": data, "split": ds.split_names, **result.to_dict()})
 
-# %% ../nbs/80_cli.ipynb #2c949fa4
-def _evaluation_images(data:str, format:str, split:str):
-    "The images of one split, flawed ones left out, splits made as training makes them."
-    from jetson_det.config import DataConfig
-    from jetson_det.data.check import prepare
-    from jetson_det.data.formats import read_dataset
-    from jetson_det.data.split import ensure_splits
-    cfg = DataConfig()
-    ds, flaws = prepare(read_dataset(data, format=format), strict=False, max_flawed=1.)
-    if flaws: print(f"{len(flaws)} flaws: left out or clipped (jetson-det data check {data} lists them)")
-    return ds if split == "all" else ensure_splits(ds, cfg.val, cfg.test, cfg.seed).split(split)
-
-# %% ../nbs/80_cli.ipynb #d07c863a
+# %% ../nbs/80_cli.ipynb #a2940ed7
 @app.command()
 def predict(artifact:Artifact, source:Annotated[str, typer.Argument(metavar="SOURCE", help="image, folder, video, camera number or rtsp://")],
             out:Annotated[Path, typer.Option("--out", help="folder for pictures and predictions.json")]=Path("predictions"),
@@ -238,7 +237,7 @@ def predict(artifact:Artifact, source:Annotated[str, typer.Argument(metavar="SOU
     summary = run(_open(artifact, contract, device, confidence), source, out)
     print(summary)
 
-# %% ../nbs/80_cli.ipynb #a2940ed7
+# %% ../nbs/80_cli.ipynb #2d1dcb6f
 @app.command()
 def bench(artifact:Artifact, source:Annotated[Optional[str], typer.Option("--source", help="image, folder or video; none: generated scenes")]=None,
           repeats:Annotated[int, typer.Option("--repeats", min=1, help="passes over the frames")]=5,
@@ -250,7 +249,7 @@ def bench(artifact:Artifact, source:Annotated[Optional[str], typer.Option("--sou
     print(report)
     _write_json(json_file, {"artifact": artifact, "source": source or "generated scenes", **report.to_dict()})
 
-# %% ../nbs/80_cli.ipynb #2d1dcb6f
+# %% ../nbs/80_cli.ipynb #7cd006d4
 def _frames(source:Optional[str], most:int)->list: # BGR images
     "The first frames of a source, decoded, or generated scenes."
     if source is None:
@@ -260,7 +259,7 @@ def _frames(source:Optional[str], most:int)->list: # BGR images
     from jetson_det.runtime.sources import open_source
     return [f.image for f in islice(open_source(source), most)]
 
-# %% ../nbs/80_cli.ipynb #1c3cd07f
+# %% ../nbs/80_cli.ipynb #78540d9e
 @app.command()
 def export(checkpoint:Annotated[str, typer.Argument(metavar="CKPT", help="checkpoint folder, such as runs/train/best")],
            to:Annotated[str, typer.Option("--to", help="onnx")]="onnx",
@@ -276,7 +275,7 @@ def export(checkpoint:Annotated[str, typer.Argument(metavar="CKPT", help="checkp
     contract = export_onnx(checkpoint, path, input_size=_size(size) if size else None, opset=opset, dynamic_batch=dynamic)
     print(f"wrote {path}: {contract.name}, {contract.input_size[0]}x{contract.input_size[1]}, {len(contract.classes)} classes, parity {contract.parity}")
 
-# %% ../nbs/80_cli.ipynb #69fb2e3a
+# %% ../nbs/80_cli.ipynb #12ef3dcc
 def _parameter(word:str)->tuple: # (name, value as text)
     "`epochs=10` taken apart; the job knows the type."
     from jetson_det.runtime.files import InputError
@@ -284,7 +283,7 @@ def _parameter(word:str)->tuple: # (name, value as text)
     if not eq or not key: raise InputError(f"-p {word}: write -p NAME VALUE or -p NAME=VALUE")
     return key, value
 
-# %% ../nbs/80_cli.ipynb #6cd1fe97
+# %% ../nbs/80_cli.ipynb #55ba22ec
 @app.command()
 def job(name:Annotated[Optional[str], typer.Argument(metavar="NAME", help="train or benchmark; none: list them")]=None,
         parameters:Annotated[Optional[List[str]], typer.Option("-p", metavar="KEY VALUE", help="a parameter, as often as needed")]=None,
@@ -298,7 +297,7 @@ def job(name:Annotated[Optional[str], typer.Argument(metavar="NAME", help="train
     page = run_job(name, dict(_parameter(p) for p in parameters or []), out or Path("runs")/f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     print(f"report: {page}")
 
-# %% ../nbs/80_cli.ipynb #55ba22ec
+# %% ../nbs/80_cli.ipynb #90a6984f
 @app.command()
 def demo(out:Annotated[Path, typer.Option("--out", help="folder of the run")]=Path("runs/demo")):
     "The whole flow on generated scenes: train, evaluate, export, measure, report."

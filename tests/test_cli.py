@@ -57,3 +57,45 @@ def test_doctor_json(tmp_path):
 def test_a_mistake_is_one_line(words, parts, tmp_path):
     one_line(run(*words, cwd=tmp_path), *parts)
     assert not list(tmp_path.iterdir()), "something was written"
+
+
+def scenes(folder, count=24):
+    "A small dataset of generated scenes."
+    from jetson_det.synth import write_scenes
+    return write_scenes(folder, count=count, size=(96, 160))
+
+
+SMALL = ["data.input_size=[64,96]", "data.workers=0", "train.batch_size=8", "train.threads=1", "augment.multiscale=0"]
+
+
+def test_the_whole_way(tmp_path):
+    "Labels in, a measured ONNX out, by the verbs alone."
+    data, out = scenes(tmp_path / "dock"), tmp_path / "run"
+    r = run("train", "--data", data, "--out", out, "train.epochs=1", *SMALL)
+    assert r.returncode == 0, r.stderr
+    one_line(run("train", "--data", data, "--out", out, *SMALL), "run", "--resume")
+    r = run("export", out / "best", "--out", tmp_path / "m.onnx")
+    assert r.returncode == 0, r.stderr
+    figures = []
+    for artifact in (out / "best", tmp_path / "m.onnx"):
+        r = run("evaluate", artifact, "--data", data, "--json", tmp_path / "e.json")
+        assert r.returncode == 0, r.stderr
+        figures.append(json.loads((tmp_path / "e.json").read_text())["stats"])
+    assert figures[0]["AP"] == pytest.approx(figures[1]["AP"], abs=1e-3)
+    r = run("predict", tmp_path / "m.onnx", data / "images" / "test", "--out", tmp_path / "p", "--confidence", "0.001")
+    assert r.returncode == 0 and (tmp_path / "p" / "predictions.json").exists(), r.stderr
+    r = run("bench", tmp_path / "m.onnx", "--repeats", "2", "--frames", "2", "--json", tmp_path / "b.json")
+    assert r.returncode == 0, r.stderr
+    assert json.loads((tmp_path / "b.json").read_text())["stages"]["total"]["p95"] > 0
+
+
+def test_data_verbs(tmp_path):
+    data = scenes(tmp_path / "dock", 10)
+    r = run("data", "check", data, "--json", tmp_path / "c.json")
+    assert r.returncode == 0, r.stdout + r.stderr
+    assert run("data", "stats", data, "--size", "256x448").returncode == 0
+    for to in ("yolo", "voc", "coco"):
+        r = run("data", "convert", data, tmp_path / to, "--to", to)
+        assert r.returncode == 0, r.stderr
+        assert run("data", "check", tmp_path / to).returncode == 0
+    one_line(run("data", "convert", data, tmp_path / "voc", "--to", "voc"), "voc")

@@ -192,6 +192,27 @@ def test_a_pickle_of_code_is_not_run(tmp_path):
     assert not (tmp_path/"ran").exists()
 
 
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+def test_checkpoint_folder(tmp_path):
+    "The averaged weights where there are some; the classes from its contract; a torn one is refused."
+    pytest.importorskip("safetensors")
+    from jetson_det.train.checkpoint import save_checkpoint
+    raw, averaged = trained(seed=1), trained(seed=2)
+    for name, ema in (("both", averaged), ("raw", None)):
+        save_checkpoint(tmp_path/name, raw, ema, None, {}, raw.contract((64, 96)))
+        model = create_model("yolox-nano", ["Truck", "glove"])
+        report = load_weights(model, tmp_path/name)
+        assert (report.kind, report.carried, report.fresh) == ("checkpoint", ("Truck",), ("glove",))
+        source = (ema or raw).state_dict()
+        assert torch.equal(model.state_dict()["head.reg_preds.0.weight"], source["head.reg_preds.0.weight"])
+        assert torch.equal(model.state_dict()["head.cls_preds.1.bias"][0], source["head.cls_preds.1.bias"][2])
+    with pytest.raises(InputError, match="they are those of yolox-nano"): load_weights(create_model("yolox-tiny", CLASSES), tmp_path/"raw")
+    file = tmp_path/"both/ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(InputError, match="torn"): load_weights(create_model("yolox-nano", CLASSES), tmp_path/"both")
+
+
 # ---- ONNX ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wrapper,fold,names", [(Raw, True, "w"), (Raw, False, None), (Decoded, True, None), (Decoded, False, "w")],

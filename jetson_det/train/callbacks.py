@@ -136,7 +136,7 @@ class Evaluate(Callback):
         due = trainer.epoch % trainer.cfg.train.eval_every == 0 or trainer.in_tail or trainer.epoch == trainer.epochs
         trainer.metrics = trainer.evaluate() if due and trainer.val is not None else {}
         ap = trainer.metrics.get("AP")
-        if ap is not None and (trainer.best is None or ap > trainer.best["AP"]):
+        if ap is not None and (trainer.best is None or ap >= trainer.best["AP"]): # of equals the later, which has learnt for longer
             trainer.best = {"AP": ap, "epoch": trainer.epoch, "step": trainer.step}
 
 # %% ../../nbs/33_train.callbacks.ipynb #4a9da7b0
