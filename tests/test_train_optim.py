@@ -2,6 +2,7 @@
 import copy
 from types import SimpleNamespace
 
+import oracles
 import pytest
 import torch
 from torch import nn
@@ -14,14 +15,12 @@ from jetson_det.train.optim import base_lr, build_optimizer, clip_gradients, gra
 CFG = SimpleNamespace(lr_per_image=.01 / 64, optimizer="sgd", momentum=.9, weight_decay=5e-4, min_lr_ratio=.05)
 
 
-def yolox():
-    pytest.importorskip("oracles", reason="the yolox package is the oracle here")
-    return pytest.importorskip("yolox", reason="the yolox package is the oracle here")
+needs_yolox = pytest.mark.skipif(oracles.yolox() is None, reason=oracles.MISSING)
 
 
+@needs_yolox
 @pytest.mark.parametrize("epochs, warmup, tail, per_epoch, batch", [(300, 5, 15, 37, 64), (100, 5, 15, 1, 8), (50, 1, 10, 26, 8), (20, 0, 5, 7, 1), (12, 2, 0, 3, 16)])
 def test_the_learning_rate_is_yolox_s_at_every_step(epochs, warmup, tail, per_epoch, batch):
-    yolox()
     from yolox.utils.lr_scheduler import LRScheduler
     theirs = LRScheduler("yoloxwarmcos", CFG.lr_per_image * batch, per_epoch, epochs, warmup_epochs=warmup, no_aug_epochs=tail, warmup_lr_start=0, min_lr_ratio=.05) if warmup else None
     ours = make_schedule(CFG, plan_phases(epochs, warmup, tail), per_epoch, batch)
@@ -41,8 +40,8 @@ def test_short_trainings_leave_room_for_the_middle(epochs):
     assert max(rates) > .8 * s.lr and min(rates[1:]) > 0 and all(r <= s.lr * (1 + 1e-9) for r in rates)
 
 
+@needs_yolox
 def test_the_average_is_yolox_s():
-    yolox()
     from yolox.utils import ModelEMA as Theirs
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))

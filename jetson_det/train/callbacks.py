@@ -38,8 +38,8 @@ class MetricsTable(Callback):
         self.rows = [r for r in rows if int(r["epoch"]) <= trainer.epoch]
 
     def after_epoch(self, trainer):
-        row = dict(epoch=trainer.epoch, step=trainer.step, lr=trainer.lr, **trainer.epoch_losses, images_per_second=round(trainer.speed, 2),
-                   seconds=round(trainer.seconds, 1), **{k: trainer.metrics.get(k) for k in ("AP", "AP50")})
+        row = dict(epoch=trainer.epoch, step=trainer.step, lr=trainer.lr, images_per_second=round(trainer.speed, 2), seconds=round(trainer.seconds, 1),
+                   **{k: trainer.metrics.get(k) for k in ("AP", "AP50")}, **trainer.epoch_losses)
         self.rows.append({k: "" if v is None else str(v) for k, v in row.items()})
         write_bytes_atomic(trainer.out/"metrics.csv", table_text(self.rows).encode())
 

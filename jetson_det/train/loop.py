@@ -56,7 +56,7 @@ def flaw_lines(
     most:int=20, # to name one by one
 )->list: # lines for the person
     "The first flaws by name, then how many there are of each kind."
-    lines = [f"{f.severity}: {f.file}{', ' if f.file and f.where else ''}{f.where}{': ' if f.file or f.where else ''}{f.message} ({f.action})" for f in flaws[:most]]
+    lines = [f"{f.severity}: {f.message} ({f.action})" for f in flaws[:most]]
     kinds = Counter(f"{f.kind} ({f.action})" for f in flaws)
     return lines + ([f"{len(flaws)} flaws in the data: " + ", ".join(f"{n} {k}" for k, n in kinds.items())] if flaws else [])
 
@@ -83,24 +83,25 @@ def freeze_batchnorm(
     for m in layers: m.eval().requires_grad_(False)
     return len(layers)
 
-# %% ../../nbs/34_train.loop.ipynb #07676d8b
+# %% ../../nbs/34_train.loop.ipynb #b6ef3dcd
 def build_model(
     cfg, # Config
     classes, # class names
     device:torch.device, # where it goes
-    weights:bool=True, # load `model.weights`; False when a checkpoint brings them
+    loader=None, # TrainLoader whose first batches show what images look like; None: no weights are loaded, a checkpoint brings them
     say=print, # called with the report of what was loaded
 ): # Detector in training mode
     "The network of the settings, on its device, in its memory layout."
     model = create_model(cfg.model.name, classes)
-    if weights and cfg.model.weights:
-        from jetson_det.models.weights import load_weights
-        say(str(load_weights(model, cfg.model.weights)))
     model.to(device, memory_format=torch.channels_last if cfg.train.channels_last else torch.contiguous_format).train()
+    if cfg.model.weights and loader is not None:
+        from jetson_det.models.weights import load_weights
+        some = islice(loader.epoch(0), -(-128 // cfg.train.batch_size)) # 128 images or a little more
+        say(str(load_weights(model, cfg.model.weights, batches=(b.images for b in some))))
     if cfg.train.freeze_bn: freeze_batchnorm(model)
     return model
 
-# %% ../../nbs/34_train.loop.ipynb #037c1625
+# %% ../../nbs/34_train.loop.ipynb #6d93a816
 def in_groups(
     batches, # any iterable
     n:int, # how many make a group
@@ -109,7 +110,7 @@ def in_groups(
     batches = iter(batches)
     for first in batches: yield chain([first], islice(batches, n - 1))
 
-# %% ../../nbs/34_train.loop.ipynb #4b8b7c34
+# %% ../../nbs/34_train.loop.ipynb #75b633ee
 @dataclass
 class LossMeter:
     "Sums of losses, and what they are divided by."
@@ -128,7 +129,7 @@ class LossMeter:
         parts = {k: v / max(self.normaliser, 1.) for k, v in self.sums.items()}
         return {"loss": sum(parts.values()), **parts}
 
-# %% ../../nbs/34_train.loop.ipynb #941cb94c
+# %% ../../nbs/34_train.loop.ipynb #e55273ac
 def all_finite(
     outputs, # tensors in tuples, lists, dictionaries; anything else is passed over
 )->bool:
@@ -139,7 +140,7 @@ def all_finite(
     rest = [o for o in outputs if isinstance(o, (tuple, list, dict))]
     return all(map(all_finite, rest)) and (not tensors or bool(torch.stack([t.isfinite().all() for t in tensors]).all()))
 
-# %% ../../nbs/34_train.loop.ipynb #ae3418f1
+# %% ../../nbs/34_train.loop.ipynb #7ba128e2
 class NotFinite(ArithmeticError):
     "A loss or a gradient is infinite or no number; `indices` are the images of the batch."
     def __init__(self, what, indices): super().__init__(what); self.what, self.indices = what, indices
@@ -184,7 +185,7 @@ class Stepper:
         self.scaler.scale(sum(loss.sums.values())).backward()
         return {**{k: v.detach() for k, v in loss.sums.items()}, "normaliser": loss.normaliser}
 
-# %% ../../nbs/34_train.loop.ipynb #7ba128e2
+# %% ../../nbs/34_train.loop.ipynb #075ecda8
 def summed(
     figures, # of each micro-batch: name -> scalar tensor, "normaliser" among them
     indices, # of each micro-batch: the dataset's indices of its images
@@ -197,7 +198,7 @@ def summed(
         meter += LossMeter({k: values[k] for k in names if k != "normaliser"}, values["normaliser"], len(index), 1)
     return meter
 
-# %% ../../nbs/34_train.loop.ipynb #4583bdc2
+# %% ../../nbs/34_train.loop.ipynb #2901a5a2
 class Trainer:
     "A training: data, network, and how far it is."
     def __init__(self,
@@ -212,9 +213,9 @@ class Trainer:
         if t.threads: torch.set_num_threads(t.threads)
         torch.manual_seed(t.seed)
         self.train, self.val = labelled_split(ds, "train"), labelled_split(ds, "val", needed=False)
-        model = build_model(cfg, ds.classes, pick_device(t.device, t.precision), weights=checkpoint is None, say=say)
-        self.stepper = Stepper(model, t, t.batch_size * t.accumulate)
-        self.loader = TrainLoader(self.train, tuple(cfg.data.input_size), cfg.augment, t.batch_size, t.seed, cfg.data.workers)
+        loader = lambda workers: TrainLoader(self.train, tuple(cfg.data.input_size), cfg.augment, t.batch_size, t.seed, workers)
+        model = build_model(cfg, ds.classes, pick_device(t.device, t.precision), None if checkpoint else loader(0), say)
+        self.stepper, self.loader = Stepper(model, t, t.batch_size * t.accumulate), loader(cfg.data.workers)
         self.phases = plan_phases(t.epochs, t.warmup_epochs, t.no_aug_epochs)
         self.schedule = make_schedule(t, self.phases, -(-len(self.loader) // t.accumulate), t.batch_size * t.accumulate)
         self.epochs, self.steps, self.images_all = t.epochs, self.schedule.steps, t.epochs * len(self.train)
@@ -268,7 +269,7 @@ class Trainer:
     images_done = property(lambda self: self.epoch * len(self.train) + min(self.batch * self.cfg.train.batch_size, len(self.train)))
     go_on = property(lambda self: f"go on with: jetson-det train --out {self.out} --resume")
 
-# %% ../../nbs/34_train.loop.ipynb #2901a5a2
+# %% ../../nbs/34_train.loop.ipynb #8e9a614b
 def labelled_split(
     ds, # DetDataset
     name:str, # train or val
@@ -298,7 +299,7 @@ def explained(
         for callback in trainer.callbacks: callback.finish(trainer)
         trainer.loader.close()
 
-# %% ../../nbs/34_train.loop.ipynb #7677bedc
+# %% ../../nbs/34_train.loop.ipynb #c99b54f6
 def training_state(
     trainer:Trainer,
 )->dict: # JSON values and tensors, for `save_checkpoint`
@@ -316,7 +317,7 @@ def contract_of(
     return trainer.stepper.model.contract(tuple(cfg.data.input_size), confidence=cfg.export.confidence, iou=cfg.export.iou,
                                           dataset=trainer.ds.fingerprint(), config=cfg.fingerprint())
 
-# %% ../../nbs/34_train.loop.ipynb #8b642b9c
+# %% ../../nbs/34_train.loop.ipynb #5856a45b
 def restore(
     trainer:Trainer, # freshly made
     ckpt, # Checkpoint
@@ -338,7 +339,7 @@ def restore(
     for key in ("epoch", "batch", "step", "seconds", "best", "lr"): setattr(trainer, key, state[key])
     trainer.epoch_meter = LossMeter(**state["epoch_meter"])
 
-# %% ../../nbs/34_train.loop.ipynb #947648cd
+# %% ../../nbs/34_train.loop.ipynb #5cf8331c
 def resolved_rows(
     trainer:Trainer,
 )->list: # (name, value, rule) rows; the rule is empty where the value is as it was set
@@ -365,14 +366,14 @@ def resolved_rows(
         ("evaluation", f"every {t.eval_every} epochs and in each of the tail" if trainer.val is not None else "none", "" if trainer.val is not None else "there is no val split with boxes"),
     ]
 
-# %% ../../nbs/34_train.loop.ipynb #5cf8331c
+# %% ../../nbs/34_train.loop.ipynb #dc0dd817
 def rows_text(
     rows:list, # (name, value, rule)
 )->str: # a line for each
     "Rows as aligned text."
     return "\n".join(f"{name:>24}  {value}{'   # ' + rule if rule else ''}" for name, value, rule in rows)
 
-# %% ../../nbs/34_train.loop.ipynb #4ebfe4b3
+# %% ../../nbs/34_train.loop.ipynb #b97bf184
 class RunLog:
     "Prints lines, and keeps them in a file once there is one."
     def __init__(self): self.lines, self.path = [], None
@@ -388,7 +389,7 @@ class RunLog:
         with open(self.path, "a", encoding="utf-8") as f: f.write("".join(l + "\n" for l in self.lines))
         self.lines = []
 
-# %% ../../nbs/34_train.loop.ipynb #b97bf184
+# %% ../../nbs/34_train.loop.ipynb #35292a6e
 def evaluate_weights(
     source, # Detector, or a checkpoint folder
     ds, # DetDataset with boxes
@@ -400,7 +401,7 @@ def evaluate_weights(
     e, device = cfg.evaluate, str(pick_device(cfg.train.device))
     return evaluate(torch_session(source, tuple(cfg.data.input_size), device), ds, e.confidence, e.iou, e.max_detections, progress=sys.stderr.isatty())
 
-# %% ../../nbs/34_train.loop.ipynb #e6ce0a52
+# %% ../../nbs/34_train.loop.ipynb #7d321214
 def train(
     cfg, # Config
     out="runs/train", # run folder: a new one, or with `resume` that of the run
@@ -421,7 +422,7 @@ def train(
     trainer.fit()
     return final_figures(trainer)
 
-# %% ../../nbs/34_train.loop.ipynb #7d321214
+# %% ../../nbs/34_train.loop.ipynb #cbbbca8d
 def final_figures(
     trainer:Trainer, # at its end
 )->dict: # also in metrics.json

@@ -54,7 +54,8 @@ def plan_phases(
     room = MOST_AT_ENDS * epochs
     if warmup + tail <= room: return Phases(epochs, warmup, tail, "")
     shrink = room / (warmup + tail)
-    new = round(warmup * shrink, 2), math.floor(tail * shrink + 1e-9)
+    short = math.floor(tail * shrink + 1/3) # whole epochs
+    new = round(min(warmup * shrink, room - short), 2), short
     return Phases(epochs, *new, f"warm-up {warmup:g} and tail {tail} shrunk to {new[0]:g} and {new[1]}: together at most two thirds of {epochs} epochs")
 
 # %% ../../nbs/30_train.optim.ipynb #0ad262f0

@@ -129,6 +129,7 @@ def write_run_folder(
              "environment.json": lambda f: write_json_atomic(f, environment())}
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for left in out.glob(".*.part"): left.unlink() # of a process that was killed
         for name, write in files.items():
             if not (out/name).exists(): write(out/name)
         write_json_atomic(out/"resolved.json", {name: {"value": value, "rule": rule} for name, value, rule in resolved})
