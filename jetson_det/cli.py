@@ -57,10 +57,10 @@ def _join_parameters(argv:list)->list: # the words, with `-p key value` as `-p k
 
 # %% ../nbs/80_cli.ipynb #f8ce98c1
 def _settle():
-    "Warnings as one line; OpenMP's threads wait asleep unless the person chose otherwise."
+    "Warnings as one line; OpenMP's threads soon sleep when they wait, unless the person chose otherwise."
     import os, warnings
     warnings.showwarning = lambda message, *_, **__: print("warning: " + " ".join(str(message).split()), file=sys.stderr)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ: os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # %% ../nbs/80_cli.ipynb #7c94bcec
 def main(
@@ -221,7 +221,7 @@ def evaluate(artifact:Artifact, data:Annotated[str, typer.Option("--data", help=
     from jetson_det.data.ready import open_evaluation
     from jetson_det.evaluate.coco import evaluate as run
     session = _open(artifact, contract, device)
-    ds = open_evaluation(data, split, session.contract, format)
+    ds = open_evaluation(data, split, session.contract.extra.get("split"), format)
     result = run(session, ds)
     print(result)
     _write_json(json_file, {"artifact": artifact, "data": data, "split": ds.split_names, **result.to_dict()})
