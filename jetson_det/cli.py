@@ -191,7 +191,7 @@ def data_convert(folder:DataFolder, target:Annotated[str, typer.Argument(metavar
     write_dataset(ds, target, to)
     print(f"wrote {len(ds)} images, {len(ds.boxes)} boxes as {to} into {target}")
 
-# %% ../nbs/80_cli.ipynb #8897d795
+# %% ../nbs/80_cli.ipynb #9eb38a6b
 @app.command()
 def train(overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.SUB=VALUE]...", help="settings, such as train.epochs=50")]=None,
           config:Annotated[Optional[str], typer.Option("-c", "--config", help="YAML file, or the name of a recipe in configs/")]=None,
@@ -207,12 +207,12 @@ def train(overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.
     from jetson_det.train.loop import train as run
     run(cfg, out, resume=resume)
 
-# %% ../nbs/80_cli.ipynb #9eb38a6b
+# %% ../nbs/80_cli.ipynb #a2940ed7
 Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="checkpoint folder or ONNX file")]
 ContractName = Annotated[Optional[str], typer.Option("--contract", help="for a model from elsewhere: yolox, ultralytics, or a JSON file")]
 Device = Annotated[str, typer.Option("--device", help="of a checkpoint: cpu or cuda")]
 
-# %% ../nbs/80_cli.ipynb #1083e701
+# %% ../nbs/80_cli.ipynb #7cd006d4
 @app.command()
 def evaluate(artifact:Artifact, data:Annotated[str, typer.Option("--data", help="folder with images and labels")],
              split:Annotated[str, typer.Option("--split", help="train, val, test or all; none: test where there is one, else val")]="", format:Format="auto",
@@ -222,11 +222,12 @@ def evaluate(artifact:Artifact, data:Annotated[str, typer.Option("--data", help=
     from jetson_det.evaluate.coco import evaluate as run
     session = _open(artifact, contract, device)
     ds = open_evaluation(data, split, session.contract.extra.get("split"), format)
-    result = run(session, ds)
+    print(f"{artifact} on {len(ds)} images of {data}: {split or ' and '.join(filter(None, ds.split_names)) or 'all'}")
+    result = run(session, ds, progress=sys.stderr.isatty())
     print(result)
     _write_json(json_file, {"artifact": artifact, "data": data, "split": ds.split_names, **result.to_dict()})
 
-# %% ../nbs/80_cli.ipynb #a2940ed7
+# %% ../nbs/80_cli.ipynb #12ef3dcc
 @app.command()
 def predict(artifact:Artifact, source:Annotated[str, typer.Argument(metavar="SOURCE", help="image, folder, video, camera number or rtsp://")],
             out:Annotated[Path, typer.Option("--out", help="folder for pictures and predictions.json")]=Path("predictions"),
@@ -237,7 +238,7 @@ def predict(artifact:Artifact, source:Annotated[str, typer.Argument(metavar="SOU
     summary = run(_open(artifact, contract, device, confidence), source, out)
     print(summary)
 
-# %% ../nbs/80_cli.ipynb #2d1dcb6f
+# %% ../nbs/80_cli.ipynb #6cd1fe97
 @app.command()
 def bench(artifact:Artifact, source:Annotated[Optional[str], typer.Option("--source", help="image, folder or video; none: generated scenes")]=None,
           repeats:Annotated[int, typer.Option("--repeats", min=1, help="passes over the frames")]=5,
@@ -249,7 +250,7 @@ def bench(artifact:Artifact, source:Annotated[Optional[str], typer.Option("--sou
     print(report)
     _write_json(json_file, {"artifact": artifact, "source": source or "generated scenes", **report.to_dict()})
 
-# %% ../nbs/80_cli.ipynb #7cd006d4
+# %% ../nbs/80_cli.ipynb #55ba22ec
 def _frames(source:Optional[str], most:int)->list: # BGR images
     "The first frames of a source, decoded, or generated scenes."
     if source is None:
@@ -259,7 +260,7 @@ def _frames(source:Optional[str], most:int)->list: # BGR images
     from jetson_det.runtime.sources import open_source
     return [f.image for f in islice(open_source(source), most)]
 
-# %% ../nbs/80_cli.ipynb #78540d9e
+# %% ../nbs/80_cli.ipynb #0badd0a6
 @app.command()
 def export(checkpoint:Annotated[str, typer.Argument(metavar="CKPT", help="checkpoint folder, such as runs/train/best")],
            to:Annotated[str, typer.Option("--to", help="onnx")]="onnx",
@@ -275,7 +276,7 @@ def export(checkpoint:Annotated[str, typer.Argument(metavar="CKPT", help="checkp
     contract = export_onnx(checkpoint, path, input_size=_size(size) if size else None, opset=opset, dynamic_batch=dynamic)
     print(f"wrote {path}: {contract.name}, {contract.input_size[0]}x{contract.input_size[1]}, {len(contract.classes)} classes, parity {contract.parity}")
 
-# %% ../nbs/80_cli.ipynb #12ef3dcc
+# %% ../nbs/80_cli.ipynb #af6104e4
 def _parameter(word:str)->tuple: # (name, value as text)
     "`epochs=10` taken apart; the job knows the type."
     from jetson_det.runtime.files import InputError
@@ -283,7 +284,7 @@ def _parameter(word:str)->tuple: # (name, value as text)
     if not eq or not key: raise InputError(f"-p {word}: write -p NAME VALUE or -p NAME=VALUE")
     return key, value
 
-# %% ../nbs/80_cli.ipynb #55ba22ec
+# %% ../nbs/80_cli.ipynb #6cd7da5f
 @app.command()
 def job(name:Annotated[Optional[str], typer.Argument(metavar="NAME", help="train or benchmark; none: list them")]=None,
         parameters:Annotated[Optional[List[str]], typer.Option("-p", metavar="KEY VALUE", help="a parameter, as often as needed")]=None,
@@ -297,7 +298,7 @@ def job(name:Annotated[Optional[str], typer.Argument(metavar="NAME", help="train
     page = run_job(name, dict(_parameter(p) for p in parameters or []), out or Path("runs")/f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     print(f"report: {page}")
 
-# %% ../nbs/80_cli.ipynb #90a6984f
+# %% ../nbs/80_cli.ipynb #e54a594a
 @app.command()
 def demo(out:Annotated[Path, typer.Option("--out", help="folder of the run")]=Path("runs/demo")):
     "The whole flow on generated scenes: train, evaluate, export, measure, report."

@@ -43,13 +43,13 @@ class DataConfig(Section):
         if len(v) != 2 or any(s < 32 or s % 32 for s in v): raise ValueError(f"two multiples of 32 (height, width), not {v}")
         return v
 
-# %% ../nbs/01_config.ipynb #b3c55dbb
+# %% ../nbs/01_config.ipynb #de162a01
 class ModelConfig(Section):
     "Which network, and from which weights."
     name:str = Field("yolox-nano", description="yolox-nano, -tiny, -s, -m, -l or -x")
     weights:Optional[str] = Field(None, description="an official .pth, one of our checkpoints or an ONNX file; none: from nothing")
 
-# %% ../nbs/01_config.ipynb #d463cafc
+# %% ../nbs/01_config.ipynb #e3b39d21
 class AugmentConfig(Section):
     "How training images are varied."
     mosaic:float = Field(1., ge=0, le=1, description="share of samples made of four images")
@@ -81,7 +81,7 @@ class AugmentConfig(Section):
         if len(v) != 3 or any(not 0 <= s <= 255 for s in v): raise ValueError(f"three shifts of 0 to 255 (hue, saturation, value), not {v}")
         return v
 
-# %% ../nbs/01_config.ipynb #e3b39d21
+# %% ../nbs/01_config.ipynb #a40086cf
 class TrainConfig(Section):
     "How the weights are found."
     epochs:int = Field(100, ge=1, description="times every training image is seen")
@@ -110,14 +110,14 @@ class TrainConfig(Section):
     channels_last:bool = Field(True, description="memory order of images and weights; changes speed alone")
     log_every:int = Field(10, ge=1, description="steps between rows of the log")
 
-# %% ../nbs/01_config.ipynb #9f658359
+# %% ../nbs/01_config.ipynb #f392c771
 class EvaluateConfig(Section):
     "How average precision is measured."
     confidence:float = Field(.01, ge=0, le=1, description="boxes below this score are not counted")
     iou:float = Field(.65, gt=0, le=1, description="overlap at which the lower of two boxes of a class is dropped")
     max_detections:int = Field(100, ge=1, description="boxes counted for one image")
 
-# %% ../nbs/01_config.ipynb #a40086cf
+# %% ../nbs/01_config.ipynb #75736c47
 class ExportConfig(Section):
     "What the exported file carries."
     opset:int = Field(13, ge=11, le=20, description="ONNX operator set; 13 is what TensorRT 8.2 (Jetson Nano) reads")
@@ -125,7 +125,7 @@ class ExportConfig(Section):
     iou:float = Field(.45, gt=0, le=1, description="overlap at which the lower of two boxes of a class is dropped")
     simplify:bool = Field(True, description="fold and clean the graph with onnxslim")
 
-# %% ../nbs/01_config.ipynb #2e7d6e8f
+# %% ../nbs/01_config.ipynb #19827f1f
 class Config(Section):
     "All settings of a run."
     data:DataConfig = Field(default_factory=DataConfig)
@@ -139,7 +139,7 @@ class Config(Section):
         "A short hash of every value."
         return fingerprint(self.model_dump(mode="json"))
 
-# %% ../nbs/01_config.ipynb #47e6fe2b
+# %% ../nbs/01_config.ipynb #b1ab4c30
 def _lines(node, prefix=())->dict: # (key, sub key) -> line, from 1
     "Where each key of a composed YAML mapping stands."
     found = {}
@@ -149,7 +149,7 @@ def _lines(node, prefix=())->dict: # (key, sub key) -> line, from 1
         found.update(_lines(value, prefix + (key.value,)))
     return found
 
-# %% ../nbs/01_config.ipynb #61b023ff
+# %% ../nbs/01_config.ipynb #9abf310e
 def _read_yaml(
     path:Path, # a YAML file
 )->tuple: # (values as nested dictionaries, lines by key)
@@ -164,14 +164,14 @@ def _read_yaml(
     if not isinstance(values, dict): raise InputError(f"{path}, line 1: expected sections such as `train:`, found {type(values).__name__}")
     return values, _lines(node)
 
-# %% ../nbs/01_config.ipynb #6d47bb52
+# %% ../nbs/01_config.ipynb #415642e4
 def _merged(below:dict, above:dict)->dict:
     "`below` with the values of `above` put over it, section by section."
     out = dict(below)
     for k, v in above.items(): out[k] = _merged(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
     return out
 
-# %% ../nbs/01_config.ipynb #b1ab4c30
+# %% ../nbs/01_config.ipynb #f1101755
 def _read_with_base(
     path:Path, # a YAML file
     above:tuple=(), # the files that led here
@@ -185,7 +185,7 @@ def _read_with_base(
     below, below_places = _read_with_base(path.parent/str(base), above + (path.resolve(),))
     return _merged(below, values), {**below_places, **places}
 
-# %% ../nbs/01_config.ipynb #09200f63
+# %% ../nbs/01_config.ipynb #326d23c8
 def _override(
     word:str, # "key.sub=value"
 )->tuple: # (keys, value)
@@ -195,14 +195,14 @@ def _override(
     try: return tuple(key.strip().split(".")), yaml.safe_load(value)
     except yaml.YAMLError: raise InputError(f"{word!r}: the value is not valid YAML")
 
-# %% ../nbs/01_config.ipynb #415642e4
+# %% ../nbs/01_config.ipynb #2eebe9ad
 def _put(values:dict, keys:tuple, value)->dict:
     "A copy of `values` in which `keys` leads to `value`."
     if len(keys) == 1: return {**values, keys[0]: value}
     below = values.get(keys[0])
     return {**values, keys[0]: _put(below if isinstance(below, dict) else {}, keys[1:], value)}
 
-# %% ../nbs/01_config.ipynb #060cfe8b
+# %% ../nbs/01_config.ipynb #bc276c6d
 def _known_keys(keys:tuple)->list: # names that would be right
     "The fields of the section that `keys` lies in."
     model = Config
@@ -212,7 +212,7 @@ def _known_keys(keys:tuple)->list: # names that would be right
         model = field.annotation
     return list(model.model_fields)
 
-# %% ../nbs/01_config.ipynb #326d23c8
+# %% ../nbs/01_config.ipynb #af128f20
 def _one_line(error:ValidationError, places:dict)->str:
     "The first of pydantic's errors as one line."
     first = error.errors()[0]
@@ -222,7 +222,7 @@ def _one_line(error:ValidationError, places:dict)->str:
     else: text = f"{name}: {first['msg'].replace('Value error, ', '')} (found {first['input']!r})"
     return f"{place}: {text}" if place else text
 
-# %% ../nbs/01_config.ipynb #2eebe9ad
+# %% ../nbs/01_config.ipynb #7892b01d
 def load_config(
     path=None, # YAML file, or the name of one in configs/; none: the defaults
     overrides=(), # words such as "train.epochs=20", which win over the file
@@ -235,7 +235,7 @@ def load_config(
     try: return Config.model_validate(values)
     except ValidationError as e: raise InputError(_one_line(e, places))
 
-# %% ../nbs/01_config.ipynb #03ed567c
+# %% ../nbs/01_config.ipynb #e1e77c92
 def find_config(
     name, # a path, or a recipe's name with or without .yaml
 )->Path: # a file that exists
@@ -246,7 +246,7 @@ def find_config(
     if Path(name).name in (Path(name).stem, Path(name).stem + ".yaml") and Path(name).stem in known: return known[Path(name).stem]
     raise InputError(f"{name}: no such file, and no recipe of that name: {did_you_mean(Path(name).stem, known)}")
 
-# %% ../nbs/01_config.ipynb #7892b01d
+# %% ../nbs/01_config.ipynb #fc48a2cd
 def save_config(
     cfg:Config, # settings
     path, # YAML file to write
@@ -255,7 +255,7 @@ def save_config(
     text = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return write_bytes_atomic(path, text.encode("utf-8"))
 
-# %% ../nbs/01_config.ipynb #e1e77c92
+# %% ../nbs/01_config.ipynb #fe1c369e
 def describe(
     section:str="", # one section, or all of them
 )->str: # a line for each key

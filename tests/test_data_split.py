@@ -69,7 +69,7 @@ def test_tiny(n, want, by):
     ds = ensure_splits(dataset(n), by=by)
     assert sizes(ds) == want
     assert len(eval_split(ds)) >= 1
-    assert [f.message for f in ds.flaws] == ([] if n > 1 else ["nothing is left for val: the training images serve for it"])
+    assert [f.message for f in ds.flaws] == ([] if n > 1 else ["nothing is left for val: training goes without evaluation, and `evaluate` takes the training images"])
 
 
 def test_no_val_wanted():

@@ -135,7 +135,7 @@ def ensure_splits(
     if "val" not in ds.split_names and val and len(have) > 1: ds = _make(ds, np.flatnonzero(ds.splits == "train"), val, 0, by, seed)
     unlisted = int((ds.splits == "").sum())
     if unlisted: notes.append(Flaw("warning", "no-split", "", "", f"{unlisted} images are in no split and are not used", "noted"))
-    if "val" not in ds.split_names: notes.append(Flaw("warning", "no-val", "", "", "nothing is left for val: the training images serve for it", "noted"))
+    if "val" not in ds.split_names: notes.append(Flaw("warning", "no-val", "", "", "nothing is left for val: training goes without evaluation, and `evaluate` takes the training images", "noted"))
     return replace(ds, flaws=[*ds.flaws, *notes])
 
 # %% ../../nbs/14_data.split.ipynb #c47b4350

@@ -75,7 +75,7 @@ def stats_table(
                 "".join(f"{d['under'][str(s)]:>6.0%}" for s in STRIDES))
     ranked = sorted(stats["classes"].items(), key=lambda kv: -kv[1]["boxes"])
     h, w = stats["input_size"]
-    lines = [f"{stats['images']} images ({stats['empty_images']} without a box, {stats['image_sizes']} sizes), sizes at an input of {w}x{h}", head]
+    lines = [f"{stats['images']} images ({stats['empty_images']} without a box, {stats['image_sizes']} sizes), sizes at an input of {h}x{w} (height x width)", head]
     lines += [row(c, d) for c, d in ranked[:most]] + ([f"and {len(ranked) - most} classes more"] if len(ranked) > most else [])
     return "\n".join([*lines, row("all", stats["all"])])
 
@@ -105,7 +105,7 @@ def plot_stats(
                color=[plt.get_cmap("Set2")(k % 8) for k in range(len(top))], label=[ds.classes[k] for k in top])
     sizes.legend(fontsize=8)
     for s in STRIDES: sizes.axvline(s, color="k", lw=1, ls=":")
-    sizes.set(title=f"size at {input_size[1]}x{input_size[0]}, px", xscale="log", xticks=STRIDES + (64, 128, 256), xticklabels=STRIDES + (64, 128, 256))
+    sizes.set(title=f"size at {input_size[0]}x{input_size[1]}, px", xscale="log", xticks=STRIDES + (64, 128, 256), xticklabels=STRIDES + (64, 128, 256))
     sizes.minorticks_off()
     crowd.hist(per_image, bins=min(30, int(per_image.max(initial=0)) + 1))
     crowd.set(title="boxes in an image")

@@ -92,7 +92,7 @@ def plot_latency(
     ax.barh(STAGES, [r["p50"] for r in rows], color=["C0", "C1", "C2", "0.6"], label="median")
     for mark, name in (("|", "p95"), ("x", "p99")): ax.plot([r[name] for r in rows], STAGES, mark, color="k", ms=9, label=name)
     ax.invert_yaxis()
-    ax.set(title=f"{report.model} at {report.input_size[1]}x{report.input_size[0]} on {report.measured_on['device']}", xlabel="ms")
+    ax.set(title=f"{report.model} at {report.input_size[0]}x{report.input_size[1]} on {report.measured_on['device']}", xlabel="ms")
     ax.legend()
     plt.close(fig)
     return fig

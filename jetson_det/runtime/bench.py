@@ -74,8 +74,8 @@ class BenchReport(NamedTuple):
     def __str__(self):
         on = self.measured_on
         columns = ("min", "p50", "p95", "p99", "mean")
-        rows = ["{} at {}x{}: {} calls on {} frames, {:.1f} boxes a frame, {:.1f} frames/s".format(
-            self.model, self.input_size[1], self.input_size[0], self.calls, self.frames, self.boxes, self.fps),
+        rows = ["{} at {}x{} (height x width): {} calls on {} frames, {:.1f} boxes a frame, {:.1f} frames/s".format(
+            self.model, self.input_size[0], self.input_size[1], self.calls, self.frames, self.boxes, self.fps),
             "{}, {} cores; {}".format(on["device"], on["cores"], ", ".join("%s %s" % v for v in sorted(on["versions"].items()))),
             "{:12}".format("ms") + "".join("{:>9}".format(c) for c in columns)]
         return "\n".join(rows + ["{:12}".format(s) + "".join("{:9.2f}".format(self.stages[s][c]) for c in columns) for s in STAGES])
