@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= runs/demo
+# Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/80_cli.ipynb).
+export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: help demo test bench docs readme sync notebooks-test pytest test-runtime36 test-wheel lab notebooks env env-dev clean
 
@@ -35,6 +37,7 @@ test: env-dev ## everything a CPU can test
 
 sync: env-dev
 	@bash tools/check_sync.sh $(BIN)
+	@$(BIN)/python tools/build_site.py --check
 
 notebooks-test: env-dev
 	@cd nbs && ../$(BIN)/nbdev_test --n_workers 2 --do_print
@@ -54,8 +57,9 @@ bench: env-dev ## speed against the peers, as ratios, interleaved in one run
 docs: env-dev ## the site, into site/
 	@$(BIN)/python tools/build_site.py --out site
 
-readme: env-dev ## README.md from nbs/index.ipynb
+readme: env-dev ## README.md and the sidebar from the notebooks
 	@$(BIN)/python tools/build_site.py --readme
+	@$(BIN)/python tools/build_site.py --sidebar
 
 lab: env-dev ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
