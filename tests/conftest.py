@@ -38,3 +38,13 @@ def data():
     d = data_dir()
     if d is None: pytest.skip("no real data: set JETSON_DET_DATA to its folder")
     return d
+
+
+@pytest.fixture
+def one_thread():
+    "Torch on one thread: small tensors gain nothing from more, and tests run side by side."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

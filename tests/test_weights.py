@@ -15,15 +15,8 @@ from jetson_det.models.weights import conv_colors, first_difference, load_weight
 from jetson_det.models.zoo import MODELS, create_model  # noqa: E402
 from jetson_det.runtime.contract import COCO_CLASSES, METADATA_KEY  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("sack", "person", "truck")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(name="yolox-nano", classes=CLASSES, seed=0):

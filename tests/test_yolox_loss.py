@@ -13,16 +13,8 @@ from jetson_det.models.yolox_loss import assign, yolox_loss  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
 
 needs_yolox = pytest.mark.skipif(oracles.yolox() is None, reason=oracles.MISSING)
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning")  # in yolox
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning")]  # in yolox
 C = 7
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pad(labels, keep):

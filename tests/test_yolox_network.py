@@ -9,15 +9,8 @@ from jetson_det.models.yolox import YOLOX, anchors_for  # noqa: E402
 from jetson_det.models.zoo import MODELS, create_model  # noqa: E402
 
 needs_yolox = pytest.mark.skipif(oracles.yolox() is None, reason=oracles.MISSING)
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = [f"class {i}" for i in range(80)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def scatter_norms(model, seed=0):
