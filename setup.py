@@ -51,7 +51,6 @@ setup(
     entry_points={"console_scripts": listed("console_scripts"),
                   "nbdev": ["{0}={0}._modidx:d".format(cfg["lib_name"])]},
     cmdclass={"build_py": BuildWithNotebooks},
-    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Developers",
-                 "License :: OSI Approved :: Apache Software License"]
+    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Developers"]
     + ["Programming Language :: Python :: " + v for v in ("3.6", "3.10", "3.11", "3.12", "3.13")],
 )

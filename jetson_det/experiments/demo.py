@@ -46,5 +46,5 @@ def run_demo(
     if (out/"metrics.json").exists() and (out/"train.html").exists():
         print(f"{out} holds a finished demo; remove the folder to run it again")
         return demo_result(out)
-    run_job("train", {"config": "demo", "resume": (out/"training").exists(), **parameters}, out)
+    run_job("train", {"config": "demo", "scenes": 1000, "hard": 0., "resume": (out/"training").exists(), **parameters}, out)
     return demo_result(out)
