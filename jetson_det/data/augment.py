@@ -19,7 +19,7 @@ from ..core import InputError, rng_for
 from ..runtime.boxes import fit_image
 
 # %% ../../nbs/16_data.augment.ipynb #f82f8cf4
-_ORDER, _SAMPLE = 1, 2 # what a random generator is for; never 0, which numpy's SeedSequence takes for "no further key"
+_ORDER, _SAMPLE = 1, 2 # what a random generator is for
 
 def epoch_order(
     n:int, # images in the dataset
