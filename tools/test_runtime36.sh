@@ -16,7 +16,7 @@ if [ ! -f $dir/.ready ]; then
   echo "== making $dir with $("$python36" --version 2>&1)"
   rm -rf $dir
   "$python36" -m venv $dir
-  $dir/bin/python -m pip install -q "pip<22" 2>/dev/null || $dir/bin/python -m pip install -q "pip<22"
+  $dir/bin/python -m pip install -q -U "pip<22" 2>/dev/null
   $dir/bin/python -m pip install -q --disable-pip-version-check numpy==1.19.5 onnxruntime==1.10.0 "opencv-python-headless<4.7" pytest
   touch $dir/.ready
 fi
