@@ -51,13 +51,14 @@ def plot_predictions(
     ds, # DetDataset
     count:int=4, # images to show, drawn at random
     seed:int=0, # of the draw
+    dpi:int=60, # pixels for an inch of the picture, which is 8 inches wide
 ): # a matplotlib Figure
     "What a session finds, with the labels dashed in white, on a few images with boxes."
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
     labelled = np.unique(ds.box_image)
     chosen = rng_for(seed).permutation(labelled)[:count] if len(labelled) else []
-    fig, axes = plt.subplots(-(-max(len(chosen), 1) // 2), 2, figsize=(8, 2.4 * -(-max(len(chosen), 1) // 2)), dpi=60, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(-(-max(len(chosen), 1) // 2), 2, figsize=(8, 2.4 * -(-max(len(chosen), 1) // 2)), dpi=dpi, layout="constrained", squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, i in zip(axes.flat, sorted(chosen)):
         image = ds.image(i)
