@@ -92,8 +92,8 @@ def test_one_object_more_leaves_the_room_alone():
 
 
 def test_hard_scenes_have_more_noise():
-    def rough(hard):
-        return np.median([cv2.Laplacian(dock_scene(s, objects=0, hard=hard)[0][:40], cv2.CV_32F).std() for s in range(12)])
+    def rough(hard): # the median passes over edges, which differ from room to room, and keeps the noise that is everywhere
+        return np.mean([np.median(np.abs(cv2.Laplacian(dock_scene(s, objects=0, hard=hard)[0][:40], cv2.CV_32F))) for s in range(30)])
     assert rough(1) > rough(0)
 
 
