@@ -52,7 +52,7 @@ class _Slot:
     "One image's place in the batch: buffers for its geometry, and a view of the input's valid area."
     def __init__(self, chw, place, padding, order):
         (nh, nw), (x, y) = place.resized, place.offset
-        chw[...] = padding
+        for rim in (chw[:, :y], chw[:, y + nh:], chw[:, y:y + nh, :x], chw[:, y:y + nh, x + nw:]): rim[...] = padding
         self.place, self.valid = place, chw[:, y:y + nh, x:x + nw]
         self.small, self.planes = np.empty((nh, nw, 3), np.uint8), np.empty((3, nh, nw), np.uint8)
         self.bgr = [self.planes[c] for c in order]  # where blue, green and red go
