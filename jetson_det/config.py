@@ -6,9 +6,9 @@
 __all__ = ['Section', 'DataConfig', 'ModelConfig', 'AugmentConfig', 'TrainConfig', 'EvaluateConfig', 'ExportConfig', 'Config',
            'load_config', 'find_config', 'save_config', 'describe']
 
-# %% ../nbs/01_config.ipynb #421dfd23
+# %% ../nbs/01_config.ipynb #56b65116
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,19 +21,25 @@ class Section(BaseModel):
     "A group of settings. Unknown keys and wrong types are errors, also when assigned later."
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
-# %% ../nbs/01_config.ipynb #eec5b16b
+# %% ../nbs/01_config.ipynb #a4011f9c
 class DataConfig(Section):
     "Which images, which classes, which size."
     path:str = Field("", description="folder with images and labels; empty: generated scenes of a loading dock")
-    format:str = Field("auto", description="auto, voc, coco or yolo")
+    format:str = Field("auto", description="auto, or the name of a label format: coco, voc, yolo, csv, labelme, cvat, kitti, openimages, plates")
     classes:Optional[List[str]] = Field(None, description="class names in order; none: those of the data")
     input_size:List[int] = Field([416, 416], description="network input (height, width), multiples of 32")
     val:float = Field(.2, ge=0, lt=1, description="share for validation where the data has no list of its own")
     test:float = Field(.1, ge=0, lt=1, description="share for the final test where the data has no list of its own")
-    split_by:str = Field("random", description="how splits are made: random or stratified")
+    split_by:str = Field("random", description="how splits are made: random, stratified or group")
+    group_by:str = Field("", description="what makes images a group: folder, or a regular expression whose first bracket is the group's name; empty: what the labels say")
+    splits:str = Field("", description="folder with train.txt, val.txt, test.txt, as `jetson-det data split` writes them; empty: the data's own, else made")
     seed:int = Field(0, ge=0, description="seed of the made splits")
     workers:int = Field(2, ge=0, description="processes that prepare images; 0: none, in the training process")
     strict:bool = Field(False, description="stop at the first flawed label or image")
+    cache:str = Field("none", pattern="^(none|ram|disk)$", description="decoded images kept: none (one group of 64), ram (shared by the workers), disk (one mapped file)")
+    augment_on:str = Field("cpu", pattern="^(cpu|device)$", description="where images are augmented: cpu (the workers), or the training's device, with the whole dataset in its memory")
+    balance:str = Field("none", pattern="^(none|repeat)$", description="repeat: images with rare classes are seen more than once an epoch")
+    balance_threshold:float = Field(.1, gt=0, le=1, description="classes in less than this share of the images are repeated: sqrt(threshold / share) times (LVIS)")
     max_flawed:float = Field(.01, ge=0, le=1, description="share of images that may have flaws, which are then left out or clipped")
 
     @field_validator("input_size")
@@ -49,7 +55,7 @@ class ModelConfig(Section):
     name:str = Field("yolox-nano", description="yolox-nano, -tiny, -s, -m, -l or -x")
     weights:Optional[str] = Field(None, description="an official .pth, one of our checkpoints or an ONNX file; none: from nothing")
 
-# %% ../nbs/01_config.ipynb #e3b39d21
+# %% ../nbs/01_config.ipynb #0e05f75a
 class AugmentConfig(Section):
     "How training images are varied."
     mosaic:float = Field(1., ge=0, le=1, description="share of samples made of four images")
@@ -62,12 +68,21 @@ class AugmentConfig(Section):
     hsv:List[int] = Field([5, 30, 30], description="largest shifts of hue (of 180), saturation and value (of 255)")
     hsv_prob:float = Field(1., ge=0, le=1, description="share of samples whose colours are shifted")
     flip:float = Field(.5, ge=0, le=1, description="share of samples mirrored left to right")
+    flip_vertical:float = Field(0., ge=0, le=1, description="share of samples mirrored top to bottom; for pictures from above")
+    affine:float = Field(0., ge=0, le=1, description="share of samples without mosaic that are turned, zoomed, sheared and shifted like mosaics")
+    crop:float = Field(0., ge=0, le=1, description="share of samples without mosaic that are a part of their image")
+    crop_scale:List[float] = Field([.3, 1.], description="range of the part's sides, as a share of the image's")
+    zoom_out:float = Field(0., ge=0, le=1, description="share of samples without mosaic that are shrunk onto a larger grey canvas (SSD)")
+    zoom_out_scale:List[float] = Field([1., 4.], description="range of the canvas's sides over the image's")
+    copy_paste:float = Field(0., ge=0, le=1, description="share of samples onto which boxes of other images are pasted")
+    copy_paste_boxes:int = Field(3, ge=1, description="boxes pasted at most")
+    transforms:Optional[Union[str, List]] = Field(None, description="albumentations transforms applied after ours: a list, or a YAML file with one")
     multiscale:int = Field(5, ge=0, description="input size varies by this many steps of 32 up and down; 0: never")
     multiscale_every:int = Field(10, ge=1, description="batches between changes of the input size")
     min_box:float = Field(1., ge=0, description="boxes with a side below this many pixels after augmentation are dropped")
     min_visible:float = Field(.1, ge=0, le=1, description="boxes of which less than this share stays in the image are dropped")
 
-    @field_validator("mosaic_scale", "mixup_scale")
+    @field_validator("mosaic_scale", "mixup_scale", "crop_scale", "zoom_out_scale")
     @classmethod
     def _ranges(cls, v):
         "A range of zooms: two positive numbers, the smaller first."
