@@ -7,7 +7,6 @@ __all__ = ['app', 'data_app', 'DataFolder', 'Format', 'JsonFile', 'Artifact', 'C
            'data_check', 'data_stats', 'data_convert', 'train', 'evaluate', 'predict', 'bench', 'export', 'job', 'demo']
 
 # %% ../nbs/80_cli.ipynb #68f37daf
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, List, Optional

@@ -2,11 +2,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-from jetson_det.cli import main
 
 
 def run(*words, cwd=None):

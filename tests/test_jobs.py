@@ -12,7 +12,6 @@ import nbformat
 import pytest
 
 pytest.importorskip("papermill", reason="the train extra is not installed")
-from jetson_det.experiments import jobs
 from jetson_det.experiments.jobs import JobError, check_parameters, describe_job, job_parameters, list_jobs, run_job
 from jetson_det.runtime.files import InputError, sha256_file
 

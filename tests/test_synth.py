@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from jetson_det.core import rng_for
 from jetson_det.cutouts import CLUTTER, POSES, SACK_POSES, clutter_cutout, person_cutout, sack_cutout
 from jetson_det.runtime.files import InputError, read_json, write_json_atomic
-from jetson_det.synth import (CLASSES, Sprite, boxes_of, dock_scene, draw_room, drop_hidden, light_map, make_camera, paint,
+from jetson_det.synth import (Sprite, boxes_of, dock_scene, draw_room, drop_hidden, light_map, make_camera, paint,
                               place_clutter, place_objects, scene_seed, shine, split_counts, write_scenes)
 
 SIZE = (360, 640)

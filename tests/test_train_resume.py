@@ -4,7 +4,6 @@ import random
 import shutil
 import time
 
-import numpy as np
 import pytest
 from train_helpers import config, result_of, scenes, train_in_child
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.contract import Contract
 from ..runtime.files import InputError, require
 from ..runtime.sessions import Session, open_session
 

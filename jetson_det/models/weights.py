@@ -8,7 +8,6 @@ __all__ = ['read_pth', 'shapes_of', 'misfits', 'match_classes', 'carry_rows', 'L
            'restore_batchnorm', 'read_source', 'load_weights']
 
 # %% ../../nbs/25_models.weights.ipynb #c0634946
-import math
 import pickle
 from functools import lru_cache
 from pathlib import Path

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .boxes import Detections
 from .contract import COCO_CLASSES, METADATA_KEY, Contract, check_input, check_outputs, load_contract
 from .files import InputError
 from .postprocess import postprocess

@@ -12,7 +12,6 @@ import io
 import signal
 import sys
 import time
-from pathlib import Path
 
 from ..runtime.files import write_bytes_atomic
 from .checkpoint import checkpoint_path, prune_checkpoints, publish_checkpoint
