@@ -96,7 +96,7 @@ class AugmentConfig(Section):
         if len(v) != 3 or any(not 0 <= s <= 255 for s in v): raise ValueError(f"three shifts of 0 to 255 (hue, saturation, value), not {v}")
         return v
 
-# %% ../nbs/01_config.ipynb #a40086cf
+# %% ../nbs/01_config.ipynb #bada9d3b
 class TrainConfig(Section):
     "How the weights are found."
     epochs:int = Field(100, ge=1, description="times every training image is seen")
@@ -120,6 +120,7 @@ class TrainConfig(Section):
     save_every:int = Field(1, ge=1, description="epochs between checkpoints")
     save_minutes:float = Field(5., gt=0, description="minutes between checkpoints inside an epoch")
     keep:int = Field(2, ge=1, description="newest checkpoints kept, beside the best one")
+    class_weights:str = Field("none", pattern="^(none|balanced)$", description="balanced: the class loss of rare classes counts more (data.balance.class_weights)")
     freeze_bn:bool = Field(False, description="BatchNorm keeps its statistics and weights")
     threads:Optional[int] = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
     channels_last:bool = Field(True, description="memory order of images and weights; changes speed alone")

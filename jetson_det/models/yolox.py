@@ -254,7 +254,7 @@ def decode_cxcywh(
     sizes = reg[..., 2:] if largest is None else reg[..., 2:].clamp(max=largest)
     return (reg[..., :2] + anchors.cells)*anchors.strides, sizes.exp()*anchors.strides
 
-# %% ../../nbs/21_models.yolox.ipynb #f792d121
+# %% ../../nbs/21_models.yolox.ipynb #a5791763
 class YOLOX(Detector):
     "YOLOX in one of six sizes."
     family = "yolox"
@@ -294,7 +294,7 @@ class YOLOX(Detector):
     ): # LossSums
         "SimOTA assignment and the four loss terms of `models.yolox_loss`."
         from jetson_det.models.yolox_loss import yolox_loss
-        return yolox_loss(outputs, boxes, labels, l1)
+        return yolox_loss(outputs, boxes, labels, l1, self.class_weights)
 
     def contract(self,
         input_size, # (h,w) px

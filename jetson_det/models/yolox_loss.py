@@ -273,7 +273,7 @@ def l1_loss(
     right = torch.cat([middle/anchors.strides - anchors.cells, (size/anchors.strides + 1e-8).log()], 1)
     return (reg - right).abs()
 
-# %% ../../nbs/22_models.yolox_loss.ipynb #2a8547a0
+# %% ../../nbs/22_models.yolox_loss.ipynb #fdbb0234
 IOU_WEIGHT = 5. # the other three terms count once
 
 def yolox_loss(
@@ -281,6 +281,7 @@ def yolox_loss(
     boxes:torch.Tensor, # (B,G,4) xyxy px of the input
     labels:torch.Tensor, # (B,G) int64, -1 pads
     l1:bool=False, # add the L1 term
+    class_weights:torch.Tensor=None, # (C,) how much the class term of an object counts, by its class; None: once
 )->LossSums: # sums `iou`, `obj`, `cls` (and `l1`), and the number of foreground points
     "The YOLOX loss of a batch, in float32 whatever the outputs are."
     with torch.autocast(boxes.device.type, enabled=False):
@@ -290,8 +291,8 @@ def yolox_loss(
         chosen = torch.zeros(outputs.obj.shape, device=boxes.device)
         chosen[image, anchor] = 1.
         sure = torch.zeros_like(cls).scatter_(1, labels[image, slot][:, None], overlap[:, None])
-        bce = F.binary_cross_entropy_with_logits
+        bce, weight = F.binary_cross_entropy_with_logits, None if class_weights is None else class_weights[labels[image, slot]][:, None]
         sums = dict(iou=IOU_WEIGHT*iou_loss(*decode_cxcywh(reg, there), targets).sum(),
-                    obj=bce(outputs.obj.float(), chosen, reduction="sum"), cls=bce(cls, sure, reduction="sum"))
+                    obj=bce(outputs.obj.float(), chosen, reduction="sum"), cls=bce(cls, sure, weight, reduction="sum"))
         if l1: sums["l1"] = l1_loss(reg, there, targets).sum()
     return LossSums(sums, torch.tensor(float(len(anchor)), device=boxes.device))

@@ -24,7 +24,7 @@ class LossSums(NamedTuple):
         "The batch's loss, for a batch on its own."
         return sum(self.sums.values()) / self.normaliser.clamp(min=1)
 
-# %% ../../nbs/20_models.zoo.ipynb #36ef58b5
+# %% ../../nbs/20_models.zoo.ipynb #b984c271
 class Detector(nn.Module):
     "A detector family's common face; `name`, `classes` and `family` say what it is."
     family = ""
@@ -35,6 +35,7 @@ class Detector(nn.Module):
     ):
         super().__init__()
         self.name, self.classes = name, check_classes(classes)
+        self.register_buffer("class_weights", None, persistent=False) # (C,) how much an object of a class counts in the class loss; None: once each
 
     def normalize(self, images): raise NotImplementedError # uint8 (B,3,h,w) as loaded -> float32 as `forward` wants it
     def forward(self, x): raise NotImplementedError # float (B,3,h,w) -> the family's outputs, a NamedTuple
