@@ -40,7 +40,7 @@ sync: env-dev
 	@$(BIN)/python tools/build_site.py --check
 
 notebooks-test: env-dev
-	@cd nbs && ../$(BIN)/nbdev_test --n_workers 2 --do_print
+	@cd nbs && JETSON_DET_CACHE=$$(mktemp -d) ../$(BIN)/nbdev_test --n_workers 2 --do_print
 
 pytest: env-dev
 	$(BIN)/python -m pytest tests -q -rs --durations=10

@@ -32,6 +32,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    "What jetson_det keeps (indexes, facts of images, decoded pixels) goes to a folder of this run alone."
+    before = os.environ.get("JETSON_DET_CACHE")
+    os.environ["JETSON_DET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None: del os.environ["JETSON_DET_CACHE"]
+    else: os.environ["JETSON_DET_CACHE"] = before
+
+
 @pytest.fixture
 def data():
     "The folder of real data."

@@ -230,3 +230,11 @@ def test_the_coco_model_on_other_classes():
     assert r.stats["AP50"] > .8 and r.unknown == ["Forklift"] and len(r.unused) == 78 and len(r.detections[0].scores) > 4
     with pytest.raises(InputError, match="no class in common: the model knows person, bicycle, .* and 72 more; the data has RBC"):
         evaluate(session, DetDataset(ds.root, ("RBC",), ds.paths, ds.sizes, [0], where[:1], [0]), progress=False)
+
+
+def test_an_area_of_no_class_forgives_every_class():
+    "KITTI's DontCare: a detection inside it is neither right nor wrong, whatever its class."
+    ds = DetDataset("d", ("car", "van"), ["a.png"], [(100, 200)], [0, 0], [(10, 10, 50, 50), (100, 0, 200, 100)], [0, 0], flags=[0, CROWD | IGNORE])
+    found = [as_detections([(10, 10, 50, 50), (110, 10, 140, 40), (150, 50, 180, 90)], [.5, .9, .8], [0, 0, 1])]
+    assert coco_stats(ds, found).stats["AP50"] == 1.
+    assert coco_stats(ds.keep_boxes(np.array([True, False])), found).stats["AP50"] < 1.

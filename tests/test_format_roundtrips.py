@@ -17,7 +17,7 @@ ODD = ["plain", "with space", "per%cent %20", "hash #1", "Straße 東京", "dots
 def scenes(tmp_path_factory):
     "Seven scenes under odd names, one of them without a box."
     folder = tmp_path_factory.mktemp("scenes")
-    made = read_dataset(write_scenes(folder / "made", len(ODD), (240, 320), seed=3, splits={"": 1.}))
+    made = read_dataset(write_scenes(folder / "made", len(ODD), (240, 320), seed=3, splits={"all": 1.}))
     (folder / "odd").mkdir()
     for i, stem in enumerate(ODD): shutil.copy(made.path_of(i), folder / "odd" / f"{stem}{'.JPG' if i == 1 else '.jpg'}")
     names = sorted(p.name for p in (folder / "odd").iterdir())

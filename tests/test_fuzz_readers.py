@@ -78,7 +78,7 @@ WAYS = (cut, flip, insert, word, word, word, line, tree, tree, tree, deep)
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory): return read_dataset(write_scenes(tmp_path_factory.mktemp("fuzz") / "made", 3, (96, 128), seed=5, splits={"": 1.}))
+def scenes(tmp_path_factory): return read_dataset(write_scenes(tmp_path_factory.mktemp("fuzz") / "made", 3, (96, 128), seed=5, splits={"all": 1.}))
 
 
 def too_long(*_): raise TimeoutError(f"no answer in {SECONDS} s")

@@ -5,55 +5,70 @@
 # %% auto #0
 __all__ = ['flaw_lines', 'open_data', 'split_settings', 'open_evaluation']
 
-# %% ../../nbs/15_data.ready.ipynb #fd84e356
+# %% ../../nbs/15_data.ready.ipynb #cba02656
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 from .check import prepare
 from .dataset import DetDataset
-from .formats import read_dataset
-from .split import ensure_splits, eval_split
+from .images import look_at_images
+from .index import read_indexed
+from .split import ensure_splits, eval_split, read_split_lists, split_digest
 from ..runtime.files import InputError
 
-# %% ../../nbs/15_data.ready.ipynb #5d066fca
+# %% ../../nbs/15_data.ready.ipynb #782a3566
 def flaw_lines(
     flaws, # list of Flaw
     most:int=20, # to name one by one
 )->list: # lines for the person
-    "What was found and what was done about it."
+    "What was found and what was done about it; notes are left to `data check`."
+    flaws = [f for f in flaws if f.severity != "note"]
     lines = [f"{f.severity}: {f.message} ({f.action})" for f in flaws[:most]]
     kinds = Counter(f"{f.kind} ({f.action})" for f in flaws)
     return lines + ([f"{len(flaws)} flaws in the data: " + ", ".join(f"{n} {k}" for k, n in kinds.items())] if flaws else [])
 
-# %% ../../nbs/15_data.ready.ipynb #d92a33d2
+# %% ../../nbs/15_data.ready.ipynb #16232585
 def open_data(
     d, # section `data` of a Config
     say=print, # called with each line for the person
 )->DetDataset: # every image in a split, nothing flawed
     "Read, split, check. Raises InputError for what can't be meant and for more flaws than `d` allows."
-    ds = ensure_splits(read_dataset(d.path, d.format, d.classes), d.val, d.test, d.seed, by=d.split_by)
-    ds, flaws = prepare(ds, d.strict, d.max_flawed, workers=max(d.workers, 1))
+    ds = read_indexed(d.path, d.format, d.classes, say)
+    facts = look_at_images(ds, workers=max(d.workers, 1))
+    if d.splits: ds = read_split_lists(ds, d.splits)
+    else: ds = ensure_splits(ds, d.val, d.test, d.seed, d.split_by, d.group_by, facts)
+    ds, flaws = prepare(ds, d.strict, d.max_flawed, workers=max(d.workers, 1), facts=facts)
     for line in flaw_lines(flaws): say(line)
     return ds
 
-# %% ../../nbs/15_data.ready.ipynb #50be207f
+# %% ../../nbs/15_data.ready.ipynb #543b5b1b
 def split_settings(
     d, # section `data` of a Config
+    ds:DetDataset, # what `open_data` gave for it
 )->dict: # for `Contract.extra["split"]`
-    "How the splits of a training were made."
-    return {"val": d.val, "test": d.test, "seed": d.seed, "split_by": d.split_by}
+    "How the splits of a training were made, and a hash of what came out."
+    return {**{k: getattr(d, k) for k in ("val", "test", "seed", "split_by", "group_by", "splits")}, "digest": split_digest(ds)}
 
-# %% ../../nbs/15_data.ready.ipynb #ca85dd10
+# %% ../../nbs/15_data.ready.ipynb #ffb4cf4e
+_PLAIN = {"val": .2, "test": .1, "seed": 0, "split_by": "random", "group_by": "", "splits": ""} # what a Config has by itself
+
 def open_evaluation(
     path, # folder with images and labels
     split:str="", # train, val, test or all; empty: test where there is one, else val
     made=None, # how the training made its splits: `extra["split"]` of the artefact's contract; None: as the defaults do
-    format:str="auto", # auto, voc, coco or yolo
+    format:str="auto", # auto, or the name of a label format
     say=print, # called with each line for the person
+    splits:str="", # folder with split lists; empty: those of the training
 )->DetDataset: # the images of the split
     "The images to judge an artefact on; flawed ones are left out, however many. Raises InputError."
-    made = made or {"val": .2, "test": .1, "seed": 0, "split_by": "random"}
+    made = {**_PLAIN, **(made or {}), **({"splits": splits} if splits else {})}
+    digest = made.pop("digest", None)
+    if made["splits"] and not Path(made["splits"]).is_dir():
+        raise InputError(f"the training took its splits from lists in {made['splits']}, which are not here: give their folder with --splits")
     d = SimpleNamespace(path=path, format=format, classes=None, strict=False, max_flawed=1., workers=2, **made)
     ds = open_data(d, say)
+    if digest and digest != split_digest(ds):
+        say("note: the splits of this data are not those of the training (other images, or some have changed): images that were trained on may be among these")
     if split == "all": return ds
     return eval_split(ds, split or ("test" if "test" in ds.split_names else "val"))

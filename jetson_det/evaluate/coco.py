@@ -19,14 +19,16 @@ from ..data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from ..runtime.boxes import Detections
 from ..runtime.files import require, write_json_atomic
 
-# %% ../../nbs/40_evaluate.coco.ipynb #e62953e9
+# %% ../../nbs/40_evaluate.coco.ipynb #f443636f
 def coco_of(
     ds:DetDataset, # the labels
 )->dict: # images, annotations, categories with ids 1..C
-    "The COCO dictionary of `ds` in which IGNORE and DIFFICULT boxes have the area -1: pycocotools then ignores them."
-    coco = ds.to_coco()
+    "The COCO dictionary of `ds`: IGNORE and DIFFICULT boxes have the area -1, which pycocotools ignores; CROWD with IGNORE is a crowd of every class."
+    coco, more = ds.to_coco(), []
     for ann, flag in zip(coco["annotations"], ds.flags.tolist()):
         if flag & (IGNORE | DIFFICULT) and not flag & CROWD: ann["area"] = -1.
+        if flag & IGNORE and flag & CROWD: more += [dict(ann, category_id=c["id"]) for c in coco["categories"] if c["id"] != ann["category_id"]]
+    coco["annotations"] += [dict(a, id=k) for k, a in enumerate(more, len(ds.boxes) + 1)]
     return coco
 
 # %% ../../nbs/40_evaluate.coco.ipynb #a5f6e5c8
