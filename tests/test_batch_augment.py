@@ -16,6 +16,7 @@ from jetson_det.data.loader import TrainLoader
 from jetson_det.data.plan import Layer, Plan, epoch_order, plan_sample
 
 SIZES = [(240, 320), (180, 400), (301, 203), (97, 640), (640, 480), (33, 35), (480, 854), (12, 500)] * 2
+pytestmark = pytest.mark.usefixtures("one_thread")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 

@@ -15,7 +15,8 @@ from jetson_det.data.check import check_dataset
 from jetson_det.data.dataset import CROWD, IGNORE, DetDataset
 from jetson_det.data.fix import Change, fix_dataset, store_upright
 from jetson_det.data.formats import read_dataset, write_dataset
-from jetson_det.data.images import image_header, upright
+from jetson_det.data.imagefile import image_header
+from jetson_det.data.images import upright
 from jetson_det.synth import write_scenes
 
 

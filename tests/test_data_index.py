@@ -14,7 +14,8 @@ from hypothesis import given, settings, strategies as st
 
 from jetson_det.core import InputError
 from jetson_det.data import index
-from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, Flaw, image_size, image_sizes, read_image
+from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, Flaw
+from jetson_det.data.imagefile import image_size, image_sizes, read_image
 from jetson_det.data.files import Files, Rows, walk_files
 from jetson_det.data.formats import read_dataset, write_dataset
 from jetson_det.data.index import cache_dir, folder_state, index_file, keep_index, load_index, read_indexed, trim_folder
@@ -315,11 +316,11 @@ def test_damaged_headers_give_a_size_or_one_line(tmp_path):
 
 
 def test_many_sizes_on_a_slow_disk(tmp_path, monkeypatch):
-    from jetson_det.data import dataset
+    from jetson_det.data import imagefile
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
     paths = ["a.png", "b.png"] * 250
     quick = image_sizes(tmp_path, paths)
-    monkeypatch.setattr(dataset, "_SLOW", 0)
+    monkeypatch.setattr(imagefile, "_SLOW", 0)
     slow = image_sizes(tmp_path, paths)
     assert quick[::2] == slow[::2] == [(4, 5)] * 250 and [str(e) for e in quick[1::2]] == [str(e) for e in slow[1::2]] and isinstance(slow[1], InputError)
 

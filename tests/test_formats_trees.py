@@ -15,7 +15,8 @@ from jetson_det.core import InputError
 from jetson_det.data.coco import read_coco
 from jetson_det.data.cvat import cvat_box, cvat_sign, read_cvat
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, to_coco
-from jetson_det.data.exif import exif_orientation, turn_back
+from jetson_det.data.exif import turn_back
+from jetson_det.data.imagefile import exif_orientation
 from jetson_det.data.files import Files
 from jetson_det.data.kitti import kitti_sign, read_kitti
 from jetson_det.data.labelme import labelme_sign, read_labelme

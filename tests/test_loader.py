@@ -15,6 +15,7 @@ import torch
 from jetson_det.config import AugmentConfig
 from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
+from jetson_det.data import cache as pixel_cache
 from jetson_det.data.loader import Key, Recipe, TrainLoader, WorkerPool, input_size_at, pad_boxes, scaled_size
 
 SIZE = (96, 160)
@@ -70,6 +71,65 @@ def test_starting_late_makes_nothing_earlier(ds):
     loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0)
     next(loader.epoch(0, start=18))
     assert loader.recipe.cache.decoded <= 6 * 4
+
+
+REPEATS = np.random.default_rng(1).uniform(.3, 3, 150)
+
+
+@pytest.mark.parametrize("workers", [0, 2, 8])
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_neither_caches_nor_workers_nor_starts_change_a_batch(ds, tmp_path, monkeypatch, cache, workers):
+    monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path))
+    augment = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=3, copy_paste=.3, crop=.3, mosaic=.7)
+    for repeats in None, REPEATS:
+        plain = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=0, repeats=repeats)
+        loader = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=workers, repeats=repeats, cache=cache, say=lambda line: None)
+        assert len(loader) == len(plain)
+        whole = list(plain.epoch(1))
+        assert_same(whole, loader.epoch(1))
+        assert_same(whole[7:], loader.epoch(1, start=7))
+        assert_same(list(plain.epoch(2, augment=False))[-3:], loader.epoch(2, start=len(plain) - 3, augment=False))
+        loader.close()
+
+
+def test_what_is_cached_is_not_decoded_again(ds, tmp_path, monkeypatch):
+    lines = []
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0, cache="ram", say=lines.append)
+    assert not lines # nothing is read before the first batch
+    for _ in loader.epoch(0): pass
+    assert loader.recipe.cache.decoded == 0 and len(lines) == 1 and lines[0].startswith("cache: 150 images, ")
+    monkeypatch.setattr(pixel_cache, "free_memory", lambda: 0)
+    with pytest.raises(InputError, match="data.cache=ram: 150 images take"): next(TrainLoader(ds, SIZE, AugmentConfig(), 8, cache="ram").epoch(0))
+    with pytest.raises(InputError, match="none, ram or disk"): next(TrainLoader(ds, SIZE, AugmentConfig(), 8, cache="tape").epoch(0))
+
+
+def test_workers_share_the_cache(ds):
+    "The images are in memory once, whatever the number of workers: their private pages do not grow by it."
+    loader = TrainLoader(ds, (416, 416), AugmentConfig(multiscale=0), 8, workers=2, cache="ram", cache_mb=1, say=lambda line: None)
+    for _ in loader.epoch(0): pass
+    store = loader.recipe.cache.store
+    for p in loader._pool._processes:
+        maps = open(f"/proc/{p.pid}/smaps").read().split("\n")
+        areas = [(int(a.split()[0].split("-")[1], 16) - int(a.split()[0].split("-")[0], 16), a) for a in maps if "/dev/zero (deleted)" in a]
+        assert any(size >= store.nbytes and " rw-s " in a for size, a in areas)
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_repeats_give_images_their_share(ds, workers):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=workers, repeats=REPEATS)
+    for epoch in 0, 1:
+        seen = torch.cat([b.indices for b in loader.epoch(epoch)]).numpy()
+        counts = np.bincount(seen, minlength=150)
+        assert len(seen) == round(REPEATS.sum()) and (counts >= np.floor(REPEATS)).all() and (counts <= np.ceil(REPEATS)).all()
+    assert len(loader) == -(-len(seen) // 8)
+    loader.close()
+    dropping = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0, repeats=REPEATS, drop_last=True)
+    assert len(dropping) == len(seen) // 8 and {len(b.indices) for b in dropping.epoch(0)} == {8}
+
+
+def test_wrong_repeats(ds):
+    with pytest.raises(InputError, match="repeat factors must be 150 numbers"): TrainLoader(ds, SIZE, AugmentConfig(), 8, repeats=[1., 2.])
 
 
 def test_the_batch_size_changes_no_sample(ds):

@@ -8,7 +8,7 @@ __all__ = ['ROUNDING', 'ADVICE', 'broken_images', 'unusual_images', 'turned_imag
            'class_balance', 'fitting_input', 'input_fit', 'flawed_images', 'reader_flaws', 'prepare', 'CheckReport',
            'report_text', 'dataset_flaws', 'check_dataset']
 
-# %% ../../nbs/12_data.check.ipynb #fcb4e304
+# %% ../../nbs/12_data.check.ipynb #86f18004
 import math
 import re
 import unicodedata
@@ -20,8 +20,8 @@ import numpy as np
 
 from ..core import InputError
 from .dataset import CROWD, IGNORE, DetDataset, Flaw
-from .formats import read_dataset
-from .images import ImageFacts, clusters, is_truncated, look_at, look_at_images, near_duplicates, same_picture
+from .formats import known_format, read_dataset
+from .images import ImageFacts, clusters, look_at, look_at_images, near_duplicates, same_picture
 
 # %% ../../nbs/12_data.check.ipynb #f702fb0c
 def _findings(severity:str, action:str="noted"):
@@ -507,22 +507,23 @@ def report_text(
     lines.append(", ".join(count(*c) for c in ((report.errors, "error"), (report.warnings, "warning"), (report.notes, "note"))) if report.flaws else "no flaws")
     return "\n".join(lines)
 
-# %% ../../nbs/12_data.check.ipynb #c29badb5
+# %% ../../nbs/12_data.check.ipynb #25b11eb2
 def dataset_flaws(
     ds:DetDataset, # as it was read
     facts:ImageFacts, # of its images
     input_size:tuple=(416, 416), # (h, w) that will be trained at
 )->list: # of Flaw, the warnings first, kind by kind
     "Everything that is found in a dataset."
-    read = reader_flaws(ds)
-    flaws = [*read, *broken_images(ds, facts), *turned_images(ds, facts), *duplicate_images(ds, facts), *box_flaws(ds)[2], *repeated_boxes(ds)[1],
+    read, broken = reader_flaws(ds), broken_images(ds, facts)
+    if any(f.kind == "no-images" for f in read): broken = [f for f in broken if f.kind != "missing-image"] # that says it once for all
+    flaws = [*read, *broken, *turned_images(ds, facts), *duplicate_images(ds, facts), *box_flaws(ds)[2], *repeated_boxes(ds)[1],
              *similar_classes(ds), *odd_boxes(ds, input_size), *class_balance(ds), *unusual_images(ds, facts), *input_fit(ds, input_size)]
     bare = sum(f.kind == "no-labels" and f.action == "noted" for f in read)
     if bare > len(ds) / 2: flaws.append(_note("mostly-unlabelled", "", "", f"{bare} of {len(ds)} images have no labels"))
     rank = {"error": 0, "warning": 1, "note": 2}
     return sorted(dict.fromkeys(flaws), key=lambda f: rank[f.severity])
 
-# %% ../../nbs/12_data.check.ipynb #3a4b52de
+# %% ../../nbs/12_data.check.ipynb #8d02f5be
 def check_dataset(
     path, # a folder, a COCO .json or a YOLO data.yaml
     format:str="auto", # the labels' format; "auto": found by itself
@@ -535,6 +536,7 @@ def check_dataset(
 )->CheckReport: # print it, or take `.to_dict()` and `.exit_code`
     "Read a dataset, its images too, and report everything that is wrong or odd. Raises InputError when there is no such path."
     if not Path(path).exists(): raise InputError(f"{path}: no such file or folder")
+    known_format(format)
     stop = lambda kind, text: Flaw("error", kind, str(path), "", text, "stops")
     try: ds = read_dataset(path, format, classes)
     except InputError as e: return CheckReport(str(path), None, [stop("unreadable", str(e))])

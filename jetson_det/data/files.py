@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_SUFFIXES', 'walk_entries', 'walk_files', 'stem_of', 'Files', 'plain_folder', 'image_for', 'split_of',
            'text_lines', 'Rows']
 
-# %% ../../nbs/11_data.files.ipynb #4acb4600
+# %% ../../nbs/11_data.files.ipynb #14fbd54a
 import os
 import re
 from collections import Counter
@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from ..core import InputError
-from .dataset import DetDataset, Flaw, image_size, image_sizes
+from .dataset import DetDataset, Flaw
+from .imagefile import image_size, image_sizes
 from .text import read_text
 
 # %% ../../nbs/11_data.files.ipynb #f5d33ace

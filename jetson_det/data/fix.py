@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Change', 'fix_images', 'fix_classes', 'fix_boxes', 'store_upright', 'fix_dataset']
 
-# %% ../../nbs/12_data.fix.ipynb #90c40630
+# %% ../../nbs/12_data.fix.ipynb #70fec70d
 import csv
 import io
 import json
@@ -23,7 +23,8 @@ from .check import CheckReport, box_flaws, box_place, broken_images, check_datas
 from .dataset import DetDataset
 from .files import walk_files
 from .formats import read_dataset, with_classes, write_dataset
-from .images import ImageFacts, image_facts, image_header, look_at, upright
+from .imagefile import image_header
+from .images import ImageFacts, image_facts, look_at, upright
 from .writers import WRITERS
 
 # %% ../../nbs/12_data.fix.ipynb #0539c052

@@ -109,7 +109,7 @@ def _is_number(
     try: return number(word.decode("ascii")) is not None
     except ValueError: return False
 
-# %% ../../nbs/11_data.kitti.ipynb #0ff90d4a
+# %% ../../nbs/11_data.kitti.ipynb #d9af9d8f
 def read_kitti(
     path:Path, # the folder; images and labels may lie anywhere below it
     files:Files=None, # the folder, where it is listed already
@@ -118,7 +118,7 @@ def read_kitti(
     "Read KITTI text labels. Raises InputError with file and line for what cannot be meant; single flaws are in `.flaws`."
     if Path(path).is_file(): raise InputError(f"{path}: KITTI has a file for each image: give the folder")
     files = files or Files(path)
-    rows, lists, areas, names = Rows(files.root, "kitti"), kitti_lists(files), [], kitti_labels(files)
+    rows, lists, names = Rows(files.root, "kitti"), kitti_lists(files), kitti_labels(files)
     if not names: raise InputError(f"{files.root}: no KITTI labels: looked for text files in label_2/ or beside the images")
     for f in names:
         found, image = read_kitti_file(files.root / f), kitti_image(files, f)

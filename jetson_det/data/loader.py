@@ -292,7 +292,7 @@ class WorkerPool:
         self.close()
         raise RuntimeError(f"a loader worker ended by itself (exit code {codes}; -9 is often a lack of memory: try fewer workers)")
 
-# %% ../../nbs/18_data.loader.ipynb #9bd9e161
+# %% ../../nbs/18_data.loader.ipynb #07269380
 class TrainLoader:
     "Batches of augmented training samples."
     def __init__(self,
@@ -311,6 +311,8 @@ class TrainLoader:
         device=None, # that device; None: the graphics card, if there is one
         say=print, # called with each line for the person: what a cache takes, how far its filling is
     ):
+        if cache not in ("none", "ram", "disk"): raise InputError(f"data.cache is none, ram or disk, not {cache!r}")
+        if augment_on not in ("cpu", "device"): raise InputError(f"data.augment_on is cpu or device, not {augment_on!r}")
         if augment_on == "device" and transform is not None:
             raise InputError("augment.transforms run on the processor, which does not see the images where data.augment_on is device: use cpu")
         kind = DeviceRecipe if augment_on == "device" else Recipe

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['LARGEST', 'read_bytes', 'read_text', 'number', 'plain_text', 'load_json', 'json_line', 'parse_xml', 'xml_line']
 
-# %% ../../nbs/11_data.text.ipynb #4d34e905
+# %% ../../nbs/11_data.text.ipynb #10c39556
 import json
-import math
 import os
 import re
 import xml.etree.ElementTree as ET

@@ -6,8 +6,7 @@
 __all__ = ['CEILING', 'LARGE', 'EDGES', 'named_path', 'locate', 'choose_images', 'jpeg_within', 'shrink', 'make_pictures',
            'page_data', 'write_view', 'write_check_page']
 
-# %% ../../nbs/15_data.view.ipynb #c7dd9670
-import html
+# %% ../../nbs/15_data.view.ipynb #9320506f
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
