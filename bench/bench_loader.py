@@ -2,7 +2,7 @@
 
     python bench/bench_loader.py [--data DIR] [--sizes 640,416] [--workers 0,2] [--rounds 7] [--json FILE]
 
-All make mosaic, affine, HSV and flip, without mixup and without changing sizes, in batches of 8, with OpenCV's own threads off.
+All make mosaic, affine, HSV and flip, without mixup and without changing sizes, in batches of 8, with OpenCV's own threads off and torch's as it chooses.
 `ours` keeps the decoded images of one group (64) in memory, so that each image is decoded about once an epoch; `ours, ram` has all of them
 in shared memory (cache="ram"), and is compared with Ultralytics' cache="ram". `yolox` is MosaicDetection + TrainTransform in its own
 DataLoader, as its nano and tiny experiments set it up; `libreyolo` is MosaicMixupDataset in its own. Filling a cache is not timed. Rounds are
@@ -33,7 +33,7 @@ from jetson_det.data.loader import TrainLoader
 from jetson_det.synth import write_scenes
 
 LIMITS = {("ours", "ultralytics"): 1.8, ("ours, ram", "ultralytics, ram"): 1.8, ("ours", "yolox"): 4., ("ours", "libreyolo"): 4.}  # times as fast
-BATCH = 8
+BATCH, WARM = 8, 10  # samples in a batch; batches for each process that are not timed
 
 
 def copy_for_peers(ds, folder):
@@ -56,6 +56,7 @@ def ours(ds, size, cache, cache_mb=256):
     def start(workers):
         loader = TrainLoader(ds, (size, size), AugmentConfig(multiscale=0), BATCH, workers=workers, cache_mb=cache_mb, cache=cache, say=lambda line: None)
         return chain.from_iterable(loader.epoch(e) for e in count()), loader.close
+    start.batches = -(-len(ds) // BATCH)  # a whole epoch: images are decoded when a group begins, which is not at every batch
     return start
 
 
@@ -124,9 +125,9 @@ def ultralytics(folder, size):
 
 
 def rate(start, workers, batches):
-    "Samples a second over some batches, after a few to get going."
+    "Samples a second over some batches, after so many that memory is there and a group of ours is decoded."
     it, stop = start(workers)
-    for _ in islice(it, 1 + 2 * workers): pass
+    for _ in islice(it, WARM * max(workers, 1)): pass
     t = time.perf_counter()
     for _ in islice(it, batches): pass
     seconds = time.perf_counter() - t
@@ -141,7 +142,7 @@ def compare(peers, workers, rounds, batches):
     rates, names = {name: [] for name in peers}, list(peers)
     for r in range(rounds):
         for name in names[r % len(names):] + names[:r % len(names)]:
-            rates[name].append(rate(peers[name], workers, batches * (2 if name.startswith("ours") else 1)))
+            rates[name].append(rate(peers[name], workers, getattr(peers[name], "batches", batches)))
     return rates
 
 
@@ -178,7 +179,7 @@ def main():
     parser.add_argument("--sizes", default="640,416", help="input sizes, separated by commas")
     parser.add_argument("--workers", default="0,2", help="numbers of worker processes")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
-    parser.add_argument("--batches", type=int, default=8, help="timed batches in a round (ours: twice as many; with workers: three times)")
+    parser.add_argument("--batches", type=int, default=8, help="timed batches in a round (with workers: three times as many; ours: an epoch)")
     parser.add_argument("--json", help="file for the figures")
     args = parser.parse_args()
     figures, missed = {}, []

@@ -42,13 +42,14 @@ def open_data(
     for line in flaw_lines(flaws): say(line)
     return ds
 
-# %% ../../nbs/15_data.ready.ipynb #543b5b1b
+# %% ../../nbs/15_data.ready.ipynb #e484d968
 def split_settings(
     d, # section `data` of a Config
-    ds:DetDataset, # what `open_data` gave for it
+    ds:DetDataset=None, # what `open_data` gave for it
 )->dict: # for `Contract.extra["split"]`
     "How the splits of a training were made, and a hash of what came out."
-    return {**{k: getattr(d, k) for k in ("val", "test", "seed", "split_by", "group_by", "splits")}, "digest": split_digest(ds)}
+    made = {k: getattr(d, k) for k in ("val", "test", "seed", "split_by", "group_by", "splits")}
+    return made if ds is None else {**made, "digest": split_digest(ds)}
 
 # %% ../../nbs/15_data.ready.ipynb #ffb4cf4e
 _PLAIN = {"val": .2, "test": .1, "seed": 0, "split_by": "random", "group_by": "", "splits": ""} # what a Config has by itself
