@@ -6,13 +6,15 @@
 __all__ = ['reduction', 'read_reduced', 'ImageCache', 'draw', 'draw_tile', 'draw_layer', 'shift_colours', 'render', 'Sample',
            'make_sample']
 
-# %% ../../nbs/16_data.augment.ipynb #01be1364
+# %% ../../nbs/16_data.augment.ipynb #47a1ece3
 import math
 from collections import OrderedDict
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+try: from simplejpeg import decode_jpeg
+except ImportError: decode_jpeg = None # OpenCV alone
 
 from ..core import InputError
 from .plan import Plan, plan_sample
@@ -26,7 +28,13 @@ def reduction(
     ratio = min(detail[0] / size[0], detail[1] / size[1])
     return min(max(math.floor(math.log2(1 / ratio)), 0), 3)
 
-# %% ../../nbs/16_data.augment.ipynb #b1b08406
+# %% ../../nbs/16_data.augment.ipynb #96c02163
+def _whole_jpeg(data):
+    "A JPEG at its full size by libjpeg-turbo, or None where OpenCV has to see to it: another kind of file, CMYK, damage."
+    if decode_jpeg is None or data[:2].tobytes() != b"\xff\xd8": return None
+    try: return decode_jpeg(data, "BGR")
+    except ValueError: return None
+
 _REDUCED = (cv2.IMREAD_COLOR, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_8)
 
 def read_reduced(
@@ -37,7 +45,8 @@ def read_reduced(
     "Decode at a part of the size. Raises InputError when the file is unreadable or not the image that the labels are for."
     try: data = np.fromfile(path, np.uint8)
     except OSError as e: raise InputError(f"{path}: cannot be read: {e.strerror or e}") from None
-    img = cv2.imdecode(data, _REDUCED[level] | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
+    img = _whole_jpeg(data) if level == 0 else None
+    if img is None: img = cv2.imdecode(data, _REDUCED[level] | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
     if img is None: raise InputError(f"{path}: not an image that can be decoded")
     h, w = img.shape[0] << level, img.shape[1] << level
     if abs(h - size[0]) >= 1 << level or abs(w - size[1]) >= 1 << level:

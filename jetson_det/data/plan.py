@@ -389,16 +389,17 @@ def random_shifts(
     "Each of the three in half of the cases, evenly between its limits (`augment_hsv` of YOLOX)."
     return tuple((rng.uniform(-1, 1, 3) * most * rng.integers(0, 2, 3)).astype(int).tolist())
 
-# %% ../../nbs/16_data.plan.ipynb #452f9001
+# %% ../../nbs/16_data.plan.ipynb #da5b34e9
 def sample_rng(
     order:np.ndarray, # (m,) the epoch's order
     position:int, # in it
     seed:int, # of the run
     epoch:int, # 0, 1, ...
+    images:int=0, # in the dataset: an order that is no longer repeats none of them, and nothing has to be counted
 )->np.random.Generator: # the same for the same image, epoch and repetition, wherever it stands
     "The random numbers of one sample."
     index = int(order[position])
-    repetition = int(np.count_nonzero(order[:position] == index))
+    repetition = int(np.count_nonzero(order[:position] == index)) if len(order) > images else 0
     return rng_for(seed, epoch, _SAMPLE, index, *([repetition] if repetition else []))
 
 # %% ../../nbs/16_data.plan.ipynb #e3ea5660
@@ -427,7 +428,7 @@ def _composed(rng, ds, order, position, size, augment, mosaics):
         return [Layer(tiles, grey), layer], np.concatenate([boxes, more]), np.concatenate([labels, more_labels])
     return [Layer(tiles, grey)], boxes, labels
 
-# %% ../../nbs/16_data.plan.ipynb #c5502fc7
+# %% ../../nbs/16_data.plan.ipynb #6f73cbb0
 def plan_sample(
     ds, # a DetDataset
     order:np.ndarray, # (m,) the epoch's order
@@ -439,7 +440,7 @@ def plan_sample(
     mosaics:bool=True, # False: letterbox, flips and colours alone, as in the last epochs
 )->Plan:
     "What a training sample will show: a pure function of its arguments."
-    rng = sample_rng(order, position, seed, epoch)
+    rng = sample_rng(order, position, seed, epoch, len(ds))
     layers, boxes, labels = _composed(rng, ds, order, position, size, augment, mosaics)
     shifts = random_shifts(rng, augment.hsv) if rng.random() < augment.hsv_prob else (0, 0, 0)
     return Plan(tuple(size), int(order[position]), layers, shifts, boxes, labels, rng)
