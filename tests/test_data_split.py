@@ -5,7 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
@@ -161,6 +161,7 @@ def test_stratified_in_units_of_all_sizes():
 
 
 @settings(max_examples=60, deadline=None)
+@example([3, 3], 1, .5, .25, 0)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 4), st.floats(.01, .6), st.floats(0, .39), st.integers(0, 99))
 def test_every_unit_goes_somewhere(size, n_classes, val, test, seed):
     has, units = np.random.default_rng(seed).random((sum(size), n_classes)) < .4, np.split(np.arange(sum(size)), np.cumsum(size)[:-1])

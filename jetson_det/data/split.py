@@ -148,7 +148,7 @@ def split_counts(
     n_val = max(0, min(n_val, n - 1 - n_test))
     return n - n_val - n_test, n_val, n_test
 
-# %% ../../nbs/14_data.split.ipynb #11442f6e
+# %% ../../nbs/14_data.split.ipynb #76a270f6
 SPLITS = ("train", "val", "test")
 
 def _fill_empty(
@@ -161,9 +161,11 @@ def _fill_empty(
     for s, others in ((1, (0, 2)), (2, (0,))):
         if not counts[s] or (where == s).any(): continue
         free = np.flatnonzero(np.isin(where, others))
-        k = free[size[free].argmin()]
-        train = (where == 0) & (np.arange(len(size)) != k)
-        if train.any() and (s == 1 or 2 * size[train].sum() >= size.sum()): where[k] = s
+        for k in free[np.argsort(size[free], kind="stable")]: # the smallest without which something is left to train on
+            train = (where == 0) & (np.arange(len(size)) != k)
+            if not (train.any() and (s == 1 or 2 * size[train].sum() >= size.sum())): continue
+            where[k] = s
+            break
     return where
 
 # %% ../../nbs/14_data.split.ipynb #5118f4bf
