@@ -87,13 +87,15 @@ $(VENV)/.dev: $(VENV)/.train
 	@$(PIP) install --progress-bar off -q --no-deps torchvision==0.28.0 thop
 	@$(PIP) install --progress-bar off -q ninja
 	@$(PIP) install --progress-bar off -q --no-deps --no-build-isolation yolox==0.3.0
+	@echo "== installing Ultralytics (AGPL-3.0), for the tests of its family; without its dependencies, which would bring a second OpenCV"
+	@$(PIP) install --progress-bar off -q --no-deps ultralytics==8.4.190 ultralytics-thop
+	@$(PIP) install --progress-bar off -q -c constraints.txt polars requests tqdm
 	@touch $@
 
-# The peers of the benchmarks. Without their dependencies: they would bring a second OpenCV. Ultralytics and LibreYOLO are measured, never shipped.
+# One more peer of the benchmarks, without its dependencies.
 $(VENV)/.bench: $(VENV)/.dev
 	@echo "== installing the peers of the benchmarks (once)"
-	@$(PIP) install --progress-bar off -q --no-deps ultralytics==8.4.190 libreyolo==1.6.0 ultralytics-thop
-	@$(PIP) install --progress-bar off -q -c constraints.txt polars scipy requests tqdm
+	@$(PIP) install --progress-bar off -q --no-deps libreyolo==1.6.0
 	@touch $@
 
 clean: ## remove what was built (not .venv, not runs/)

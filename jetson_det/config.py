@@ -6,9 +6,9 @@
 __all__ = ['Section', 'DataConfig', 'ModelConfig', 'AugmentConfig', 'TrainConfig', 'EvaluateConfig', 'ExportConfig', 'Config',
            'load_config', 'find_config', 'save_config', 'describe']
 
-# %% ../nbs/01_config.ipynb #56b65116
+# %% ../nbs/01_config.ipynb #db47972f
 from pathlib import Path
-from typing import List, Optional, Union
+from typing import Dict, List, Optional, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -49,11 +49,12 @@ class DataConfig(Section):
         if len(v) != 2 or any(s < 32 or s % 32 for s in v): raise ValueError(f"two multiples of 32 (height, width), not {v}")
         return v
 
-# %% ../nbs/01_config.ipynb #de162a01
+# %% ../nbs/01_config.ipynb #edb943a0
 class ModelConfig(Section):
     "Which network, and from which weights."
-    name:str = Field("yolox-nano", description="yolox-nano, -tiny, -s, -m, -l or -x")
-    weights:Optional[str] = Field(None, description="an official .pth, one of our checkpoints or an ONNX file; none: from nothing")
+    name:str = Field("yolox-nano", description="yolox-nano, -tiny, -s, -m, -l or -x; rtdetr-r18 and other DETRs; yolo11n and other YOLOs of Ultralytics (AGPL-3.0)")
+    gains:Dict[str, float] = Field({}, description="factors of loss terms that differ from the family's own, such as {box: 7.5, cls: 0.5, dfl: 1.5} of the YOLOs of Ultralytics")
+    weights:Optional[str] = Field(None, description="an official model's name (yolox-nano: downloaded once), a URL, a .pth, one of our checkpoints or an ONNX file; none: from nothing")
 
 # %% ../nbs/01_config.ipynb #0e05f75a
 class AugmentConfig(Section):
@@ -96,17 +97,26 @@ class AugmentConfig(Section):
         if len(v) != 3 or any(not 0 <= s <= 255 for s in v): raise ValueError(f"three shifts of 0 to 255 (hue, saturation, value), not {v}")
         return v
 
-# %% ../nbs/01_config.ipynb #bada9d3b
+# %% ../nbs/01_config.ipynb #c84de277
 class TrainConfig(Section):
     "How the weights are found."
     epochs:int = Field(100, ge=1, description="times every training image is seen")
     batch_size:int = Field(8, ge=1, description="images in one micro-batch on one device")
     accumulate:int = Field(1, ge=1, description="micro-batches in one step; their loss is divided once, exactly")
-    optimizer:str = Field("sgd", description="sgd (Nesterov) is what YOLOX was tuned with")
+    optimizer:str = Field("sgd", description="sgd (Nesterov, what the YOLOs were tuned with), adam or adamw (transformers)")
+    lr:Optional[float] = Field(None, gt=0, description="learning rate, whatever the batch; none: lr_per_image x effective batch")
     lr_per_image:float = Field(.01/64, gt=0, description="learning rate for each image of the effective batch (YOLOX: 0.01/64)")
+    betas:List[float] = Field([.9, .999], description="decay of Adam's averages of gradient and squared gradient")
+    lookahead:int = Field(0, ge=0, description="Lookahead pulls the weights back every so many steps; 0: off (the paper has 5)")
+    lookahead_alpha:float = Field(.5, gt=0, le=1, description="how far Lookahead's slow weights follow")
     momentum:float = Field(.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay:float = Field(5e-4, ge=0, description="L2 decay of convolution weights; none on BatchNorm and biases")
-    warmup_epochs:float = Field(5., ge=0, description="epochs in which the learning rate rises, quadratically")
+    schedule:str = Field("cosine", description="cosine, linear, exponential (all fall to min_lr_ratio), multistep or constant")
+    milestones:List[int] = Field([], description="epochs after which multistep multiplies the rate by gamma")
+    gamma:float = Field(.1, gt=0, le=1, description="factor of multistep at each milestone")
+    warmup_epochs:float = Field(5., ge=0, description="epochs in which the learning rate rises")
+    warmup_steps:Optional[int] = Field(None, ge=0, description="warm-up in optimizer steps, instead of warmup_epochs")
+    warmup_shape:str = Field("quadratic", pattern="^(quadratic|linear)$", description="how the rate rises: quadratic (YOLOX) or linear (the DETRs)")
     min_lr_ratio:float = Field(.05, gt=0, le=1, description="share of the learning rate that is left at the end")
     no_aug_epochs:int = Field(15, ge=0, description="last epochs without mosaic and mixup, with the L1 loss, at the lowest rate")
     ema:bool = Field(True, description="keep a moving average of the weights, which is what is evaluated and shipped")
@@ -121,10 +131,20 @@ class TrainConfig(Section):
     save_minutes:float = Field(5., gt=0, description="minutes between checkpoints inside an epoch")
     keep:int = Field(2, ge=1, description="newest checkpoints kept, beside the best one")
     class_weights:str = Field("none", pattern="^(none|balanced)$", description="balanced: the class loss of rare classes counts more (data.balance.class_weights)")
+    freeze:List[str] = Field([], description="stages that do not learn, by the names of Detector.stages()")
+    freeze_until_epoch:int = Field(0, ge=0, description="epochs after which the stages of freeze learn; 0: never")
+    unfreeze:Dict[int, List[str]] = Field({}, description="epochs done -> stages that learn from then on and are frozen until then")
     freeze_bn:bool = Field(False, description="BatchNorm keeps its statistics and weights")
     threads:Optional[int] = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
     channels_last:bool = Field(True, description="memory order of images and weights; changes speed alone")
     log_every:int = Field(10, ge=1, description="steps between rows of the log")
+
+    @field_validator("betas")
+    @classmethod
+    def _decays(cls, v):
+        "Two decays."
+        if len(v) != 2 or any(not 0 <= b < 1 for b in v): raise ValueError(f"two numbers from 0 to under 1, not {v}")
+        return v
 
 # %% ../nbs/01_config.ipynb #f392c771
 class EvaluateConfig(Section):

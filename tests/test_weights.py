@@ -157,7 +157,7 @@ def test_weights_of_no_model(tmp_path):
     with pytest.raises(InputError, match="holds no weights"): load_weights(create_model("yolox-nano", CLASSES), tmp_path/"a.pth")
 
 
-@pytest.mark.parametrize("name,says", [("none.pth", "no such file.*releases/download"), ("a.bin", "not as .bin"), ("folder", "neither a checkpoint")])
+@pytest.mark.parametrize("name,says", [("none.pth", "no such file.*official weights"), ("a.bin", "not as .bin"), ("folder", "neither a checkpoint")])
 def test_no_source(tmp_path, name, says):
     (tmp_path/"a.bin").write_bytes(b"x")
     (tmp_path/"folder").mkdir()

@@ -342,17 +342,14 @@ def _set_statistics(m, mean, var): # float64 (C,), (C,)
     m.weight.copy_(scale*(var + m.eps).sqrt())
     m.running_mean.copy_(mean); m.running_var.copy_(var)
 
-# %% ../../nbs/25_models.weights.ipynb #54a4f4d2
-_RELEASE = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/"
-
+# %% ../../nbs/25_models.weights.ipynb #83a718e3
 def read_source(
-    path, # a .pth or .pt file, an .onnx file, or a folder: a checkpoint or a training
+    path, # a .pth or .pt file, an .onnx file, a folder (a checkpoint or a training), an official model's name, or a URL
     name:str, # the model it should be, as `create_model` knows it
 )->Source:
     "Read weights, whatever holds them. Raises InputError."
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; the official weights of {name} are at {_RELEASE}{name.replace('-', '_')}.pth: download them and give the file's path")
+    from jetson_det.models.download import locate, progress_mb
+    path = locate(path, progress=progress_mb(str(path)))
     if path.is_dir():
         from jetson_det.models.session import checkpoint_of
         from jetson_det.train.checkpoint import load_checkpoint
@@ -362,7 +359,7 @@ def read_source(
     if path.suffix in (".pth", ".pt", ".ckpt"): return Source(str(path), "pth", read_pth(path), None)
     raise InputError(f"{path}: weights come as .pth, .onnx or a checkpoint folder, not as {path.suffix or 'a file without a suffix'}")
 
-# %% ../../nbs/25_models.weights.ipynb #6f9860a0
+# %% ../../nbs/25_models.weights.ipynb #75071667
 def load_weights(
     model:Detector, # to be filled; on any device
     source, # path of a .pth, an .onnx, a checkpoint folder or a training's folder
@@ -370,6 +367,10 @@ def load_weights(
     batches=None, # of uint8 images (B,3,h,w): BatchNorms that the file had folded are restored with them
 )->LoadReport: # what was taken and what was not; print it
     "Fill a model from a file or a folder. Raises InputError, with the model untouched, when it does not fit."
+    if model.family == "ultralytics":
+        from jetson_det.models.ultralytics_weights import load_ultralytics
+        return load_ultralytics(model, source, classes)
+    if model.family != "yolox": raise InputError(f"model.weights: {model.name} learns from nothing for now; weights of its family are not read yet")
     found = read_source(source, model.name)
     if classes is not None: found = found._replace(classes=tuple(classes))
     report = place(model, found)

@@ -19,8 +19,8 @@ from .files import InputError, read_json
 # %% ../../nbs/62_runtime.contract.ipynb #52950157
 METADATA_KEY = "jetson_det.contract"  # in an ONNX file's metadata_props
 
-# %% ../../nbs/62_runtime.contract.ipynb #e9760841
-OUTPUTS = ("boxes_scores", "yolox", "yolox-raw", "ultralytics")
+# %% ../../nbs/62_runtime.contract.ipynb #25e72884
+OUTPUTS = ("boxes_scores", "yolox", "yolox-raw", "ultralytics", "queries", "detr")
 
 # %% ../../nbs/62_runtime.contract.ipynb #8110887b
 class Contract(NamedTuple):
@@ -120,11 +120,12 @@ def _from_json(
     if missing: raise InputError("{}: {} missing".format(where, ", ".join(missing)))
     return _validated(Contract(**fields), where)
 
-# %% ../../nbs/62_runtime.contract.ipynb #b0dbb564
+# %% ../../nbs/62_runtime.contract.ipynb #8d05a0f6
 PRESETS = {
     "yolox": dict(family="yolox", output="yolox-raw", color="bgr", fit="letterbox-topleft"),
     "yolox-decoded": dict(family="yolox", output="yolox", color="bgr", fit="letterbox-topleft"),
     "ultralytics": dict(family="ultralytics", output="ultralytics", color="rgb", scale=1 / 255, fit="letterbox-center"),
+    "rtdetr": dict(family="rtdetr", output="detr", color="rgb", scale=1 / 255, fit="stretch"),
 }
 
 # %% ../../nbs/62_runtime.contract.ipynb #2d8f1f09
@@ -190,18 +191,19 @@ def anchor_count(
     "Number of anchor points over the three levels."
     return sum((input_size[0] // s) * (input_size[1] // s) for s in STRIDES)
 
-# %% ../../nbs/62_runtime.contract.ipynb #9a408069
+# %% ../../nbs/62_runtime.contract.ipynb #ce386c7f
 def output_shapes(
     contract:Contract, # what the file says of itself
 )->list: # (name or None, shape) of each output; None is anything
     "The outputs that the contract's kind has."
     a = anchor_count(contract.input_size) if contract.output == "yolox-raw" else None
     c = len(contract.classes)
-    if contract.output == "boxes_scores": return [("boxes", (None, None, 4)), ("scores", (None, None, c))]
+    if contract.output in ("boxes_scores", "queries"): return [("boxes", (None, None, 4)), ("scores", (None, None, c))]
+    if contract.output == "detr": return [("pred_boxes", (None, None, 4)), ("logits", (None, None, c))]
     if contract.output == "ultralytics": return [(None, (None, 4 + c, None))]
     return [(None, (None, a, 5 + c))]
 
-# %% ../../nbs/62_runtime.contract.ipynb #4c369ce8
+# %% ../../nbs/62_runtime.contract.ipynb #e47973d3
 def check_outputs(
     contract:Contract,  # what the file says of itself
     names_and_shapes,   # (name, dimensions) of each output of the graph
@@ -216,6 +218,6 @@ def check_outputs(
         if name not in shapes: raise InputError("the graph has no output {!r} (it has {}), {} needs it".format(name, ", ".join(shapes), says))
         if not _agrees(shapes[name], want):
             raise InputError("output {!r} of the graph is {}, {} says {}".format(name, _written(shapes[name]), says, _written(want)))
-    counts = {s[1] for n, s in shapes.items() if contract.output == "boxes_scores" and isinstance(s[1], int)}
-    if len(counts) > 1: raise InputError("the graph's boxes and scores have different anchor counts: {}".format(sorted(counts)))
+    counts = {s[1] for s in shapes.values() if len(wanted) == 2 and isinstance(s[1], int)}
+    if len(counts) > 1: raise InputError("the graph's boxes and scores differ in their number: {}".format(sorted(counts)))
     return names

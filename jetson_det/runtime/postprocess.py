@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['anchor_points', 'postprocess']
 
-# %% ../../nbs/64_runtime.postprocess.ipynb #1f284cba
+# %% ../../nbs/64_runtime.postprocess.ipynb #f685f667
 from functools import lru_cache
 from typing import Tuple
 
 import numpy as np
 
 from .boxes import Detections, cxcywh_to_xyxy, nms
-from .contract import STRIDES, Contract
+from .contract import STRIDES, Contract, output_shapes
 from .files import InputError
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #bad5ae00
@@ -81,20 +81,47 @@ def _read_ultralytics(outputs, confidence, contract):
     some = outputs[0][:, columns].T
     return (cxcywh_to_xyxy(some[:, :4]),) + _best(some[:, 4:])
 
-# %% ../../nbs/64_runtime.postprocess.ipynb #6f38a7e5
+# %% ../../nbs/64_runtime.postprocess.ipynb #9ca09e76
+def _top(
+    scores:np.ndarray, # (N,)
+    most:int,          # how many at most
+)->np.ndarray: # indices by falling score; of equals the first comes first
+    "The highest."
+    return np.argsort(-scores, kind="stable")[:most]
+
+def _read_queries(outputs, confidence, contract):
+    "`boxes` (Q,4) xyxy and `scores` (Q,C)."
+    boxes, scores = outputs
+    hits = _passing(scores.ravel(), confidence)
+    hits = hits[_top(scores.ravel()[hits], len(boxes))]
+    rows, labels = hits // scores.shape[1], hits % scores.shape[1]
+    return boxes[rows], scores[rows, labels], labels
+
+# %% ../../nbs/64_runtime.postprocess.ipynb #e47eb772
+def _read_detr(outputs, confidence, contract):
+    "`pred_boxes` (Q,4) centre, size, 0..1 and `logits` (Q,C)."
+    with np.errstate(divide="ignore"): gate = np.log(np.float64(confidence)) - np.log1p(-np.float64(confidence))
+    boxes, logits, labels = _read_queries(outputs, gate, contract)
+    h, w = contract.input_size
+    scores = 1 / (1 + np.exp(-np.maximum(logits, -80)))
+    return cxcywh_to_xyxy(boxes * np.float32([w, h, w, h])), np.where(np.isfinite(logits), scores, np.float32("nan")), labels
+
+# %% ../../nbs/64_runtime.postprocess.ipynb #522d43c1
 def _checked(
     candidates, # boxes (N,4), scores (N,), labels (N,)
     contract:Contract,
 ): # the same
     "Raises `InputError` where a candidate holds a NaN or an infinity."
-    for name, values in zip(("boxes", "scores"), candidates):
+    named = [n for n, _ in output_shapes(contract)] if len(output_shapes(contract)) == 2 else None
+    for i, (name, values) in enumerate(zip(("boxes", "scores"), candidates)):
         if np.isfinite(values).all(): continue
         raise InputError("{} of the network {} holds {} that are not finite (of {}): a broken model, or one that overflows in fp16".format(
-            "output '{}'".format(name) if contract.output == "boxes_scores" else "the output's " + name, contract.name, int((~np.isfinite(values)).sum()), values.size))
+            "output '{}'".format(named[i]) if named else "the output's " + name, contract.name, int((~np.isfinite(values)).sum()), values.size))
     return candidates
 
-# %% ../../nbs/64_runtime.postprocess.ipynb #2522def2
-_READERS = {"boxes_scores": _read_boxes_scores, "yolox": _read_yolox, "yolox-raw": _read_yolox, "ultralytics": _read_ultralytics}
+# %% ../../nbs/64_runtime.postprocess.ipynb #6bd15091
+_READERS = {"boxes_scores": _read_boxes_scores, "yolox": _read_yolox, "yolox-raw": _read_yolox, "ultralytics": _read_ultralytics, "queries": _read_queries, "detr": _read_detr}
+_NO_DOUBLES = ("queries", "detr")  # kinds that need no suppression
 
 def postprocess(
     contract:Contract,       # what the outputs mean
@@ -110,7 +137,7 @@ def postprocess(
     for i, fit in enumerate(fits):
         with np.errstate(over="ignore", invalid="ignore"): candidates = read([o[i] for o in outputs], confidence, contract)
         boxes, scores, labels = _checked(candidates, contract)
-        keep = nms(boxes, scores, labels, iou, max_detections=max_detections)
+        keep = _top(scores, max_detections) if contract.output in _NO_DOUBLES else nms(boxes, scores, labels, iou, max_detections=max_detections)
         boxes, scores, labels = fit.to_image(boxes[keep]), scores[keep], labels[keep].astype(np.int64, copy=False)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
         found.append(Detections(boxes, scores, labels) if inside.all() else Detections(boxes[inside], scores[inside], labels[inside]))

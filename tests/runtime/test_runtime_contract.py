@@ -44,14 +44,16 @@ def test_presets():
 
 
 SHAPES = {"boxes_scores": [("boxes", (1, 3549, 4)), ("scores", (1, 3549, 2))], "yolox": [("o", (1, 3549, 7))], "yolox-raw": [("o", ("n", 3549, 7))],
-          "ultralytics": [("o", (None, 6, 3549))]}
+          "ultralytics": [("o", (None, 6, 3549))], "queries": [("scores", (1, 300, 2)), ("boxes", (1, 300, 4))],
+          "detr": [("logits", ("n", 300, 2)), ("pred_boxes", ("n", 300, 4))]}
+ALIKE = {"yolox", "yolox-raw"}, {"boxes_scores", "queries"}
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_graphs_and_contracts(kind):
     for other in OUTPUTS:
         c = DOCK._replace(output=other)
-        if other == kind or {other, kind} == {"yolox", "yolox-raw"}: check_outputs(c, SHAPES[kind])
+        if other == kind or {other, kind} in ALIKE: check_outputs(c, SHAPES[kind])
         else:
             with pytest.raises(InputError): check_outputs(c, SHAPES[kind])
     with pytest.raises(InputError): check_outputs(DOCK._replace(output=kind, classes=("a", "b", "c")), SHAPES[kind])

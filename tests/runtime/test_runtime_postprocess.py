@@ -17,7 +17,8 @@ def answer(kind, seed, batch=2):
     boxes = np.concatenate([rng.uniform(0, 96, (batch, A, 2)), rng.uniform(4, 40, (batch, A, 2))], 2).astype(np.float32)
     scores = (rng.uniform(0, 1, (batch, A, 3)) ** 3).astype(np.float32)
     obj = rng.uniform(0, 1, (batch, A, 1)).astype(np.float32)
-    if kind == "boxes_scores": return [np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], 2), scores]
+    if kind in ("boxes_scores", "queries"): return [np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], 2), scores]
+    if kind == "detr": return [boxes / np.float32([SIZE[1], SIZE[0]] * 2), np.log(scores + 1e-6) - np.log1p(-scores)]
     if kind == "ultralytics": return [np.ascontiguousarray(np.concatenate([boxes, scores], 2).transpose(0, 2, 1))]
     if kind == "yolox-raw": boxes = rng.normal(0, 1, boxes.shape).astype(np.float32)
     return [np.concatenate([boxes, obj, scores], 2)]
@@ -28,15 +29,17 @@ def plain_candidates(kind, outputs, i, confidence):
     found, a = [], 0
     grid = [(x, y, s) for s in (8, 16, 32) for y in range(SIZE[0] // s) for x in range(SIZE[1] // s)]
     for a in range(A):
-        if kind == "boxes_scores": box, p = outputs[0][i, a], outputs[1][i, a]
+        if kind in ("boxes_scores", "queries"): box, p = outputs[0][i, a], outputs[1][i, a]
+        elif kind == "detr": box, p = outputs[0][i, a] * np.float32([SIZE[1], SIZE[0]] * 2), 1 / (1 + np.exp(-outputs[1][i, a]))
         elif kind == "ultralytics": box, p = outputs[0][i, :4, a], outputs[0][i, 4:, a]
         else: box, p = outputs[0][i, a, :4], outputs[0][i, a, 5:] * outputs[0][i, a, 4]
         if kind == "yolox-raw":
             x, y, s = grid[a]
             box = [(box[0] + x) * s, (box[1] + y) * s, np.exp(box[2]) * s, np.exp(box[3]) * s]
-        if kind != "boxes_scores": box = [box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2]
-        if p.max() > confidence: found.append((box, p.max(), p.argmax()))
-    return found
+        if kind not in ("boxes_scores", "queries"): box = [box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2]
+        if kind in ("queries", "detr"): found += [(box, p[k], k) for k in range(3) if p[k] > confidence]
+        elif p.max() > confidence: found.append((box, p.max(), p.argmax()))
+    return sorted(found, key=lambda c: -c[1])[:A]
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
@@ -44,7 +47,7 @@ def test_against_anchor_by_anchor(kind):
     c, outputs = preset("yolox", CLASSES, SIZE)._replace(output=kind), answer(kind, 1)
     fits = [fit_image((128, 192), SIZE), fit_image((50, 40), SIZE)]
     for i, (got, fit) in enumerate(zip(postprocess(c, outputs, fits, .5, 1), fits)): # IoU is never over 1: nothing is suppressed
-        plain = sorted(plain_candidates(kind, outputs, i, .5), key=lambda c: -c[1])
+        plain = plain_candidates(kind, outputs, i, .5)
         boxes = fit.to_image(np.float32([b for b, _, _ in plain]))
         inside = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
         assert len(plain) > 5
@@ -90,3 +93,17 @@ def test_untrained_yolox_overflows_nothing():
     outputs[0][0, :, 2:4] = 300
     with np.errstate(all="raise"): got, = postprocess(c, outputs, [fit], .5)
     assert np.isfinite(got.boxes).all() and len(got.scores)
+
+
+@pytest.mark.parametrize("kind", ["queries", "detr"])
+def test_queries_are_not_suppressed(kind):
+    "Two equal boxes, one of them sure of two classes: three detections, whatever the IoU threshold; two where there are two queries to ask."
+    c, fit = preset("rtdetr", CLASSES, SIZE)._replace(output=kind), fit_image(SIZE, SIZE)
+    p, box = np.float32([[[.9, .1, .6], [.7, .1, .1], [.1, .1, .1]]]), np.float32([[[.25, .25, .25, .25]] * 3])
+    outputs = [box * [96, 64, 96, 64] + [-12, -8, 0, 0], p] if kind == "queries" else [box, np.log(p) - np.log1p(-p)]
+    got, = postprocess(c, outputs, [fit], .5, 0)
+    assert got.labels.tolist() == [0, 0, 2] and np.allclose(got.scores, [.9, .7, .6])
+    assert np.allclose(got.boxes, [[12, 8, 36, 24]] if kind == "detr" else [[12, 8, 24, 16]])
+    few, = postprocess(c, [o[:, :2] for o in outputs], [fit], .5)
+    assert few.labels.tolist() == [0, 0] and len(postprocess(c, outputs, [fit], .5, max_detections=1)[0].scores) == 1
+    for confidence, count in ((0, 3), (1, 0)): assert len(postprocess(c, outputs, [fit], confidence)[0].scores) == count
