@@ -97,7 +97,7 @@ class AugmentConfig(Section):
         if len(v) != 3 or any(not 0 <= s <= 255 for s in v): raise ValueError(f"three shifts of 0 to 255 (hue, saturation, value), not {v}")
         return v
 
-# %% ../nbs/01_config.ipynb #c84de277
+# %% ../nbs/01_config.ipynb #46671ff0
 class TrainConfig(Section):
     "How the weights are found."
     epochs:int = Field(100, ge=1, description="times every training image is seen")
@@ -138,6 +138,10 @@ class TrainConfig(Section):
     threads:Optional[int] = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
     channels_last:bool = Field(True, description="memory order of images and weights; changes speed alone")
     log_every:int = Field(10, ge=1, description="steps between rows of the log")
+    patience:int = Field(0, ge=0, description="epochs without a better AP after which the training ends; 0: never")
+    trackers:List[str] = Field(["tensorboard"], description="where curves are drawn: tensorboard, wandb, mlflow")
+    project:str = Field("jetson_det", min_length=1, description="project of W&B, experiment of MLflow")
+    resource_seconds:float = Field(30., ge=0, description="seconds between rows of resources.csv (CPU, memory, graphics cards, disk); 0: no such file")
 
     @field_validator("betas")
     @classmethod

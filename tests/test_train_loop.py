@@ -105,7 +105,7 @@ def test_the_same_settings_give_the_same_bits_with_and_without_workers(tmp_path,
 def test_what_a_run_leaves(run, data):
     out, figures = run
     found = {f.name for f in out.iterdir() if not f.name.startswith(".") and f.suffix != ".patch"} # a patch where the code has changes
-    assert found == {"best", "last", "checkpoints", "config.yaml", "dataset.tsv", "environment.json", "journal.jsonl", "log.txt", "metrics.csv",
+    assert found == {"best", "last", "checkpoints", "config.yaml", "dataset.tsv", "environment.json", "journal.jsonl", "resources.csv", "log.txt", "metrics.csv",
                      "metrics.json", "resolved.json", "tensorboard"}
     rows = list(csv.DictReader(open(out/"metrics.csv")))
     assert [r["epoch"] for r in rows] == ["1", "2", "3"] and [r["step"] for r in rows] == ["3", "6", "9"]

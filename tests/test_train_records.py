@@ -409,3 +409,55 @@ def test_children_are_counted(tmp_path):
         found = before.sample()
         assert found["ram_mb"] - alone > 150 and found["cpu_percent"] > 10
     finally: child.kill(); child.wait()
+# ---- as the loop does it
+
+def test_a_run_without_a_folder_gets_one_of_its_own(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = config(data, "train.epochs=1")
+    outs = [Path(train(cfg)["artifact"]).parent for _ in range(2)]
+    assert outs[0].name == default_run_folder(cfg, training_data(cfg, tmp_path), "none").name
+    assert outs[1].name == outs[0].name + "-2" and (outs[1]/"resources.csv").exists()
+    with pytest.raises(InputError, match="say which run"): train(cfg, resume=True)
+
+
+def test_a_missing_tracker_stops_before_anything_is_written(tmp_path, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"jetson_det\[wandb\]"): train(config(data, "train.trackers=[wandb]"), tmp_path/"run")
+    assert not (tmp_path/"run").exists()
+
+
+def test_no_second_process_trains_or_goes_back_in_a_run(tmp_path, data):
+    out = tmp_path/"run"
+    train(config(data, "train.epochs=1"), out)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        other.stdout.readline()
+        for call in (lambda: train(config(data, "train.epochs=1"), out, resume=True), lambda: rollback(out)):
+            with pytest.raises(InputError, match="is at work in this run"): call()
+    finally: other.kill(); other.wait()
+
+
+def test_the_chain_of_real_trainings(tmp_path, data):
+    train(config(data, "train.epochs=1"), tmp_path/"a")
+    train(config(data, "train.epochs=1", f"model.weights={tmp_path/'a'}"), tmp_path/"b")
+    shutil.rmtree(tmp_path/"b"/"last")
+    train(config(data, "train.epochs=1", f"model.weights={tmp_path/'a'}"), tmp_path/"b", resume=True)
+    assert [(e["found"], e["begins"]) for e in lineage(tmp_path/"b"/"last")] == [("as it was", ""), ("as it was", "with random weights")]
+
+
+@pytest.mark.parametrize("spoil, batches", [(lambda t: next(t.stepper.model.head.parameters()).data.fill_(float("inf")), 1),
+                                            (lambda t: next(t.stepper.model.parameters()).register_hook(lambda g: g * float("nan")), 2)])
+def test_the_batches_of_a_step_that_failed_are_kept(tmp_path, data, monkeypatch, spoil, batches):
+    with_callbacks(monkeypatch, lambda: At(4, spoil))
+    with pytest.raises(TrainingError, match="not finite in epoch 2, step 5") as e: train(config(data), tmp_path/"run")
+    files = sorted((tmp_path/"run"/"nan").glob("*.npz"))
+    assert [f.name for f in files] == [f"step-00000005-{k}.npz" for k in range(1, batches + 1)]
+    names = [n for f in files for n in json.loads(f.with_suffix(".json").read_text())["images"]]
+    assert ", ".join(names) == str(e.value).split("images ")[1].split(");")[0]
+    assert "to be looked at" in (tmp_path/"run"/"log.txt").read_text()
+
+
+def test_patience_is_a_setting(tmp_path, data, monkeypatch):
+    scored(monkeypatch, [.3, .2, .1, .1, .1])
+    assert train(config(data, "train.epochs=5", "train.patience=1"), tmp_path/"run")["epochs"] == 2
+    assert train(config(data, "train.epochs=5", "train.patience=2", "train.resource_seconds=0"), tmp_path/"run", resume=True)["epochs"] == 3

@@ -146,7 +146,7 @@ def _check_target(
     if not 11 <= opset <= 20: raise InputError(f"opset is {opset}; it must be 11 to 20, and at most 13 for a Jetson Nano")
     return path
 
-# %% ../../nbs/50_export.onnx.ipynb #ff010cd1
+# %% ../../nbs/50_export.onnx.ipynb #76ba738f
 def export_onnx(
     source, # Detector, a checkpoint folder, or a training's folder (its best checkpoint)
     path, # the .onnx file to write; an old one is replaced at the end, in one step
@@ -161,7 +161,7 @@ def export_onnx(
     "Write a detector as ONNX. Raises InputError for a wrong call, RuntimeError when the graph does not compute what torch does."
     path, onnx = _check_target(path, opset), require("onnx")
     model, contract = _open_source(source, input_size)
-    contract = contract._replace(output="boxes_scores", opset=opset, confidence=confidence, iou=iou).validate()
+    contract = contract._replace(output="queries" if contract.output == "queries" else "boxes_scores", opset=opset, confidence=confidence, iou=iou).validate()
     graph = _trace(_deployed(model), contract.input_size, opset, dynamic_batch)
     if simplify: graph = _slim(graph)
     onnx.checker.check_model(graph, full_check=True)

@@ -54,7 +54,7 @@ def deformable_attention(
     sample=sample_gather, # or sample_grid
 )->torch.Tensor: # (B,Q,H*D)
     "Weighted values at the places, over all maps."
-    (b, _, heads, d), q = value.shape, places.shape[1]
+    (_, _, heads, d), q = value.shape, places.shape[1]
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([h*w for h, w in sizes], -1)
     places = places.permute(0, 2, 1, 3, 4).flatten(0, 1).split(list(points), -2)
     read = torch.cat([sample(m.view(-1, d, h, w), at) for m, at, (h, w) in zip(maps, places, sizes)], -1)

@@ -60,10 +60,10 @@ SIZES = {"rtdetr-r18": DETRSize("rt_detr", dict(_LIGHT, decoder_layers=3), _R18,
          "dfine-m": DETRSize("d_fine", dict(_FINE, encoder_in_channels=[384, 768, 1536], decoder_layers=4, depth_mult=.67), _hgnet(*_B2), .1, False),
          "dfine-l": DETRSize("d_fine", _FINE, _hgnet(*_B4), .05, True)}
 
-# %% ../../nbs/24_models.detr.ipynb #78932886
+# %% ../../nbs/24_models.detr.ipynb #26edbfb1
 # the READMEs of lyuwenyu/RT-DETR and Peterande/D-FINE; COCO alone, no Objects365
 CARDS = {"rtdetr-r18": ModelCard(640, 46.5, 20, 60), "rtdetr-r34": ModelCard(640, 48.9, 31, 92), "rtdetr-r50": ModelCard(640, 53.1, 42, 136),
-         "rtdetrv2-r18": ModelCard(640, 47.9, 20, 60), "rtdetrv2-r34": ModelCard(640, 49.9, 31, 92), "rtdetrv2-r50": ModelCard(640, 53.4, 42, 136),
+         "rtdetrv2-r18": ModelCard(640, 48.1, 20, 60), "rtdetrv2-r34": ModelCard(640, 49.9, 31, 92), "rtdetrv2-r50": ModelCard(640, 53.4, 42, 136),
          "dfine-n": ModelCard(640, 42.8, 4, 7), "dfine-s": ModelCard(640, 48.5, 10, 25), "dfine-m": ModelCard(640, 52.3, 19, 57), "dfine-l": ModelCard(640, 54.0, 31, 91)}
 
 # %% ../../nbs/24_models.detr.ipynb #a2091471

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .detr_loss import DETROutputs, GAINS, Layers, Pairs, by_layer, fractions, in_float32, match, noisy_factor, noisy_pairs, pair_iou, summed_terms, terms_of, xyxy
+from .detr_loss import DETROutputs, GAINS, Layers, Pairs, fractions, in_float32, match, noisy_factor, noisy_pairs, pair_iou, summed_terms, terms_of, xyxy
 from .zoo import LossSums
 
 # %% ../../nbs/24_models.dfine_loss.ipynb #739efad1

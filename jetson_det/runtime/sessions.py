@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Session', 'OnnxSession', 'open_session']
 
-# %% ../../nbs/65_runtime.sessions.ipynb #acd8ddff
+# %% ../../nbs/65_runtime.sessions.ipynb #1198377b
 import ast
 import time
 from pathlib import Path
 
 import numpy as np
 
-from .contract import COCO_CLASSES, METADATA_KEY, Contract, check_input, check_outputs, load_contract
+from .contract import COCO_CLASSES, METADATA_KEY, Contract, check_input, check_outputs, load_contract, output_shapes
 from .files import InputError
 from .postprocess import postprocess
 from .preprocess import Preprocessor
 
-# %% ../../nbs/65_runtime.sessions.ipynb #0d9bf23d
+# %% ../../nbs/65_runtime.sessions.ipynb #99de4dc1
 class Session:
     "Frames to detections, through any `infer` function."
     def __init__(self,
@@ -54,7 +54,7 @@ class Session:
 
     def _check(self, outputs):
         "Compare the first answer with the contract: a graph may leave its shapes open, arrays don't."
-        names = ("boxes", "scores") if self.contract.output == "boxes_scores" else ()
+        names = [n for n, _ in output_shapes(self.contract) if n]
         named = [(names[i] if i < len(names) else str(i), list(o.shape)) for i, o in enumerate(outputs)]
         check_outputs(self.contract, named)
         self._fits_contract = True
@@ -92,7 +92,7 @@ def _load_onnx(
     except Exception as e: # onnxruntime's own exceptions have no common base
         raise InputError("{}: ONNX Runtime cannot open it: {}".format(path, " ".join(str(e).split())[:300]))
 
-# %% ../../nbs/65_runtime.sessions.ipynb #6af5f460
+# %% ../../nbs/65_runtime.sessions.ipynb #bd882a2e
 def _contract_of(
     path,              # named in errors
     given,             # a Contract, a preset's name, a JSON file, or None
@@ -103,7 +103,7 @@ def _contract_of(
     if given is None:
         if METADATA_KEY in metadata: return Contract.from_json(metadata[METADATA_KEY], "{}: contract in the metadata".format(path))
         raise InputError("{}: no contract in its metadata, so its colours, size and classes are unknown: give one with --contract "
-                         "(contract=): a JSON file, or a preset: yolox, yolox-decoded, ultralytics".format(path))
+                         "(contract=): a JSON file, or a preset: yolox, yolox-decoded, ultralytics, rtdetr".format(path))
     size = tuple(shape[2:]) if len(shape) == 4 and all(isinstance(s, int) for s in shape[2:]) else (640, 640)
     try: names = ast.literal_eval(metadata.get("names", "None"))
     except (ValueError, SyntaxError): names = None

@@ -7,11 +7,11 @@ __all__ = ['pick_device', 'freeze_batchnorm', 'build_model', 'LossMeter', 'all_f
            'Trainer', 'labelled_split', 'default_callbacks', 'explained', 'training_state', 'contract_of', 'restore',
            'resolved_rows', 'rows_text', 'RunLog', 'evaluate_weights', 'begin_log', 'train', 'final_figures']
 
-# %% ../../nbs/34_train.loop.ipynb #239ba37c
+# %% ../../nbs/34_train.loop.ipynb #cda0ae12
 import sys
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from math import isfinite
@@ -24,17 +24,19 @@ from ..core import InputError
 from ..data.ready import split_settings
 from ..models.zoo import count_params, create_model
 from ..runtime.files import write_json_atomic
-from .callbacks import (EpochLine, Evaluate, MetricsTable, Progress, SaveCheckpoints, StopOnSignal, TensorBoard,
+from .callbacks import (DiskWatch, EarlyStop, EpochLine, Evaluate, MetricsTable, Progress, ResourceLog, SaveBadBatch, SaveCheckpoints, StopOnSignal,
                                         TrainingError, duration)
+from .trackers import Tracking, make_trackers
 from .checkpoint import list_checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from . import distributed
 from .data import balance_of, inline_transforms, make_loader, training_data
 from .distributed import (World, broadcast_state, callbacks_of, evaluate_shared, hand_on, main_first, plan_rounds, share_of, steps_of,
                                           sum_step, sync_batchnorm)
 from .ema import ModelEMA
+from .freeze import Freezer, freeze_rows, plan_freeze
 from .memory import TooLarge, pieces_of, statistics_of
-from .optim import build_optimizer, clip_gradients, gradients, lr_at, make_schedule, plan_phases, set_lr
-from .run import check_run_folder, check_same_data, write_run_folder
+from .optim import build_optimizer, clip_gradients, gradients, lr_at, lr_rule, make_schedule, plan_phases, schedule_text, set_lr, warmup_epochs
+from .run import check_run_folder, check_same_data, default_run_folder, hold_run, origin_of, write_run_folder
 
 # %% ../../nbs/34_train.loop.ipynb #aeabdc0a
 def pick_device(
@@ -64,7 +66,7 @@ def freeze_batchnorm(
     for m in layers: m.eval().requires_grad_(False)
     return len(layers)
 
-# %% ../../nbs/34_train.loop.ipynb #b6ef3dcd
+# %% ../../nbs/34_train.loop.ipynb #34e1caef
 def build_model(
     cfg, # Config
     classes, # class names
@@ -73,7 +75,8 @@ def build_model(
     say=print, # called with the report of what was loaded
 ): # Detector in training mode
     "The network of the settings, on its device, in its memory layout."
-    model = create_model(cfg.model.name, classes)
+    model = create_model(cfg.model.name, classes, cfg.model.gains)
+    if model.licence: say(model.licence)
     model.to(device, memory_format=torch.channels_last if cfg.train.channels_last else torch.contiguous_format).train()
     if cfg.model.weights and loader is not None:
         from jetson_det.models.weights import load_weights
@@ -112,10 +115,11 @@ def all_finite(
     rest = [o for o in outputs if isinstance(o, (tuple, list, dict))]
     return all(map(all_finite, rest)) and (not tensors or bool(torch.stack([t.isfinite().all() for t in tensors]).all()))
 
-# %% ../../nbs/34_train.loop.ipynb #4a62b32f
+# %% ../../nbs/34_train.loop.ipynb #c26d60c5
 class NotFinite(ArithmeticError):
-    "A loss or a gradient is infinite or no number; `indices` are the images of the batch."
-    def __init__(self, what, indices): super().__init__(what); self.what, self.indices = what, indices
+    "A loss or a gradient is infinite or no number; `batches` are the micro-batches it came from."
+    def __init__(self, what, batches): super().__init__(what); self.what, self.batches = what, batches
+    indices = property(lambda self: torch.cat([torch.empty(0, dtype=torch.long)] + [b.indices.cpu() for b in self.batches])) # of their images
 
 class Stepper:
     "A network with its optimizer, its moving average and its precision."
@@ -127,6 +131,7 @@ class Stepper:
     ):
         self.model, self.cfg, self.device, self.world = model, cfg, next(model.parameters()).device, world or World()
         broadcast_state(self.world, model)
+        self.freezer = Freezer(model, plan_freeze(model.stages(), cfg.freeze, cfg.freeze_until_epoch, cfg.unfreeze))
         self.optimizer = build_optimizer(model, cfg, images)
         self.ema = ModelEMA(model, cfg.ema_decay, cfg.ema_tau) if cfg.ema else None
         self.scaler = torch.GradScaler(self.device.type, init_scale=2.**10, enabled=cfg.precision == "fp16")
@@ -139,21 +144,21 @@ class Stepper:
         "One optimizer step over the micro-batches of `group`. Raises NotFinite and TooLarge before the weights change."
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad()
-        meter, indices = self.passes(group, l1)
+        meter, parts = self.passes(group, l1)
         meter = self.joined(meter, l1)
         self.scaler.unscale_(self.optimizer)
         torch._foreach_div_(gradients(self.optimizer), max(meter.normaliser, 1.)) # the one division
         norm = clip_gradients(self.optimizer, self.cfg.clip)
-        if not self.scaler.is_enabled() and not norm.isfinite(): raise NotFinite("the gradient", torch.cat(indices))
+        if not self.scaler.is_enabled() and not norm.isfinite(): raise NotFinite("the gradient", parts)
         self.scaler.step(self.optimizer) # fp16: left out where the gradient ran over
         self.scaler.update()
         if self.ema: self.ema.update()
         return meter
 
-    def passes(self, group, l1)->tuple: # LossMeter; the images, a tensor for each micro-batch
+    def passes(self, group, l1)->tuple: # LossMeter; the micro-batches
         "All micro-batches forward and backward. Raises TooLarge when it is too much for the memory: then nothing was done."
         kept, full, done = [b.clone() for b in self.statistics], "", [] # outside of `except`, which holds on to what fills the memory
-        try: done = [(self.backward(part, l1), part.indices) for batch in group for part in pieces_of(batch, self.pieces)]
+        try: done = [(self.backward(part, l1), part) for batch in group for part in pieces_of(batch, self.pieces)]
         except torch.OutOfMemoryError as e: full = str(e).split(". ")[0] or "out of memory"
         if full and self.synced: raise TrainingError(f"{full}: processes whose BatchNorm learns can't take a step again; a lower train.batch_size or train.freeze_bn=true may help")
         anyone = torch.tensor(float(bool(full)))
@@ -162,8 +167,8 @@ class Stepper:
             for b, k in zip(self.statistics, kept): b.copy_(k)
             self.optimizer.zero_grad()
             raise TooLarge(full or "out of memory in another process")
-        figures, indices = zip(*done) if done else ([], [torch.empty(0, dtype=torch.long)])
-        return (summed(figures, indices) if done else LossMeter()), indices
+        figures, parts = zip(*done) if done else ([], [])
+        return (summed(figures, parts) if done else LossMeter()), parts
 
     def joined(self, meter, l1)->LossMeter:
         "Gradients and figures of all processes together."
@@ -179,26 +184,28 @@ class Stepper:
         layout = torch.channels_last if self.cfg.channels_last else torch.contiguous_format
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.cfg.precision)
         images = batch.images.to(self.device, memory_format=layout, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=half, enabled=half is not None): outputs = self.model(self.model.normalize(images))
-        if not all_finite(outputs): raise NotFinite("what the network says", batch.indices)
-        loss = self.model.loss(outputs, batch.boxes.to(self.device), batch.labels.to(self.device), l1=l1)
+        boxes, labels = batch.boxes.to(self.device), batch.labels.to(self.device)
+        with torch.autocast(self.device.type, dtype=half, enabled=half is not None):
+            outputs = self.model(self.model.normalize(images), *([boxes, labels] if self.model.needs_targets else []))
+        if not all_finite(outputs): raise NotFinite("what the network says", [batch])
+        loss = self.model.loss(outputs, boxes, labels, l1=l1)
         self.scaler.scale(sum(loss.sums.values())).backward()
         return {**{k: v.detach() for k, v in loss.sums.items()}, "normaliser": loss.normaliser}
 
-# %% ../../nbs/34_train.loop.ipynb #075ecda8
+# %% ../../nbs/34_train.loop.ipynb #cadd5d80
 def summed(
     figures, # of each micro-batch: name -> scalar tensor, "normaliser" among them
-    indices, # of each micro-batch: the dataset's indices of its images
+    batches, # the micro-batches
 )->LossMeter:
     "The figures of all micro-batches added up, fetched from the device in one go. Raises NotFinite."
     names, meter = list(figures[0]), LossMeter()
-    for row, index in zip(torch.stack([f[n].float() for f in figures for n in names]).view(len(figures), -1).tolist(), indices):
-        if not all(map(isfinite, row)): raise NotFinite("the loss", index)
+    for row, batch in zip(torch.stack([f[n].float() for f in figures for n in names]).view(len(figures), -1).tolist(), batches):
+        if not all(map(isfinite, row)): raise NotFinite("the loss", [batch])
         values = dict(zip(names, row))
-        meter += LossMeter({k: values[k] for k in names if k != "normaliser"}, values["normaliser"], len(index), 1)
+        meter += LossMeter({k: values[k] for k in names if k != "normaliser"}, values["normaliser"], len(batch.indices), 1)
     return meter
 
-# %% ../../nbs/34_train.loop.ipynb #5c828a22
+# %% ../../nbs/34_train.loop.ipynb #f62f77e2
 class Trainer:
     "A training: data, network, and how far it is."
     def __init__(self,
@@ -218,11 +225,13 @@ class Trainer:
         device, (repeats, weights) = pick_device(t.device, t.precision, world), balance_of(cfg, self.train, say)
         model = build_model(cfg, ds.classes, device, None if checkpoint else make_loader(cfg, self.train, plain=True), say)
         if weights is not None: model.class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
+        self.origin = checkpoint.contract.extra.get("origin") if checkpoint else origin_of(cfg.model.weights)
         self.group = checkpoint.state.get("group", t.accumulate) if checkpoint else t.accumulate * world.size # micro-batches in a step, over all processes
         self.stepper, self.loader = Stepper(model, t, t.batch_size * self.group, world), share_of(make_loader(cfg, self.train, repeats, device, say=say), world, self.group)
         plan_rounds(world, len(self.loader), self.group)
-        self.phases = plan_phases(t.epochs, t.warmup_epochs, t.no_aug_epochs)
-        self.schedule = make_schedule(t, self.phases, -(-len(self.loader) // self.group), t.batch_size * self.group)
+        per_epoch = -(-len(self.loader) // self.group)
+        self.phases = plan_phases(t.epochs, warmup_epochs(t, per_epoch), t.no_aug_epochs)
+        self.schedule = make_schedule(t, self.phases, per_epoch, t.batch_size * self.group)
         self.epochs, self.steps, self.images_all = t.epochs, self.schedule.steps, t.epochs * self.loader.recipe.samples
         self.epoch = self.batch = self.step = 0 # done so far: epochs, micro-batches of the next one, optimizer steps
         self.seconds, self.lr, self.best, self.metrics, self.in_tail = 0., 0., None, {}, False
@@ -236,6 +245,7 @@ class Trainer:
             self.call("before_train")
             while self.epoch < self.epochs:
                 self.in_tail = self.epoch >= self.epochs - self.phases.tail
+                if thawed := self.stepper.freezer.apply(self.epoch): self.say(f"epoch {self.epoch + 1}: {', '.join(thawed)} learn from now on")
                 batches = self.loader.epoch(self.epoch, start=self.batch, augment=not self.in_tail)
                 try:
                     for group in steps_of(self.world, batches, self.batch, len(self.loader), self.group):
@@ -288,7 +298,7 @@ class Trainer:
     images_done = property(lambda self: self.epoch * self.loader.recipe.samples + min(self.batch * self.cfg.train.batch_size, self.loader.recipe.samples))
     go_on = property(lambda self: f"go on with: jetson-det train --out {self.out} --resume")
 
-# %% ../../nbs/34_train.loop.ipynb #8e9a614b
+# %% ../../nbs/34_train.loop.ipynb #a2744960
 def labelled_split(
     ds, # DetDataset
     name:str, # train or val
@@ -301,7 +311,8 @@ def labelled_split(
 
 def default_callbacks()->list:
     "What every training does, in this order."
-    return [Progress(), Evaluate(), EpochLine(), MetricsTable(), TensorBoard(), SaveCheckpoints(), StopOnSignal()]
+    return [Progress(), Evaluate(), EpochLine(), MetricsTable(), EarlyStop(), Tracking(), SaveCheckpoints(), SaveBadBatch(),
+            DiskWatch(), ResourceLog(), StopOnSignal()]
 
 @contextmanager
 def explained(
@@ -310,6 +321,7 @@ def explained(
     "Around a training: what can go wrong becomes a TrainingError in one line, and everything is closed."
     try: yield
     except NotFinite as e:
+        for callback in trainer.callbacks: callback.not_finite(trainer, e)
         names = ", ".join(trainer.train.paths[e.indices.numpy()])
         raise TrainingError(f"{e.what} is not finite in epoch {trainer.epoch + 1}, step {trainer.step + 1} (images {names}); nothing of this step was kept; "
                             f"a lower train.lr_per_image, train.clip or train.precision=fp32 may help") from None
@@ -318,7 +330,7 @@ def explained(
         for callback in trainer.callbacks: callback.finish(trainer)
         trainer.loader.close()
 
-# %% ../../nbs/34_train.loop.ipynb #33b53aa0
+# %% ../../nbs/34_train.loop.ipynb #08fd5faf
 def training_state(
     trainer:Trainer,
 )->dict: # JSON values and tensors, for `save_checkpoint`
@@ -335,7 +347,7 @@ def contract_of(
     cfg = trainer.cfg
     return trainer.stepper.model.contract(tuple(cfg.data.input_size), confidence=cfg.export.confidence, iou=cfg.export.iou,
                                           dataset=trainer.ds.fingerprint(), config=cfg.fingerprint(),
-                                          extra={"split": split_settings(cfg.data, trainer.ds)})
+                                          extra={"split": split_settings(cfg.data, trainer.ds), "origin": trainer.origin})
 
 # %% ../../nbs/34_train.loop.ipynb #5856a45b
 def restore(
@@ -359,7 +371,7 @@ def restore(
     for key in ("epoch", "batch", "step", "seconds", "best", "lr"): setattr(trainer, key, state[key])
     trainer.epoch_meter = LossMeter(**state["epoch_meter"])
 
-# %% ../../nbs/34_train.loop.ipynb #e29624ef
+# %% ../../nbs/34_train.loop.ipynb #d4ff28f2
 def resolved_rows(
     trainer:Trainer,
 )->list: # (name, value, rule) rows; the rule is empty where the value is as it was set
@@ -380,10 +392,12 @@ def resolved_rows(
         ("micro-batch", t.batch_size, ""), ("accumulation", t.accumulate, ""), ("devices", trainer.world.size, ""),
         ("effective batch", t.batch_size * trainer.group, "micro-batch x accumulation x devices" + (", those of the beginning" if trainer.group != t.accumulate * trainer.world.size else "")),
         ("steps", f"{s.steps} ({per_epoch} an epoch)", f"{n} images / {t.batch_size * trainer.group}, rounded up; the last step of an epoch counts by what it holds"),
-        *[(f"learning rate of {g.get('name', i)}", s.lr, f"lr_per_image {t.lr_per_image:g} x effective batch; weight decay {g['weight_decay']:g}; {len(g['params'])} tensors")
+        ("optimizer", t.optimizer + (f", Lookahead every {t.lookahead} steps" if t.lookahead else ""), ""),
+        *[(f"learning rate of {g.get('name', i)}", s.lr * g.get("lr_scale", 1.), f"{lr_rule(t)}; weight decay {g['weight_decay']:g}; {len(g['params'])} tensors")
           for i, g in enumerate(trainer.stepper.optimizer.param_groups)],
-        ("warm-up", f"{phases.warmup:g} epochs", phases.rule), ("main part", f"{t.epochs - phases.warmup - phases.tail:g} epochs", "cosine"),
-        ("tail", f"{phases.tail} epochs", f"no mosaic, no mixup, L1 loss, learning rate {s.lr * s.min_lr_ratio:g}"),
+        ("warm-up", f"{phases.warmup:g} epochs", phases.rule), ("main part", f"{t.epochs - phases.warmup - phases.tail:g} epochs", schedule_text(t, t.epochs)),
+        ("tail", f"{phases.tail} epochs", f"no mosaic, no mixup, L1 loss, learning rate {lr_at(s.steps - 1, s):g}"),
+        *([(f"stage {name}", f"{millions} M", when) for name, millions, when in freeze_rows(trainer.stepper.model, trainer.stepper.freezer.plan, t.epochs)] if t.freeze or t.unfreeze else []),
         ("clip", t.clip or "off", ""), ("EMA", f"decay {t.ema_decay} over {t.ema_tau:g} steps" if t.ema else "off", ""),
         ("precision", t.precision, ""), ("BatchNorm", "frozen" if t.freeze_bn else "learns", ""),
         ("evaluation", f"every {t.eval_every} epochs and in each of the tail" if trainer.val is not None else "none", "" if trainer.val is not None else "there is no val split with boxes"),
@@ -435,27 +449,32 @@ def begin_log(
     trainer.say(rows_text(rows))
     trainer.say.write_to(trainer.out/"log.txt")
 
-# %% ../../nbs/34_train.loop.ipynb #7f9078f8
+# %% ../../nbs/34_train.loop.ipynb #0584ef91
 def train(
     cfg, # Config
-    out="runs/train", # run folder: a new one, or with `resume` that of the run
+    out=None, # run folder: a new one, or with `resume` that of the run; None: runs/ and a name made of network, data and settings
     resume:bool=False, # go on from the newest whole checkpoint
     world=None, # World, when this process is one of several (`train.distributed` starts them); None: the one that torchrun has made
 )->dict: # split -> figures of the weights that ship, and how long it took; also in metrics.json
     "Train a detector. Raises InputError before anything is written, TrainingError when the work can't go on."
-    out, world = Path(out), world or (distributed.joined if distributed.joined.size > 1 else World())
+    if resume and not out: raise InputError("to resume, say which run: its folder (--out)")
+    out = Path(out) if out else None if cfg.data.path else default_run_folder(cfg) # generated scenes lie in it
+    world = world or (distributed.joined if distributed.joined.size > 1 else World())
     say = RunLog() if world.main else lambda line: None
     inline_transforms(cfg)
-    changed = check_run_folder(out, cfg, resume)
+    make_trackers(cfg.train.trackers, cfg.train.project) # a package that is missing is told before anything is written
+    changed = check_run_folder(out, cfg, resume) if out else []
     world.barrier() # all have looked before the first one writes
     with main_first(world): ds = training_data(cfg, out, say)
+    out = out or default_run_folder(cfg, ds)
     if resume and (out/"dataset.tsv").exists(): check_same_data(out/"dataset.tsv", ds)
     checkpoint = load_checkpoint(newest_whole(out, say)) if resume and list_checkpoints(out) else None
     trainer = Trainer(cfg, ds, out, checkpoint, say=say, world=world)
-    if world.main: begin_log(trainer, resolved_rows(trainer))
-    if resume: say(f"resumed after epoch {trainer.epoch}, step {trainer.step}; lines above about later steps are of the training that broke off" + "".join(f"; {c}" for c in changed))
-    trainer.fit()
-    return final_figures(trainer)
+    with hold_run(out) if world.main else nullcontext():
+        if world.main: begin_log(trainer, resolved_rows(trainer))
+        if resume: say(f"resumed after epoch {trainer.epoch}, step {trainer.step}; lines above about later steps are of the training that broke off" + "".join(f"; {c}" for c in changed))
+        trainer.fit()
+        return final_figures(trainer)
 
 # %% ../../nbs/34_train.loop.ipynb #89ad0706
 def final_figures(
