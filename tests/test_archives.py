@@ -10,7 +10,7 @@ import time
 import zipfile
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from jetson_det.core import InputError
 from jetson_det.data.archives import Limits, is_archive, open_archive, safe_name

@@ -10,7 +10,6 @@ from jetson_det.core import InputError
 from jetson_det.data import batch_augment as B
 from jetson_det.data.augment import ImageCache, draw_layer, make_sample, reduction, shift_colours
 from jetson_det.data.batch_augment import DevicePixels, pack_plans, render_batch, shift_planes
-from jetson_det.data.cache import open_store
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.loader import TrainLoader
 from jetson_det.data.plan import Layer, Plan, epoch_order, plan_sample

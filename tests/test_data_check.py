@@ -1,6 +1,5 @@
 """Flaws: found, counted, repaired in the open, or refused."""
 import json
-import os
 import re
 import struct
 from dataclasses import replace
@@ -12,8 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from jetson_det.core import InputError
-from jetson_det.data.check import (ADVICE, box_flaws, check_dataset, check_images, class_balance, fitting_input, input_fit, odd_boxes, plain_name, prepare, repeated_boxes,
-                                   similar_classes)
+from jetson_det.data.check import (ADVICE, box_flaws, check_dataset, check_images, class_balance, fitting_input, input_fit, odd_boxes, prepare, repeated_boxes, similar_classes)
 from jetson_det.data.dataset import IGNORE, DetDataset, Flaw
 from jetson_det.data.formats import read_dataset, write_dataset
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.formats import read_dataset
 from jetson_det.data.imagefile import image_header
-from jetson_det.data.images import (HUGE, ImageFacts, Look, clusters, image_facts, is_truncated, look_at, look_at_images, near_duplicates,
-                                    perceptual_hash, same_picture, upright)
+from jetson_det.data.images import (HUGE, Look, clusters, image_facts, is_truncated, look_at, look_at_images, near_duplicates, same_picture,
+                                    upright)
 from jetson_det.data import images
 from jetson_det.synth import dock_scene
 

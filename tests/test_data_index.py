@@ -16,7 +16,7 @@ from jetson_det.core import InputError
 from jetson_det.data import index
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, Flaw
 from jetson_det.data.imagefile import image_size, image_sizes, read_image
-from jetson_det.data.files import Files, Rows, walk_files
+from jetson_det.data.files import Rows, walk_files
 from jetson_det.data.formats import read_dataset, write_dataset
 from jetson_det.data.index import cache_dir, folder_state, index_file, keep_index, load_index, read_indexed, trim_folder
 from jetson_det.synth import write_scenes

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from jetson_det.core import InputError
 from jetson_det.models.deformable import sample_gather, sample_grid
-from jetson_det.models.denoising import Denoising, attention_mask, denoising_of
+from jetson_det.models.denoising import attention_mask, denoising_of
 from jetson_det.models.detr import CARDS, SIZES, DETRDetector, anchor_boxes, detr_classes
-from jetson_det.models.detr_loss import DETROutputs, Layers, fractions, match, overlap, xyxy
+from jetson_det.models.detr_loss import DETROutputs, Layers, fractions, match, xyxy
 from jetson_det.models.dfine_loss import bin_values, boxes_from_sides, ddf_sums, fgl_sums, joined, right_bins
 
 pytest.importorskip("transformers")

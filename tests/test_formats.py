@@ -1,5 +1,4 @@
 """Readers and writers: round trips, layouts met in the wild, and the one line of every error."""
-import json
 import os
 import time
 from dataclasses import replace
@@ -9,35 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jetson_det.core import InputError
+from label_files import picture, put, refused
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from jetson_det.data.imagefile import image_size
 from jetson_det.data.files import Files
 from jetson_det.data.formats import read_dataset, write_dataset
 from jetson_det.data.voc import read_voc, voc_sign
 from jetson_det.data.writers import WRITERS
-
-
-def picture(h=48, w=64, suffix=".jpg"):
-    return cv2.imencode(suffix, np.full((h, w, 3), 127, np.uint8))[1].tobytes()
-
-
-def put(root, files):
-    "Write {path: bytes, text or JSON}."
-    for path, data in files.items():
-        p = root / path
-        p.parent.mkdir(parents=True, exist_ok=True)
-        p.write_bytes(data if isinstance(data, bytes) else (data if isinstance(data, str) else json.dumps(data)).encode())
-    return root
-
-
-def refused(call, *parts):
-    "The one line of the InputError."
-    with pytest.raises(InputError) as e: call()
-    line = str(e.value)
-    assert "\n" not in line
-    for p in parts: assert p in line, line
-    return line
 
 
 def voc(*objects, name="a.jpg", size=(48, 64), more=""):

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from jetson_det.core import InputError
 from jetson_det.data import coco
-from jetson_det.data.coco import coco_sign, find_coco, id_key, lean_coco, read_coco
+from jetson_det.data.coco import coco_sign, find_coco, lean_coco, read_coco
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE
 from jetson_det.data.files import Files
 from jetson_det.data.formats import read_dataset, write_dataset

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from label_files import picture, put, refused
 from jetson_det.core import InputError
 from jetson_det.data.coco import read_coco
 from jetson_det.data.cvat import cvat_box, cvat_sign, read_cvat
@@ -34,28 +35,6 @@ def cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("JETSON_DET_CACHE", str(folder))
     return folder
-
-
-def picture(h=48, w=64, suffix=".jpg"):
-    return cv2.imencode(suffix, np.full((h, w, 3), 127, np.uint8))[1].tobytes()
-
-
-def put(root, files):
-    "Write {path: bytes, text or JSON}."
-    for path, data in files.items():
-        p = root / path
-        p.parent.mkdir(parents=True, exist_ok=True)
-        p.write_bytes(data if isinstance(data, bytes) else (data if isinstance(data, str) else json.dumps(data)).encode())
-    return root
-
-
-def refused(call, *parts):
-    "The one line of the InputError."
-    with pytest.raises(InputError) as e: call()
-    line = str(e.value)
-    assert "\n" not in line
-    for p in parts: assert p in line, line
-    return line
 
 
 @pytest.fixture(scope="module")

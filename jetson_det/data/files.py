@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_SUFFIXES', 'walk_entries', 'walk_files', 'stem_of', 'Files', 'plain_folder', 'image_for', 'split_of',
            'text_lines', 'Rows']
 
-# %% ../../nbs/11_data.files.ipynb #14fbd54a
+# %% ../../nbs/11_data.files.ipynb #8093d13a
 import os
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core import InputError
 from .dataset import DetDataset, Flaw
-from .imagefile import image_size, image_sizes
+from .imagefile import image_sizes, size_or_error
 from .text import read_text
 
 # %% ../../nbs/11_data.files.ipynb #f5d33ace
@@ -159,7 +159,7 @@ def text_lines(
     "The lines that are not blank, stripped. Raises InputError with the line that is no text."
     return [l.strip() for l in read_text(path).splitlines() if l.strip()]
 
-# %% ../../nbs/11_data.files.ipynb #d31dcced
+# %% ../../nbs/11_data.files.ipynb #aa1b5e5e
 class Rows:
     "Images and boxes as a reader meets them; `dataset` turns them into columns."
     def __init__(self,
@@ -180,7 +180,7 @@ class Rows:
         if path in self.index:
             raise InputError(f"{self.root}: {self.index[path]} and {source} both speak of {path}: each image must be labelled once")
         self.index[path] = source
-        size = _size_or_error(self.root / path) if size is None else size
+        size = size_or_error(self.root / path) if size is None else size
         if isinstance(size, InputError):
             self.flaw("unreadable-image", path, source, str(size))
             return None
@@ -228,14 +228,7 @@ class Rows:
         return DetDataset(self.root, classes, self.paths, np.array(self.sizes, np.int32), rows[order], boxes[order].astype(np.float32), labels[order],
                           self.splits, self.groups, ids, flags[order], self.format, self.flaws, {k: v[order] for k, v in said.items()})
 
-# %% ../../nbs/11_data.files.ipynb #6cb75b88
-def _size_or_error(
-    path:Path, # an image file
-): # (height, width), or the InputError
-    "`image_size` that returns its error."
-    try: return image_size(path)
-    except InputError as e: return e
-
+# %% ../../nbs/11_data.files.ipynb #522d5768
 def _joined(
     rows:Rows, # what was gathered
 )->tuple: # rows (M,), boxes (M,4), labels (M,), flags (M,), {name: (M,) str}

@@ -28,7 +28,7 @@ from .voc import read_voc, voc_sign
 from .writers import WRITERS, lost_in, new_names
 from .yolo import read_yolo, yolo_sign
 
-# %% ../../nbs/11_data.formats.ipynb #eee0246b
+# %% ../../nbs/11_data.formats.ipynb #47cbdb5f
 _READERS = {"coco": (coco_sign, read_coco), "voc": (voc_sign, read_voc), "yolo": (yolo_sign, read_yolo), "labelme": (labelme_sign, read_labelme),
             "cvat": (cvat_sign, read_cvat), "kitti": (kitti_sign, read_kitti), "openimages": (openimages_sign, read_openimages),
             "plates": (plates_sign, read_plates), "csv": (tables_sign, read_tables)} # name -> what shows it, what reads it
@@ -40,7 +40,7 @@ def find_format(
     "The one format whose sign is in the folder. Raises InputError when there is none or more than one."
     signs = {name: sign(files) for name, (sign, _) in _READERS.items() if name != "csv"}
     signs = {name: f for name, f in signs.items() if f}
-    if not signs and tables_sign(files): signs = {"csv": tables_sign(files)}
+    if not signs and (table := tables_sign(files)): signs = {"csv": table}
     if not files.images and not any(f.lower().endswith((".yaml", ".yml", ".json")) for f in signs.values()):
         raise InputError(f"{files.root}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
     if len(signs) == 1 or set(signs) == {"coco", "labelme"}: return next(iter(signs))

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['cache_dir', 'folder_state', 'index_file', 'load_index', 'keep_index', 'trim_folder', 'read_indexed']
 
-# %% ../../nbs/15_data.index.ipynb #b1b1e8a5
+# %% ../../nbs/15_data.index.ipynb #1e69f4e0
 import json
 import os
-import tempfile
 import time
 from functools import lru_cache
 from hashlib import blake2b
@@ -20,6 +19,7 @@ import jetson_det
 import jetson_det.data
 from .dataset import DetDataset, Flaw
 from .files import walk_entries
+from ..runtime.files import write_bytes_atomic
 
 # %% ../../nbs/15_data.index.ipynb #9a65999b
 def cache_dir()->Path: # it may not be there yet
@@ -176,7 +176,7 @@ def _root_of(
     "The root as the reader gives it for this `path`."
     return path if relative == "." else Path(os.path.normpath(os.path.join(path, relative)))
 
-# %% ../../nbs/15_data.index.ipynb #63964a01
+# %% ../../nbs/15_data.index.ipynb #414f8520
 def load_index(
     path:Path, # what is read
     format:str="auto", # its format
@@ -210,25 +210,13 @@ def keep_index(
     relative = os.path.relpath(os.path.abspath(ds.root), os.path.abspath(path))
     header = dict(asked=[str(Path(os.path.abspath(path))), format, list(classes or ())], readers=_readers(), root=relative, states=states, most=most,
                   classes=ds.classes, format=ds.format, flaws=ds.flaws)
-    _write_whole(index_file(path, format, classes), _pack(header, _dataset_arrays(ds)))
+    file = index_file(path, format, classes)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomic(file, _pack(header, _dataset_arrays(ds)))
     trim_folder(cache_dir() / "index")
     return True
 
-# %% ../../nbs/15_data.index.ipynb #890468be
-def _write_whole(
-    file:Path, # where to
-    data:bytes, # what
-):
-    "Write a file so that nobody ever sees a part of it."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(".part", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as f: f.write(data)
-        os.replace(part, file)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-
+# %% ../../nbs/15_data.index.ipynb #44d226e6
 def trim_folder(
     folder:Path, # of the cache
     most:int=64, # files

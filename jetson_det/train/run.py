@@ -7,7 +7,7 @@ __all__ = ['FREE_KEYS', 'PATCH_LIMIT', 'flat_config', 'check_same_config', 'defa
            'check_same_data', 'git_state', 'git_states', 'environment', 'package_versions', 'journal', 'read_journal',
            'check_run_folder', 'write_run_folder', 'hold_run', 'origin_of', 'lineage', 'lineage_text', 'rollback']
 
-# %% ../../nbs/33_train.run.ipynb #b29ea286
+# %% ../../nbs/33_train.run.ipynb #850a52a3
 import hashlib
 import json
 import os
@@ -27,7 +27,7 @@ from ..config import load_config, save_config
 from ..core import InputError, fingerprint
 from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.files import fsync_dir, read_json, require, sha256_file, write_bytes_atomic, write_json_atomic
-from .checkpoint import checkpoint_path, list_checkpoints, newest_whole, verify_checkpoint
+from .checkpoint import list_checkpoints, newest_whole, verify_checkpoint
 
 # %% ../../nbs/33_train.run.ipynb #4c0e2861
 FREE_KEYS = frozenset("""data.path data.workers train.device train.threads train.log_every train.save_every train.save_minutes train.keep
