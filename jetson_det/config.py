@@ -97,7 +97,7 @@ class AugmentConfig(Section):
         if len(v) != 3 or any(not 0 <= s <= 255 for s in v): raise ValueError(f"three shifts of 0 to 255 (hue, saturation, value), not {v}")
         return v
 
-# %% ../nbs/01_config.ipynb #46671ff0
+# %% ../nbs/01_config.ipynb #61116896
 class TrainConfig(Section):
     "How the weights are found."
     epochs:int = Field(100, ge=1, description="times every training image is seen")
@@ -134,10 +134,14 @@ class TrainConfig(Section):
     freeze:List[str] = Field([], description="stages that do not learn, by the names of Detector.stages()")
     freeze_until_epoch:int = Field(0, ge=0, description="epochs after which the stages of freeze learn; 0: never")
     unfreeze:Dict[int, List[str]] = Field({}, description="epochs done -> stages that learn from then on and are frozen until then")
-    freeze_bn:bool = Field(False, description="BatchNorm keeps its statistics and weights")
+    freeze_bn:Optional[bool] = Field(None, description="true: BatchNorm keeps its statistics and weights; false: all of it learns; none: as the family was published, and from nothing all of it learns")
     threads:Optional[int] = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
     channels_last:bool = Field(True, description="memory order of images and weights; changes speed alone")
     log_every:int = Field(10, ge=1, description="steps between rows of the log")
+    overfit_batches:int = Field(0, ge=0, description="learn the images of this many micro-batches by heart, without augmentation, and evaluate on them: a test of the recipe; 0: all images")
+    on_nan:str = Field("stop", pattern="^(stop|rollback)$", description="when a loss is not finite: stop, or go back to the newest checkpoint and on with half the learning rate (three times at most)")
+    swa_epochs:int = Field(0, ge=0, description="average the weights of the last epochs (SWA); ships where it is better; 0: off")
+    average_best:int = Field(0, ge=0, description="average the weights of so many best epochs; ships where it is better; 0: off")
     patience:int = Field(0, ge=0, description="epochs without a better AP after which the training ends; 0: never")
     trackers:List[str] = Field(["tensorboard"], description="where curves are drawn: tensorboard, wandb, mlflow")
     project:str = Field("jetson_det", min_length=1, description="project of W&B, experiment of MLflow")

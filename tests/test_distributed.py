@@ -41,7 +41,7 @@ def together(target, processes, *args, **kw): return launch(target, processes, *
 class Watch(Callback):
     "Remembers each step."
     def __init__(self): self.steps = []
-    def after_step(self, t): self.steps.append((t.step, t.batch, t.meter.images, t.meter.normaliser, t.losses["loss"]))
+    def after_step(self, t): self.steps.append((t.step, t.batch, t.meter.images, t.meter.normalisers[""], t.losses["loss"]))
 
 
 def state_of(trainer):

@@ -163,7 +163,7 @@ def test_the_newest_whole_one_is_found_and_the_others_are_named(tmp_path):
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in range(1, 7): save(checkpoint_path(tmp_path, step), step=step)
     (tmp_path/"checkpoints"/".step-00000009.part").mkdir()
-    prune_checkpoints(tmp_path, keep=2, best=2)
+    prune_checkpoints(tmp_path, keep=2, stay=[2])
     assert sorted(p.name[-1] for p in (tmp_path/"checkpoints").iterdir()) == ["2", "5", "6"]
 
 

@@ -234,11 +234,11 @@ def newest_whole(
         else: return path
     raise InputError(f"{run}: no whole checkpoint in {Path(run)/'checkpoints'}")
 
-# %% ../../nbs/32_train.checkpoint.ipynb #dbaeba7e
+# %% ../../nbs/32_train.checkpoint.ipynb #e39a783a
 def prune_checkpoints(
     run, # run folder
     keep:int, # how many of the newest stay, 1 or more
-    best:Optional[int]=None, # step of one more that stays
+    stay=(), # steps of others that stay
 )->list: # names of the folders that went
     "Remove old checkpoints and what a killed process left. The last whole one is never removed."
     paths = list_checkpoints(run)
@@ -246,8 +246,8 @@ def prune_checkpoints(
     for left in (Path(run)/"checkpoints").glob(".step-*"): shutil.rmtree(left, ignore_errors=True)
     try: verify_checkpoint(paths[-1])
     except InputError: return []
-    stay = {p.name for p in paths[-max(keep, 1):]} | ({checkpoint_path(run, best).name} if best is not None else set())
-    gone = [p for p in paths if p.name not in stay]
+    names = {p.name for p in (*paths[-max(keep, 1):], *(checkpoint_path(run, step) for step in stay))}
+    gone = [p for p in paths if p.name not in names]
     for p in gone:
         hidden = p.parent/f".{p.name}.gone"
         os.rename(p, hidden)

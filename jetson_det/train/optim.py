@@ -218,12 +218,13 @@ def schedule_text(
     late = [str(m) for m in cfg.milestones if m >= epochs]
     return f"multistep: x {cfg.gamma:g} after epochs {', '.join(map(str, cfg.milestones))}" + (f"; {', '.join(late)} beyond the end" if late else "")
 
-# %% ../../nbs/30_train.optim.ipynb #24df8e4d
+# %% ../../nbs/30_train.optim.ipynb #77c68dcf
 def gradients(
     optimizer, # torch optimizer
+    part:str=None, # the groups of this part of the network alone; None: all
 )->list: # tensors, those that exist
-    "The gradients of all parameters that the optimizer moves."
-    return [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    "The gradients of the parameters that the optimizer moves."
+    return [p.grad for g in optimizer.param_groups if part in (None, g.get("part", "")) for p in g["params"] if p.grad is not None]
 
 def clip_gradients(
     optimizer, # its parameters' gradients are shortened in place
