@@ -129,13 +129,13 @@ def test_roll_back_on_nan(data, tmp_path, monkeypatch):
     real, poison, rates = loop.default_callbacks, Poison(7, 2), {}
     class Rates(Callback):
         def after_step(self, t): rates.setdefault(t.step, []).append(t.lr)
-    monkeypatch.setattr(loop, "default_callbacks", lambda: [*real(), poison, Rates()])
+    monkeypatch.setattr(loop, "default_callbacks", lambda: [poison, *real(), Rates()])
     train(config(data, "train.on_nan=rollback", "train.epochs=3", "train.schedule=constant", "train.warmup_epochs=0"), tmp_path/"run")
     assert poison.times == 0
     rows = (tmp_path/"run"/"metrics.csv").read_text().splitlines()
     assert [r.split(",")[0] for r in rows[1:]] == ["1", "2", "3"]
     assert np.allclose(np.array(rates[7]) / rates[7][0], [1, .5, .25]) and np.allclose(rates[max(rates)], [rates[7][0] / 4])
-    assert (tmp_path/"run"/"log.txt").read_text().count("rolled back to step") == 2 and list((tmp_path/"run"/"nan").iterdir())
+    assert (tmp_path/"run"/"log.txt").read_text().count("rolled back to step 6") == 2 and list((tmp_path/"run"/"nan").iterdir())
 
 
 def test_rolling_back_ends(data, tmp_path, monkeypatch):
@@ -152,6 +152,6 @@ def test_rolling_back_ends(data, tmp_path, monkeypatch):
 
 def test_roll_back_takes_one_process():
     from jetson_det.train.data import settle
-    cfg = config("", "train.on_nan=rollback")
+    cfg = config("x", "train.on_nan=rollback")
     settle(cfg, 1)
     with pytest.raises(InputError, match="one process"): settle(cfg, 2)

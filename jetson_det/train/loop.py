@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Trainer', 'default_callbacks', 'LossNotFinite', 'explained', 'training_state', 'contract_of', 'restore',
-           'resolved_rows', 'rows_text', 'RunLog', 'begin_log', 'train', 'fit_to_the_end', 'final_figures']
+           'resolved_rows', 'rows_text', 'RunLog', 'begin_log', 'train', 'newest_finite', 'fit_to_the_end',
+           'final_figures']
 
-# %% ../../nbs/34_train.loop.ipynb #0c302b67
+# %% ../../nbs/34_train.loop.ipynb #167cd61b
 import time
 from collections import deque
 from contextlib import contextmanager, nullcontext
@@ -30,7 +31,7 @@ from .freeze import freeze_rows
 from .judge import Averages, evaluate_weights
 from .memory import TooLarge
 from .optim import lr_at, lr_rule, make_schedule, plan_phases, schedule_text, warmup_epochs
-from .step import LossMeter, NotFinite, Stepper, build_model, norms_text, pick_device
+from .step import LossMeter, NotFinite, Stepper, all_finite, build_model, norms_text, pick_device
 from .run import check_run_folder, check_same_data, default_run_folder, hold_run, origin_of, write_run_folder
 
 # %% ../../nbs/34_train.loop.ipynb #56b82de7
@@ -295,7 +296,20 @@ def train(
         if resume: say(f"resumed after epoch {trainer.epoch}, step {trainer.step}; lines above about later steps are of the training that broke off" + "".join(f"; {c}" for c in changed))
         return final_figures(fit_to_the_end(trainer))
 
-# %% ../../nbs/34_train.loop.ipynb #869f60c4
+# %% ../../nbs/34_train.loop.ipynb #5d4faf7b
+def newest_finite(
+    out, # run folder
+    say=print, # called with one line for each checkpoint that is passed over
+): # Checkpoint. Raises InputError when there is none
+    "The newest whole checkpoint whose weights are numbers: those of a step that went too far were saved before it showed."
+    for path in reversed(list_checkpoints(out)):
+        try: ckpt = load_checkpoint(path)
+        except InputError as e: say(f"{path.name} is passed over: {e}")
+        else:
+            if all_finite(ckpt.weights): return ckpt
+            say(f"{path.name} is passed over: its weights are not finite")
+    raise InputError(f"{out}: no checkpoint to go back to")
+
 def fit_to_the_end(
     trainer:Trainer,
 )->Trainer: # the one that came to the end: another one after a roll back
@@ -306,7 +320,7 @@ def fit_to_the_end(
             return trainer
         except LossNotFinite as e:
             if trainer.cfg.train.on_nan != "rollback" or trainer.lr_factor < .2: raise
-            factor, ckpt = trainer.lr_factor / 2, load_checkpoint(newest_whole(trainer.out, trainer.say))
+            factor, ckpt = trainer.lr_factor / 2, newest_finite(trainer.out, trainer.say)
             trainer.say(f"{e}; rolled back to step {ckpt.state['step']}, from where it goes on with {factor:g} of the learning rate")
             trainer = Trainer(trainer.cfg, trainer.ds, trainer.out, ckpt, say=trainer.say)
             trainer.lr_factor = factor
