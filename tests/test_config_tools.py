@@ -1,5 +1,6 @@
 """The schema against the reader of the configuration: what one accepts the other does; every shipped recipe is valid."""
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,10 @@ def test_the_schema_is_not_shared():
     before = copy.deepcopy(one)
     one["properties"].clear()
     assert config_schema() == before
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_each_number_of_a_recipe_says_why(path):
+    bare = [f"{n}: {line.strip()}" for n, line in enumerate(path.read_text().splitlines(), 1)
+            if re.match(r"\s*[\w.]+:\s*[^#]*\d", line) and not re.search(r"#\s*\w+", line)]
+    assert not bare, bare
