@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from train_helpers import config, result_of, scenes
+from train_helpers import PRELOAD, config, result_of, scenes
 
 from jetson_det.runtime.files import InputError
 from jetson_det.train import loop
@@ -31,8 +31,7 @@ def data(tmp_path_factory): return scenes(tmp_path_factory.mktemp("data"), 18) #
 def preload():
     "Processes of these tests begin with the modules imported."
     import multiprocessing
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["jetson_det.train.loop", "jetson_det.models.yolox_loss", "torch._dynamo", "faster_coco_eval", "jetson_det.evaluate.coco", "jetson_det.models.session", "torch.utils.tensorboard", "train_helpers"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
 
 
 def together(target, processes, *args, **kw): return launch(target, processes, *args, start="forkserver", **kw)

@@ -355,9 +355,15 @@ def test_locate(tmp_path, monkeypatch):
     monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path/"c"))
     (tmp_path/"run").mkdir()
     assert str(locate("run")) == "run"
-    for text, part in {"yolox_nano.pth": "say weights=yolox-nano", "runs/yolox_s.pth": "say weights=yolox-s", "yolox-n": "did you mean", "a/b": "hf download", "a/b.pth": "no such file or folder, and no official weights", "no.onnx": "no such file", "yolox-x": "offline"}.items():
+    for text, part in {"yolox_nano.pth": "say weights=yolox-nano", "runs/yolox_s.pth": "say weights=yolox-s", "yolox-n": "did you mean", "a/b": "nothing is downloaded offline", "run/b": "no such file or folder", "a/b.pth": "no such file or folder, and no official weights", "no.onnx": "no such file", "yolox-x": "offline"}.items():
         with pytest.raises(InputError, match=part): locate(text)
-    assert set(OFFICIAL) == {f"yolox-{s}" for s in ("nano", "tiny", "s", "m", "l", "x")} and all(url.endswith(n.replace("-", "_") + ".pth") for n, url in OFFICIAL.items())
+    assert len({url.rsplit("/", 1)[1] for url in OFFICIAL.values()}) == len(OFFICIAL) # all lie side by side in the cache
+    assert all(url.startswith("https://github.com/") and url.endswith((".pth", ".pt")) for url in OFFICIAL.values())
+
+
+def test_official_names_are_models():
+    zoo = pytest.importorskip("jetson_det.models.zoo")
+    assert set(OFFICIAL) <= set(zoo.model_cards()) and set(zoo.MODELS) <= set(OFFICIAL)
 
 
 # ---- other processes

@@ -88,7 +88,7 @@ def test_the_best_are_kept_and_averaged(data, tmp_path, monkeypatch):
 
 
 def test_an_average_that_is_no_better_does_not_ship(data, tmp_path, monkeypatch):
-    from jetson_det.train import judge, loop
+    from jetson_det.train import loop
     cfg = config(data, *MORE, "train.average_best=2", "train.swa_epochs=2")
     ends = Ends()
     monkeypatch.setattr(loop, "default_callbacks", lambda: [Scores(.1, .4, .2, .3), Averages(), loop.SaveCheckpoints(), ends])

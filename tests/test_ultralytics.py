@@ -16,7 +16,7 @@ if importlib.util.find_spec("ultralytics") is None:
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
 from jetson_det.models import ultralytics as ours  # noqa: E402
-from jetson_det.models.ultralytics import UltralyticsDetector, ultralytics_tasks  # noqa: E402
+from jetson_det.models.ultralytics import UltralyticsDetector, package_folder, ultralytics_tasks  # noqa: E402
 from jetson_det.models.ultralytics_graphs import CARDS, PUBLISHED, graph_of  # noqa: E402
 from jetson_det.models.ultralytics_loss import GAINS, YOLOOutputs, align, points_for, yolo_loss  # noqa: E402
 from jetson_det.models.ultralytics_weights import load_ultralytics  # noqa: E402
@@ -146,7 +146,7 @@ def test_same_boxes_and_scores_as_the_package(name):
     "Its DetectionModel, made of the same description, with our weights under the same names, on a wide picture."
     torch.manual_seed(0)
     model, tasks = trained_looks(UltralyticsDetector(name, CLASSES)).eval(), ultralytics_tasks()
-    graph = graph_of(name, 2, model._package(name))
+    graph = graph_of(name, 2, package_folder())
     package = tasks.DetectionModel(copy.deepcopy(graph.layers), ch=3, verbose=False)
     missing, unexpected = package.load_state_dict(model.state_dict(), strict=False)
     assert missing == [f"model.{len(model.model) - 1}.dfl.conv.weight"] and not unexpected
@@ -310,7 +310,7 @@ def test_a_file_that_does_not_fit_changes_nothing(coco, tmp_path):
     (tmp_path/"torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     (tmp_path/"m.onnx").write_bytes(b"")
     for path, words in ((coco[1], "not the weights of yolo11n: model.0.conv.weight"), (tmp_path/"yolo11n.pt", "jetson-det import-pt --trust"),
-                        (tmp_path/"torn.safetensors", "torn"), (tmp_path/"m.onnx", "not as .onnx"), (tmp_path/"no.pth", "no such file")):
+                        (tmp_path/"torn.safetensors", "torn"), (tmp_path/"m.onnx", "not an ONNX file"), (tmp_path/"no.pth", "no such file")):
         with pytest.raises(InputError, match=words): load_ultralytics(model, path)
     with pytest.raises(InputError, match="2 class names for a head of 80"): load_ultralytics(UltralyticsDetector("yolo11s", CLASSES), coco[1], CLASSES)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

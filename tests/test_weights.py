@@ -285,6 +285,109 @@ def test_every_convolution_is_told_apart(name):
     for c in (1, 4): assert len(set(conv_colors(model_convs(name, c)))) == len(model_convs(name, c))
 
 
+@pytest.fixture(scope="module")
+def tasks():
+    pytest.importorskip("ultralytics")
+    from jetson_det.models.ultralytics import ultralytics_tasks
+    return ultralytics_tasks()
+
+
+def of_the_package(tasks, name, names):
+    "A detector of the package Ultralytics, every number its own, and ours with its weights."
+    net = tasks.DetectionModel(name + ".yaml", nc=len(names), verbose=False).eval()
+    net.names, g = dict(enumerate(names)), torch.Generator().manual_seed(0)
+    for k, v in net.state_dict().items():
+        if k.endswith("running_var"): v.uniform_(.5, 1.5, generator=g)
+        elif k.endswith(("running_mean", "bn.bias")): v.normal_(0, .2, generator=g)
+    ours = create_model(name, names).eval()
+    ours.load_state_dict({k: v for k, v in net.state_dict().items() if ".dfl." not in k})
+    return net, ours
+
+
+def says_the_same(a, b, rows_a, rows_b, tol=1e-3):
+    x = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad(): (p, s), (q, t) = (m.eval().decode(m.eval()(x)) for m in (a, b))
+    return torch.allclose(p, q, atol=1e-1, rtol=tol) and torch.allclose(s[..., rows_a], t[..., rows_b], atol=tol)
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
+def test_onnx_as_ultralytics_exports_it(tasks, tmp_path, name):
+    "Fused, with its own decoding and the convolution over the bins; the names as it writes them."
+    import copy
+    net, ours = of_the_package(tasks, name, CLASSES)
+    fused = copy.deepcopy(net).fuse(verbose=False).eval()
+    fused.model[-1].export, fused.model[-1].format = True, "onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(fused, (torch.zeros(1, 3, 64, 96),), str(tmp_path/"a.onnx"), opset_version=17, dynamo=False)
+    graph = onnx.load(str(tmp_path/"a.onnx"))
+    graph.metadata_props.add(key="names", value=str(net.names))
+    onnx.save(graph, str(tmp_path/"a.onnx"))
+    assert any(tuple(i.dims) == (1, 16, 1, 1) for i in graph.graph.initializer)
+    model = create_model(name, ["Person", "sack", "glove"])
+    report = load_weights(model, tmp_path/"a.onnx")
+    assert (report.carried, report.fresh, report.left, report.missing) == (("Person", "sack"), ("glove",), ("truck",), ()) and report.folded > 50
+    assert says_the_same(model, ours, [0, 1], [1, 0])
+
+
+def test_onnx_of_our_yolo11_into_its_p2_graph(tasks, tmp_path):
+    _, ours = of_the_package(tasks, "yolo11n", CLASSES)
+    export(Decoded(ours), tmp_path/"a.onnx", contract=ours.contract((64, 96)))
+    pictures = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    again = create_model("yolo11n", CLASSES)
+    assert load_weights(again, tmp_path/"a.onnx", batches=[pictures]).folded == 0 and says_the_same(again, ours, [0, 1, 2], [0, 1, 2])
+    lite = create_model("yolo11n-p2-lite", CLASSES)
+    report = load_weights(lite, tmp_path/"a.onnx")
+    assert torch.equal(lite.state_dict()["model.4.cv1.conv.weight"], again.state_dict()["model.4.cv1.conv.weight"]) and len(report.loaded) > 200
+    with pytest.raises(InputError, match="not a yolov8n: "): load_weights(create_model("yolov8n", CLASSES), tmp_path/"a.onnx")
+
+
+def test_layers_that_a_graph_cannot_tell_apart(tasks, tmp_path):
+    "YOLOv8-n with 64 classes: its box and its class branch look the same."
+    names = [f"c{i}" for i in range(64)]
+    export(Decoded(create_model("yolov8n", names).eval()), tmp_path/"a.onnx")
+    with pytest.raises(InputError, match="cannot be told apart"): load_weights(create_model("yolov8n", names), tmp_path/"a.onnx", names)
+
+
+# ---- a trusted .pt -------------------------------------------------------------------------------
+
+def test_import_pt(tasks, tmp_path):
+    "A file as the package's trainer writes it: the averaged network, halved, under 'ema'."
+    import copy
+
+    from jetson_det.models.ultralytics_weights import import_pt
+    net, ours = of_the_package(tasks, "yolo11n", CLASSES)
+    torch.save({"epoch": 3, "model": None, "ema": copy.deepcopy(net).half(), "updates": 9, "optimizer": None, "train_args": {"data": "a.yaml"}, "date": "x"}, tmp_path/"best.pt")
+    model = create_model("yolo11n", ["Truck", "glove", "sack"])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(InputError, match="can run any code"): import_pt(tmp_path/"best.pt")
+    with pytest.raises(InputError, match="import-pt --trust"): load_weights(model, tmp_path/"best.pt")
+    for k, v in model.state_dict().items(): assert torch.equal(v, before[k])
+    made = import_pt(tmp_path/"best.pt", trust=True)
+    for path in (made, tmp_path/"best.pt"):
+        model = create_model("yolo11n", ["Truck", "glove", "sack"])
+        report = load_weights(model, path)
+        assert (report.carried, report.fresh, report.left, report.missing, report.kind) == (("Truck", "sack"), ("glove",), ("person",), (), "safetensors")
+        for k, v in ours.state_dict().items():
+            if ".cv3." not in k or ".2." not in k.split("cv3")[1]: assert torch.allclose(model.state_dict()[k].float(), v.float(), atol=2e-3, rtol=1e-3), k
+    (tmp_path/"best.pt").write_bytes((tmp_path/"best.pt").read_bytes() + b"\0") # no longer the file that was imported
+    with pytest.raises(InputError): load_weights(model, tmp_path/"best.pt")
+    from typer.testing import CliRunner
+    from jetson_det.cli import app
+    torch.save({"model": net}, tmp_path/"b.pt")
+    done = CliRunner().invoke(app, ["import-pt", str(tmp_path/"b.pt"), "--trust", "--out", str(tmp_path/"c.safetensors")])
+    assert done.exit_code == 0 and "3 classes: sack, person, truck" in done.output and (tmp_path/"c.safetensors").exists()
+
+
+@pytest.mark.parametrize("content,says", [(lambda: {"model": {"a": torch.zeros(1)}}, "holds no network"), (lambda: {"model": nn.Linear(1, 1)}, "no names of classes"), (None, "not imported")], ids=["tensors", "another", "torn"])
+def test_import_pt_of_something_else(tasks, tmp_path, content, says):
+    from jetson_det.models.ultralytics_weights import import_pt
+    if content: torch.save(content(), tmp_path/"a.pt")
+    else: (tmp_path/"a.pt").write_bytes(b"torn")
+    with pytest.raises(InputError, match=says) as e: import_pt(tmp_path/"a.pt", trust=True)
+    assert "\n" not in str(e.value) and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
 # ---- BatchNorms ----------------------------------------------------------------------------------
 
 def test_restored_batchnorms_train_as_before(tmp_path):

@@ -57,7 +57,7 @@ def checkpoint_of(
     if (path/"checkpoints").is_dir(): return newest_whole(path)
     raise InputError(f"{path}: neither a checkpoint (manifest.json is missing) nor a training's folder (no best/ or checkpoints/ in it)")
 
-# %% ../../nbs/26_models.session.ipynb #8914d8fc
+# %% ../../nbs/26_models.session.ipynb #ec15504b
 def load_detector(
     source, # a checkpoint folder, or a training's folder
 )->tuple: # Detector in evaluation mode on the CPU, with the averaged weights where there are some; its Contract
@@ -65,8 +65,9 @@ def load_detector(
     require("torch")
     from jetson_det.models.zoo import create_model
     from jetson_det.train.checkpoint import load_checkpoint
+    from jetson_det.train.prune import rebuild_pruned
     ckpt = load_checkpoint(checkpoint_of(source), training=False)
-    model = create_model(ckpt.contract.name, ckpt.contract.classes)
+    model = rebuild_pruned(create_model(ckpt.contract.name, ckpt.contract.classes), ckpt.contract.extra.get("pruned"))
     try: model.load_state_dict(ckpt.shipped)
     except RuntimeError as e: raise InputError(f"{ckpt.path}: the weights are not those of {ckpt.contract.name}: {' '.join(str(e).split())[:200]}") from None
     return model.eval(), ckpt.contract

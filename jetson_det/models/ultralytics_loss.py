@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOP', 'GAINS', 'YOLOOutputs', 'Points', 'points_for', 'distances', 'box_at', 'decode_boxes', 'ciou',
-           'candidate_pairs', 'best_of_each', 'settle', 'Aligned', 'align', 'distribution_loss', 'yolo_loss']
+           'candidate_pairs', 'best_of_each', 'settle', 'Aligned', 'align', 'distribution_loss', 'class_loss',
+           'yolo_loss']
 
 # %% ../../nbs/23_models.ultralytics_loss.ipynb #56940998
 from functools import lru_cache
@@ -16,10 +17,10 @@ import torch.nn.functional as F
 
 from .zoo import LossSums
 
-# %% ../../nbs/23_models.ultralytics_loss.ipynb #14575848
+# %% ../../nbs/23_models.ultralytics_loss.ipynb #c3e06569
 class YOLOOutputs(NamedTuple):
     "The head's numbers for A anchor points, finest scale first, each scale row by row."
-    boxes:torch.Tensor # (B,4*bins,A) logits of the distances left, top, right, bottom
+    boxes:torch.Tensor # (B,4*bins,A) logits of the distances left, top, right, bottom; with one bin the distances themselves, in strides
     scores:torch.Tensor # (B,C,A) logits of the classes
     grids:tuple # ((h,w), ...) points of each scale
 
@@ -54,15 +55,14 @@ def box_at(
     "Distances to a box."
     return torch.cat([xy - ltrb[..., :2], xy + ltrb[..., 2:]], -1)
 
-# %% ../../nbs/23_models.ultralytics_loss.ipynb #c66127c9
+# %% ../../nbs/23_models.ultralytics_loss.ipynb #07ebc60c
 def decode_boxes(
     outputs:YOLOOutputs, # of the network
     strides:tuple, # px of each scale
 )->torch.Tensor: # (B,4,A) xyxy px of the input, float32
     "All boxes, in the layout of the head: what a graph for export holds too."
-    points, n = points_for(outputs.grids, strides, outputs.boxes.device), len(outputs.boxes[0])//4
-    bins = torch.arange(float(n), device=outputs.boxes.device)[None]
-    ltrb = (bins @ outputs.boxes.float().view(-1, 4, n, len(points.xy)).softmax(2)).squeeze(2)
+    points, n, ltrb = points_for(outputs.grids, strides, outputs.boxes.device), len(outputs.boxes[0])//4, outputs.boxes.float()
+    if n > 1: ltrb = (torch.arange(float(n), device=ltrb.device)[None] @ ltrb.view(-1, 4, n, len(points.xy)).softmax(2)).squeeze(2)
     xy, s = points.xy.T[None], points.strides.T[None]
     return torch.cat([xy - ltrb[:, :2], xy + ltrb[:, 2:]], 1)*s
 
@@ -141,7 +141,7 @@ def settle(
     owner = torch.where(contested, 0x7fffffff - (best & 0xffffffff), owner)
     return owner[owner >= 0]
 
-# %% ../../nbs/23_models.ultralytics_loss.ipynb #bd569d93
+# %% ../../nbs/23_models.ultralytics_loss.ipynb #dfd3cb11
 class Aligned(NamedTuple):
     "Foreground points, the box each of them stands for, and how sure of its class it should be."
     image:torch.Tensor # (F,) index in the batch
@@ -155,6 +155,8 @@ def align(
     boxes:torch.Tensor, # (B,G,4) xyxy px
     labels:torch.Tensor, # (B,G), -1 pads
     strides:tuple, # px of each scale
+    top:int=TOP, # anchor points a box wants
+    keep:int=None, # how many of those that it got a box keeps, the best; None: all
 )->Aligned:
     "Task-aligned assignment over the whole batch, in float32."
     image, slot = (labels >= 0).nonzero(as_tuple=True) # R boxes
@@ -163,7 +165,8 @@ def align(
     predicted = decode_boxes(outputs, strides).transpose(1, 2)[image[row], anchor]
     overlap = ciou(boxes[row], predicted).clamp_(min=0)
     value = outputs.scores[image[row], labels[row], anchor].float().sigmoid()**.5*overlap**6
-    pair = settle(best_of_each(value, row), image[row]*n + anchor, overlap, outputs.scores[:, 0].numel())
+    pair = settle(best_of_each(value, row, top), image[row]*n + anchor, overlap, outputs.scores[:, 0].numel())
+    if keep: pair = pair[best_of_each(value[pair], row[pair], keep)]
     row, anchor, value, overlap = row[pair], anchor[pair], value[pair], overlap[pair]
     best = torch.zeros(2, len(boxes), device=boxes.device).scatter_reduce_(1, row.expand(2, -1), torch.stack([value, overlap]), "amax")[:, row]
     return Aligned(image[row], anchor, slot[row], value*best[1]/(best[0] + 1e-9))
@@ -180,7 +183,19 @@ def distribution_loss(
     pick = lambda i: log_p.gather(-1, i[..., None])[..., 0]
     return -(pick(left)*(1 - right_share) + pick(left + 1)*right_share).mean(-1)
 
-# %% ../../nbs/23_models.ultralytics_loss.ipynb #8a8bd7b9
+# %% ../../nbs/23_models.ultralytics_loss.ipynb #85e002e2
+def class_loss(
+    scores:torch.Tensor, # (B,C,A) logits
+    found:Aligned, # of `align`
+    label:torch.Tensor, # (F,) class of each foreground point
+    class_weights:torch.Tensor=None, # (C,) factor of each class, objects and background alike; None: 1
+)->torch.Tensor: # scalar, the sum over all points and classes
+    "Binary cross-entropy of every logit, in float32."
+    background = F.softplus(scores.float()).sum((0, 2)) # (C,) against "nothing here", everywhere
+    objects = background.new_zeros(len(background)).index_add(0, label, scores[found.image, label, found.anchor].float()*found.score)
+    return (background - objects if class_weights is None else (background - objects)*class_weights).sum()
+
+# %% ../../nbs/23_models.ultralytics_loss.ipynb #adf588a2
 GAINS = dict(box=7.5, cls=.5, dfl=1.5) # of Ultralytics 8
 
 def yolo_loss(
@@ -193,16 +208,12 @@ def yolo_loss(
 )->LossSums: # sums `box`, `cls`, `dfl`; the sum of the target scores
     "The YOLOv8 loss of a batch, in float32 whatever the outputs are."
     with torch.autocast(boxes.device.type, enabled=False):
-        image, anchor, slot, score = align(outputs, boxes, labels, strides)
+        found = image, anchor, slot, score = align(outputs, boxes, labels, strides)
         points = points_for(outputs.grids, strides, boxes.device)
         xy, target = points.xy[anchor], boxes[image, slot].float()/points.strides[anchor]
         logits = outputs.boxes.transpose(1, 2)[image, anchor].float().unflatten(1, (4, -1))
         ltrb = torch.cat([xy - target[:, :2], target[:, 2:] - xy], 1)
-        label = labels[image, slot]
-        background = F.softplus(outputs.scores.float()).sum((0, 2)) # (C,) cross-entropy against "nothing here", everywhere
-        objects = background.new_zeros(len(background)).index_add(0, label, outputs.scores[image, label, anchor].float()*score)
-        cls = background - objects
         sums = dict(box=((1 - ciou(box_at(xy, distances(logits)), target))*score).sum(),
-                    cls=(cls if class_weights is None else cls*class_weights).sum(),
+                    cls=class_loss(outputs.scores, found, labels[image, slot], class_weights),
                     dfl=(distribution_loss(logits, ltrb)*score).sum())
     return LossSums({k: gains[k]*v for k, v in sums.items()}, score.sum())

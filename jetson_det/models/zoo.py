@@ -36,7 +36,7 @@ def part_of(
     "The part of the network that a loss is for."
     return name.rpartition("/")[0]
 
-# %% ../../nbs/20_models.zoo.ipynb #745862c8
+# %% ../../nbs/20_models.zoo.ipynb #b43a8111
 class Detector(nn.Module):
     "A detector family's common face; `name`, `classes` and `family` say what it is."
     family = ""
@@ -49,7 +49,7 @@ class Detector(nn.Module):
         classes, # class names, in the order of the labels
     ):
         super().__init__()
-        self.name, self.classes = name, check_classes(classes)
+        self.name, self.classes, self.pruned = name, check_classes(classes), {} # `pruned`: how wide its layers are, where they are narrower than the name says (train.prune)
         self.register_buffer("class_weights", None, persistent=False) # (C,) how much an object of a class counts in the class loss; None: once each
 
     def normalize(self, images): raise NotImplementedError # uint8 (B,3,h,w) as loaded -> float32 as `forward` wants it
@@ -90,12 +90,12 @@ MODELS = {"yolox-nano": ModelCard(416, 25.8,  0.91,   1.08),
           "yolox-l":    ModelCard(640, 49.7, 54.2,  155.6),
           "yolox-x":    ModelCard(640, 51.1, 99.1,  281.9)}
 
-# %% ../../nbs/20_models.zoo.ipynb #5b110755
+# %% ../../nbs/20_models.zoo.ipynb #74f9e9e2
 def model_cards()->dict: # name -> ModelCard
     "Every model that `create_model` makes, with its published figures (None where it is a graph of our own)."
     from jetson_det.models.detr import CARDS as detr
-    from jetson_det.models.ultralytics_graphs import CARDS as ultralytics
-    return {**MODELS, **detr, **ultralytics}
+    from jetson_det.models.ultralytics_graphs import YOLO26, CARDS as ultralytics
+    return {**MODELS, **detr, **ultralytics, **YOLO26}
 
 def create_model(
     name:str, # one of `model_cards()`
@@ -107,8 +107,9 @@ def create_model(
     if name not in MODELS:
         if name not in model_cards(): raise InputError(f"unknown model {name!r}: {did_you_mean(name, model_cards())}")
         from jetson_det.models.detr import CARDS, DETRDetector
-        from jetson_det.models.ultralytics import UltralyticsDetector
-        return DETRDetector(name, classes, gains=gains, freeze_norm=freeze_norm) if name in CARDS else UltralyticsDetector(name, classes, gains=gains)
+        from jetson_det.models.ultralytics import YOLO26, UltralyticsDetector, YOLO26Detector
+        if name in CARDS: return DETRDetector(name, classes, gains=gains, freeze_norm=freeze_norm)
+        return (YOLO26Detector if name in YOLO26 else UltralyticsDetector)(name, classes, gains=gains)
     if gains: raise InputError(f"model.gains: {name} has none to change; those of the other families are theirs")
     from jetson_det.models.yolox import YOLOX
     return YOLOX(name, classes)

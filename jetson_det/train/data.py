@@ -79,7 +79,7 @@ def make_loader(
     if plain: return TrainLoader(ds, tuple(d.input_size), a, t.batch_size, t.seed, workers=0, **common)
     return TrainLoader(ds, tuple(d.input_size), a, t.batch_size, t.seed, d.workers, cache=d.cache, augment_on=d.augment_on, device=device, **common)
 
-# %% ../../nbs/33_train.data.ipynb #f986d3e6
+# %% ../../nbs/33_train.data.ipynb #8a678553
 AS_THEY_ARE = dict(mosaic=0., mixup=0., hsv_prob=0., flip=0., flip_vertical=0., affine=0., crop=0., zoom_out=0., copy_paste=0., multiscale=0, transforms=None)
 
 def settle(
@@ -90,4 +90,6 @@ def settle(
     if cfg.train.overfit_batches:
         for key, value in AS_THEY_ARE.items(): setattr(cfg.augment, key, value)
     if isinstance(cfg.augment.transforms, str): cfg.augment.transforms = load_transforms(cfg.augment.transforms).values
-    if cfg.train.on_nan == "rollback" and processes > 1: raise InputError(f"train.on_nan: rollback is for a training in one process, not in {processes}; with several it is stop")
+    alone = [key for key, on in (("on_nan=rollback", cfg.train.on_nan == "rollback"), ("fallback=cpu", cfg.train.fallback == "cpu"), ("compile", cfg.train.compile), ("checkpoint_stages", cfg.train.checkpoint_stages)) if on]
+    if alone and processes > 1: raise InputError(f"train.{alone[0]} is for a training in one process, not in {processes}")
+    if cfg.train.fallback == "cpu" and cfg.train.precision == "fp16": raise InputError("train.fallback: the CPU cannot go on in fp16; train.precision=bf16 or fp32 can")

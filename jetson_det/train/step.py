@@ -6,7 +6,8 @@
 __all__ = ['pick_device', 'freeze_batchnorm', 'norms_text', 'build_model', 'LossMeter', 'meter_of', 'all_finite', 'NotFinite',
            'Stepper', 'summed']
 
-# %% ../../nbs/33_train.step.ipynb #13db3230
+# %% ../../nbs/33_train.step.ipynb #49f62c2f
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from math import isfinite
@@ -18,9 +19,11 @@ from ..core import InputError
 from ..models.zoo import create_model, part_of
 from .callbacks import TrainingError
 from .distributed import World, broadcast_state, hand_on, sum_step, sync_batchnorm
+from .distill import Learners
 from .ema import ModelEMA
 from .freeze import Freezer, plan_freeze
-from .memory import TooLarge, pieces_of, statistics_of
+from .memory import TooLarge, checkpoint_stages, pieces_of, statistics_of
+from .prune import prune_model, rebuild_pruned
 from .optim import build_optimizer, clip_gradients, gradients, set_lr
 
 # %% ../../nbs/33_train.step.ipynb #bd76c9eb
@@ -59,13 +62,14 @@ def norms_text(
     found = [m.training for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     return f"{sum(found)} layers learn" + (f", {len(found) - sum(found)} are frozen" if not all(found) else "")
 
-# %% ../../nbs/33_train.step.ipynb #6153119b
+# %% ../../nbs/33_train.step.ipynb #78739a32
 def build_model(
     cfg, # Config
     classes, # class names
     device:torch.device, # where it goes
     loader=None, # TrainLoader whose first batches show what images look like; None: no weights are loaded, a checkpoint brings them
     say=print, # called with the report of what was loaded
+    pruned=None, # widths of the layers of a checkpoint's network, where it was pruned
 ): # Detector in training mode
     "The network of the settings, on its device, in its memory layout."
     learn = cfg.train.freeze_bn is False or not cfg.model.weights # published statistics are of no use to weights that are random
@@ -76,7 +80,11 @@ def build_model(
         from jetson_det.models.weights import load_weights
         some = islice(loader.epoch(0), -(-128 // cfg.train.batch_size)) # 128 images or a little more
         say(str(load_weights(model, cfg.model.weights, batches=(b.images for b in some))))
+    if cfg.model.prune and not cfg.model.weights: raise InputError(f"model.prune is {cfg.model.prune:g}: what is pruned must be trained first; model.weights says from where")
+    if pruned: rebuild_pruned(model, pruned)
+    elif cfg.model.prune and loader is not None: say(str(prune_model(model, cfg.data.input_size, cfg.model.prune)))
     if cfg.train.freeze_bn: freeze_batchnorm(model)
+    if cfg.train.checkpoint_stages: checkpoint_stages(model)
     return model
 
 # %% ../../nbs/33_train.step.ipynb #91757bf5
@@ -122,7 +130,7 @@ def all_finite(
     rest = [o for o in outputs if isinstance(o, (tuple, list, dict))]
     return all(map(all_finite, rest)) and (not tensors or bool(torch.stack([t.isfinite().all() for t in tensors]).all()))
 
-# %% ../../nbs/33_train.step.ipynb #49493e7f
+# %% ../../nbs/33_train.step.ipynb #313edad7
 class NotFinite(ArithmeticError):
     "A loss or a gradient is infinite or no number; `batches` are the micro-batches it came from."
     def __init__(self, what, batches): super().__init__(what); self.what, self.batches = what, batches
@@ -135,11 +143,12 @@ class Stepper:
         cfg, # the `train` section
         images:int, # in a full step, over all processes
         world=None, # World; None: a process alone
+        distiller=None, # Distiller, the teacher's part; None: no teacher
     ):
-        self.model, self.cfg, self.device, self.world = model, cfg, next(model.parameters()).device, world or World()
-        broadcast_state(self.world, model)
+        self.model, self.cfg, self.device, self.world, self.distiller = model, cfg, next(model.parameters()).device, world or World(), distiller
+        for module in filter(None, (model, distiller)): broadcast_state(self.world, module)
         self.freezer = Freezer(model, plan_freeze(model.stages(), cfg.freeze, cfg.freeze_until_epoch, cfg.unfreeze))
-        self.optimizer = build_optimizer(model, cfg, images)
+        self.optimizer = build_optimizer(Learners(model, distiller) if distiller else model, cfg, images)
         self.ema = ModelEMA(model, cfg.ema_decay, cfg.ema_tau) if cfg.ema else None
         self.scaler = torch.GradScaler(self.device.type, init_scale=2.**10, enabled=cfg.precision == "fp16")
         self.synced = sync_batchnorm(model, self.world) # after the average has its copy, which has no need of it
@@ -193,11 +202,14 @@ class Stepper:
         images = batch.images.to(self.device, memory_format=layout, non_blocking=True)
         boxes, labels = batch.boxes.to(self.device), batch.labels.to(self.device)
         with torch.autocast(self.device.type, dtype=half, enabled=half is not None):
-            outputs = self.model(self.model.normalize(images), *([boxes, labels] if self.model.needs_targets else []))
-        if not all_finite(outputs): raise NotFinite("what the network says", [batch])
+            with self.distiller.watch() if self.distiller else nullcontext():
+                outputs = self.model(self.model.normalize(images), *([boxes, labels] if self.model.needs_targets else []))
+            if not all_finite(outputs): raise NotFinite("what the network says", [batch])
+            taught = self.distiller.losses(images, outputs) if self.distiller else {}
         loss = self.model.loss(outputs, boxes, labels, l1=l1)
-        self.scaler.scale(sum(loss.sums.values())).backward()
-        return {**{("loss", k): v.detach() for k, v in loss.sums.items()}, **{("normaliser", k): v for k, v in loss.normalisers.items()}}
+        sums = {**loss.sums, **taught}
+        self.scaler.scale(sum(sums.values())).backward()
+        return {**{("loss", k): v.detach() for k, v in sums.items()}, **{("normaliser", k): v for k, v in loss.normalisers.items()}}
 
 # %% ../../nbs/33_train.step.ipynb #60dfdaf4
 def summed(
