@@ -124,7 +124,8 @@ def test_a_folder_that_transformers_wrote(models, tmp_path, name):
     same(model, models[name])
     x = torch.rand(1, 3, 320, 352, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(): ours, theirs = model(x).queries, whole(x)
-    assert torch.allclose(ours.logits[-1], theirs.logits, atol=1e-3) and torch.allclose(ours.boxes[-1], theirs.pred_boxes, atol=1e-3)
+    distance = torch.cdist(torch.cat([ours.logits[-1], ours.boxes[-1]], -1), torch.cat([theirs.logits, theirs.pred_boxes], -1), compute_mode="donot_use_mm_for_euclid_dist")
+    assert distance.amin(1).max() < 1e-3 and distance.amin(2).max() < 1e-3 # cells that are equally sure may change places
 
 
 def test_a_lone_safetensors_with_the_heads_at_the_top(models, tmp_path):
