@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= runs/demo
+# processes of pytest; each file's tests stay in one
+WORKERS ?= 2
 # Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/80_cli.ipynb).
 export GOMP_SPINCOUNT ?= 3000
 
@@ -43,7 +45,7 @@ notebooks-test: env-dev
 	@cd nbs && JETSON_DET_CACHE=$$(mktemp -d) ../$(BIN)/nbdev_test --n_workers 2 --do_print
 
 pytest: env-dev
-	$(BIN)/python -m pytest tests -q -rs --durations=10
+	$(BIN)/python -m pytest tests -q -rs --durations=10 -n $(WORKERS) --dist loadfile
 
 test-runtime36: env-dev
 	@bash tools/test_runtime36.sh
