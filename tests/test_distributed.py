@@ -349,3 +349,24 @@ def test_torchrun(tmp_path, data, fault, code, words):
     assert done.returncode == code, done.stderr
     assert done.stderr.count("error: unknown model") == bool(fault) and words in done.stderr
     if not fault: assert (tmp_path/"run"/"log.txt").read_text().count("epoch 2/2") == 1 and done.stdout.count("epoch 2/2") == 1
+
+
+def rank_averaged(world, cfg, out):
+    "In a process: a training with both averages; a checksum of what they are made of."
+    from jetson_det.train import loop
+    from jetson_det.train.distributed import checksum
+    from jetson_det.train.judge import Averages
+    torch.set_num_threads(1)
+    kept, real = Averages(), loop.default_callbacks
+    loop.default_callbacks = lambda: [kept if isinstance(c, Averages) else c for c in real()]
+    try: figures = train(cfg, out, world=world)
+    finally: loop.default_callbacks = real
+    return world.gather((checksum(kept.swa.module), kept.best.rows, figures["best"]))
+
+
+def test_averages_are_the_same_in_all_processes(tmp_path, data):
+    "With BatchNorm that learns over the processes: copies of such a network are made, measured anew, and evaluated together."
+    cfg = config(data, "train.epochs=3", "train.eval_every=1", "train.no_aug_epochs=0", "train.swa_epochs=2", "train.average_best=2")
+    one, two = together(rank_averaged, 2, cfg, str(tmp_path/"run"))
+    assert one == two and len(one[1]) == 2
+    assert "mean of the last 2 epochs" in (tmp_path/"run"/"log.txt").read_text() and "mean of the 2 best" in (tmp_path/"run"/"log.txt").read_text()

@@ -24,10 +24,10 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 NBS = REPO / "nbs"
 STAGES = {"0": "Start", "1": "Data", "2": "Models", "3": "Training", "4": "Evaluation", "5": "Export", "6": "Runtime",
-          "7": "Experiments", "8": "Start", "jobs": "Jobs", "tutorials": "Tutorials"}
-ORDER = ["Start", "Data", "Models", "Training", "Evaluation", "Export", "Runtime", "Experiments", "Jobs", "Tutorials"]
+          "7": "Experiments", "8": "Start", "families": "Families", "jobs": "Jobs", "tutorials": "Tutorials"}
+ORDER = ["Start", "Families", "Data", "Models", "Training", "Evaluation", "Export", "Runtime", "Experiments", "Jobs", "Tutorials"]
 SHIM = "https://unpkg.com/iframe-worker/shim"  # what the offline plugin would fetch; tools/search_worker.js stands in for it
-FIRST = {"quickstart", "train"}
+FIRST = {"quickstart", "train", "yolox"}
 HIDDEN = {"hide", "default_exp"}  # cells that are no part of the page
 DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?[ \t]*(.*)$")
 

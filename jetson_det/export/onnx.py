@@ -47,6 +47,7 @@ def _trace(
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="Constant folding") # of slices, which onnxslim folds
         torch.onnx.export(deployed, (torch.zeros(2 if dynamic_batch else 1, 3, *size),), file, opset_version=opset, dynamo=False, **names)
     return onnx.load_from_string(file.getvalue())
 

@@ -52,6 +52,7 @@ class World:
     def share(self, value): "The first process's value."; return value
     def fail(self, error)->int: "Tell the others what ends this process; its exit code."; return self.speak(error) if self.speak else 1
     def close(self): "Leave, when all have come to the end."
+    def __deepcopy__(self, memo): "Copies of a network share it."; return self
 
 # %% ../../nbs/36_train.distributed.ipynb #58161337
 def steps_of(

@@ -57,6 +57,7 @@ class Averages(Callback):
 
     def after_train(self, trainer):
         trainer.world.barrier() # the checkpoints of the best are there
+        trainer.world.active = 1 # each process measures the same statistics for itself
         for name, model in self.made(trainer):
             refresh_batchnorm(model, first_inputs(trainer, model), learning_norms(trainer.stepper.model))
             ap = evaluate_weights(model, trainer.val, trainer.cfg, trainer.world).stats["AP"]

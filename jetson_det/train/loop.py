@@ -70,7 +70,7 @@ class Trainer:
         self.schedule = make_schedule(t, self.phases, per_epoch, t.batch_size * self.group)
         self.epochs, self.steps, self.images_all = t.epochs, self.schedule.steps, t.epochs * self.loader.recipe.samples
         self.epoch = self.batch = self.step = 0 # done so far: epochs, micro-batches of the next one, optimizer steps
-        self.seconds, self.lr, self.lr_factor, self.best, self.metrics, self.in_tail = 0., 0., 1., None, {}, False
+        self.seconds, self.peak, self.lr, self.lr_factor, self.best, self.metrics, self.in_tail = 0., 0, 0., 1., None, {}, False
         self.meter, self.epoch_meter, self.recent, self.kept = LossMeter(), LossMeter(), deque(maxlen=50), set() # steps whose checkpoints must stay
         self.callbacks, self.resumed = callbacks_of(world, default_callbacks() if callbacks is None else callbacks), checkpoint is not None
         if checkpoint: restore(self, checkpoint)
@@ -133,6 +133,7 @@ class Trainer:
         save_checkpoint(self.out/"best", model, None, None, dict(epoch=self.epoch, step=self.step, best=self.best), contract_of(self))
 
     stop_reason = property(lambda self: self.world.stop, lambda self, reason: self.world.ask(reason)) # of several processes all stop after the same step
+    peak_memory = property(lambda self: max(self.peak, peak_memory(self.stepper.device))) # bytes, those before a resume too
     losses = property(lambda self: self.meter.losses)
     epoch_losses = property(lambda self: self.epoch_meter.losses)
     speed = property(lambda self: sum(n for n, _ in self.recent) / max(sum(s for _, s in self.recent), 1e-9)) # images/s
@@ -175,7 +176,7 @@ def training_state(
 )->dict: # JSON values and tensors, for `save_checkpoint`
     "All that changes from step to step and is neither weight nor momentum."
     s, cuda = trainer.stepper, torch.cuda.is_available()
-    return dict({k: getattr(trainer, k) for k in ("epoch", "batch", "group", "step", "seconds", "lr", "lr_factor", "best")},
+    return dict({k: getattr(trainer, k) for k in ("epoch", "batch", "group", "step", "seconds", "lr", "lr_factor", "best")}, peak=trainer.peak_memory,
                 epoch_meter=asdict(trainer.epoch_meter if trainer.batch else LossMeter()), micro=[trainer.cfg.train.batch_size, trainer.cfg.train.accumulate], callbacks={type(c).__name__: c.state() for c in trainer.callbacks if c.state()},
                 distiller=s.distiller and s.distiller.state_dict(), ema_updates=s.ema.updates if s.ema else 0, scaler=s.scaler.state_dict(),
                 rng=dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if cuda else []))
@@ -209,7 +210,7 @@ def restore(
     s.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"]["cpu"])
     if len(state["rng"]["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-    for key in ("epoch", "batch", "step", "seconds", "best", "lr", "lr_factor"): setattr(trainer, key, state[key])
+    for key in ("epoch", "batch", "step", "seconds", "peak", "best", "lr", "lr_factor"): setattr(trainer, key, state[key])
     trainer.epoch_meter = LossMeter(**state["epoch_meter"])
     for c in trainer.callbacks:
         if type(c).__name__ in state["callbacks"]: c.load(trainer, state["callbacks"][type(c).__name__])
@@ -369,7 +370,7 @@ def final_figures(
 )->dict: # also in metrics.json
     "Evaluate the folder that ships on val and test."
     trainer.world.barrier() # the folder is there
-    figures = dict(epochs=trainer.epoch, steps=trainer.step, seconds=round(trainer.seconds, 1), peak_memory_mb=round(peak_memory(trainer.stepper.device) / 1e6),
+    figures = dict(epochs=trainer.epoch, steps=trainer.step, seconds=round(trainer.seconds, 1), peak_memory_mb=round(trainer.peak_memory / 1e6),
                    best=trainer.best, artifact=str(trainer.out/"best"))
     for name, part in (("val", trainer.val), ("test", labelled_split(trainer.ds, "test", needed=False))):
         if part is None: continue
