@@ -13,7 +13,7 @@ ours (nbs = batch), without evaluation, plots and files; on a CPU it takes no wo
 Rounds are interleaved (A B C A B C ...) after a beginning that does not count; a ratio is that of two neighbours of one round: minimum, median, maximum. `cpu` is the
 processor time of a peer and its workers for an image: on a machine that does other things too it says more than the clock. `peak` is the most memory its training
 process has held, `workers` what its workers hold of their own. Exit code 1 if a median by the clock misses its limit, or a peak is higher than the peer's.
-With --device cuda ours has data.augment_on=device (the workers plan, the GPU draws).
+With --device cuda ours has data.augment_on=device (the workers plan, the GPU draws); that way is written and has not been run on a GPU yet.
 """
 import argparse
 import json
