@@ -301,3 +301,25 @@ def test_a_training_whose_gpu_is_lost_ends_on_the_cpu_as_if_nothing_had_been(tmp
     assert lost_device(found.value) or lost_device(found.value.__cause__)
     figures = continue_on_cpu(tmp_path/"broken")
     assert figures["epochs"] == 2 and result_of(tmp_path/"broken") == result_of(tmp_path/"whole")
+
+
+def test_a_training_takes_the_batch_that_fits_and_keeps_it_when_resumed(tmp_path, monkeypatch):
+    "config.yaml keeps what was asked for; the loop trains with what fits, and so does a resumed one without another trial."
+    from jetson_det.train import memory
+    from jetson_det.train.loop import train
+    from train_helpers import config, scenes
+    from jetson_det.config import load_config
+    data = scenes(tmp_path/"data")
+    cfg = config(data, "train.auto_batch=true", "train.batch_size=4", "train.accumulate=2", "train.epochs=1")
+    class Small:
+        room = (100, 100)
+        def __init__(self, cfg, **more): pass
+        def __call__(self, n): return 30. * n # two images fit into 85
+        def close(self): pass
+    monkeypatch.setattr(memory, "TrialProcess", Small)
+    figures = train(cfg, tmp_path/"run")
+    log = (tmp_path/"run"/"log.txt").read_text()
+    assert "micro-batch 2 x accumulation 4 instead of 4 x 2" in log and figures["steps"] == 2
+    assert load_config(tmp_path/"run"/"config.yaml").train.batch_size == 4
+    monkeypatch.setattr(memory, "TrialProcess", None)
+    assert train(load_config(tmp_path/"run"/"config.yaml"), tmp_path/"run", resume=True)["steps"] == 2

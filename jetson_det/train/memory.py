@@ -203,16 +203,17 @@ def largest_size(
 def _resident(field): # bytes: "VmRSS" now, "VmHWM" at most so far
     status = Path("/proc/self/status")
     if status.exists(): return next(int(l.split()[1]) << 10 for l in status.read_text().splitlines() if l.startswith(field))
-    info = __import__("psutil").Process().memory_info()
+    import psutil
+    info = psutil.Process().memory_info()
     if field == "VmRSS": return info.rss
     if hasattr(info, "peak_wset"): return info.peak_wset
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 def _room(device)->tuple: # bytes in all, bytes that can be had
+    import psutil
     from jetson_det.data.cache import free_memory
-    if device.type == "cuda": return torch.cuda.mem_get_info(device)[::-1]
-    return __import__("psutil").virtual_memory().total, free_memory()
+    return torch.cuda.mem_get_info(device)[::-1] if device.type == "cuda" else (psutil.virtual_memory().total, free_memory())
 
 # %% ../../nbs/33_train.memory.ipynb #1ff42d93
 class Trial:
