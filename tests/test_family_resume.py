@@ -35,8 +35,8 @@ def child():
     return start
 
 
-def command(data, out, words): # a training is begun as long as it has no folder, else gone on with
-    if out.exists(): return ["train", "--out", out, "--resume"]
+def command(data, out, words): # a training is begun as long as its settings are not written, else gone on with
+    if (out/"config.yaml").exists(): return ["train", "--out", out, "--resume"]
     return ["train", f"data.path={data}", *QUICK, *words, "--out", out]
 
 
@@ -47,7 +47,6 @@ def killed_when(process, moment, limit=60):
     alive = process.is_alive()
     process.kill()
     process.join()
-    assert alive or process.exitcode in (0, -9), "the training failed by itself"
     return alive
 
 
@@ -66,7 +65,7 @@ TWINS = ("yolov8n", "rtdetrv2-r18") # built by the code of yolo11n-p2-lite and r
 def test_killed_in_the_middle_of_an_epoch_and_in_a_save(name, tmp_path, data, child, small):
     whole, out, words = tmp_path/"whole", tmp_path/"run", family_words(name, *RUN)
     train(config(data, *words), whole)
-    assert all(killed_when(child(command(data, out, words), out), moment) for moment in (after_step(out, 2), in_a_save(out)))
+    for moment in (after_step(out, 2), in_a_save(out)): assert killed_when(child(command(data, out, words), out), moment), open(f"{out}.txt").read()[-2000:]
     assert all(verify_checkpoint(p) for p in list_checkpoints(out))
     finish(child, data, out, words)
     assert result_of(out) == result_of(whole)
@@ -85,6 +84,7 @@ def test_killed_at_thirty_random_moments(name, tmp_path, data, child, small):
         out = tmp_path/f"run{ends}"
         process, end = child(command(data, out, words), out), time.monotonic() + rng.uniform(.1, 1.)*took
         hit = killed_when(process, (lambda: time.monotonic() > end and in_a_save(out)()) if kills % 3 == 2 else lambda: time.monotonic() > end)
+        assert hit or process.exitcode == 0, open(f"{out}.txt").read()[-2000:]
         kills += hit
         if hit: where.add(newest_whole(out).name if list_checkpoints(out) else "")
         else:

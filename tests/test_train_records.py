@@ -461,3 +461,14 @@ def test_patience_is_a_setting(tmp_path, data, monkeypatch):
     scored(monkeypatch, [.3, .2, .1, .1, .1])
     assert train(config(data, "train.epochs=5", "train.patience=1"), tmp_path/"run")["epochs"] == 2
     assert train(config(data, "train.epochs=5", "train.patience=2", "train.resource_seconds=0"), tmp_path/"run", resume=True)["epochs"] == 3
+
+
+def test_what_a_kill_left_half_written_is_no_hindrance(tmp_path):
+    "A file, or a folder of weights, that a killed process was writing beside the others."
+    cfg = config(scenes(tmp_path/"data"), "train.epochs=1")
+    train(cfg, tmp_path/"run")
+    (tmp_path/"run"/".best.part").mkdir()
+    (tmp_path/"run"/".best.part"/"weights.safetensors").write_bytes(b"torn")
+    (tmp_path/"run"/".resolved.json.1.part").write_bytes(b"{")
+    train(cfg, tmp_path/"run", resume=True)
+    assert not [p.name for p in (tmp_path/"run").iterdir() if p.name.endswith(".part")]

@@ -213,7 +213,7 @@ def write_run_folder(
              "environment.json": lambda f: write_json_atomic(f, now)}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob(".*.part"): left.unlink() # of a process that was killed
+        for left in out.glob(".*.part"): shutil.rmtree(left) if left.is_dir() else left.unlink() # of a process that was killed
         begun = (out/"environment.json").exists()
         for name, write in files.items():
             if not begun and not (out/name).exists(): write(out/name)
