@@ -162,10 +162,10 @@ def align(
     image, slot = (labels >= 0).nonzero(as_tuple=True) # R boxes
     boxes, labels, n = boxes[image, slot].float(), labels[image, slot], outputs.scores.shape[2]
     row, anchor = candidate_pairs(boxes, outputs.grids, strides)
-    predicted = decode_boxes(outputs, strides).transpose(1, 2)[image[row], anchor]
-    overlap = ciou(boxes[row], predicted).clamp_(min=0)
-    value = outputs.scores[image[row], labels[row], anchor].float().sigmoid()**.5*overlap**6
-    pair = settle(best_of_each(value, row, top), image[row]*n + anchor, overlap, outputs.scores[:, 0].numel())
+    point, logit = image[row]*n + anchor, (image*outputs.scores.shape[1] + labels)[row]*n + anchor # places in the flat tensors: one index is quicker than three
+    overlap = ciou(boxes.index_select(0, row), decode_boxes(outputs, strides).transpose(1, 2).reshape(-1, 4).index_select(0, point)).clamp_(min=0)
+    value = outputs.scores.flatten().index_select(0, logit).float().sigmoid()**.5*overlap**6
+    pair = settle(best_of_each(value, row, top), point, overlap, outputs.scores[:, 0].numel())
     if keep: pair = pair[best_of_each(value[pair], row[pair], keep)]
     row, anchor, value, overlap = row[pair], anchor[pair], value[pair], overlap[pair]
     best = torch.zeros(2, len(boxes), device=boxes.device).scatter_reduce_(1, row.expand(2, -1), torch.stack([value, overlap]), "amax")[:, row]
@@ -184,6 +184,22 @@ def distribution_loss(
     return -(pick(left)*(1 - right_share) + pick(left + 1)*right_share).mean(-1)
 
 # %% ../../nbs/23_models.ultralytics_loss.ipynb #85e002e2
+class _ClassSum(torch.autograd.Function):
+    "The sum of a binary cross-entropy whose targets are nearly all 0: its gradient is made in one pass over the logits, and the objects are put into that."
+    @staticmethod
+    def forward(ctx, scores, image, label, anchor, target, weights):
+        ctx.save_for_backward(scores, image, label, anchor, target, weights)
+        background = F.softplus(scores.float()).sum((0, 2)) # (C,) against "nothing here", everywhere
+        return ((background - background.new_zeros(len(background)).index_add(0, label, scores[image, label, anchor].float()*target))*weights).sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        scores, image, label, anchor, target, weights = ctx.saved_tensors
+        each = grad*weights
+        made = torch.ops.aten.softplus_backward(each[None, :, None].expand(scores.shape), scores.float(), 1, 20)
+        made.index_put_((image, label, anchor), -target*each[label], accumulate=True)
+        return made.to(scores.dtype), None, None, None, None, None
+
 def class_loss(
     scores:torch.Tensor, # (B,C,A) logits
     found:Aligned, # of `align`
@@ -191,9 +207,8 @@ def class_loss(
     class_weights:torch.Tensor=None, # (C,) factor of each class, objects and background alike; None: 1
 )->torch.Tensor: # scalar, the sum over all points and classes
     "Binary cross-entropy of every logit, in float32."
-    background = F.softplus(scores.float()).sum((0, 2)) # (C,) against "nothing here", everywhere
-    objects = background.new_zeros(len(background)).index_add(0, label, scores[found.image, label, found.anchor].float()*found.score)
-    return (background - objects if class_weights is None else (background - objects)*class_weights).sum()
+    weights = torch.ones(scores.shape[1], device=scores.device) if class_weights is None else class_weights
+    return _ClassSum.apply(scores, found.image, label, found.anchor, found.score, weights)
 
 # %% ../../nbs/23_models.ultralytics_loss.ipynb #adf588a2
 GAINS = dict(box=7.5, cls=.5, dfl=1.5) # of Ultralytics 8
