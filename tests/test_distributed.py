@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from train_helpers import PRELOAD, config, result_of, scenes
+from train_helpers import PRELOAD, config, distance, result_of, scenes, state_of
 
 from jetson_det.runtime.files import InputError
 from jetson_det.train import loop
@@ -43,12 +43,6 @@ class Watch(Callback):
     def after_step(self, t): self.steps.append((t.step, t.batch, t.meter.images, t.meter.normalisers[""], t.losses["loss"]))
 
 
-def state_of(trainer):
-    "Weights, averages and statistics as numpy arrays."
-    s = trainer.stepper
-    return {k: {n: v.detach().float().cpu().numpy() for n, v in m.state_dict().items()} for k, m in (("weights", s.model), ("ema", s.ema.module))}
-
-
 def fitted(cfg, tmp, world=None):
     "A trainer at its end, and its steps."
     watch = Watch()
@@ -64,12 +58,6 @@ def rank_fitted(world, cfg, tmp):
     assert len({repr(s) for s in world.gather([v.tobytes() for m in state_of(t).values() for v in m.values()])}) == 1
     if world.main: torch.save(state_of(t), os.path.join(tmp, "state.pt"))
     return steps
-
-
-def distance(one, two, start, learnt=True):
-    "How far apart two trainings end, as a share of how far they went: weights, or BatchNorm's statistics."
-    flat = lambda s: np.concatenate([np.ravel(v) for m in s.values() for k, v in sorted(m.items()) if ("running" not in k and "num_batches" not in k) == learnt])
-    return np.linalg.norm(flat(one) - flat(two)) / np.linalg.norm(flat(one) - flat(start))
 
 
 def compare(tmp_path, data, processes, more, one, several):

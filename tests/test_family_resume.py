@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from train_helpers import FAMILIES, PACKAGES, PRELOAD, QUICK, command_in_child, config, each_family, family_words, installed, result_of, scenes, small_detrs
+from train_helpers import FAMILIES, PACKAGES, PRELOAD, QUICK, command_in_child, config, each_family, family_words, in_a_save, installed, killed_when, result_of, scenes, small_detrs
 
 from jetson_det.train.callbacks import TrainingError
 from jetson_det.train.checkpoint import list_checkpoints, newest_whole, verify_checkpoint
@@ -40,17 +40,6 @@ def command(data, out, words): # a training is begun as long as its settings are
     return ["train", f"data.path={data}", *QUICK, *words, "--out", out]
 
 
-def killed_when(process, moment, limit=60):
-    "Wait for the moment, then SIGKILL. True when the process was still there."
-    end = time.monotonic() + limit
-    while process.is_alive() and not moment() and time.monotonic() < end: time.sleep(.002)
-    alive = process.is_alive()
-    process.kill()
-    process.join()
-    return alive
-
-
-def in_a_save(out): return lambda: any(out.glob("checkpoints/.step-*.part"))
 def after_step(out, n): return lambda: list_checkpoints(out) and int(list_checkpoints(out)[-1].name[5:]) >= n
 
 

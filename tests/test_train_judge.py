@@ -155,3 +155,15 @@ def test_roll_back_takes_one_process():
     cfg = config("x", "train.on_nan=rollback")
     settle(cfg, 1)
     with pytest.raises(InputError, match="one process"): settle(cfg, 2)
+
+
+def test_what_was_known_later_does_not_end_a_training_that_went_back(tmp_path):
+    "The table has epochs after the checkpoint; they are taken again."
+    from types import SimpleNamespace
+    from jetson_det.train.callbacks import OverfitStop
+    (tmp_path/"metrics.csv").write_text("epoch,AP50\n1,0.2\n2,0.99\n")
+    cfg = SimpleNamespace(train=SimpleNamespace(overfit_batches=1))
+    for epoch, ends in ((1, 9), (2, 2)):
+        t = SimpleNamespace(out=tmp_path, resumed=True, epoch=epoch, epochs=9, step=epoch, seconds=1., cfg=cfg, say=lambda line: None)
+        OverfitStop().before_train(t)
+        assert t.epochs == ends

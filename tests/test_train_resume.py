@@ -5,7 +5,7 @@ import shutil
 import time
 
 import pytest
-from train_helpers import config, result_of, scenes, train_in_child
+from train_helpers import config, in_a_save, killed_when, result_of, scenes, train_in_child
 
 from jetson_det.runtime.files import InputError
 from jetson_det.train.checkpoint import list_checkpoints, newest_whole, verify_checkpoint
@@ -37,18 +37,6 @@ def child():
     return start
 
 
-def killed_when(process, moment, limit=60):
-    "Wait for the moment, then SIGKILL. True when the process was still there."
-    end = time.monotonic() + limit
-    while process.is_alive() and not moment() and time.monotonic() < end: time.sleep(.002)
-    alive = process.is_alive()
-    process.kill()
-    process.join()
-    assert alive or process.exitcode in (0, -9), "the training failed by itself"
-    return alive
-
-
-def in_a_save(out): return lambda: any(out.glob("checkpoints/.step-*.part"))
 def after_steps(out, n): return lambda: len(list(out.glob("checkpoints/step-*"))) and int(list_checkpoints(out)[-1].name[5:]) >= n
 def after_seconds(s):
     end = time.monotonic() + s

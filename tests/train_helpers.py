@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,20 @@ def result_of(out):
     rows = list(csv.DictReader(open(out/"metrics.csv")))
     found["rows"] = [{k: v for k, v in r.items() if k not in ("images_per_second", "seconds")} for r in rows]
     return found
+
+
+def killed_when(process, moment, limit=60):
+    "Wait for the moment, then SIGKILL. True when the process was still there; one that had ended must have ended well."
+    end = time.monotonic() + limit
+    while process.is_alive() and not moment() and time.monotonic() < end: time.sleep(.002)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    assert alive or process.exitcode in (0, -9), "the training failed by itself"
+    return alive
+
+
+def in_a_save(out): return lambda: any(out.glob("checkpoints/.step-*.part"))
 
 
 def state_of(trainer):

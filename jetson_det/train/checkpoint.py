@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'pack', 'unpack', 'verify_checkpoint', 'write_sealed', 'save_checkpoint', 'Checkpoint', 'load_checkpoint',
-           'checkpoint_path', 'list_checkpoints', 'newest_whole', 'prune_checkpoints', 'publish_checkpoint']
+           'checkpoint_path', 'list_checkpoints', 'whole_checkpoints', 'newest_whole', 'prune_checkpoints',
+           'publish_checkpoint']
 
 # %% ../../nbs/32_train.checkpoint.ipynb #e3a61cf0
 import json
@@ -223,15 +224,22 @@ def list_checkpoints(
     return sorted(p for p in (Path(run)/"checkpoints").glob("step-*") if p.is_dir())
 
 # %% ../../nbs/32_train.checkpoint.ipynb #c519d2d3
+def whole_checkpoints(
+    run, # run folder
+    say=print, # called with one line for each checkpoint that is passed over
+): # an iterator over paths, newest first
+    "The checkpoints whose every byte is as it was written."
+    for path in reversed(list_checkpoints(run)):
+        try: verify_checkpoint(path)
+        except InputError as e: say(f"{path.name} is passed over: {e}")
+        else: yield path
+
 def newest_whole(
     run, # run folder
     say=print, # called with one line for each checkpoint that is passed over
 )->Path: # a checkpoint that verifies
     "The newest checkpoint whose every byte is as it was written. Raises InputError when there is none."
-    for path in reversed(list_checkpoints(run)):
-        try: verify_checkpoint(path)
-        except InputError as e: say(f"{path.name} is passed over: {e}")
-        else: return path
+    for path in whole_checkpoints(run, say): return path
     raise InputError(f"{run}: no whole checkpoint in {Path(run)/'checkpoints'}")
 
 # %% ../../nbs/32_train.checkpoint.ipynb #e39a783a

@@ -24,7 +24,7 @@ from ..runtime.files import write_json_atomic
 from .callbacks import (DiskWatch, EarlyStop, EpochLine, Evaluate, MetricsTable, OverfitStop, Progress, ResourceLog, SaveBadBatch, SaveCheckpoints,
                                         StopOnSignal, TrainingError, duration, peak_memory)
 from .trackers import Tracking, make_trackers
-from .checkpoint import list_checkpoints, load_checkpoint, newest_whole, save_checkpoint
+from .checkpoint import list_checkpoints, load_checkpoint, newest_whole, save_checkpoint, whole_checkpoints
 from . import distributed, heap
 from .data import balance_of, labelled_split, make_loader, settle, training_data
 from .distributed import World, callbacks_of, main_first, plan_rounds, share_of, steps_of
@@ -341,12 +341,9 @@ def newest_finite(
     say=print, # called with one line for each checkpoint that is passed over
 ): # Checkpoint. Raises InputError when there is none
     "The newest whole checkpoint whose weights are numbers: those of a step that went too far were saved before it showed."
-    for path in reversed(list_checkpoints(out)):
-        try: ckpt = load_checkpoint(path)
-        except InputError as e: say(f"{path.name} is passed over: {e}")
-        else:
-            if all_finite(ckpt.weights): return ckpt
-            say(f"{path.name} is passed over: its weights are not finite")
+    for path in whole_checkpoints(out, say):
+        if all_finite((ckpt := load_checkpoint(path)).weights): return ckpt
+        say(f"{path.name} is passed over: its weights are not finite")
     raise InputError(f"{out}: no checkpoint to go back to")
 
 def fit_to_the_end(
