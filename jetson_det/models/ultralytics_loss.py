@@ -226,7 +226,7 @@ def yolo_loss(
         found = image, anchor, slot, score = align(outputs, boxes, labels, strides)
         points = points_for(outputs.grids, strides, boxes.device)
         xy, target = points.xy[anchor], boxes[image, slot].float()/points.strides[anchor]
-        logits = outputs.boxes.transpose(1, 2)[image, anchor].float().unflatten(1, (4, -1))
+        logits = outputs.boxes[image, :, anchor].float().unflatten(1, (4, -1))
         ltrb = torch.cat([xy - target[:, :2], target[:, 2:] - xy], 1)
         sums = dict(box=((1 - ciou(box_at(xy, distances(logits)), target))*score).sum(),
                     cls=class_loss(outputs.scores, found, labels[image, slot], class_weights),

@@ -50,7 +50,7 @@ def head_loss(
         found = image, anchor, slot, score = align(outputs, boxes, labels, strides, top, keep)
         points, size = points_for(outputs.grids, strides, boxes.device), tuple(n*strides[0] for n in outputs.grids[0])
         xy, s = points.xy[anchor], points.strides[anchor]
-        said, target = outputs.boxes.transpose(1, 2)[image, anchor].float(), boxes[image, slot].float()/s
+        said, target = outputs.boxes[image, :, anchor].float(), boxes[image, slot].float()/s
         true = torch.cat([xy - target[:, :2], target[:, 2:] - xy], 1)
         sums = dict(box=((1 - ciou(box_at(xy, said), target))*score).sum(),
                     cls=class_loss(outputs.scores, found, labels[image, slot], class_weights),
