@@ -315,3 +315,20 @@ def test_one_worker_has_a_whole_group(ds):
     whose = [pool._worker(Key(e, b, True)) for e in (0, 1) for b in range(15)]
     assert whose == [0] * 5 + [1] * 5 + [0] * 5 + [1] * 5 + [0] * 5 + [1] * 5
     pool.close()
+
+
+def test_only_a_training_that_waits_gets_more_batches_ahead(ds):
+    "A slow training finds its batch made; a fast one never does, and gets work for all workers."
+    pool, used = WorkerPool(Recipe(ds, SIZE, AugmentConfig(mosaic=0), 8), 2), set()
+    fill = pool._slots.array
+    pool._slots.array = lambda slot, shape: (used.add(slot), fill(slot, shape))[1]
+    pool.take(Key(0, 0, True))
+    for i in range(1, 40):
+        while pool._coming[0][0] not in pool._done: pool._receive()  # the step took so long
+        pool.take(Key(i // 19, i % 19, True))
+    assert pool.ahead <= 3 and len(used) <= 5  # the first batch was waited for
+    for i in range(40, 200):
+        if pool.ahead == pool.most: break
+        pool.take(Key(i // 19, i % 19, True))
+    assert pool.ahead == pool.most == 16
+    pool.close()

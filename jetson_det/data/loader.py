@@ -156,7 +156,7 @@ class DeviceRecipe(Recipe):
         "Draw the batch."
         return Batch(render_batch(self.pixels, tables, images.shape[1:3]), *(on_device(a, self.pixels.device) for a in rest))
 
-# %% ../../nbs/18_data.loader.ipynb #a8dd6a6a
+# %% ../../nbs/18_data.loader.ipynb #9704be99
 class Slots:
     "Places for batches in memory that forked processes share."
     def __init__(self,
@@ -164,7 +164,7 @@ class Slots:
         nbytes:int, # in each
     ):
         self.nbytes = max(-(-nbytes // 4096), 1) * 4096
-        self._memory, self.free, self._lent = mmap.mmap(-1, count * self.nbytes), deque(range(count)), set()
+        self._memory, self.free, self._lent = mmap.mmap(-1, count * self.nbytes), list(range(count)), set()
 
     def array(self, slot:int, shape:tuple)->np.ndarray:
         "The beginning of a slot as a uint8 array."
@@ -229,15 +229,15 @@ def _start(recipe, slots, workers):
         theirs.close()
     return processes, connections
 
-# %% ../../nbs/18_data.loader.ipynb #889e9886
+# %% ../../nbs/18_data.loader.ipynb #04b2b34c
 class WorkerPool:
     "Processes that make batches ahead of the training."
     def __init__(self,
         recipe:Recipe, # how batches are made
         workers:int, # processes, at least 1
     ):
-        self.recipe, self.ahead = recipe, workers * -(-64 // recipe.batch_size) # as many groups as workers
-        self._slots = Slots(self.ahead + 3, recipe.most_bytes()) # 2 are lent, 1 is filled meanwhile
+        self.recipe, self.ahead, self.most = recipe, 2, max(workers * -(-64 // recipe.batch_size), 2) # as many groups as workers
+        self._slots = Slots(self.most + 3, recipe.most_bytes()) # 2 are lent, 1 is filled meanwhile
         self._coming, self._busy, self._done, self._ticket = deque(), {}, {}, 0
         self._processes, self._connections = _start(recipe, self._slots, workers)
         self.close = weakref.finalize(self, _stop, self._processes, self._connections, os.getpid())
@@ -247,7 +247,10 @@ class WorkerPool:
         if not self._coming or self._coming[0][1] != key: self._restart(key)
         self._dispatch()
         while not self._coming or self._coming[0][0] not in self._done: # nothing is coming while stale batches hold the slots
-            self._receive()
+            if not self._receive(0):
+                self.ahead = min(self.ahead + 1, self.most)
+                self._dispatch()
+                self._receive()
             self._dispatch()
         slot, answer = self._done.pop(self._coming.popleft()[0])
         if isinstance(answer[0], Exception):
@@ -263,7 +266,7 @@ class WorkerPool:
 
     def _dispatch(self):
         while self._slots.free and len(self._coming) < self.ahead:
-            key, slot, self._ticket = self._next, self._slots.free.popleft(), self._ticket + 1
+            key, slot, self._ticket = self._next, self._slots.free.pop(), self._ticket + 1
             self._busy[self._ticket] = slot
             self._coming.append((self._ticket, key))
             try: self._connections[self._worker(key)].send((self._ticket, key, slot))
@@ -275,8 +278,9 @@ class WorkerPool:
         n, first = self.recipe.samples, key.batch * self.recipe.batch_size
         return (key.epoch * (group_of(n - 1, n)[0] + 1) + group_of(first, n)[0]) % len(self._connections)
 
-    def _receive(self):
-        ready = wait(self._connections + [p.sentinel for p in self._processes])
+    def _receive(self, seconds=None): # whether something came; None: wait for it
+        ready = wait(self._connections + [p.sentinel for p in self._processes], seconds)
+        if not ready: return False
         talking = [c for c in self._connections if c in ready]
         if not talking: self._fail()
         for connection in talking:
@@ -285,6 +289,7 @@ class WorkerPool:
             slot = self._busy.pop(ticket)
             if any(ticket == t for t, _ in self._coming): self._done[ticket] = slot, answer
             else: self._slots.free.append(slot) # begun before a restart
+        return True
 
     def _fail(self):
         for p in self._processes: p.join(.2)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'CARDS', 'DETRSize', 'detr_classes', 'build_network', 'inverse_sigmoid', 'anchor_boxes', 'decode_rtdetr',
-           'decode_dfine', 'DETRDetector']
+           'decode_dfine', 'DETRNetwork', 'DETRDetector']
 
 # %% ../../nbs/24_models.detr.ipynb #9f27f4bc
 import importlib
@@ -192,22 +192,21 @@ def _plain(maps): # the same maps; their gradients come back contiguous
         if m.requires_grad: m.register_hook(lambda g: g.contiguous())
     return maps
 
-# %% ../../nbs/24_models.detr.ipynb #ce8d7a9a
-class DETRDetector(Detector):
-    "RT-DETR, RT-DETRv2 or D-FINE."
+# %% ../../nbs/24_models.detr.ipynb #402ade40
+class DETRNetwork(Detector):
+    "The layers of RT-DETR, RT-DETRv2 and D-FINE, from pixels to what every layer of the decoder says."
     needs_targets = True
 
     def __init__(self,
         name:str, # one of `SIZES`
         classes, # class names, in the order of the labels
-        gains:dict=None, # name -> weight of a term of the loss, where it is not the published one
         freeze_norm:bool=None, # keep the backbone's BatchNorm as it is? None: as published; a training from nothing needs False
         **settings # of transformers' configuration: num_queries, decoder_layers, ...
     ):
         if name not in SIZES: raise InputError(f"unknown model {name!r}: {did_you_mean(name, SIZES)}")
         super().__init__(name, classes)
         self.published, self.family = SIZES[name], "dfine" if SIZES[name].kind == "d_fine" else "rtdetr"
-        self.gains, self.freeze_norm = _gains(gains, DFINE_GAINS if self.family == "dfine" else GAINS), self.published.frozen if freeze_norm is None else freeze_norm
+        self.freeze_norm = self.published.frozen if freeze_norm is None else freeze_norm
         self.net = build_network(self.published, len(self.classes), **settings)
         if self.freeze_norm:
             for m in self.backbone_norms(): m.requires_grad_(False)
@@ -278,6 +277,27 @@ class DETRDetector(Detector):
         run = decode_dfine if self.family == "dfine" else decode_rtdetr
         return run(self.net.decoder, x, start, self.training, encoder_hidden_states=memory, encoder_attention_mask=mask, spatial_shapes_list=sizes)
 
+# %% ../../nbs/24_models.detr.ipynb #e53be5a8
+def _gains(given, published):
+    "The published weights, with those given in their place."
+    for key, value in (given or {}).items():
+        if key not in published: raise InputError(f"model.gains: unknown term {key!r}: {did_you_mean(key, published)}")
+        if not value >= 0: raise InputError(f"model.gains.{key} is {value}; it must be 0 or more")
+    return {**published, **(given or {})}
+
+# %% ../../nbs/24_models.detr.ipynb #da6f70b5
+class DETRDetector(DETRNetwork):
+    "RT-DETR, RT-DETRv2 or D-FINE."
+    def __init__(self,
+        name:str, # one of `SIZES`
+        classes, # class names, in the order of the labels
+        gains:dict=None, # name -> weight of a term of the loss, where it is not the published one
+        freeze_norm:bool=None, # as in DETRNetwork
+        **settings # of transformers' configuration
+    ):
+        super().__init__(name, classes, freeze_norm, **settings)
+        self.gains = _gains(gains, DFINE_GAINS if self.family == "dfine" else GAINS)
+
     def loss(self,
         outputs:DETROutputs, # of `forward` in training
         boxes:torch.Tensor, # (B,G,4) xyxy px
@@ -320,11 +340,3 @@ class DETRDetector(Detector):
                                                           lr_scale=self.published.lr_scale if part == "backbone" else 1.))
             group["params"].append(p)
         return list(groups.values())
-
-# %% ../../nbs/24_models.detr.ipynb #e53be5a8
-def _gains(given, published):
-    "The published weights, with those given in their place."
-    for key, value in (given or {}).items():
-        if key not in published: raise InputError(f"model.gains: unknown term {key!r}: {did_you_mean(key, published)}")
-        if not value >= 0: raise InputError(f"model.gains.{key} is {value}; it must be 0 or more")
-    return {**published, **(given or {})}
