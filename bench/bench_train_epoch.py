@@ -46,7 +46,7 @@ from jetson_det.train.loop import Stepper  # noqa: E402
 
 PAIRS = {"yolox-nano": {"libreyolo": 1.2, "yolox": 2.}, "yolo11n": {"ultralytics": 1.1}}  # ours must train so many times the images a second
 ON_CUDA = {"yolo11n": {"ultralytics": 3.}}
-WARM = 2  # batches that do not count
+WARM = 4  # batches that do not count: the first three settle the memory of ours
 warnings.filterwarnings("ignore")
 
 
@@ -209,6 +209,7 @@ def compare(names, ds, folder, args, batches):
     "Interleaved rounds: name -> list of what was measured."
     peers = {name: c for name in names if (c := begin(name, ds, folder, args))}
     found = {name: [] for name in peers}
+    time.sleep(5)  # the workers of all have made what they make ahead by then
     for _ in range(args.rounds):
         for name, connection in peers.items():
             connection.send(batches)
