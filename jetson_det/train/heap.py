@@ -26,7 +26,7 @@ def _glibc():
 def keep_memory()->bool: # False where the C library is not glibc: nothing changed
     "What is freed from now on stays with the process, for its next tensors, and no block is mapped by itself."
     if (libc := _glibc()) is None: return False
-    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, -1)) # -1: never give back
 
 # %% ../../nbs/33_train.heap.ipynb #0152ec85
 def keep_gradients(
