@@ -25,16 +25,17 @@ def faults():
     step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+def quiet_faults(): return min(faults() for _ in range(3)) # now and then a tensor finds another place
 def resident(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
 sums = [step()]
 found = {"before": faults()}
 found["said"] = heap.keep_memory()
-sums.append(step())
-found["kept"], held = faults(), resident()
+sums += [step() for _ in range(3)]
+found["kept"], held = quiet_faults(), resident()
 found["trimmed"] = [heap.trim(), held - resident() >> 10]
-step()
-found["kept after"], held = faults(), resident()
+sums += [step() for _ in range(3)]
+found["kept after"], held = quiet_faults(), resident()
 found["said back"] = heap.give_memory_back()
 found["given back"] = (held - resident()) >> 10
 sums.append(step())
@@ -49,7 +50,7 @@ def found():
 
 
 def test_a_step_takes_its_pages_from_the_one_before(found):
-    assert found["said"] and found["before"] > 10_000 and found["kept"] < found["before"] / 4  # at most a tensor or two lies elsewhere
+    assert found["said"] and found["before"] > 10_000 and found["kept"] < found["before"] / 20
 
 
 def test_what_was_kept_comes_back(found):
@@ -58,7 +59,7 @@ def test_what_was_kept_comes_back(found):
 
 def test_trimming_once_gives_back_and_the_next_step_keeps_again(found):
     said, given = found["trimmed"]
-    assert said and given > 80 and found["kept after"] < found["before"] / 4
+    assert said and given > 80 and found["kept after"] < found["before"] / 20
 
 
 def net_and_steps(keep):

@@ -53,5 +53,4 @@ def give_memory_back()->bool: # False where the C library is not glibc: nothing 
     "Large blocks are mapped by themselves again, and all pages that are free go back to the system."
     if (libc := _glibc()) is None: return False
     for option, value in (M_MMAP_MAX, PIECES), (M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, 2 * LARGEST): libc.mallopt(option, value)
-    libc.malloc_trim(0)
-    return True
+    return trim()
