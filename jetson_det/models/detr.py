@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'CARDS', 'DETRSize', 'detr_classes', 'build_network', 'inverse_sigmoid', 'anchor_boxes', 'decode_rtdetr',
            'decode_dfine', 'DETRNetwork', 'DETRDetector']
 
-# %% ../../nbs/24_models.detr.ipynb #9f27f4bc
+# %% ../../nbs/24_models.detr.ipynb #f8a0a767
 import importlib
 import importlib.util
 import sys
@@ -20,7 +20,7 @@ from .deformable import DeformableAttention, rows_at
 from .denoising import attention_mask, denoising_of
 from .detr_loss import DETROutputs, GAINS, Layers, detr_loss, xyxy
 from .dfine_loss import DFINE_GAINS, bin_values, boxes_from_sides, dfine_loss
-from .zoo import Detector, ModelCard
+from .zoo import Detector, ModelCard, check_gains
 
 # %% ../../nbs/24_models.detr.ipynb #97172581
 class DETRSize(NamedTuple):
@@ -277,15 +277,7 @@ class DETRNetwork(Detector):
         run = decode_dfine if self.family == "dfine" else decode_rtdetr
         return run(self.net.decoder, x, start, self.training, encoder_hidden_states=memory, encoder_attention_mask=mask, spatial_shapes_list=sizes)
 
-# %% ../../nbs/24_models.detr.ipynb #e53be5a8
-def _gains(given, published):
-    "The published weights, with those given in their place."
-    for key, value in (given or {}).items():
-        if key not in published: raise InputError(f"model.gains: unknown term {key!r}: {did_you_mean(key, published)}")
-        if not value >= 0: raise InputError(f"model.gains.{key} is {value}; it must be 0 or more")
-    return {**published, **(given or {})}
-
-# %% ../../nbs/24_models.detr.ipynb #da6f70b5
+# %% ../../nbs/24_models.detr.ipynb #0f4b8b65
 class DETRDetector(DETRNetwork):
     "RT-DETR, RT-DETRv2 or D-FINE."
     def __init__(self,
@@ -296,7 +288,7 @@ class DETRDetector(DETRNetwork):
         **settings # of transformers' configuration
     ):
         super().__init__(name, classes, freeze_norm, **settings)
-        self.gains = _gains(gains, DFINE_GAINS if self.family == "dfine" else GAINS)
+        self.gains = check_gains(gains or {}, DFINE_GAINS if self.family == "dfine" else GAINS)
 
     def loss(self,
         outputs:DETROutputs, # of `forward` in training
