@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= runs/demo
 # processes of pytest; each file's tests stay in one
 WORKERS ?= 2
-# Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/80_cli.ipynb).
+# Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/89_cli.ipynb).
 export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: help demo test bench docs readme sync notebooks-test pytest test-runtime36 test-wheel lab notebooks env env-dev env-bench clean

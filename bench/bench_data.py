@@ -21,8 +21,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from jetson_det.data.check import check_dataset
-from jetson_det.data.formats import read_dataset
+from jetson_det.data.quality.check import check_dataset
+from jetson_det.data.formats.registry import read_dataset
 
 LIMITS = {"first open, s": 15, "first open, MB": 1500, "from the index, s": 1, "from the index, MB": 200, "bccd's XML, s": .3, "raccoon checked, images/s": 150}
 LEAST = {"raccoon checked, images/s"}  # at least so many; of all others at most

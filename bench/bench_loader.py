@@ -27,10 +27,10 @@ import cv2
 import torch
 
 from jetson_det.config import AugmentConfig
-from jetson_det.data.check import prepare
-from jetson_det.data.formats import read_dataset
+from jetson_det.data.quality.check import prepare
+from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.loader import TrainLoader
-from jetson_det.synth import write_scenes
+from jetson_det.scenes.docks import write_scenes
 
 LIMITS = {("ours", "ultralytics"): 1.8, ("ours, ram", "ultralytics, ram"): 1.8, ("ours", "yolox"): 4., ("ours", "libreyolo"): 4.}  # times as fast
 BATCH, WARM = 8, 10  # samples in a batch; batches for each process that are not timed

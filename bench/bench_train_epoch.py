@@ -36,12 +36,12 @@ import bench_loader as loaders  # noqa: E402
 import oracles  # noqa: E402
 
 from jetson_det.config import AugmentConfig, TrainConfig  # noqa: E402
-from jetson_det.data.check import prepare  # noqa: E402
-from jetson_det.data.formats import read_dataset  # noqa: E402
+from jetson_det.data.quality.check import prepare  # noqa: E402
+from jetson_det.data.formats.registry import read_dataset  # noqa: E402
 from jetson_det.data.loader import TrainLoader  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
-from jetson_det.synth import write_scenes  # noqa: E402
-from jetson_det.train import heap  # noqa: E402
+from jetson_det.scenes.docks import write_scenes  # noqa: E402
+from jetson_det.train import allocator as heap # noqa: E402
 from jetson_det.train.loop import Stepper  # noqa: E402
 
 PAIRS = {"yolox-nano": {"libreyolo": 1.2, "yolox": 2.}, "yolo11n": {"ultralytics": 1.1}}  # ours must train so many times the images a second

@@ -24,7 +24,7 @@ import oracles  # noqa: E402
 from jetson_det.config import TrainConfig  # noqa: E402
 from jetson_det.data.loader import Batch  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
-from jetson_det.train import heap  # noqa: E402
+from jetson_det.train import allocator as heap # noqa: E402
 from jetson_det.train.loop import Stepper  # noqa: E402
 
 MODELS, CLASSES, LIMIT = ("yolox-nano", "yolo11n", "yolo11n-p2-lite", "dfine-n", "rtdetr-r18"), 80, .05

@@ -23,8 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import oracles  # noqa: E402
 
-from jetson_det.models.yolox import YOLOXOutputs  # noqa: E402
-from jetson_det.models.yolox_loss import assign, yolox_loss  # noqa: E402
+from jetson_det.models.yolox.network import YOLOXOutputs  # noqa: E402
+from jetson_det.models.yolox.loss import assign, yolox_loss  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
 
 BATCH, CLASSES = 8, 80

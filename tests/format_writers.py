@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from jetson_det.data.dataset import CROWD, IGNORE
-from jetson_det.data.formats import write_dataset
+from jetson_det.data.formats.registry import write_dataset
 
 TOLERANCE = {"yolo": 1e-3, "openimages": 1e-3}  # pixels; the others 1e-3 too: what float32 leaves
 

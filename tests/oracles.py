@@ -43,7 +43,7 @@ def yolox_model(name, n_classes):
     import torch
     from yolox.models import YOLOX, YOLOPAFPN, YOLOXHead
 
-    from jetson_det.models.yolox import SIZES
+    from jetson_det.models.yolox.network import SIZES
     size, channels, depthwise = SIZES[name], [256, 512, 1024], name == "yolox-nano"
     model = YOLOX(YOLOPAFPN(size.depth, size.width, in_channels=channels, depthwise=depthwise),
                   YOLOXHead(n_classes, size.width, in_channels=channels, depthwise=depthwise))
@@ -71,7 +71,7 @@ def yolox_loss(head, outputs, targets, l1):
     """
     import torch
 
-    from jetson_det.models.yolox import anchors_for
+    from jetson_det.models.yolox.network import anchors_for
     anchors, sizes = anchors_for(outputs.grids, outputs.reg.device), [h*w for h, w in outputs.grids]
     decoded = torch.cat([(outputs.reg[..., :2] + anchors.cells)*anchors.strides, outputs.reg[..., 2:].exp()*anchors.strides,
                          outputs.obj, outputs.cls], -1)
@@ -99,7 +99,7 @@ def plausible_outputs(boxes, labels, size, classes, noise=.25, seed=1):
     "Outputs of a network that has learned something: each anchor point finds the box it lies in, or the nearest, roughly."
     import torch
 
-    from jetson_det.models.yolox import STRIDES, YOLOXOutputs, anchors_for
+    from jetson_det.models.yolox.network import STRIDES, YOLOXOutputs, anchors_for
     g = torch.Generator().manual_seed(seed)
     grids = tuple((size[0]//s, size[1]//s) for s in STRIDES)
     anchors = anchors_for(grids, boxes.device)

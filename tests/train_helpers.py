@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jetson_det.config import load_config
-from jetson_det.synth import write_scenes
+from jetson_det.scenes.docks import write_scenes
 from jetson_det.train.callbacks import Callback
 
 QUICK = ["data.input_size=[96,96]", "data.workers=0", "train.threads=1", "train.batch_size=2", "train.accumulate=2", "train.epochs=3",
@@ -25,7 +25,7 @@ PACKAGES = {"yolov8n": "ultralytics", "yolo11n-p2-lite": "ultralytics", "yolo26n
 
 
 # what processes of the tests begin with; `families` brings in the packages of networks
-PRELOAD = ["jetson_det.cli", "jetson_det.train.loop", "jetson_det.models.yolox_loss", "jetson_det.evaluate.coco", "jetson_det.models.session", "faster_coco_eval",
+PRELOAD = ["jetson_det.cli", "jetson_det.train.loop", "jetson_det.models.yolox.loss", "jetson_det.evaluate.coco", "jetson_det.models.session", "faster_coco_eval",
            "torch._dynamo", "torch.utils.tensorboard", "train_helpers", "families"]
 
 
@@ -40,7 +40,7 @@ def each_family(names=FAMILIES, **marks):
 
 def small_detrs(put=dict.__setitem__):
     "DETRs of the same parts, narrower and with fewer layers and queries: 0.1 to 0.4 instead of 4 to 20 million parameters. `put` as monkeypatch.setitem."
-    from jetson_det.models import detr
+    from jetson_det.models.detr import network as detr
     narrow = dict(d_model=32, encoder_hidden_dim=32, encoder_ffn_dim=64, decoder_ffn_dim=64, num_queries=30, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4)
     resnet = dict(detr._resnet([16, 32, 64, 128], [1, 1, 1, 1], "basic"), embedding_size=16)
     hgnet = detr._hgnet([8, 8], [8, 8, 8, 16], [8, 16, 32, 64], [1, 1, 1, 1], 1, True, use=(3, 4))

@@ -1,4 +1,4 @@
-"""Run notebooks again and store their outputs: python tools/run_notebooks.py nbs/16_data.augment.ipynb [...] or a folder.
+"""Run notebooks again and store their outputs: python tools/run_notebooks.py nbs/17_data.augment.render.ipynb [...] or a folder.
 
 Each one is exported, run from top to bottom in a fresh kernel with its own folder as working directory, cleaned and written back.
 A cell that fails stops it; the notebook on disk then keeps its old outputs.

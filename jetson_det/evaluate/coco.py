@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core import InputError
 from ..data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
-from ..runtime.boxes import Detections
+from ..runtime.geometry import Detections
 from ..runtime.files import require, write_json_atomic
 
 # %% ../../nbs/40_evaluate.coco.ipynb #f443636f

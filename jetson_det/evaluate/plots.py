@@ -13,7 +13,7 @@ import numpy as np
 from ..core import InputError
 from ..data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from .coco import EvalResult
-from ..runtime.boxes import Detections, box_area, box_iou
+from ..runtime.geometry import Detections, box_area, box_iou
 from ..runtime.draw import draw
 from ..runtime.files import require
 

@@ -75,8 +75,8 @@ def sample_frames(
     count:int=20, # frames at most
 )->list: # BGR images
     "The first frames of a source, or of a dataset, or generated scenes."
-    from jetson_det.runtime.sources import open_source
-    from jetson_det.synth import dock_scene
+    from jetson_det.runtime.stream.sources import open_source
+    from jetson_det.scenes.docks import dock_scene
     if count < 1: raise InputError(f"frames: at least 1, not {count}")
     if source: return [f.image for f in islice(open_source(source), count)]
     if ds is not None: return [ds.image(i) for i in range(min(count, len(ds)))]

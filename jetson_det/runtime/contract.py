@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
-from .boxes import FITS
+from .geometry import FITS
 from .files import InputError, read_json
 
 # %% ../../nbs/62_runtime.contract.ipynb #52950157

@@ -11,7 +11,7 @@ from typing import Tuple
 
 import numpy as np
 
-from .boxes import Detections, cxcywh_to_xyxy, nms
+from .geometry import Detections, cxcywh_to_xyxy, nms
 from .contract import STRIDES, Contract, output_shapes
 from .files import InputError
 

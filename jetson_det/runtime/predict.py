@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import cv2
 
-from .boxes import detection_rows
+from .geometry import detection_rows
 from .draw import draw
 from .files import InputError, write_bytes_atomic, write_json_atomic
-from .sources import open_source
+from .stream.sources import open_source
 
 # %% ../../nbs/69_runtime.predict.ipynb #9e455f3b
 def _picture_name(name:str)->str: # a file name

@@ -11,7 +11,7 @@ from typing import Tuple
 import cv2
 import numpy as np
 
-from .boxes import Fit, fit_image
+from .geometry import Fit, fit_image
 from .contract import Contract
 from .files import InputError
 

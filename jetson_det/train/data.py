@@ -14,8 +14,8 @@ from ..core import InputError
 from ..data.balance import balance_table, class_weights, repeat_factors
 from ..data.dataset import DetDataset
 from ..data.loader import TrainLoader
-from ..data.ready import open_data
-from ..data.transforms import load_transforms
+from ..data.open import open_data
+from ..data.augment.albumentations import load_transforms
 
 # %% ../../nbs/33_train.data.ipynb #bda95e49
 def training_data(
@@ -26,7 +26,7 @@ def training_data(
     "Read, check and split the data of a run. Raises InputError for what can't be meant."
     d = cfg.data
     if not d.path:
-        from jetson_det.synth import write_scenes
+        from jetson_det.scenes.docks import write_scenes
         say("data.path is empty: training on generated scenes of a loading dock")
         d = d.model_copy(update={"path": str(write_scenes(Path(out)/"scenes"))})
     ds, n = open_data(d, say), cfg.train.overfit_batches * cfg.train.batch_size

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from jetson_det.runtime.boxes import fit_image
+from jetson_det.runtime.geometry import fit_image
 from jetson_det.runtime.contract import OUTPUTS, anchor_count, preset
 from jetson_det.runtime.files import InputError
 from jetson_det.runtime.postprocess import postprocess

@@ -5,12 +5,12 @@ import cv2
 import numpy as np
 import pytest
 
-from jetson_det.runtime.boxes import box_iou
+from jetson_det.runtime.geometry import box_iou
 from jetson_det.runtime.files import InputError
 from jetson_det.runtime.sessions import OnnxSession, Session, open_session
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-COLOURS = Path(__file__).parent.parent / "data" / "colours.onnx"
+COLOURS = Path(__file__).parents[1] / "fixtures" / "colours.onnx"
 
 
 def scene():

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from jetson_det.runtime.bench import bench
-from jetson_det.runtime.boxes import as_detections, box_iou
+from jetson_det.runtime.geometry import as_detections, box_iou
 from jetson_det.runtime.contract import preset
 from jetson_det.runtime.files import InputError
 from jetson_det.runtime.sessions import Session, open_session
 from jetson_det.runtime.tiles import Tiled, merge_tiles, tile_grid
 
-COLOURS = Path(__file__).parent.parent / "data" / "colours.onnx"
+COLOURS = Path(__file__).parents[1] / "fixtures" / "colours.onnx"
 
 
 def test_windows_cover_evenly_with_the_overlap():

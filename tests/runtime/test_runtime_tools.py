@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jetson_det.runtime.bench import STAGES, bench
-from jetson_det.runtime.boxes import as_detections
+from jetson_det.runtime.geometry import as_detections
 from jetson_det.runtime.contract import anchor_count, preset
 from jetson_det.runtime.draw import draw
 from jetson_det.runtime.files import InputError
 from jetson_det.runtime.sessions import Session
-from jetson_det.runtime.sources import VideoSource, open_source, read_image
+from jetson_det.runtime.stream.sources import VideoSource, open_source, read_image
 
 
 def png(path, h=8, w=9, value=7):

@@ -1,0 +1,115 @@
+"""The `data` verbs as a user calls them: what they print, what they write, how they end."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from jetson_det.data.formats.registry import read_dataset
+from jetson_det.scenes.docks import write_scenes
+
+
+def run(*words, cwd=None):
+    return subprocess.run([sys.executable, "-c", "import sys; from jetson_det.cli import main; sys.exit(main())", *map(str, words)],
+                          capture_output=True, text=True, cwd=cwd, timeout=280)
+
+
+def ok(*words, cwd=None):
+    done = run(*words, cwd=cwd)
+    assert done.returncode == 0, (words, done.returncode, done.stdout, done.stderr)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("cli") / "dock", 24, (96, 160))
+
+
+def tree(folder): return {p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_flawed_folder_is_checked_fixed_and_clean(scenes, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(scenes, bad)
+    picture = sorted(bad.rglob("*.jpg"))[3]
+    picture.write_bytes(picture.read_bytes()[:2000])
+    before = tree(bad)
+    done = run("data", "check", bad, "--fix", tmp_path / "good", "--html", tmp_path / "check.html", "--json", tmp_path / "check.json")
+    assert done.returncode == 1 and picture.name in done.stdout and "Traceback" not in done.stderr
+    assert tree(bad) == before  # nothing in place
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert report["errors"] == 1 and {f["kind"] for f in report["flaws"]} >= {"truncated-image", "too-many-flaws"}
+    page = (tmp_path / "check.html").read_text()
+    assert picture.name in page and 'src="http' not in page
+    changes = json.loads((tmp_path / "good" / "changes.json").read_text())
+    assert picture.name in json.dumps(changes)
+    assert "0 errors, 0 warnings" in ok("data", "check", tmp_path / "good")
+
+
+def test_lists_of_a_split_are_what_is_trained_on(scenes, tmp_path):
+    said = ok("data", "split", scenes, "--anew", "--by", "stratified", "--val", ".25", "--test", ".25", "--out", tmp_path / "lists")
+    assert "data.splits" in said
+    lists = {s: (tmp_path / "lists" / f"{s}.txt").read_text().splitlines() for s in ("train", "val", "test")}
+    assert [len(v) for v in lists.values()] == [12, 6, 6] and len(set(sum(lists.values(), []))) == 24
+    small = ["data.input_size=[64,96]", "data.workers=0", "train.epochs=1", "train.threads=1", "augment.multiscale=0", "data.balance=repeat", "train.class_weights=balanced"]
+    said = ok("train", "--data", scenes, "--out", tmp_path / "run", f"data.splits={tmp_path / 'lists'}", *small)
+    assert "train 12, val 6, test 6" in said and "class weights" in said and "of images" in said
+    assert "on 6 images" in ok("evaluate", tmp_path / "run", "--data", scenes)
+    shutil.move(tmp_path / "lists", tmp_path / "moved")
+    gone = run("evaluate", tmp_path / "run", "--data", scenes)
+    assert gone.returncode == 2 and "--splits" in gone.stderr and gone.stderr.count("\n") == 1
+    assert "on 6 images" in ok("evaluate", tmp_path / "run", "--data", scenes, "--splits", tmp_path / "moved", "--tiles", "64x96")
+
+
+def test_other_splits_than_those_of_the_training_are_told(scenes, tmp_path):
+    ok("data", "convert", scenes, tmp_path / "all", "--to", "coco")
+    loose = tmp_path / "loose"
+    (loose / "images").mkdir(parents=True)
+    ds = read_dataset(tmp_path / "all")
+    (loose / "labels.json").write_text(json.dumps({**ds.to_coco(), "images": [dict(i, file_name=os.path.basename(i["file_name"])) for i in ds.to_coco()["images"]]}))
+    for i in range(len(ds)): shutil.copy(ds.path_of(i), loose / "images")
+    small = ["data.input_size=[64,96]", "data.workers=0", "train.epochs=1", "train.threads=1", "augment.multiscale=0"]
+    ok("train", "--data", loose, "--out", tmp_path / "run", *small)
+    assert "not those of the training" not in ok("evaluate", tmp_path / "run", "--data", loose)
+    d = json.loads((loose / "labels.json").read_text())
+    gone = d["images"].pop()
+    d["annotations"] = [a for a in d["annotations"] if a["image_id"] != gone["id"]]
+    (loose / "labels.json").write_text(json.dumps(d))
+    assert "not those of the training" in ok("evaluate", tmp_path / "run", "--data", loose)
+
+
+def test_tiles_and_the_page(scenes, tmp_path):
+    assert "tiles" in ok("data", "tile", scenes, tmp_path / "tiles", "--size", "64", "--overlap", ".25", "--to", "yolo")
+    assert read_dataset(tmp_path / "tiles").sizes.max() == 64
+    assert "open it in a browser" in ok("data", "view", scenes, cwd=tmp_path)
+    assert (tmp_path / "dock.html").stat().st_size > 10_000
+
+
+def test_a_zip_is_read_as_its_folder(scenes, tmp_path):
+    with zipfile.ZipFile(tmp_path / "dock.zip", "w") as z:
+        for p in scenes.rglob("*"): z.write(p, p.relative_to(scenes.parent))
+    report = ok("data", "check", tmp_path / "dock.zip")
+    assert "24 images" in report and "24 images" in ok("data", "stats", tmp_path / "dock.zip")
+
+
+@pytest.mark.parametrize("words, parts", [
+    (("check", "nowhere"), ["nowhere: no such file or folder"]),
+    (("stats", "DIR", "--size", "big"), ["--size big", "HEIGHTxWIDTH"]),
+    (("split", "DIR", "--by", "groop"), ["did you mean 'group'"]),
+    (("split", "DIR", "--anew", "--by", "group", "--group-by", "(["), ["regular expression"]),
+    (("split", "DIR", "--anew", "--val", ".6", "--test", ".5"), ["val=0.6", "test=0.5"]),
+    (("tile", "DIR", "DIR/tiles", "--size", "64"), ["DIR/tiles"]),
+    (("tile", "DIR", "tiles", "--size", "64", "--cut", "clap"), ["did you mean 'clip'"]),
+    (("convert", "DIR", "out", "--to", "kitti"), ["kitti"]),
+    (("convert", "DIR", "out", "--to", "voc", "--images", "move"), ["copy, hardlink or symlink"]),
+    (("check", "DIR", "--format", "vok"), ["did you mean 'voc'"]),
+])
+def test_a_mistake_is_one_line(scenes, tmp_path, words, parts):
+    before = tree(scenes)
+    done = run("data", *[w.replace("DIR", str(scenes)) for w in words], cwd=tmp_path)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    lines = [l for l in done.stderr.splitlines() if l.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and all(p.replace("DIR", str(scenes)) in lines[0] for p in parts), lines
+    assert tree(scenes) == before and not [p for p in tmp_path.iterdir() if p.name != "splits"]

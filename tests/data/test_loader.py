@@ -1,0 +1,334 @@
+"""The loader: the same batches in every way of asking for them, and workers that neither leak nor outlive their parent."""
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from jetson_det.config import AugmentConfig
+from jetson_det.core import InputError
+from jetson_det.data.dataset import DetDataset
+from jetson_det.data.augment import pixel_store as pixel_cache
+from jetson_det.data.loader import Key, Recipe, TrainLoader, WorkerPool, input_size_at, pad_boxes, scaled_size
+
+SIZE = (96, 160)
+
+
+def make_dataset(folder, n, boxes_each=lambda i: i % 4):
+    rng, index, boxes = np.random.default_rng(n), [], []
+    for i in range(n):
+        image = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (128, 72))
+        cv2.imwrite(str(folder / f"{i}.jpg"), image)
+        for _ in range(boxes_each(i)):
+            x, y = rng.integers(0, 90), rng.integers(0, 40)
+            index.append(i), boxes.append((x, y, x + 30, y + 30))
+    return DetDataset(folder, ("a", "b"), [f"{i}.jpg" for i in range(n)], [(72, 128)] * n, index,
+                      np.array(boxes, np.float32).reshape(-1, 4), np.arange(len(boxes)) % 2)
+
+
+@pytest.fixture(scope="module")
+def ds(tmp_path_factory): return make_dataset(tmp_path_factory.mktemp("loader"), 150)
+
+
+def same(a, b): return all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b))
+
+
+def assert_same(one, other):
+    one, other = list(one), list(other)
+    assert len(one) == len(other) and all(map(same, one, other))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_workers_change_nothing(ds, workers):
+    augment = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=3)
+    alone, loader = TrainLoader(ds, SIZE, augment, 8, seed=3, workers=0), TrainLoader(ds, SIZE, augment, 8, seed=3, workers=workers)
+    for epoch in 0, 1: assert_same(alone.epoch(epoch), loader.epoch(epoch))
+    assert_same(alone.epoch(2, augment=False), loader.epoch(2, augment=False))
+    loader.close()
+
+
+def test_starting_anywhere_changes_nothing(ds):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=2)
+    whole = [b for b in TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0).epoch(4)]
+    for start in 18, 5, 1: assert_same(whole[start:], loader.epoch(4, start=start))
+    assert list(loader.epoch(4, start=19)) == []
+    list(islice(loader.epoch(4), 3)) # left in the middle
+    a, b = loader.epoch(4), loader.epoch(4, start=2) # two at a time: slow, but right
+    for k in range(3):
+        assert same(next(a), whole[k])
+        assert same(next(b), whole[k + 2])
+    loader.close()
+
+
+def test_starting_late_makes_nothing_earlier(ds):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0)
+    next(loader.epoch(0, start=18))
+    assert loader.recipe.cache.decoded <= 6 * 4
+
+
+REPEATS = np.random.default_rng(1).uniform(.3, 3, 150)
+
+
+@pytest.mark.parametrize("workers", [0, 2, 8])
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_neither_caches_nor_workers_nor_starts_change_a_batch(ds, tmp_path, monkeypatch, cache, workers):
+    monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path))
+    augment = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=3, copy_paste=.3, crop=.3, mosaic=.7)
+    for repeats in None, REPEATS:
+        plain = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=0, repeats=repeats)
+        loader = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=workers, repeats=repeats, cache=cache, say=lambda line: None)
+        assert len(loader) == len(plain)
+        whole = list(plain.epoch(1))
+        assert_same(whole, loader.epoch(1))
+        assert_same(whole[7:], loader.epoch(1, start=7))
+        assert_same(list(plain.epoch(2, augment=False))[-3:], loader.epoch(2, start=len(plain) - 3, augment=False))
+        loader.close()
+
+
+def test_what_is_cached_is_not_decoded_again(ds, tmp_path, monkeypatch):
+    lines = []
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0, cache="ram", say=lines.append)
+    assert not lines # nothing is read before the first batch
+    for _ in loader.epoch(0): pass
+    assert loader.recipe.cache.decoded == 0 and len(lines) == 1 and lines[0].startswith("cache: 150 images, ")
+    monkeypatch.setattr(pixel_cache, "free_memory", lambda: 0)
+    with pytest.raises(InputError, match="data.cache=ram: 150 images take"): next(TrainLoader(ds, SIZE, AugmentConfig(), 8, cache="ram").epoch(0))
+    with pytest.raises(InputError, match="none, ram or disk"): next(TrainLoader(ds, SIZE, AugmentConfig(), 8, cache="tape").epoch(0))
+
+
+def test_workers_share_the_cache(ds):
+    "The images are in memory once, whatever the number of workers: their private pages do not grow by it."
+    loader = TrainLoader(ds, (416, 416), AugmentConfig(multiscale=0), 8, workers=2, cache="ram", cache_mb=1, say=lambda line: None)
+    for _ in loader.epoch(0): pass
+    store = loader.recipe.cache.store
+    for p in loader._pool._processes:
+        maps = open(f"/proc/{p.pid}/smaps").read().split("\n")
+        areas = [(int(a.split()[0].split("-")[1], 16) - int(a.split()[0].split("-")[0], 16), a) for a in maps if "/dev/zero (deleted)" in a]
+        assert any(size >= store.nbytes and " rw-s " in a for size, a in areas)
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_repeats_give_images_their_share(ds, workers):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=workers, repeats=REPEATS)
+    for epoch in 0, 1:
+        seen = torch.cat([b.indices for b in loader.epoch(epoch)]).numpy()
+        counts = np.bincount(seen, minlength=150)
+        assert len(seen) == round(REPEATS.sum()) and (counts >= np.floor(REPEATS)).all() and (counts <= np.ceil(REPEATS)).all()
+    assert len(loader) == -(-len(seen) // 8)
+    loader.close()
+    dropping = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0, repeats=REPEATS, drop_last=True)
+    assert len(dropping) == len(seen) // 8 and {len(b.indices) for b in dropping.epoch(0)} == {8}
+
+
+def test_wrong_repeats(ds):
+    with pytest.raises(InputError, match="repeat factors must be 150 numbers"): TrainLoader(ds, SIZE, AugmentConfig(), 8, repeats=[1., 2.])
+
+
+def test_the_batch_size_changes_no_sample(ds):
+    augment = AugmentConfig(multiscale=0)
+    small, large = (TrainLoader(ds, SIZE, augment, b, workers=0) for b in (4, 12))
+    for fours, twelve in zip(zip(*[small.epoch(1)] * 3), large.epoch(1)):
+        assert torch.equal(torch.cat([b.images for b in fours]), twelve.images)
+        assert torch.equal(torch.cat([b.boxes[b.labels >= 0] for b in fours]), twelve.boxes[twelve.labels >= 0])
+
+
+def test_every_image_once_an_epoch(ds):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=2)
+    seen = [torch.cat([b.indices for b in loader.epoch(e)]).tolist() for e in range(3)]
+    assert all(sorted(s) == list(range(150)) for s in seen) and seen[0] != seen[1]
+    loader.close()
+
+
+def test_images_are_decoded_about_once(ds):
+    group = 64 * 74 * 130 * 4 / 2**20 # megabytes of a group's images and no more
+    loader = TrainLoader(ds, SIZE, AugmentConfig(multiscale=1), 8, workers=0, cache_mb=1.3 * group)
+    for epoch in 0, 1:
+        for _ in loader.epoch(epoch): pass
+        assert loader.recipe.cache.decoded <= 1.1 * 150 * (epoch + 1)
+
+
+def test_layout_and_types(ds):
+    for workers in 0, 2:
+        loader = TrainLoader(ds, SIZE, AugmentConfig(multiscale=0), 8, workers=workers)
+        for batch in loader.epoch(0):
+            b = len(batch.indices)
+            assert batch.images.shape == (b, 3, *SIZE) and batch.images.dtype == torch.uint8
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            assert batch.boxes.shape == (b, batch.labels.shape[1], 4) and batch.labels.shape[1] >= 1
+            assert (batch.boxes.dtype, batch.labels.dtype, batch.indices.dtype) == (torch.float32, torch.int64, torch.int64)
+            assert (batch.boxes[batch.labels < 0] == 0).all()
+        assert b == 150 % 8 and len(loader) == 19
+        loader.close()
+
+
+def test_small_and_empty_datasets(tmp_path):
+    for n, each in (1, 0), (1, 2), (3, 0), (5, 1):
+        (folder := tmp_path / f"{n}-{each}").mkdir()
+        few = make_dataset(folder, n, lambda i: each)
+        for workers in 0, 2:
+            for drop_last in False, True:
+                loader = TrainLoader(few, SIZE, AugmentConfig(mixup=1), 8, workers=workers, drop_last=drop_last)
+                batches = [b for e in range(3) for b in loader.epoch(e)]
+                assert len(batches) == 3 and all(sorted(b.indices.tolist()) == list(range(n)) for b in batches)
+                loader.close()
+
+
+def test_drop_last(ds):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0, drop_last=True)
+    assert len(loader) == 18 and {len(b.indices) for b in loader.epoch(0)} == {8}
+
+
+@pytest.mark.parametrize("size", [(96, 160), (416, 416), (384, 672), (64, 640), (32, 32)])
+def test_input_sizes(size):
+    augment = AugmentConfig(multiscale=5, multiscale_every=10)
+    sizes = [input_size_at(size, augment, 0, e, b) for e in range(20) for b in range(0, 60, 5)]
+    assert all(h % 32 == 0 and w % 32 == 0 and h >= 32 and w >= 32 for h, w in sizes)
+    assert all(abs(h - size[0]) <= 160 and abs(w / h - size[1] / size[0]) <= 16 / h + 1e-9 or w == 32 for h, w in sizes)
+    assert len(set(sizes)) >= 6 and all(a == b for a, b in zip(sizes[::2], sizes[1::2]))
+    assert scaled_size(size, size[0] // 32) == size == input_size_at(size, AugmentConfig(multiscale=0), 0, 3, 4)
+
+
+def test_kept_batches_keep_their_pixels(ds):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 4, workers=2)
+    kept = list(loader.epoch(0)) + list(loader.epoch(1))
+    alone = TrainLoader(ds, SIZE, AugmentConfig(), 4, workers=0)
+    assert_same(kept, list(alone.epoch(0)) + list(alone.epoch(1)))
+    images = kept[0].images[0]
+    loader.close()
+    del loader, kept
+    gc.collect()
+    assert torch.equal(images, next(alone.epoch(0)).images[0])
+
+
+def test_padding():
+    boxes, labels = pad_boxes([np.zeros((0, 4))], [np.zeros(0)])
+    assert boxes.shape == (1, 1, 4) and labels.tolist() == [[-1]]
+    assert pad_boxes([np.ones((300, 4))] * 2, [np.ones(300)] * 2)[0].shape == (2, 300, 4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_name_the_file(tmp_path, workers):
+    few = make_dataset(tmp_path, 6)
+    (tmp_path / "3.jpg").write_bytes(b"not a jpeg")
+    loader = TrainLoader(few, SIZE, AugmentConfig(mosaic=0), 2, workers=workers)
+    with pytest.raises(InputError, match="3.jpg: not an image"): list(loader.epoch(0))
+    loader.close()
+    def broken(image, boxes, labels, rng): raise ZeroDivisionError("oh")
+    loader = TrainLoader(few.subset([0, 1]), SIZE, AugmentConfig(), 2, workers=workers, transform=broken)
+    with pytest.raises(RuntimeError, match=r"[01]\.jpg: no sample could be made of it: ZeroDivisionError: oh"): next(loader.epoch(0))
+    loader.close()
+
+
+def test_a_batch_after_a_bad_one_can_be_had(tmp_path):
+    few = make_dataset(tmp_path, 6)
+    loader = TrainLoader(few, SIZE, AugmentConfig(mosaic=0), 1, workers=2)
+    bad = next(loader.epoch(0)).indices.item()
+    loader.close()
+    (tmp_path / f"{bad}.jpg").unlink()
+    for _ in range(20): # every failure gives its slot back
+        with pytest.raises(InputError): next(loader.epoch(0))
+        assert len(list(loader.epoch(0, start=1))) == 5
+    loader.close()
+
+
+@pytest.mark.parametrize("input_size, batch, words", [((100, 160), 8, "multiples of 32"), ((0, 32), 8, "multiples of 32"), ((96, 160), 0, "at least 1")])
+def test_wrong_arguments(ds, input_size, batch, words):
+    with pytest.raises(InputError, match=words): TrainLoader(ds, input_size, AugmentConfig(), batch)
+    with pytest.raises(InputError, match="no images"): TrainLoader(ds.subset([]), SIZE, AugmentConfig(), 8)
+
+
+def alive(pid):
+    try: return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError: return False
+
+
+def gone(pids, seconds):
+    end = time.time() + seconds
+    while time.time() < end and any(map(alive, pids)): time.sleep(.05)
+    return not any(map(alive, pids))
+
+
+def test_a_killed_worker_is_reported(ds):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=2)
+    epoch = loader.epoch(0)
+    next(epoch)
+    os.kill(loader._pool._processes[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="worker ended by itself.*-9"):
+        for _ in range(3): list(loader.epoch(5))
+    assert len(list(loader.epoch(1))) == 19 # and the next call starts new ones
+    loader.close()
+
+
+def test_workers_end_with_their_loader(ds):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=2)
+    next(loader.epoch(0))
+    pids = [p.pid for p in loader._pool._processes]
+    del loader
+    gc.collect()
+    assert gone(pids, 5)
+
+
+PARENT = """
+import sys, time
+from jetson_det.config import AugmentConfig
+from jetson_det.data.dataset import DetDataset
+from jetson_det.data.loader import TrainLoader
+ds = DetDataset(sys.argv[1], ("a",), [f"{i}.jpg" for i in range(150)], [(72, 128)] * 150)
+loaders = [TrainLoader(ds, (96, 160), AugmentConfig(), 8, workers=2) for _ in range(2)]
+for l in loaders: next(l.epoch(0))
+print(*[p.pid for l in loaders for p in l._pool._processes], flush=True)
+if sys.argv[2] == "wait": time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["kill", "term", "end"])
+def test_no_worker_outlives_its_parent(ds, how):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(ds.root), "end" if how == "end" else "wait"], stdout=subprocess.PIPE, text=True)
+    pids = list(map(int, parent.stdout.readline().split()))
+    assert len(pids) == 4
+    if how != "end": parent.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+    parent.wait(20)
+    assert gone(pids, 10)
+
+
+def test_no_file_is_left_open(ds):
+    files = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=2)
+        next(loader.epoch(0))
+        loader.close()
+    del loader
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= files + 2
+
+
+def test_one_worker_has_a_whole_group(ds):
+    pool = WorkerPool(Recipe(ds, SIZE, AugmentConfig(), 10), 2)
+    whose = [pool._worker(Key(e, b, True)) for e in (0, 1) for b in range(15)]
+    assert whose == [0] * 5 + [1] * 5 + [0] * 5 + [1] * 5 + [0] * 5 + [1] * 5
+    pool.close()
+
+
+def test_only_a_training_that_waits_gets_more_batches_ahead(ds):
+    "A slow training finds its batch made; a fast one never does, and gets work for all workers."
+    pool, used = WorkerPool(Recipe(ds, SIZE, AugmentConfig(mosaic=0), 8), 2), set()
+    fill = pool._slots.array
+    pool._slots.array = lambda slot, shape: (used.add(slot), fill(slot, shape))[1]
+    pool.take(Key(0, 0, True))
+    for i in range(1, 40):
+        while pool._coming[0][0] not in pool._done: pool._receive()  # the step took so long
+        pool.take(Key(i // 19, i % 19, True))
+    assert pool.ahead <= 3 and len(used) <= 5  # the first batch was waited for
+    for i in range(40, 200):
+        if pool.ahead == pool.most: break
+        pool.take(Key(i // 19, i % 19, True))
+    assert pool.ahead == pool.most == 16
+    pool.close()

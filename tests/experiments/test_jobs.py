@@ -1,0 +1,185 @@
+"""The jobs as they ship: run by papermill for real, small, and inside the wheel."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+
+pytest.importorskip("papermill", reason="the train extra is not installed")
+from jetson_det.experiments.jobs import JobError, check_parameters, describe_job, job_parameters, list_jobs, run_job
+from jetson_det.runtime.files import InputError, sha256_file
+
+REPO = Path(__file__).resolve().parents[2]
+TINY = {"scenes": 20, "scene_size": [96, 128], "epochs": 1, "batch_size": 4, "input_size": [64, 96], "frames": 2, "repeats": 1,
+        "overrides": ["data.workers=0", "train.threads=1", "augment.multiscale=0", "train.warmup_epochs=0", "train.no_aug_epochs=0"]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "The training job, once for all tests of this file; run from another folder than the repository's."
+    folder = tmp_path_factory.mktemp("caller")
+    before = os.getcwd()
+    os.chdir(folder)
+    try: return run_job("train", TINY, "run")
+    finally: os.chdir(before)
+
+
+def outputs(notebook):
+    "Everything that the cells of an executed notebook printed or showed, and the kinds of it."
+    nb = nbformat.read(str(notebook), as_version=4)
+    found = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
+    return "".join(o.get("text", "") for o in found), {k for o in found for k in o.get("data", {})}
+
+
+def test_training_job_leaves_its_report(trained):
+    run = trained.parent
+    assert {"train.ipynb", "train.html", "metrics.json"} <= {f.name for f in run.iterdir()}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics["checkpoint"]) >= {"AP", "AP50"} and metrics["onnx"]["AP"] == pytest.approx(metrics["checkpoint"]["AP"], abs=1e-3)
+    assert metrics["split"] == "test" and metrics["images"] == 2
+    assert metrics["latency_ms"]["total"]["p50"] > 0
+    artifact = run / metrics["artifact"]
+    assert artifact.suffix == ".onnx" and metrics["sha256"] == sha256_file(artifact)
+    text, kinds = outputs(run / "train.ipynb")
+    assert "image/png" in kinds and "nan" not in text.lower().split()
+
+
+def test_benchmark_job_measures_what_the_training_left(trained, tmp_path):
+    run = trained.parent
+    metrics = json.loads((run / "metrics.json").read_text())
+    page = run_job("benchmark", {"artifact": str(run / metrics["artifact"]), "data": str(run / "scenes"), "frames": "2", "repeats": "2"}, tmp_path)
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["sha256"] == metrics["sha256"]
+    assert report["bench"]["calls"] == 4 and report["bench"]["stages"]["total"]["p99"] > 0 and report["bench"]["measured_on"]["device"]
+    assert report["accuracy"]["stats"]["AP"] == pytest.approx(metrics["onnx"]["AP"], abs=1e-6)
+    assert "image/png" in outputs(tmp_path / "benchmark.ipynb")[1] and page.name == "benchmark.html"
+
+
+def test_pages_ask_no_other_host(trained):
+    html = trained.read_text(encoding="utf-8")
+    assert "<img" in html and "data:image/png;base64" in html
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"'](?!data:|#)", html)
+    assert not re.findall(r"(?:url\(|@import|import\()\s*[\"']?(?:https?:)?//", html)
+
+
+def test_both_jobs_are_listed_with_typed_commented_parameters():
+    assert list_jobs() == ["benchmark", "train"]
+    for name in list_jobs():
+        parameters = job_parameters(name)
+        assert len(parameters) >= 8 and "out" in parameters
+        for p in parameters.values():
+            assert type(p.default) is p.type and len(p.comment) > 8, p
+            assert p.name in describe_job(name)
+
+
+def test_the_jobs_are_thin():
+    for f in (REPO / "nbs" / "jobs").glob("*.ipynb"):
+        code = [c.source for c in nbformat.read(str(f), as_version=4).cells if c.cell_type == "code"]
+        assert not [c for c in code if re.search(r"^(def|class) ", c, re.M)], f
+        assert max(len(c.splitlines()) for c in code) <= 25, f
+
+
+@pytest.mark.parametrize("values,said", [
+    ({"epoch": 3}, "did you mean 'epochs'?"),
+    ({"epochs": "three"}, "epochs: expected int"),
+    ({"epochs": 2.5}, "epochs: expected int"),
+    ({"epochs": True}, "epochs: expected int"),
+    ({"epochs": [3]}, "epochs: expected int"),
+    ({"input_size": "416"}, "input_size: expected list"),
+    ({"resume": "perhaps"}, "resume: expected bool"),
+    ({"data": 3.5}, "data: expected str"),
+])
+def test_wrong_parameters_stop_before_anything_is_made(values, said, tmp_path):
+    with pytest.raises(InputError) as e: run_job("train", values, tmp_path / "run")
+    assert said in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_is_read_as_the_type_of_its_parameter():
+    given = {"epochs": "3", "input_size": "[64, 96]", "resume": "true", "data": "2024", "overrides": "[train.seed=1]"}
+    assert check_parameters("train", given) == {"epochs": 3, "input_size": [64, 96], "resume": True, "data": "2024", "overrides": ["train.seed=1"]}
+
+
+def test_input_that_the_job_refuses_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as e: run_job("train", {"data": str(tmp_path / "empty")}, tmp_path / "run")
+    assert "\n" not in str(e.value) and "cell" in str(e.value) and "empty" in str(e.value)
+    assert (tmp_path / "run" / "train.ipynb").is_file() and not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_split_that_is_not_there_stops_before_the_training(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'test'"): run_job("train", {**TINY, "split": "tset"}, tmp_path / "run")
+    assert not (tmp_path / "run" / "training").exists()
+
+
+def notebook(path, *sources):
+    cells = [nbformat.v4.new_code_cell(s) for s in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    nb = nbformat.v4.new_notebook(cells=cells)
+    nb.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "python3"}
+    nbformat.write(nb, str(path))
+    return str(path)
+
+
+SAVE = "from pathlib import Path; import sys; (Path(out)/'metrics.json').write_text('{\"python\": \"%s\"}' % sys.executable)"
+
+
+def test_a_failing_job_names_the_cell_and_leaves_its_notebook(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.json").write_text("{}")
+    job = notebook(tmp_path / "bad.ipynb", "out:str = '' # folder", "print('as far as here')", "1/0", SAVE)
+    with pytest.raises(JobError) as e: run_job(job, {}, run)
+    assert "cell 4 of 5" in str(e.value) and "ZeroDivisionError: division by zero" in str(e.value) and "\n" not in str(e.value)
+    assert "as far as here" in (run / "bad.ipynb").read_text() and "Traceback" in (run / "bad.ipynb").read_text()
+    assert not (run / "metrics.json").exists(), "figures of an earlier run beside a failed one"
+    assert "as far as here" in capsys.readouterr().out
+
+
+def test_a_job_that_dies(tmp_path):
+    job = notebook(tmp_path / "dies.ipynb", "out:str = '' # folder", "import os; os._exit(9)", SAVE)
+    with pytest.raises(JobError, match="died") as e: run_job(job, {}, tmp_path / "run")
+    assert "\n" not in str(e.value)
+
+
+def test_a_job_without_metrics_failed(tmp_path):
+    with pytest.raises(JobError, match="no metrics.json"): run_job(notebook(tmp_path / "j.ipynb", "out:str = '' # folder"), {}, tmp_path / "run")
+
+
+def test_a_notebook_without_parameters_is_no_job(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), str(tmp_path / "n.ipynb"))
+    with pytest.raises(InputError, match="one cell tagged"): run_job(str(tmp_path / "n.ipynb"), {}, tmp_path / "run")
+    with pytest.raises(InputError, match="did you mean 'train'"): run_job("trian", {}, tmp_path / "run")
+
+
+def test_runs_in_the_calling_python_whatever_kernels_are_registered(tmp_path, monkeypatch):
+    "A `python3` kernel of another Python comes first on the path, as in a shared account."
+    spec = tmp_path / "share" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+    run_job(notebook(tmp_path / "j.ipynb", "out:str = '' # folder", SAVE), {}, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["python"] == sys.executable
+
+
+def test_the_wheel_carries_the_jobs(tmp_path):
+    pytest.importorskip("build", reason="the dev extra is not installed")
+    source = tmp_path / "source"  # a copy, so that no build folder is left in the checkout
+    shutil.copytree(REPO, source, ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "site", "*.egg-info", "bench", "tests", "__pycache__"))
+    p = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(source)],
+                       capture_output=True, text=True)
+    assert p.returncode == 0, p.stdout[-2000:] + p.stderr[-2000:]
+    wheel = next((tmp_path / "dist").glob("*.whl"))
+    with zipfile.ZipFile(wheel) as z:
+        names = set(z.namelist())
+        z.extractall(tmp_path / "installed")
+    assert {"jetson_det/jobs/train.ipynb", "jetson_det/jobs/benchmark.ipynb"} <= names
+    code = "import jetson_det; from jetson_det.experiments.jobs import list_jobs, find_job; print(jetson_det.__file__, list_jobs(), find_job('train'))"
+    p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")})
+    assert p.stdout.count(str(tmp_path / "installed")) == 2 and "['benchmark', 'train']" in p.stdout, p.stdout + p.stderr

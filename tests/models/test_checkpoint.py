@@ -1,0 +1,186 @@
+"""Checkpoints: what goes in comes out bit for bit, and no fault leaves half a checkpoint or goes unseen."""
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import jetson_det.models.checkpoint as checkpoint
+from jetson_det.runtime.contract import Contract
+from jetson_det.runtime.files import InputError
+from jetson_det.models.checkpoint import (checkpoint_path, list_checkpoints, load_checkpoint, newest_whole, pack, prune_checkpoints, publish_checkpoint,
+                                         save_checkpoint, unpack, verify_checkpoint)
+
+CONTRACT = Contract(family="yolox", name="yolox-nano", classes=("Sack", "Person"), input_size=(64, 96), output="boxes_scores")
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)).to(memory_format=torch.channels_last)
+
+
+def stepped(model, make=lambda p: torch.optim.SGD(p, lr=.1 / 3, momentum=.9, nesterov=True)):
+    optimizer = make(model.parameters())
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+    return optimizer
+
+
+def save(path, seed=0, step=1):
+    model = network(seed)
+    return save_checkpoint(path, model, network(seed + 1), stepped(model), {"step": step, "rng": torch.get_rng_state()}, CONTRACT)
+
+
+@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=.1 / 3, momentum=.9), lambda p: torch.optim.AdamW(p, lr=1e-3 / 7, amsgrad=True)])
+def test_everything_comes_back_bit_for_bit(tmp_path, make):
+    model, ema = network(), network(1)
+    optimizer = stepped(model, make)
+    state = {"epoch": 3, "best": None, "text": "Säcke", "third": 1 / 3, "tiny": 5e-324, "rng": torch.get_rng_state(), "nested": [{"t": torch.arange(3), "u": (1, 2.5)}]}
+    ckpt = load_checkpoint(save_checkpoint(tmp_path/"c", model, ema, optimizer, state, CONTRACT))
+    for mine, loaded in ((model, ckpt.weights), (ema, ckpt.ema)):
+        assert {k: v.dtype for k, v in mine.state_dict().items()} == {k: v.dtype for k, v in loaded.items()}
+        assert all(torch.equal(v, loaded[k]) for k, v in mine.state_dict().items())
+    assert ckpt.contract == CONTRACT and ckpt.state["third"] == 1 / 3 and ckpt.state["tiny"] == 5e-324 and ckpt.state["text"] == "Säcke"
+    assert torch.equal(ckpt.state["rng"], state["rng"]) and torch.equal(ckpt.state["nested"][0]["t"], torch.arange(3))
+    other = network(2)
+    other.load_state_dict(ckpt.weights)
+    again = make(other.parameters())
+    again.load_state_dict(ckpt.optimizer)
+    for a, b in zip(optimizer.param_groups, again.param_groups): assert {k: v for k, v in a.items() if k != "params"} == {k: v for k, v in b.items() if k != "params"}
+    for m, o in ((model, optimizer), (other, again)): # one more step of each gives the same weights
+        torch.manual_seed(5)
+        o.zero_grad()
+        m(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        o.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path):
+    a, b = save(tmp_path/"a"), save(tmp_path/"b")
+    assert {f.name: f.read_bytes() for f in a.iterdir()} == {f.name: f.read_bytes() for f in b.iterdir()}
+
+
+def test_no_pickle_is_in_it(tmp_path):
+    for f in save(tmp_path/"c").iterdir():
+        data = f.read_bytes()
+        if f.suffix == ".json": json.loads(data)
+        else: # safetensors: a length, a JSON header, numbers
+            header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+            assert all(set(v) == {"dtype", "shape", "data_offsets"} for k, v in header.items() if k != "__metadata__")
+
+
+def test_pack_takes_any_nest_apart():
+    tree = {"a": [1, {"b": torch.zeros(2)}], 3: {None: torch.ones(1)}, "c": True, "d": None}
+    plain, tensors = pack(tree)
+    back = unpack(json.loads(json.dumps(plain)), tensors)
+    assert list(back) == list(tree) and torch.equal(back["a"][1]["b"], torch.zeros(2)) and torch.equal(back[3][None], torch.ones(1))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "contract.json", "manifest.json"])
+def test_every_harm_is_found_and_named(tmp_path, name):
+    path, rng = save(tmp_path/"c"), random.Random(name)
+    whole = (path/name).read_bytes()
+    flipped = bytearray(whole)
+    at = rng.randrange(len(whole)) if name != "manifest.json" else whole.index(b'"bytes": ') + 9
+    flipped[at] ^= 1
+    for damaged in (bytes(flipped), whole[:rng.randrange(1, len(whole) - 2)], whole + b"\0" * 7, b""):
+        (path/name).write_bytes(damaged)
+        for read in (verify_checkpoint, load_checkpoint):
+            with pytest.raises(InputError) as e: read(path)
+            assert name in str(e.value) and "\n" not in str(e.value)
+    (path/name).unlink()
+    with pytest.raises(InputError, match=name): verify_checkpoint(path)
+    (path/name).write_bytes(whole)
+    verify_checkpoint(path)
+
+
+def test_files_outside_the_folder_are_not_read(tmp_path):
+    path = save(tmp_path/"c")
+    manifest = json.loads((path/"manifest.json").read_text())
+    manifest["files"]["../x"] = manifest["files"]["state.json"]
+    manifest["seal"] = checkpoint._seal(manifest["files"])
+    (path/"manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="not the name of a file"): verify_checkpoint(path)
+
+
+def test_a_full_disk_at_any_moment_leaves_the_old_one(tmp_path, monkeypatch):
+    "The n-th operation on the disk fails, for every n there is."
+    path, calls = save(tmp_path/"c"), [0]
+    before = {f.name: f.read_bytes() for f in path.iterdir()}
+    def failing(real, n):
+        def call(*a, **kw):
+            calls[0] += 1
+            if calls[0] == n: raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*a, **kw)
+        return call
+    for n in range(1, 100):
+        calls[0] = 0
+        with monkeypatch.context() as m:
+            m.setattr(checkpoint.os, "fsync", failing(os.fsync, n))
+            m.setattr(checkpoint.os, "rename", failing(os.rename, n))
+            m.setattr(checkpoint.Path, "mkdir", failing(checkpoint.Path.mkdir, n))
+            try: save(tmp_path/"c", seed=n)
+            except OSError as e: assert e.errno == errno.ENOSPC and "No space left" in str(e) and "\n" not in str(e)
+            else: break
+        found = [p for p in (path, tmp_path/".c.old") if p.exists()]
+        assert found and all(verify_checkpoint(p) for p in found) # between the two renames the old one stands aside, whole
+        if n < 8: assert {f.name: f.read_bytes() for f in path.iterdir()} == before and [p.name for p in tmp_path.iterdir()] == ["c"]
+        if not path.exists(): shutil.move(tmp_path/".c.old", path)
+    assert n > 8, "no operation failed"
+    verify_checkpoint(path)
+
+
+def test_a_write_that_the_kernel_cuts_off(tmp_path):
+    "A limit on the size of files stops a write in the middle of a file."
+    path = save(tmp_path/"checkpoints"/"step-00000001")
+    size, (soft, hard) = (path/"optimizer.safetensors").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, hard))
+    try:
+        with pytest.raises(OSError, match="step-00000002 could not be written"): save(tmp_path/"checkpoints"/"step-00000002")
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (tmp_path/"checkpoints").iterdir()] == ["step-00000001"]
+    assert newest_whole(tmp_path) == path
+
+
+def test_the_newest_whole_one_is_found_and_the_others_are_named(tmp_path):
+    for step in (1, 2, 3): save(checkpoint_path(tmp_path, step), step=step)
+    (checkpoint_path(tmp_path, 3)/"ema.safetensors").unlink()
+    (checkpoint_path(tmp_path, 2)/"manifest.json").write_text("{}")
+    said = []
+    assert newest_whole(tmp_path, said.append) == checkpoint_path(tmp_path, 1)
+    assert len(said) == 2 and "step-00000003" in said[0] and "ema.safetensors" in said[0] and "step-00000002" in said[1]
+    (checkpoint_path(tmp_path, 1)/"state.json").unlink()
+    with pytest.raises(InputError, match="no whole checkpoint"): newest_whole(tmp_path, said.append)
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    for step in range(1, 7): save(checkpoint_path(tmp_path, step), step=step)
+    (tmp_path/"checkpoints"/".step-00000009.part").mkdir()
+    prune_checkpoints(tmp_path, keep=2, stay=[2])
+    assert sorted(p.name[-1] for p in (tmp_path/"checkpoints").iterdir()) == ["2", "5", "6"]
+
+
+def test_pruning_never_takes_the_last_whole_one(tmp_path):
+    for step in (1, 2, 3): save(checkpoint_path(tmp_path, step), step=step)
+    (checkpoint_path(tmp_path, 3)/"state.json").write_text("{}")
+    assert prune_checkpoints(tmp_path, keep=1) == [] and len(list_checkpoints(tmp_path)) == 3
+    assert newest_whole(tmp_path, lambda _: None) == checkpoint_path(tmp_path, 2)
+
+
+def test_what_ships_has_no_optimizer_and_is_replaced(tmp_path):
+    a, b = save(checkpoint_path(tmp_path, 1), 0, 1), save(checkpoint_path(tmp_path, 2), 5, 2)
+    for source in (a, b):
+        best = publish_checkpoint(source, tmp_path/"best")
+        assert (best/"ema.safetensors").read_bytes() == (source/"ema.safetensors").read_bytes()
+    ckpt = load_checkpoint(best)
+    assert ckpt.optimizer is None and ckpt.state == {"step": 2} and not (best/"optimizer.safetensors").exists()
+    (best/"weights.safetensors").write_bytes(b"torn")
+    verify_checkpoint(publish_checkpoint(b, tmp_path/"best")) # a harmed copy is made again
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "checkpoints"]
