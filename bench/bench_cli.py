@@ -38,7 +38,10 @@ def main():
     ours = statistics.median(times["jetson-det --help"])
     print(f"{'':28} {'min':>7} {'median':>7} {'max':>7}  x ours")
     for name, ts in times.items():
-        print(f"{name:28} {min(ts):7.3f} {statistics.median(ts):7.3f} {max(ts):7.3f}  {statistics.median(ts) / ours:.2f}   (seconds)")
+        print(
+            f"{name:28} {min(ts):7.3f} {statistics.median(ts):7.3f} {max(ts):7.3f}  {statistics.median(ts) / ours:.2f} "
+            "  (seconds)"
+        )
     print(f"limit 0.4 s: {'held' if ours < .4 else 'MISSED'} at {ours:.3f} s")
 
 

@@ -24,7 +24,10 @@ import numpy as np
 from jetson_det.data.quality.check import check_dataset
 from jetson_det.data.formats.registry import read_dataset
 
-LIMITS = {"first open, s": 15, "first open, MB": 1500, "from the index, s": 1, "from the index, MB": 200, "bccd's XML, s": .3, "raccoon checked, images/s": 150}
+LIMITS = {
+    "first open, s": 15, "first open, MB": 1500, "from the index, s": 1, "from the index, MB": 200, "bccd's XML, s": .3,
+    "raccoon checked, images/s": 150
+}
 LEAST = {"raccoon checked, images/s"}  # at least so many; of all others at most
 
 OPEN = """
@@ -43,8 +46,9 @@ def image_records(rng, n):
     sizes = np.array([(480, 640), (640, 480), (427, 640), (333, 500)])[rng.integers(0, 4, n)]
     ids = np.sort(rng.choice(6 * n, n, replace=False))
     address = "http://images.cocodataset.org/train2017/"
-    return ids, sizes, ",".join(f'{{"license": 3, "file_name": "{i:012}.jpg", "coco_url": "{address}{i:012}.jpg", "height": {h}, "width": {w}, '
-                                f'"date_captured": "2013-11-14 11:18:45", "id": {i}}}' for i, (h, w) in zip(ids.tolist(), sizes.tolist()))
+    return ids, sizes, ",".join(
+        f'{{"license": 3, "file_name": "{i:012}.jpg", "coco_url": "{address}{i:012}.jpg", "height": {h}, "width": {w}, '
+        f'"date_captured": "2013-11-14 11:18:45", "id": {i}}}' for i, (h, w) in zip(ids.tolist(), sizes.tolist()))
 
 
 def write_labels(file, ids, images, rng, boxes, classes=80):
@@ -57,19 +61,27 @@ def write_labels(file, ids, images, rng, boxes, classes=80):
         f.write(f'{{"info": {{"year": 2017}}, "images": [{images}], "annotations": [')
         for s in range(0, boxes, 20_000):
             rows = zip(range(s, s + 20_000), *(c[s:s + 20_000].tolist() for c in columns), xywh[s:s + 20_000].tolist())
-            f.write("," * (s > 0) + ",".join(f'{{"segmentation": [[{outline}]], "area": {w * h:.4f}, "iscrowd": {crowd}, "image_id": {i}, '
-                                            f'"bbox": [{x:.2f}, {y:.2f}, {w:.2f}, {h:.2f}], "category_id": {c}, "id": {k}}}' for k, i, c, crowd, (x, y, w, h) in rows))
-        f.write('], "categories": [' + ",".join(f'{{"supercategory": "thing", "id": {c}, "name": "class {c}"}}' for c in categories) + "]}")
+            f.write(","*(s > 0) + ",".join(
+                f'{{"segmentation": [[{outline}]], "area": {w * h:.4f}, "iscrowd": {crowd}, "image_id": {i}, '
+                f'"bbox": [{x:.2f}, {y:.2f}, {w:.2f}, {h:.2f}], "category_id": {c}, "id": {k}}}'
+                for k, i, c, crowd, (x, y, w, h) in rows))
+        f.write('], "categories": [' +
+                ",".join(f'{{"supercategory": "thing", "id": {c}, "name": "class {c}"}}' for c in categories) + "]}")
 
 
 def generate(root, images, boxes):
     "A folder like COCO's, and the same labels alone; both paths."
-    rng, (folder, alone) = np.random.default_rng(0), (root / "coco", root / "alone")
+    rng = np.random.default_rng(0)
+    folder = root / "coco"
+    alone = root / "alone"
     for made in (folder / "annotations", folder / "train2017", alone): made.mkdir(parents=True)
     ids, sizes, records = image_records(rng, images)
     write_labels(folder / "annotations/instances_train2017.json", ids, records, rng, boxes)
     os.link(folder / "annotations/instances_train2017.json", alone / "labels.json")
-    picture = {size: cv2.imencode(".jpg", np.full((*size, 3), 127, np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes() for size in map(tuple, sizes[:200].tolist())}
+    picture = {
+        size: cv2.imencode(".jpg", np.full((*size, 3), 127, np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes()
+        for size in map(tuple, sizes[:200].tolist())
+    }
     kept = {}
     for k, (i, size) in enumerate(zip(ids.tolist(), map(tuple, sizes.tolist()))):
         path = folder / f"train2017/{i:012}.jpg"
@@ -83,7 +95,10 @@ def generate(root, images, boxes):
 def opened(path, cache):
     "Open a dataset in a fresh process: what it said of itself, and seconds."
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", OPEN, str(path)], capture_output=True, text=True, env=dict(os.environ, JETSON_DET_CACHE=str(cache)))
+    done = subprocess.run([sys.executable, "-c", OPEN, str(path)],
+                          capture_output=True,
+                          text=True,
+                          env=dict(os.environ, JETSON_DET_CACHE=str(cache)))
     seconds = time.perf_counter() - start
     if done.returncode: raise SystemExit(done.stderr)
     return json.loads(done.stdout), seconds
@@ -99,8 +114,10 @@ def scale(rounds, args):
             for name, path in sets.items():
                 (n, m, first, found, mb), seconds = opened(path, root / f"cache{r}")
                 (_, _, again, kept, mb2), seconds2 = opened(path, root / f"cache{r}")
-                if (n, m, found, kept) != (args.images, args.boxes, False, True) or first != again: raise SystemExit(f"{name}: the index gave another dataset, or none")
-                for key, value in (("first open, s", seconds), ("first open, MB", mb), ("from the index, s", seconds2), ("from the index, MB", mb2)):
+                if (n, m, found, kept) != (args.images, args.boxes, False, True) or first != again:
+                    raise SystemExit(f"{name}: the index gave another dataset, or none")
+                for key, value in (("first open, s", seconds), ("first open, MB", mb), ("from the index, s", seconds2),
+                                   ("from the index, MB", mb2)):
                     out.setdefault(f"{name}: {key}", []).append(value)
     return out
 
@@ -131,10 +148,16 @@ def report(figures):
     missed = []
     print(f"{'':46}{'min':>9}{'median':>9}{'max':>9}   limit")
     for name, values in figures.items():
-        middle, kind = statistics.median(values), name.split(": ")[-1]
-        limit, least = LIMITS[kind], kind in LEAST
-        print(f"{name:46}{min(values):9.2f}{middle:9.2f}{max(values):9.2f}   {'at least' if least else 'at most'} {limit:g}")
-        if middle < limit if least else middle > limit: missed.append(f"{name}: {middle:.2f}, {'at least' if least else 'at most'} {limit:g}")
+        middle = statistics.median(values)
+        kind = name.split(": ")[-1]
+        limit = LIMITS[kind]
+        least = kind in LEAST
+        print(
+            f"{name:46}{min(values):9.2f}{middle:9.2f}{max(values):9.2f}   {'at least' if least else 'at most'}"
+            f" {limit:g}"
+        )
+        if middle < limit if least else middle > limit:
+            missed.append(f"{name}: {middle:.2f}, {'at least' if least else 'at most'} {limit:g}")
     return missed
 
 
@@ -146,7 +169,8 @@ def main():
     parser.add_argument("--boxes", type=int, default=860_000, help="boxes of the generated set")
     parser.add_argument("--json", help="file for the figures")
     args = parser.parse_args()
-    data, figures = os.environ.get("JETSON_DET_DATA"), {}
+    data = os.environ.get("JETSON_DET_DATA")
+    figures = {}
     for name in args.only.split(","):
         if name == "scale": figures.update(scale(args.rounds, args))
         elif not data: print(f"{name} is not measured: set JETSON_DET_DATA to the folder of real data")

@@ -32,7 +32,9 @@ from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.loader import TrainLoader
 from jetson_det.scenes.docks import write_scenes
 
-LIMITS = {("ours", "ultralytics"): 1.8, ("ours, ram", "ultralytics, ram"): 1.8, ("ours", "yolox"): 4., ("ours", "libreyolo"): 4.}  # times as fast
+# times as fast
+LIMITS = {("ours", "ultralytics"): 1.8, ("ours, ram", "ultralytics, ram"): 1.8, ("ours", "yolox"): 4.,
+          ("ours", "libreyolo"): 4.}
 BATCH, WARM = 8, 10  # samples in a batch; batches for each process that are not timed
 
 
@@ -44,7 +46,10 @@ def copy_for_peers(ds, folder):
         (boxes, labels, _), (h, w) = ds.boxes_of(i), ds.sizes[i].tolist()
         record["file_name"] = f"{i:06}{ds.path_of(i).suffix.lower()}"
         os.symlink(ds.path_of(i).resolve(), folder / "images/train" / record["file_name"])
-        rows = [f"{c} {(x1 + x2) / 2 / w:.6f} {(y1 + y2) / 2 / h:.6f} {(x2 - x1) / w:.6f} {(y2 - y1) / h:.6f}" for c, (x1, y1, x2, y2) in zip(labels, boxes.tolist())]
+        rows = [
+            f"{c} {(x1 + x2) / 2 / w:.6f} {(y1 + y2) / 2 / h:.6f} {(x2 - x1) / w:.6f} {(y2 - y1) / h:.6f}"
+            for c, (x1, y1, x2, y2) in zip(labels, boxes.tolist())
+        ]
         (folder / "labels/train" / f"{i:06}.txt").write_text("\n".join(rows))
     (folder / "annotations/train.json").write_text(json.dumps(coco))
     names = "\n".join(f"  {i}: {json.dumps(c)}" for i, c in enumerate(ds.classes))
@@ -54,26 +59,36 @@ def copy_for_peers(ds, folder):
 def ours(ds, size, cache, cache_mb=256):
     "Our loader: a function of the number of workers that gives batches and a way to end them."
     def start(workers):
-        loader = TrainLoader(ds, (size, size), AugmentConfig(multiscale=0), BATCH, workers=workers, cache_mb=cache_mb, cache=cache, say=lambda line: None)
+        loader = TrainLoader(ds, (size, size),
+                             AugmentConfig(multiscale=0),
+                             BATCH,
+                             workers=workers,
+                             cache_mb=cache_mb,
+                             cache=cache,
+                             say=lambda line: None)
         return chain.from_iterable(loader.epoch(e) for e in count()), loader.close
-    start.batches = -(-len(ds) // BATCH)  # a whole epoch: images are decoded when a group begins, which is not at every batch
+    # a whole epoch: images are decoded when a group begins, which is not at every batch
+    start.batches = -(-len(ds) // BATCH)
     return start
 
 
 def allow_import_of_torchvision():
-    "The peers import torchvision, which asks for operators that are not there where it does not match torch: declare them."
+    """The peers import torchvision, which asks for operators that are not there where it does not match torch:
+    declare them."""
     try: import torchvision.ops
     except RuntimeError:  # "operator torchvision::nms does not exist"
         for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]: del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"): library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in ("nms", "qnms"):
+            library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         allow_import_of_torchvision.library = library  # the declarations live as long as this object
         import torchvision.ops
 
 
 def quiet():
     "Keep a peer's progress bars off the screen."
-    stack, nowhere = contextlib.ExitStack(), io.StringIO()
+    stack = contextlib.ExitStack()
+    nowhere = io.StringIO()
     stack.enter_context(contextlib.redirect_stdout(nowhere))
     stack.enter_context(contextlib.redirect_stderr(nowhere))
     return stack
@@ -84,7 +99,8 @@ def torch_loader(make):
     def start(workers):
         loader = make(workers)
         def stop():
-            for name in ("iterator", "_iterator"): getattr(getattr(loader, name, None), "_shutdown_workers", lambda: None)()
+            for name in ("iterator", "_iterator"):
+                getattr(getattr(loader, name, None), "_shutdown_workers", lambda: None)()
         return chain.from_iterable(loader for _ in count()), stop
     return start
 
@@ -93,9 +109,15 @@ def yolox(folder, size):
     "YOLOX's loader, as its experiments build it."
     import yolox.data as data
     with quiet():
-        base = data.COCODataset(str(folder), "train.json", "images/train", (size, size), data.TrainTransform(max_labels=50))
-    made = data.MosaicDetection(base, (size, size), mosaic=True, preproc=data.TrainTransform(max_labels=120), enable_mixup=False, mosaic_scale=(.5, 1.5))
-    sampler = lambda: data.YoloBatchSampler(sampler=data.InfiniteSampler(len(made), seed=0), batch_size=BATCH, drop_last=False, mosaic=True)
+        base = data.COCODataset(str(folder), "train.json", "images/train", (size, size),
+                                data.TrainTransform(max_labels=50))
+    made = data.MosaicDetection(base, (size, size),
+                                mosaic=True,
+                                preproc=data.TrainTransform(max_labels=120),
+                                enable_mixup=False,
+                                mosaic_scale=(.5, 1.5))
+    sampler = lambda: data.YoloBatchSampler(
+        sampler=data.InfiniteSampler(len(made), seed=0), batch_size=BATCH, drop_last=False, mosaic=True)
     return {"yolox": torch_loader(lambda workers: data.DataLoader(made, num_workers=workers, batch_sampler=sampler()))}
 
 
@@ -119,7 +141,11 @@ def ultralytics(folder, size):
     for name, cache in ("ultralytics", False), ("ultralytics, ram", "ram"):
         config = get_cfg(overrides={"imgsz": size, "cache": cache, "task": "detect", "mode": "train"})
         with quiet():
-            made = build_yolo_dataset(config, str(folder / "images/train"), BATCH, check_det_dataset(str(folder / "data.yaml")), mode="train")
+            made = build_yolo_dataset(config,
+                                      str(folder/"images/train"),
+                                      BATCH,
+                                      check_det_dataset(str(folder/"data.yaml")),
+                                      mode="train")
         peers[name] = torch_loader(lambda workers, made=made: build_dataloader(made, BATCH, workers, shuffle=True))
     return peers
 
@@ -139,7 +165,8 @@ def rate(start, workers, batches):
 
 def compare(peers, workers, rounds, batches):
     "Interleaved rounds: a list of rates for each peer."
-    rates, names = {name: [] for name in peers}, list(peers)
+    rates = {name: [] for name in peers}
+    names = list(peers)
     for r in range(rounds):
         for name in names[r % len(names):] + names[:r % len(names)]:
             rates[name].append(rate(peers[name], workers, getattr(peers[name], "batches", batches)))
@@ -154,7 +181,9 @@ def report(title, rates):
         our = "ours, ram" if name.endswith("ram") else "ours"
         q = sorted(a / b for a, b in zip(rates[our], r))
         ratios[our, name] = {"min": q[0], "median": statistics.median(q), "max": q[-1]}
-        print(f"{name:18}{min(r):8.0f}{statistics.median(r):8.0f}{max(r):8.0f}" + " " * 14 + f"{q[0]:6.2f}{statistics.median(q):6.2f}{q[-1]:6.2f}", flush=True)
+        print(f"{name:18}{min(r):8.0f}{statistics.median(r):8.0f}{max(r):8.0f}" + " "*14 +
+              f"{q[0]:6.2f}{statistics.median(q):6.2f}{q[-1]:6.2f}",
+              flush=True)
     return ratios
 
 
@@ -175,11 +204,16 @@ def build(ds, folder, size):
 def main():
     data = os.environ.get("JETSON_DET_DATA")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=data and data + "/datasets/bccd", help="labelled images; without it and without JETSON_DET_DATA: generated scenes")
+    parser.add_argument("--data",
+                        default=data and data + "/datasets/bccd",
+                        help="labelled images; without it and without JETSON_DET_DATA: generated scenes")
     parser.add_argument("--sizes", default="640,416", help="input sizes, separated by commas")
     parser.add_argument("--workers", default="0,2", help="numbers of worker processes")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
-    parser.add_argument("--batches", type=int, default=8, help="timed batches in a round (with workers: three times as many; ours: an epoch)")
+    parser.add_argument("--batches",
+                        type=int,
+                        default=8,
+                        help="timed batches in a round (with workers: three times as many; ours: an epoch)")
     parser.add_argument("--json", help="file for the figures")
     args = parser.parse_args()
     figures, missed = {}, []
@@ -195,11 +229,15 @@ def main():
             for workers in map(int, args.workers.split(",")):
                 rates = compare(peers, workers, args.rounds, args.batches * (3 if workers else 1))
                 ratios = report(f"{size}x{size}, " + (f"{workers} workers" if workers else "one process"), rates)
-                figures[f"{size}/{workers}"] = {"samples/s": rates, "ours / peer": {f"{a} / {b}": r for (a, b), r in ratios.items()}}
+                figures[f"{size}/{workers}"] = {
+                    "samples/s": rates, "ours / peer": {f"{a} / {b}": r
+                                                        for (a, b), r in ratios.items()}
+                }
                 missed += [f"{a} / {b} at {size}, {workers} workers: {ratios[a, b]['median']:.2f} < {limit}"
                            for (a, b), limit in LIMITS.items() if (a, b) in ratios and ratios[a, b]["median"] < limit]
     if args.json: Path(args.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    print("\n" + ("MISSED: " + "; ".join(missed) if missed else "limits held: at least " + ", ".join(f"{v:g}x {b}" for (a, b), v in LIMITS.items())))
+    print("\n" + ("MISSED: " + "; ".join(missed) if missed else "limits held: at least " +
+                  ", ".join(f"{v:g}x {b}" for (a, b), v in LIMITS.items())))
     return 1 if missed else 0
 
 

@@ -44,13 +44,15 @@ from jetson_det.scenes.docks import write_scenes  # noqa: E402
 from jetson_det.train import allocator as heap # noqa: E402
 from jetson_det.train.loop import Stepper  # noqa: E402
 
-PAIRS = {"yolox-nano": {"libreyolo": 1.2, "yolox": 2.}, "yolo11n": {"ultralytics": 1.1}}  # ours must train so many times the images a second
+# ours must train so many times the images a second
+PAIRS = {"yolox-nano": {"libreyolo": 1.2, "yolox": 2.}, "yolo11n": {"ultralytics": 1.1}}
 ON_CUDA = {"yolo11n": {"ultralytics": 3.}}
 WARM = 4  # batches that do not count: the first three settle the memory of ours
 warnings.filterwarnings("ignore")
 
 
-# ---- the peers: each is a function of (ds, folder, args) that gives `train(batches)`, which trains on so many batches ----------------------------------------------
+# ---- the peers: each is a function of (ds, folder, args) that gives `train(batches)`, which trains on so many batches
+# ----------------------------------------------
 def on_batches(batches, step):
     "Train on the next batches of an endless iterator."
     def train(n):
@@ -64,8 +66,13 @@ def ours(ds, folder, args):
     settings.precision = args.precision
     if args.device == "cpu": heap.keep_memory()  # as a training does
     model = create_model(args.model, ds.classes).to(args.device, memory_format=torch.channels_last).train()
-    stepper, drawn = Stepper(model, settings, args.batch), "device" if args.device == "cuda" else "cpu"
-    loader = TrainLoader(ds, (args.size, args.size), AugmentConfig(multiscale=0), args.batch, workers=args.workers, augment_on=drawn)
+    stepper = Stepper(model, settings, args.batch)
+    drawn = "device" if args.device == "cuda" else "cpu"
+    loader = TrainLoader(ds, (args.size, args.size),
+                         AugmentConfig(multiscale=0),
+                         args.batch,
+                         workers=args.workers,
+                         augment_on=drawn)
     return on_batches(chain.from_iterable(loader.epoch(e) for e in count()), lambda batch: stepper.step([batch], 1e-4))
 
 
@@ -82,29 +89,61 @@ def peer(loader, model, loss_of, args):
 
 def yolox(ds, folder, args):
     model = oracles.yolox_model(args.model, len(ds.classes)).train()
-    return peer(loaders.yolox(folder, args.size)["yolox"], model, lambda b: model(b[0].float(), b[1].float())["total_loss"], args)
+    return peer(
+        loaders.yolox(folder, args.size)["yolox"], model, lambda b: model(b[0].float(), b[1].float())["total_loss"],
+        args)
 
 
 def libreyolo(ds, folder, args):
     from libreyolo.models.yolox.nn import LibreYOLOXModel
     model = LibreYOLOXModel(args.model.split("-")[1][0], len(ds.classes)).train()
     model.init_weights()
-    return peer(loaders.libreyolo(folder, args.size)["libreyolo"], model, lambda b: model(b[0].float(), b[1].float())["total_loss"], args)
+    return peer(
+        loaders.libreyolo(folder, args.size)["libreyolo"], model,
+        lambda b: model(b[0].float(), b[1].float())["total_loss"], args)
 
 
 class Ultralytics:
     "Ultralytics' own trainer in a thread, which waits in its callback after each batch until it may go on."
     def __init__(self, ds, folder, args):
-        os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false", "YOLO_CONFIG_DIR": str(folder)}
+        os.environ |= {
+            "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false", "YOLO_CONFIG_DIR": str(folder)
+        }
         from threading import Condition
         from ultralytics.engine import trainer
         from ultralytics.models.yolo.detect import DetectionTrainer
         trainer.check_amp = lambda model: True  # it would download a model
-        self.threads, self.device, self.allowed, self.done, self.error, self.changed = args.threads, args.device, 0, 0, None, Condition()
-        self.trainer = DetectionTrainer(overrides=dict(model=args.model + ".yaml", data=str(folder/"data.yaml"), imgsz=args.size, batch=args.batch, nbs=args.batch,
-            epochs=100_000, workers=args.workers, device="0" if args.device == "cuda" else "cpu", amp={"fp32": False, "fp16": True, "bf16": "bf16"}[args.precision],
-            optimizer="SGD", lr0=1e-4, momentum=.9, warmup_epochs=0, close_mosaic=0, val=False, plots=False, save=False, pretrained=False, patience=0,
-            project=str(folder), name="run", exist_ok=True, verbose=False, deterministic=False))
+        self.threads = args.threads
+        self.device = args.device
+        self.allowed = 0
+        self.done = 0
+        self.error = None
+        self.changed = Condition()
+        self.trainer = DetectionTrainer(
+            overrides=dict(model=args.model + ".yaml",
+                           data=str(folder/"data.yaml"),
+                           imgsz=args.size,
+                           batch=args.batch,
+                           nbs=args.batch,
+                           epochs=100_000,
+                           workers=args.workers,
+                           device="0" if args.device == "cuda" else "cpu",
+                           amp={"fp32": False, "fp16": True, "bf16": "bf16"}[args.precision],
+                           optimizer="SGD",
+                           lr0=1e-4,
+                           momentum=.9,
+                           warmup_epochs=0,
+                           close_mosaic=0,
+                           val=False,
+                           plots=False,
+                           save=False,
+                           pretrained=False,
+                           patience=0,
+                           project=str(folder),
+                           name="run",
+                           exist_ok=True,
+                           verbose=False,
+                           deterministic=False))
         self.trainer.add_callback("on_train_start", lambda t: torch.set_num_threads(self.threads))
         self.trainer.add_callback("on_train_batch_start", self.wait)
         self.trainer.add_callback("on_train_batch_end", self.count)
@@ -139,7 +178,8 @@ def ultralytics(ds, folder, args): return Ultralytics(ds, folder, args)
 MAKERS = dict(ours=ours, libreyolo=libreyolo, yolox=yolox, ultralytics=ultralytics)
 
 
-# ---- measuring ----------------------------------------------------------------------------------------------------------------------------------------------------
+# ---- measuring
+# ----------------------------------------------------------------------------------------------------------------------------------------------------
 def tree():
     "This process and its children, as numbers."
     parents = {}
@@ -165,10 +205,13 @@ def measured(train, batches, args):
     "A round: images a second, processor seconds an image, MB."
     wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     wait()
-    cpu, began = processor_seconds(), time.perf_counter()
+    cpu = processor_seconds()
+    began = time.perf_counter()
     train(batches)
     wait()
-    seconds, cpu, images = time.perf_counter() - began, processor_seconds() - cpu, batches * args.batch
+    seconds = time.perf_counter() - began
+    cpu = processor_seconds() - cpu
+    images = batches * args.batch
     workers = sum(kilobytes(f"/proc/{p}/smaps_rollup", "Pss") for p in tree() - {os.getpid()})
     return dict(rate=images / seconds, cpu=cpu / images, peak=kilobytes("/proc/self/status", "VmHWM") / 1024, workers=workers / 1024,
                 gpu=torch.cuda.max_memory_reserved() / 2**20 if args.device == "cuda" else 0)
@@ -223,11 +266,13 @@ def compare(names, ds, folder, args, batches):
 def report(title, found, limits):
     "Print the table; what missed its limit."
     print(f"\n{title}\n{'':14}{'images/s':>24}{'cpu ms/image':>14}{'peak MB':>9}{'workers':>9}{'GPU MB':>8}    ours / this: min, median, max (by cpu)")
-    missed, middle = [], lambda name, key: statistics.median(r[key] for r in found[name])
+    missed = []
+    middle = lambda name, key: statistics.median(r[key] for r in found[name])
     for name, rounds in found.items():
         rates = [r["rate"] for r in rounds]
         ratios = sorted(a["rate"] / b["rate"] for a, b in zip(found["ours"], rounds))
-        by_cpu, ratio = statistics.median(b["cpu"] / a["cpu"] for a, b in zip(found["ours"], rounds)), statistics.median(ratios)
+        by_cpu = statistics.median(b["cpu"] / a["cpu"] for a, b in zip(found["ours"], rounds))
+        ratio = statistics.median(ratios)
         peaks = {n: max(r[kind] for r in found[n]) for n in (name, "ours") for kind in (("gpu",) if rounds[0]["gpu"] else ("peak",))}
         print(f"{name:14}{min(rates):8.2f}{statistics.median(rates):8.2f}{max(rates):8.2f}{middle(name, 'cpu') * 1e3:14.1f}{middle(name, 'peak'):9.0f}{middle(name, 'workers'):9.0f}"
               f"{middle(name, 'gpu'):8.0f}    {ratios[0]:6.2f}{ratio:6.2f}{ratios[-1]:6.2f}   ({by_cpu:.2f})", flush=True)
@@ -258,7 +303,9 @@ def arguments():
 
 
 def main():
-    args, figures, missed = arguments(), {}, []
+    args = arguments()
+    figures = {}
+    missed = []
     limits = ON_CUDA if args.device == "cuda" else PAIRS
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         folder = Path(folder)

@@ -48,10 +48,13 @@ def stepper(model, groups, loss_of):
 def steps(size, n):
     "The steps of both on one batch."
     boxes, labels = oracles.random_scene(BATCH, n, (size, size), CLASSES)
-    targets, x = oracles.yolox_targets(boxes, labels), torch.rand(BATCH, 3, size, size) * 255
-    theirs, ours = oracles.yolox_model("yolox-nano", CLASSES), create_model("yolox-nano", [str(i) for i in range(CLASSES)])
+    targets = oracles.yolox_targets(boxes, labels)
+    x = torch.rand(BATCH, 3, size, size) * 255
+    theirs = oracles.yolox_model("yolox-nano", CLASSES)
+    ours = create_model("yolox-nano", [str(i) for i in range(CLASSES)])
     ours.load_state_dict(theirs.state_dict())
-    ours, rows = ours.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    ours = ours.to(memory_format=torch.channels_last)
+    rows = x.to(memory_format=torch.channels_last)
     return {"ours": stepper(ours, ours.param_groups(), lambda m: m.loss(m(rows), boxes, labels).total),
             "yolox": stepper(theirs, theirs.parameters(), lambda m: m(x, targets)["total_loss"])}
 
@@ -68,8 +71,10 @@ def timed(call):
 def assigners(size, n):
     "The assignment alone of both, on the same outputs."
     boxes, labels = oracles.random_scene(BATCH, n, (size, size), CLASSES)
-    outputs, targets = oracles.plausible_outputs(boxes, labels, (size, size), CLASSES), oracles.yolox_targets(boxes, labels)
-    head, spent = oracles.yolox_model("yolox-nano", CLASSES).head, [0.]
+    outputs = oracles.plausible_outputs(boxes, labels, (size, size), CLASSES)
+    targets = oracles.yolox_targets(boxes, labels)
+    head = oracles.yolox_model("yolox-nano", CLASSES).head
+    spent = [0.]
     inner = head.get_assignments
 
     def watched(*args, **kwargs):
@@ -91,7 +96,8 @@ def loss_alone(size, n):
     boxes, labels = oracles.random_scene(BATCH, n, (size, size), CLASSES)
     outputs = oracles.plausible_outputs(boxes, labels, (size, size), CLASSES)
     leaves = [t.requires_grad_() for t in outputs[:3]]
-    return timed(lambda: torch.autograd.grad(yolox_loss(YOLOXOutputs(*leaves, outputs.grids), boxes, labels).total, leaves))
+    return timed(
+        lambda: torch.autograd.grad(yolox_loss(YOLOXOutputs(*leaves, outputs.grids), boxes, labels).total, leaves))
 
 
 def interleave(runs, rounds):
@@ -113,18 +119,35 @@ def main():
     if oracles.yolox() is None: parser.error(oracles.MISSING)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    figures, missed = {"torch": torch.__version__, "threads": args.threads, "rounds": args.rounds}, []
+    figures = {"torch": torch.__version__, "threads": args.threads, "rounds": args.rounds}
+    missed = []
     print(f"batch {BATCH}, {CLASSES} classes, {args.threads} threads, {args.rounds} rounds; ms (min, median, max)")
-    for name, make in {"step 416/15": lambda: steps(416, 15), "step 640/50": lambda: steps(640, 50), "assignment 640/50": lambda: assigners(640, 50)}.items():
-        runs, size = make(), tuple(map(int, name.split()[1].split("/")))
+    for name, make in {
+            "step 416/15": lambda: steps(416, 15), "step 640/50": lambda: steps(640, 50),
+            "assignment 640/50": lambda: assigners(640, 50)
+    }.items():
+        runs = make()
+        size = tuple(map(int, name.split()[1].split("/")))
         if name.startswith("step"): runs["our loss alone"] = loss_alone(*size)
         found = interleave(runs, args.rounds)
-        for peer, s in found.items(): print(f"{name:18} {peer:15} {min(s)*1e3:9.1f} {statistics.median(s)*1e3:9.1f} {max(s)*1e3:9.1f}")
-        ratios, limit = [b / a for a, b in zip(found["ours"], found["yolox"])], LIMITS[name]
-        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-        figures[name] = {"ms": {k: [round(v * 1e3, 2) for v in s] for k, s in found.items()}, "times as fast": {"min": low, "median": middle, "max": high, "limit": limit}}
+        for peer, s in found.items():
+            print(f"{name:18} {peer:15} {min(s)*1e3:9.1f} {statistics.median(s)*1e3:9.1f} {max(s)*1e3:9.1f}")
+        ratios = [b / a for a, b in zip(found["ours"], found["yolox"])]
+        limit = LIMITS[name]
+        low = min(ratios)
+        middle = statistics.median(ratios)
+        high = max(ratios)
+        figures[name] = {
+            "ms": {k: [round(v*1e3, 2)
+                       for v in s]
+                   for k, s in found.items()},
+            "times as fast": {"min": low, "median": middle, "max": high, "limit": limit}
+        }
         if middle < limit: missed.append(name)
-        print(f"{name:18} ours is {middle:.2f} times as fast (min {low:.2f}, max {high:.2f}; limit {limit:g}: {'MISSED' if middle < limit else 'ok'})")
+        print(
+            f"{name:18} ours is {middle:.2f} times as fast (min {low:.2f}, max {high:.2f}; limit {limit:g}:"
+            f" {'MISSED' if middle < limit else 'ok'})"
+        )
         if "our loss alone" in found:
             share = statistics.median(b / a for a, b in zip(found["ours"], found["our loss alone"]))
             figures[name]["loss share"] = share

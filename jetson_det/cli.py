@@ -48,7 +48,8 @@ def _code_of(error:BaseException)->int:
 # %% ../nbs/89_cli.ipynb #b2017956
 def _join_parameters(argv:list)->list: # the words, with `-p key value` as `-p key=value`
     "Each `-p key value` made one word."
-    out, words = [], iter(argv)
+    out = []
+    words = iter(argv)
     for w in words:
         out.append(w)
         if w != "-p": continue
@@ -60,7 +61,8 @@ def _join_parameters(argv:list)->list: # the words, with `-p key value` as `-p k
 def _settle():
     "Warnings as one line; OpenMP's threads soon sleep when they wait, unless the person chose otherwise."
     import os, warnings
-    warnings.showwarning = lambda message, *_, **__: print("warning: " + " ".join(str(message).split()), file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print("warning: " + " ".join(str(message).split()),
+                                                           file=sys.stderr)
     if "OMP_WAIT_POLICY" not in os.environ: os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # %% ../nbs/89_cli.ipynb #7c94bcec
@@ -94,8 +96,10 @@ def _open(artifact:str, contract:Optional[str]=None, device:str="cpu", confidenc
 def _versions()->dict: # package -> version, or None when it is missing
     "What is installed, without importing it."
     from importlib.metadata import PackageNotFoundError, version
-    names = ("numpy opencv-python-headless opencv-python onnxruntime onnxruntime-gpu pydantic typer torch safetensors pycocotools faster-coco-eval "
-             "onnx onnxslim albumentations papermill tensorboard tensorrt pycuda").split()
+    names = (
+        "numpy opencv-python-headless opencv-python onnxruntime onnxruntime-gpu pydantic typer torch safetensors"
+        " pycocotools faster-coco-eval onnx onnxslim albumentations papermill tensorboard tensorrt pycuda"
+    ).split()
     found = {}
     for name in names:
         try: found[name] = version(name)
@@ -111,7 +115,8 @@ def _devices()->list: # a line for each device
     if board.exists(): rows.append("board: " + board.read_text(errors="replace").strip("\0"))
     if util.find_spec("torch"):
         import torch
-        rows += [f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())] or ["CUDA: torch sees no device"]
+        rows += [f"cuda:{i}: {torch.cuda.get_device_name(i)}"
+                 for i in range(torch.cuda.device_count())] or ["CUDA: torch sees no device"]
     if util.find_spec("onnxruntime"):
         import onnxruntime
         rows.append("ONNX Runtime: " + ", ".join(onnxruntime.get_available_providers()))
@@ -121,8 +126,10 @@ def _devices()->list: # a line for each device
 def _missing(versions:dict)->list: # a line for each thing that is missing
     "What can't be done here, and what to install for it."
     rows = []
-    if not (versions["opencv-python-headless"] or versions["opencv-python"]): rows.append("OpenCV: pip install opencv-python-headless")
-    if not (versions["onnxruntime"] or versions["onnxruntime-gpu"]): rows.append("ONNX Runtime: pip install onnxruntime")
+    if not (versions["opencv-python-headless"] or versions["opencv-python"]):
+        rows.append("OpenCV: pip install opencv-python-headless")
+    if not (versions["onnxruntime"] or versions["onnxruntime-gpu"]):
+        rows.append("ONNX Runtime: pip install onnxruntime")
     if not all(versions[n] for n in ("torch", "safetensors", "onnx", "pycocotools", "papermill")):
         rows.append('training, evaluation, export, jobs: pip install "jetson_det[train]"')
     if not versions["tensorrt"]: rows.append("TensorRT engines: on a Jetson, TensorRT comes with JetPack")
@@ -133,24 +140,39 @@ def _missing(versions:dict)->list: # a line for each thing that is missing
 def doctor(json_file:Annotated[Optional[Path], typer.Option("--json", help="write the same as JSON")]=None):
     "What is installed, which devices there are, what is missing."
     import platform
-    versions, devices = _versions(), _devices()
+    versions = _versions()
+    devices = _devices()
     missing = _missing(versions)
     print(f"jetson_det {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     print("\n".join(devices))
     print("installed: " + ", ".join(f"{n} {v}" for n, v in versions.items() if v))
     print("\n".join("missing: " + m for m in missing) or "nothing is missing")
-    write_figures(json_file, {"jetson_det": __version__, "python": platform.python_version(), "versions": versions, "devices": devices, "missing": missing})
+    write_figures(
+        json_file, {
+            "jetson_det": __version__, "python": platform.python_version(), "versions": versions, "devices": devices,
+            "missing": missing
+        })
 
 # %% ../nbs/89_cli.ipynb #70500dd2
 @app.command()
-def train(overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.SUB=VALUE]...", help="settings, such as train.epochs=50")]=None,
-          config:Annotated[Optional[str], typer.Option("-c", "--config", help="YAML file, or the name of a recipe in configs/")]=None,
-          data:Annotated[Optional[str], typer.Option("--data", help="folder with images and labels (data.path)")]=None,
-          out:Annotated[Optional[str], typer.Option("--out", help="run folder, made anew or continued with --resume; none: runs/NETWORK-DATA-DIGITS")]=None,
-          resume:Annotated[bool, typer.Option("--resume", help="go on from the newest whole checkpoint in --out")]=False,
-          strict:Annotated[bool, typer.Option("--strict", help="stop at the first flawed label or image")]=False,
-          offline:Annotated[bool, typer.Option("--offline", help="download no weights: the cache and the mirror alone")]=False,
-          gpus:Annotated[int, typer.Option("--gpus", min=1, help="processes, each on a GPU of its own (on a CPU: as many processes)")]=1):
+def train(
+    overrides: Annotated[Optional[List[str]],
+                         typer.Argument(metavar="[KEY.SUB=VALUE]...", help="settings, such as train.epochs=50")] = None,
+    config: Annotated[Optional[str],
+                      typer.Option("-c", "--config", help="YAML file, or the name of a recipe in configs/")] = None,
+    data: Annotated[Optional[str],
+                    typer.Option("--data", help="folder with images and labels (data.path)")] = None,
+    out: Annotated[
+        Optional[str],
+        typer.Option("--out", help="run folder, made anew or continued with --resume; none: runs/NETWORK-DATA-DIGITS"
+                     )] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest whole checkpoint in --out")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first flawed label or image")] = False,
+    offline: Annotated[bool,
+                       typer.Option("--offline", help="download no weights: the cache and the mirror alone")] = False,
+    gpus: Annotated[
+        int,
+        typer.Option("--gpus", min=1, help="processes, each on a GPU of its own (on a CPU: as many processes)")] = 1):
     "Train a detector. Everything that ran is saved in the run folder."
     import os
     from jetson_det.config import load_config
@@ -166,27 +188,34 @@ def train(overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.
 
 # %% ../nbs/89_cli.ipynb #92fdd382
 @app.command("import-pt")
-def import_pt(file:Annotated[Path, typer.Argument(metavar="FILE", help="a .pt of Ultralytics")],
-              trust:Annotated[bool, typer.Option("--trust", help="run its code: you know who made it")]=False,
-              out:Annotated[Optional[Path], typer.Option("--out", help="the .safetensors to write; none: beside it")]=None):
+def import_pt(file: Annotated[Path, typer.Argument(metavar="FILE", help="a .pt of Ultralytics")],
+              trust: Annotated[bool, typer.Option("--trust", help="run its code: you know who made it")] = False,
+              out: Annotated[Optional[Path],
+                             typer.Option("--out", help="the .safetensors to write; none: beside it")] = None):
     "Turn a pickled network of Ultralytics into plain tensors."
     from jetson_det.models.ultralytics.weights import import_pt as run
     from jetson_det.models.weights.load import read_safetensors
     made = run(file, out, trust)
     tensors, names, _ = read_safetensors(made)
-    print(f"wrote {made}: {len(tensors)} tensors, {len(names)} classes: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}\nnext: model.weights={made}")
+    print(
+        f"wrote {made}: {len(tensors)} tensors, {len(names)} classes:"
+        f" {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}\nnext: model.weights={made}"
+    )
 
 # %% ../nbs/89_cli.ipynb #96cf87b6
 @app.command()
 def rollback(run:Annotated[str, typer.Argument(metavar="RUN", help="run folder, such as runs/train")],
              to:Annotated[str, typer.Option("--to", help="best, or the step of a checkpoint")]="best"):
-    "Make an earlier checkpoint the newest, so that `train --resume` goes on from there; what came later is moved aside."
+    """Make an earlier checkpoint the newest, so that `train --resume` goes on from there; what came later is moved
+    aside."""
     from jetson_det.train.run_folder import rollback as run_rollback
     run_rollback(run, to)
 
 # %% ../nbs/89_cli.ipynb #c66ed495
 @app.command()
-def lineage(path:Annotated[str, typer.Argument(metavar="PATH", help="run folder, checkpoint folder, ONNX file or weights")], json_file:JsonFile=None):
+def lineage(path: Annotated[str,
+                            typer.Argument(metavar="PATH", help="run folder, checkpoint folder, ONNX file or weights")],
+            json_file: JsonFile = None):
     "Which weights a detector was made from, and those from which."
     from jetson_det.train.run_folder import lineage as chain_of, lineage_text
     chain = chain_of(path)
@@ -195,17 +224,32 @@ def lineage(path:Annotated[str, typer.Argument(metavar="PATH", help="run folder,
 
 # %% ../nbs/89_cli.ipynb #794dd3c9
 Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="checkpoint folder or ONNX file")]
-ContractName = Annotated[Optional[str], typer.Option("--contract", help="for a model from elsewhere: yolox, ultralytics, or a JSON file")]
+ContractName = Annotated[
+    Optional[str],
+    typer.Option("--contract", help="for a model from elsewhere: yolox, ultralytics, or a JSON file")]
 Device = Annotated[str, typer.Option("--device", help="of a checkpoint: cpu or cuda")]
-Tiles = Annotated[str, typer.Option("--tiles", help="run on overlapping tiles of this size, height x width, pixels; for small objects in large images")]
+Tiles = Annotated[
+    str,
+    typer.Option("--tiles",
+                 help="run on overlapping tiles of this size, height x width, pixels; for small objects in large images"
+                 )]
 Overlap = Annotated[float, typer.Option("--overlap", min=0, max=.9, help="of neighbouring tiles, share of their size")]
 
 # %% ../nbs/89_cli.ipynb #05788289
 @app.command()
-def evaluate(artifact:Artifact, data:Annotated[str, typer.Option("--data", help="folder with images and labels")],
-             split:Annotated[str, typer.Option("--split", help="train, val, test or all; none: test where there is one, else val")]="", format:Format="auto",
-             splits:Annotated[str, typer.Option("--splits", help="folder with split lists; none: those of the training")]="",
-             tiles:Tiles="", overlap:Overlap=.2, contract:ContractName=None, device:Device="cpu", json_file:JsonFile=None):
+def evaluate(
+        artifact: Artifact,
+        data: Annotated[str, typer.Option("--data", help="folder with images and labels")],
+        split: Annotated[
+            str, typer.Option("--split", help="train, val, test or all; none: test where there is one, else val")] = "",
+        format: Format = "auto",
+        splits: Annotated[str,
+                          typer.Option("--splits", help="folder with split lists; none: those of the training")] = "",
+        tiles: Tiles = "",
+        overlap: Overlap = .2,
+        contract: ContractName = None,
+        device: Device = "cpu",
+        json_file: JsonFile = None):
     "Average precision by COCO's rules, overall and for each class."
     from jetson_det.data.open import open_evaluation
     from jetson_det.evaluate.coco import evaluate as run
@@ -218,10 +262,19 @@ def evaluate(artifact:Artifact, data:Annotated[str, typer.Option("--data", help=
 
 # %% ../nbs/89_cli.ipynb #6cd72995
 @app.command()
-def predict(artifact:Artifact, source:Annotated[str, typer.Argument(metavar="SOURCE", help="image, folder, video, camera number or rtsp://")],
-            out:Annotated[Path, typer.Option("--out", help="folder for pictures and predictions.json")]=Path("predictions"),
-            confidence:Annotated[Optional[float], typer.Option("--confidence", min=0, max=1, help="lowest score; none: the artefact's own")]=None,
-            tiles:Tiles="", overlap:Overlap=.2, contract:ContractName=None, device:Device="cpu"):
+def predict(
+        artifact: Artifact,
+        source: Annotated[str,
+                          typer.Argument(metavar="SOURCE", help="image, folder, video, camera number or rtsp://")],
+        out: Annotated[Path,
+                       typer.Option("--out", help="folder for pictures and predictions.json")] = Path("predictions"),
+        confidence: Annotated[
+            Optional[float],
+            typer.Option("--confidence", min=0, max=1, help="lowest score; none: the artefact's own")] = None,
+        tiles: Tiles = "",
+        overlap: Overlap = .2,
+        contract: ContractName = None,
+        device: Device = "cpu"):
     "Draw boxes on images, folders and videos."
     from jetson_det.runtime.predict import predict as run
     summary = run(_open(artifact, contract, device, confidence, tiles, overlap), source, out)
@@ -229,13 +282,21 @@ def predict(artifact:Artifact, source:Annotated[str, typer.Argument(metavar="SOU
 
 # %% ../nbs/89_cli.ipynb #c50c4e6f
 @app.command()
-def bench(artifact:Artifact, source:Annotated[Optional[str], typer.Option("--source", help="image, folder or video; none: generated scenes")]=None,
-          repeats:Annotated[int, typer.Option("--repeats", min=1, help="passes over the frames")]=5,
-          frames:Annotated[int, typer.Option("--frames", min=1, help="frames held in memory")]=20,
-          tiles:Tiles="", overlap:Overlap=.2, contract:ContractName=None, device:Device="cpu", json_file:JsonFile=None):
+def bench(artifact: Artifact,
+          source: Annotated[Optional[str],
+                            typer.Option("--source", help="image, folder or video; none: generated scenes")] = None,
+          repeats: Annotated[int, typer.Option("--repeats", min=1, help="passes over the frames")] = 5,
+          frames: Annotated[int, typer.Option("--frames", min=1, help="frames held in memory")] = 20,
+          tiles: Tiles = "",
+          overlap: Overlap = .2,
+          contract: ContractName = None,
+          device: Device = "cpu",
+          json_file: JsonFile = None):
     "Latency of each stage: p50, p95, p99 in milliseconds."
     from jetson_det.runtime.bench import bench as run
-    report = run(_open(artifact, contract, device, tiles=tiles, overlap=overlap), _frames(source, frames), repeats=repeats)
+    report = run(_open(artifact, contract, device, tiles=tiles, overlap=overlap),
+                 _frames(source, frames),
+                 repeats=repeats)
     print(report)
     write_figures(json_file, {"artifact": artifact, "source": source or "generated scenes", **report.to_dict()})
 
@@ -251,19 +312,30 @@ def _frames(source:Optional[str], most:int)->list: # BGR images
 
 # %% ../nbs/89_cli.ipynb #d9e20fae
 @app.command()
-def export(checkpoint:Annotated[str, typer.Argument(metavar="CKPT", help="checkpoint folder, such as runs/train/best")],
-           to:Annotated[str, typer.Option("--to", help="onnx")]="onnx",
-           out:Annotated[Optional[Path], typer.Option("--out", help="file to write; none: beside the checkpoint")]=None,
-           size:Annotated[Optional[str], typer.Option("--size", help="network input, height x width; none: that of the training")]=None,
-           opset:Annotated[int, typer.Option("--opset", help="ONNX operator set; 13 for a Jetson Nano")]=13,
-           dynamic:Annotated[bool, typer.Option("--dynamic-batch", help="leave the batch size open")]=False):
+def export(checkpoint: Annotated[str,
+                                 typer.Argument(metavar="CKPT", help="checkpoint folder, such as runs/train/best")],
+           to: Annotated[str, typer.Option("--to", help="onnx")] = "onnx",
+           out: Annotated[Optional[Path],
+                          typer.Option("--out", help="file to write; none: beside the checkpoint")] = None,
+           size: Annotated[
+               Optional[str],
+               typer.Option("--size", help="network input, height x width; none: that of the training")] = None,
+           opset: Annotated[int, typer.Option("--opset", help="ONNX operator set; 13 for a Jetson Nano")] = 13,
+           dynamic: Annotated[bool, typer.Option("--dynamic-batch", help="leave the batch size open")] = False):
     "Write the ONNX: boxes decoded in the graph, its contract in the metadata, its outputs checked against torch."
     from jetson_det.export.onnx import export_onnx
     from jetson_det.runtime.files import InputError
     if to != "onnx": raise InputError(f"--to {to}: this version writes onnx")
     path = out or Path(checkpoint.rstrip("/") + ".onnx")
-    contract = export_onnx(checkpoint, path, input_size=parse_size(size) if size else None, opset=opset, dynamic_batch=dynamic)
-    print(f"wrote {path}: {contract.name}, {contract.input_size[0]}x{contract.input_size[1]}, {len(contract.classes)} classes, parity {contract.parity}")
+    contract = export_onnx(checkpoint,
+                           path,
+                           input_size=parse_size(size) if size else None,
+                           opset=opset,
+                           dynamic_batch=dynamic)
+    print(
+        f"wrote {path}: {contract.name}, {contract.input_size[0]}x{contract.input_size[1]}, {len(contract.classes)}"
+        f" classes, parity {contract.parity}"
+    )
 
 # %% ../nbs/89_cli.ipynb #af6104e4
 def _parameter(word:str)->tuple: # (name, value as text)
@@ -275,16 +347,20 @@ def _parameter(word:str)->tuple: # (name, value as text)
 
 # %% ../nbs/89_cli.ipynb #6cd7da5f
 @app.command()
-def job(name:Annotated[Optional[str], typer.Argument(metavar="NAME", help="train or benchmark; none: list them")]=None,
-        parameters:Annotated[Optional[List[str]], typer.Option("-p", metavar="KEY VALUE", help="a parameter, as often as needed")]=None,
-        out:Annotated[Optional[Path], typer.Option("--out", help="folder of the run; none: runs/NAME-TIME")]=None):
+def job(name: Annotated[Optional[str],
+                        typer.Argument(metavar="NAME", help="train or benchmark; none: list them")] = None,
+        parameters: Annotated[Optional[List[str]],
+                              typer.Option("-p", metavar="KEY VALUE", help="a parameter, as often as needed")] = None,
+        out: Annotated[Optional[Path],
+                       typer.Option("--out", help="folder of the run; none: runs/NAME-TIME")] = None):
     "Run a parameterised notebook as a job."
     from jetson_det.experiments.jobs import describe_job, list_jobs, run_job
     if name is None:
         for j in list_jobs(): print(j, describe_job(j), sep="\n")
         return
     import time
-    page = run_job(name, dict(_parameter(p) for p in parameters or []), out or Path("runs")/f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    page = run_job(name, dict(_parameter(p) for p in parameters or []), out
+                   or Path("runs")/f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     print(f"report: {page}")
 
 # %% ../nbs/89_cli.ipynb #e54a594a

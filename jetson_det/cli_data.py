@@ -14,16 +14,20 @@ from typing import Annotated, Optional
 import typer
 
 # %% ../nbs/80_cli_data.ipynb #f847eb9c
-data_app = typer.Typer(no_args_is_help=True, help="Check a dataset, measure it, look at it, turn it into another format, split it, cut it into tiles.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="Check a dataset, measure it, look at it, turn it into another format, split it, cut it into tiles.")
 
 @data_app.callback()
 def _root():
     "A verb is named even where there is only one."
 
 # %% ../nbs/80_cli_data.ipynb #faec9cb9
-DataFolder = Annotated[str, typer.Argument(metavar="DIR", help="folder with images and labels, an archive of one, or a label file")]
+DataFolder = Annotated[
+    str, typer.Argument(metavar="DIR", help="folder with images and labels, an archive of one, or a label file")]
 NewFolder = Annotated[str, typer.Argument(metavar="DST", help="new folder")]
-Format = Annotated[str, typer.Option("--format", help="auto, or coco, voc, yolo, csv, labelme, cvat, kitti, openimages, plates")]
+Format = Annotated[
+    str, typer.Option("--format", help="auto, or coco, voc, yolo, csv, labelme, cvat, kitti, openimages, plates")]
 JsonFile = Annotated[Optional[Path], typer.Option("--json", help="write the figures as JSON")]
 Size = Annotated[str, typer.Option("--size", help="network input, height x width")]
 
@@ -47,7 +51,8 @@ def parse_size(
     "Height and width from a word. Raises InputError."
     from jetson_det.runtime.files import InputError
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.isdigit() and int(p) > 0 for p in parts): raise InputError(f"{option} {text}: write HEIGHTxWIDTH, such as 384x672, or one number")
+    if len(parts) > 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise InputError(f"{option} {text}: write HEIGHTxWIDTH, such as 384x672, or one number")
     return int(parts[0]), int(parts[-1])
 
 # %% ../nbs/80_cli_data.ipynb #ea277770
@@ -57,7 +62,8 @@ def progress_line(
     "A counter that writes over itself on standard error."
     if not sys.stderr.isatty(): return None
     def told(done, total):
-        if done == total or done % 20 == 0: print(f"\r{what}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        if done == total or done % 20 == 0:
+            print(f"\r{what}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
     return told
 
 # %% ../nbs/80_cli_data.ipynb #57a80ea1
@@ -68,19 +74,34 @@ def _read(folder, format, say=None):
 
 # %% ../nbs/80_cli_data.ipynb #10fb1d4a
 @data_app.command("check")
-def data_check(folder:DataFolder, format:Format="auto", size:Size="416x416",
-               strict:Annotated[bool, typer.Option("--strict", help="every flaw is an error")]=False,
-               fix:Annotated[Optional[str], typer.Option("--fix", metavar="DST", help="write a cleaned copy and changes.csv into a new folder")]=None,
-               html_file:Annotated[Optional[Path], typer.Option("--html", help="write the findings with pictures, as one page")]=None,
-               json_file:JsonFile=None, workers:Annotated[int, typer.Option("--workers", min=1, help="threads")]=2):
+def data_check(
+        folder: DataFolder,
+        format: Format = "auto",
+        size: Size = "416x416",
+        strict: Annotated[bool, typer.Option("--strict", help="every flaw is an error")] = False,
+        fix: Annotated[
+            Optional[str],
+            typer.Option("--fix", metavar="DST", help="write a cleaned copy and changes.csv into a new folder")] = None,
+        html_file: Annotated[Optional[Path],
+                             typer.Option("--html", help="write the findings with pictures, as one page")] = None,
+        json_file: JsonFile = None,
+        workers: Annotated[int, typer.Option("--workers", min=1, help="threads")] = 2):
     "Find what is wrong with labels and images. Exit code 1 when there are errors."
     from jetson_det.data.quality.check import check_dataset
-    report = check_dataset(folder, format=format, strict=strict, workers=workers, input_size=parse_size(size), progress=progress_line("looking at images"))
+    report = check_dataset(folder,
+                           format=format,
+                           strict=strict,
+                           workers=workers,
+                           input_size=parse_size(size),
+                           progress=progress_line("looking at images"))
     print(report)
     write_figures(json_file, report.to_dict())
     if html_file:
         from jetson_det.data.quality.view import write_check_page
-        print(f"wrote {write_check_page(report, html_file, input_size=parse_size(size), workers=workers, progress=progress_line('pictures'))}")
+        print(
+            "wrote"
+            f" {write_check_page(report, html_file, input_size=parse_size(size), workers=workers, progress=progress_line('pictures'))}"
+        )
     if fix:
         from jetson_det.data.quality.fix import fix_dataset
         n = len(fix_dataset(report, fix))
@@ -103,15 +124,28 @@ def data_stats(folder:DataFolder, format:Format="auto", size:Size="416x416", jso
 
 # %% ../nbs/80_cli_data.ipynb #37c0ed28
 @data_app.command("view")
-def data_view(folder:DataFolder, format:Format="auto", size:Size="416x416",
-              html_file:Annotated[Optional[Path], typer.Option("--html", help="file to write; none: NAME.html here")]=None,
-              most:Annotated[int, typer.Option("--most", min=1, help="images on the page; those with findings are always in")]=2000):
+def data_view(folder: DataFolder,
+              format: Format = "auto",
+              size: Size = "416x416",
+              html_file: Annotated[Optional[Path],
+                                   typer.Option("--html", help="file to write; none: NAME.html here")] = None,
+              most: Annotated[
+                  int,
+                  typer.Option("--most", min=1, help="images on the page; those with findings are always in")] = 2000):
     "Write a page to browse the images, their boxes and what the check found."
     from jetson_det.data.quality.check import check_dataset
     from jetson_det.data.quality.view import write_view
-    report = check_dataset(folder, format=format, input_size=parse_size(size), progress=progress_line("looking at images"))
+    report = check_dataset(folder,
+                           format=format,
+                           input_size=parse_size(size),
+                           progress=progress_line("looking at images"))
     if report.ds is None: raise _unreadable(report)
-    page = write_view(report.ds, html_file or Path(f"{Path(folder).resolve().name}.html"), report, input_size=parse_size(size), most=most, progress=progress_line("pictures"))
+    page = write_view(report.ds,
+                      html_file or Path(f"{Path(folder).resolve().name}.html"),
+                      report,
+                      input_size=parse_size(size),
+                      most=most,
+                      progress=progress_line("pictures"))
     print(f"wrote {page}, {page.stat().st_size / 2**20:.1f} MB: open it in a browser")
 
 def _unreadable(report):
@@ -121,8 +155,11 @@ def _unreadable(report):
 
 # %% ../nbs/80_cli_data.ipynb #7ee0283c
 @data_app.command("convert")
-def data_convert(folder:DataFolder, target:NewFolder, to:Annotated[str, typer.Option("--to", help="coco, yolo or voc")], format:Format="auto",
-                 images:Annotated[str, typer.Option("--images", help="copy, hardlink or symlink")]="copy"):
+def data_convert(folder: DataFolder,
+                 target: NewFolder,
+                 to: Annotated[str, typer.Option("--to", help="coco, yolo or voc")],
+                 format: Format = "auto",
+                 images: Annotated[str, typer.Option("--images", help="copy, hardlink or symlink")] = "copy"):
     "Write the dataset in another format into a new folder."
     from jetson_det.data.formats.registry import write_dataset
     ds = _read(folder, format)
@@ -132,13 +169,20 @@ def data_convert(folder:DataFolder, target:NewFolder, to:Annotated[str, typer.Op
 
 # %% ../nbs/80_cli_data.ipynb #04c3f3db
 @data_app.command("split")
-def data_split(folder:DataFolder, out:Annotated[Path, typer.Option("--out", help="folder for train.txt, val.txt, test.txt")]=Path("splits"),
-               val:Annotated[float, typer.Option("--val", min=0, max=1, help="share for validation")]=.2,
-               test:Annotated[float, typer.Option("--test", min=0, max=1, help="share for the final test")]=.1,
-               by:Annotated[str, typer.Option("--by", help="random, stratified or group")]="random",
-               group_by:Annotated[str, typer.Option("--group-by", help="folder, or a regular expression whose first bracket names the group (a video, a camera)")]="",
-               seed:Annotated[int, typer.Option("--seed", min=0, help="another seed, another split")]=0,
-               anew:Annotated[bool, typer.Option("--anew", help="forget the splits that the data has")]=False, format:Format="auto"):
+def data_split(
+        folder: DataFolder,
+        out: Annotated[Path, typer.Option("--out", help="folder for train.txt, val.txt, test.txt")] = Path("splits"),
+        val: Annotated[float, typer.Option("--val", min=0, max=1, help="share for validation")] = .2,
+        test: Annotated[float, typer.Option("--test", min=0, max=1, help="share for the final test")] = .1,
+        by: Annotated[str, typer.Option("--by", help="random, stratified or group")] = "random",
+        group_by: Annotated[
+            str,
+            typer.Option("--group-by",
+                         help="folder, or a regular expression whose first bracket names the group (a video, a camera)"
+                         )] = "",
+        seed: Annotated[int, typer.Option("--seed", min=0, help="another seed, another split")] = 0,
+        anew: Annotated[bool, typer.Option("--anew", help="forget the splits that the data has")] = False,
+        format: Format = "auto"):
     "Divide the images into train, val and test, as lists."
     from dataclasses import replace
     from jetson_det.data.images.facts import look_at_images
@@ -154,15 +198,36 @@ def data_split(folder:DataFolder, out:Annotated[Path, typer.Option("--out", help
 
 # %% ../nbs/80_cli_data.ipynb #68244a86
 @data_app.command("tile")
-def data_tile(folder:DataFolder, target:NewFolder, size:Annotated[str, typer.Option("--size", help="of a tile, height x width, pixels")]="640",
-              overlap:Annotated[float, typer.Option("--overlap", min=0, max=.9, help="of neighbouring tiles, share of their size")]=.2,
-              min_visible:Annotated[float, typer.Option("--min-visible", min=0, max=1, help="a cut box of which less is left is not a label")]=.25,
-              cut:Annotated[str, typer.Option("--cut", help="what it is then: ignore (neither right nor wrong), clip (a label all the same) or drop")]="ignore",
-              background:Annotated[float, typer.Option("--background", min=0, max=1, help="share of the tiles without a box that is kept")]=.1,
-              to:Annotated[str, typer.Option("--to", help="coco, yolo or voc")]="coco", format:Format="auto"):
+def data_tile(
+        folder: DataFolder,
+        target: NewFolder,
+        size: Annotated[str, typer.Option("--size", help="of a tile, height x width, pixels")] = "640",
+        overlap: Annotated[
+            float, typer.Option("--overlap", min=0, max=.9, help="of neighbouring tiles, share of their size")] = .2,
+        min_visible: Annotated[
+            float,
+            typer.Option("--min-visible", min=0, max=1, help="a cut box of which less is left is not a label")] = .25,
+        cut: Annotated[
+            str,
+            typer.Option("--cut",
+                         help="what it is then: ignore (neither right nor wrong), clip (a label all the same) or drop"
+                         )] = "ignore",
+        background: Annotated[
+            float,
+            typer.Option("--background", min=0, max=1, help="share of the tiles without a box that is kept")] = .1,
+        to: Annotated[str, typer.Option("--to", help="coco, yolo or voc")] = "coco",
+        format: Format = "auto"):
     "Cut images and boxes into overlapping tiles."
     from jetson_det.data.tiles import tile_dataset
     ds = _read(folder, format)
-    new = tile_dataset(ds, target, parse_size(size), overlap, min_visible=min_visible, cut=cut, background=background, format=to, progress=progress_line("images"))
+    new = tile_dataset(ds,
+                       target,
+                       parse_size(size),
+                       overlap,
+                       min_visible=min_visible,
+                       cut=cut,
+                       background=background,
+                       format=to,
+                       progress=progress_line("images"))
     for f in new.flaws: print(f"{f.severity}: {f.message} ({f.action})")
     print(f"wrote {len(new)} tiles, {len(new.boxes)} boxes of {len(ds)} images into {target}")

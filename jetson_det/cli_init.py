@@ -27,23 +27,38 @@ _SIDES = (320, 480, 640, 800, 960, 1120, 1280)
 def _row(*ms)->dict: return dict(zip(_SIDES, ms))
 
 BOARDS = {
-    "nano":        Board("Jetson Nano 4GB", "8.2 (JetPack 4.6)", "N", {"yolox-s": {640: 95.9}, "yolox-m": {640: 224.5}, "yolox-l": {640: 415.4}}),
-    "nano-2gb":    Board("Jetson Nano 2GB", "8.2 (JetPack 4.6)", "", {}),
-    "tx2":         Board("Jetson TX2", "8.2 (JetPack 4.6)", "N", {"yolox-s": {640: 35.9}, "yolox-m": {640: 82.3}, "yolox-l": {640: 153.4}}),
-    "xavier-nx":   Board("Xavier NX 8GB", "8.2 (JetPack 4.6) or 8.5 (5.1)", "T", {"yolox-nano": _row(3.23, 5.18, 7.35, 10.5, 14.1, 18.2, 22.8),
-                         "yolox-s": _row(5.07, 8.58, 13.5, 19.2, 26.6, 34.9, 44.5), "yolox-m": _row(9.51, 17.2, 28.7, 41.8, 58.2, 77.2, 100.)}),
-    "agx-xavier":  Board("AGX Xavier", "8.2 (JetPack 4.6) or 8.5 (5.1)", "N", {"yolox-s": {640: 8.84}, "yolox-m": {640: 19.2}, "yolox-l": {640: 30.7}}),
-    "orin-nano":   Board("Orin Nano 8GB", "8.5 (JetPack 5.1) or 10.3 (6)", "T", {"yolox-nano": _row(3.2, 4.63, 6.66, 9.51, 12.3, 16.4, 20.3),
-                         "yolox-s": _row(4.04, 6.43, 10.1, 14.7, 19.7, 26.2, 33.1), "yolox-m": _row(7.62, 13., 21.1, 30., 42.1, 55.8, 71.2)}),
-    "orin-nano-4gb":   Board("Orin Nano 4GB", "8.5 (JetPack 5.1) or 10.3 (6)", "", {}),
+    "nano": Board("Jetson Nano 4GB", "8.2 (JetPack 4.6)", "N",
+                  {"yolox-s": {640: 95.9}, "yolox-m": {640: 224.5}, "yolox-l": {640: 415.4}}),
+    "nano-2gb": Board("Jetson Nano 2GB", "8.2 (JetPack 4.6)", "", {}),
+    "tx2": Board("Jetson TX2", "8.2 (JetPack 4.6)", "N",
+                 {"yolox-s": {640: 35.9}, "yolox-m": {640: 82.3}, "yolox-l": {640: 153.4}}),
+    "xavier-nx": Board(
+        "Xavier NX 8GB", "8.2 (JetPack 4.6) or 8.5 (5.1)", "T", {
+            "yolox-nano": _row(3.23, 5.18, 7.35, 10.5, 14.1, 18.2, 22.8), "yolox-s": _row(
+                5.07, 8.58, 13.5, 19.2, 26.6, 34.9, 44.5), "yolox-m": _row(9.51, 17.2, 28.7, 41.8, 58.2, 77.2, 100.)
+        }),
+    "agx-xavier": Board("AGX Xavier", "8.2 (JetPack 4.6) or 8.5 (5.1)", "N",
+                        {"yolox-s": {640: 8.84}, "yolox-m": {640: 19.2}, "yolox-l": {640: 30.7}}),
+    "orin-nano": Board(
+        "Orin Nano 8GB", "8.5 (JetPack 5.1) or 10.3 (6)", "T", {
+            "yolox-nano": _row(3.2, 4.63, 6.66, 9.51, 12.3, 16.4, 20.3), "yolox-s": _row(
+                4.04, 6.43, 10.1, 14.7, 19.7, 26.2, 33.1), "yolox-m": _row(7.62, 13., 21.1, 30., 42.1, 55.8, 71.2)
+        }),
+    "orin-nano-4gb": Board("Orin Nano 4GB", "8.5 (JetPack 5.1) or 10.3 (6)", "", {}),
     "orin-nano-super": Board("Orin Nano Super 8GB", "10.3 (JetPack 6.2)", "", {}),
-    "orin-nx":     Board("Orin NX 16GB", "8.5 (JetPack 5.1) or 10.3 (6)", "T", {"yolox-nano": _row(2.22, 3.22, 4.19, 6.24, 8.44, 10.6, 13.3),
-                         "yolox-s": _row(2.91, 4.24, 6.84, 9.81, 13.3, 17.6, 22.4), "yolox-m": _row(4.93, 8.41, 13.8, 20., 27.6, 37.9, 49.2)}),
+    "orin-nx": Board(
+        "Orin NX 16GB", "8.5 (JetPack 5.1) or 10.3 (6)", "T", {
+            "yolox-nano": _row(2.22, 3.22, 4.19, 6.24, 8.44, 10.6, 13.3), "yolox-s": _row(
+                2.91, 4.24, 6.84, 9.81, 13.3, 17.6, 22.4), "yolox-m": _row(4.93, 8.41, 13.8, 20., 27.6, 37.9, 49.2)
+        }),
     "orin-nx-8gb": Board("Orin NX 8GB", "8.5 (JetPack 5.1) or 10.3 (6)", "", {}),
-    "agx-orin":    Board("AGX Orin 64GB", "8.5 (JetPack 5.1) or 10.3 (6)", "T", {"yolox-nano": _row(1.36, 1.69, 2.14, 2.81, 3.68, 4.8, 5.98),
-                         "yolox-s": _row(1.5, 2.11, 3.08, 4.32, 5.56, 7.44, 9.32), "yolox-m": _row(2.53, 3.85, 5.95, 7.7, 11.1, 14.1, 18.3)}),
+    "agx-orin": Board(
+        "AGX Orin 64GB", "8.5 (JetPack 5.1) or 10.3 (6)", "T", {
+            "yolox-nano": _row(1.36, 1.69, 2.14, 2.81, 3.68, 4.8, 5.98), "yolox-s": _row(
+                1.5, 2.11, 3.08, 4.32, 5.56, 7.44, 9.32), "yolox-m": _row(2.53, 3.85, 5.95, 7.7, 11.1, 14.1, 18.3)
+        }),
     "agx-orin-32gb": Board("AGX Orin 32GB", "8.5 (JetPack 5.1) or 10.3 (6)", "", {}),
-    "thor":        Board("AGX Thor", "10.13 (JetPack 7)", "", {}),
+    "thor": Board("AGX Thor", "10.13 (JetPack 7)", "", {}),
 }
 _SOURCES = {"T": "trtutils, others' board", "N": "netspresso-trainer, others' board"}
 
@@ -79,15 +94,22 @@ def choose_model(
     input_size, # (height, width)
 )->Choice:
     "The largest network that is known to be fast enough, or the best guess, which is named as one."
-    known, limit = {n: m for n in FAMILY if (m := measured(board, n, input_size))}, 1000/fps*_SHARE
+    known = {n: m for n in FAMILY if (m := measured(board, n, input_size))}
+    limit = 1000/fps*_SHARE
     def said(n):
         side = known[n].side
         larger = ", the next size that was measured" if side*side > 1.05*input_size[0]*input_size[1] else ""
-        return f"{n} takes {known[n].ms:g} ms at {side}x{side}{larger} ({_SOURCES[BOARDS[board].source]}; the network alone)"
+        return (
+            f"{n} takes {known[n].ms:g} ms at {side}x{side}{larger} ({_SOURCES[BOARDS[board].source]}; the network"
+            " alone)"
+        )
     frame = f"{fps:g} frames a second leave it {limit:.3g} ms"
     fast = [n for n in known if known[n].ms <= limit]
     if fast: return Choice(fast[-1], f"{said(fast[-1])}; {frame}", True)
-    if not known: return Choice("yolox-tiny", f"not measured on this board at such an input: `jetson-det bench` there will tell; {frame}", False)
+    if not known:
+        return Choice("yolox-tiny",
+                      f"not measured on this board at such an input: `jetson-det bench` there will tell; {frame}",
+                      False)
     slowest = min(known, key=FAMILY.index)
     if slowest == FAMILY[0]: return Choice(slowest, f"TOO SLOW by what is published: {said(slowest)}; {frame}", False)
     return Choice(FAMILY[FAMILY.index(slowest) - 1], f"not measured on this board: {said(slowest)}, and {frame}", False)
@@ -122,12 +144,27 @@ def _training_lines(
     "Epochs, batch and augmentation."
     batch = 8 if images >= 64 else 4 if images >= 16 else 2
     epochs = 300 if fresh else int(min(max(round(16_000/max(images, 1), -1), 50), 300))
-    why = "YOLOX's own length, from nothing" if fresh else f"{epochs*images:,} images seen; configs/bccd_cpu.yaml needs 12,000 to 16,000 from COCO weights; 50 epochs at least, 300 at most"
-    lines = [Line("train", "epochs", epochs, why),
-             Line("train", "batch_size", batch, f"{-(-images//batch)} step{'s' * (images > batch)} an epoch" + (": fewer images than eight batches of 8" if batch < 8 else "; the learning rate follows the batch by itself"))]
+    why = (
+        "YOLOX's own length, from nothing"
+        if fresh
+        else (
+            f"{epochs*images:,} images seen; configs/bccd_cpu.yaml needs 12,000 to 16,000 from COCO weights; 50 epochs"
+            " at least, 300 at most"
+        )
+    )
+    lines = [
+        Line("train", "epochs", epochs, why),
+        Line(
+            "train", "batch_size", batch, f"{-(-images//batch)} step{'s' * (images > batch)} an epoch" +
+            (": fewer images than eight batches of 8"
+             if batch < 8 else "; the learning rate follows the batch by itself"))
+    ]
     if model == "yolox-nano": lines.append(Line("augment", "mosaic", .5, "YOLOX's own setting for nano"))
     if FAMILY.index(model) >= FAMILY.index("yolox-s"):
-        lines += [Line("augment", "mosaic_scale", [.1, 2.], "YOLOX's own setting from size s on"), Line("augment", "mixup", 1., "likewise; small models do better without")]
+        lines += [
+            Line("augment", "mosaic_scale", [.1, 2.], "YOLOX's own setting from size s on"),
+            Line("augment", "mixup", 1., "likewise; small models do better without")
+        ]
     return lines
 
 # %% ../nbs/81_cli_init.ipynb #5151f9f9
@@ -146,19 +183,32 @@ def plan_lines(
     own = [s for s in ds.split_names if s]
     images = int((ds.splits == "train").sum()) if "train" in own else round(.7*len(ds))
     also = [c for c in ds.classes if c.lower() in COCO_CLASSES]
-    lines = [Line("data", "path", path, f"{len(ds)} images, {len(ds.boxes)} boxes; as seen from the folder in which jetson-det is called")]
+    lines = [
+        Line("data", "path", path,
+             f"{len(ds)} images, {len(ds.boxes)} boxes; as seen from the folder in which jetson-det is called")
+    ]
     if format != "auto": lines.append(Line("data", "format", format, "as asked for"))
-    lines.append(Line("data", "classes", list(ds.classes), "in this order: class ids go into the engine and into whatever reads its boxes"))
-    if "val" not in own: lines.append(Line("data", "val", .2, "the data names no images for validation: drawn with data.seed"))
+    lines.append(
+        Line("data", "classes", list(ds.classes),
+             "in this order: class ids go into the engine and into whatever reads its boxes"))
+    if "val" not in own:
+        lines.append(Line("data", "val", .2, "the data names no images for validation: drawn with data.seed"))
     lines.append(Line("data", "input_size", list(by["input"].figures["chosen"]["size"]), by["input"].why))
     if "balance" in by: lines.append(Line("data", "balance", "repeat", by["balance"].why))
     lines.append(Line("model", "name", choice.name, choice.why))
     if weights == "official":
-        carried = f"{', '.join(also[:3])}{' and others' if len(also) > 3 else ''} carried over by name" if also else "no class of the data is one of COCO's, the features are what helps"
+        carried = (
+            f"{', '.join(also[:3])}{' and others' if len(also) > 3 else ''} carried over by name"
+            if also
+            else "no class of the data is one of COCO's, the features are what helps"
+        )
         lines.append(Line("model", "weights", choice.name, f"the official COCO weights, downloaded once; {carried}"))
     elif weights: lines.append(Line("model", "weights", weights, "as asked for"))
     lines += _training_lines(images, choice.name, not weights)
-    if "8.2" in BOARDS[board].tensorrt: lines.append(Line("export", "opset", 13, f"what TensorRT {BOARDS[board].tensorrt.split(' or')[0]} of the {BOARDS[board].label} reads"))
+    if "8.2" in BOARDS[board].tensorrt:
+        lines.append(
+            Line("export", "opset", 13,
+                 f"what TensorRT {BOARDS[board].tensorrt.split(' or')[0]} of the {BOARDS[board].label} reads"))
     return lines, advice
 
 # %% ../nbs/81_cli_init.ipynb #55194d58
@@ -176,9 +226,11 @@ def config_text(
         mine = [l for l in lines if l.section == section]
         if mine: rows += [(f"{section}:", "")] + [(f"  {l.key}: {as_yaml(l.value)}", l.why) for l in mine]
     wide = min(max(len(code) for code, _ in rows), 48)
-    out = [f"# {' '.join(h.split())}" for h in head] + [f"{code:{wide}}  # {' '.join(why.split())}" if why else code for code, why in rows]
+    out = [f"# {' '.join(h.split())}"
+           for h in head] + [f"{code:{wide}}  # {' '.join(why.split())}" if why else code for code, why in rows]
     rest = [a for a in advice if a.topic not in ("input", "balance")]
-    if rest: out += ["", "# What else the data says (jetson-det data stats):"] + [f"# - {a.line}: {a.why}" for a in rest]
+    if rest:
+        out += ["", "# What else the data says (jetson-det data stats):"] + [f"# - {a.line}: {a.why}" for a in rest]
     return "\n".join(out) + "\n"
 
 # %% ../nbs/81_cli_init.ipynb #e6041f8b
@@ -210,7 +262,8 @@ def board_named(
     "The board that is meant. Raises InputError."
     from jetson_det.core import did_you_mean
     from jetson_det.runtime.files import InputError
-    text, names = text.strip(), list(BOARDS)
+    text = text.strip()
+    names = list(BOARDS)
     if text.isdigit() and 1 <= int(text) <= len(names): return names[int(text) - 1]
     found = text.lower().replace("_", "-").replace(" ", "-").removeprefix("jetson-")
     if found in BOARDS: return found
@@ -244,31 +297,40 @@ def _free(path:Path, force:bool)->Path:
     from jetson_det.runtime.files import InputError
     if path.is_dir(): raise InputError(f"{path}: is a folder; name a file, such as {path/'config.yaml'}")
     if not path.parent.is_dir(): raise InputError(f"{path.parent}: no such folder")
-    if path.exists() and not force: raise InputError(f"{path}: is there already: name another file with --out, or say --force to replace it")
+    if path.exists() and not force:
+        raise InputError(f"{path}: is there already: name another file with --out, or say --force to replace it")
     return path
 
 def _asked_file(answer:str)->Path:
     "A file that may be written, asking where there is one. Raises InputError."
     from jetson_det.runtime.files import InputError
     path = _free(Path(answer).expanduser(), True)
-    if path.exists() and not _yes(f"  {path} is there already. Replace it?", False): raise InputError("another name, then")
+    if path.exists() and not _yes(f"  {path} is there already. Replace it?", False):
+        raise InputError("another name, then")
     return path
 
 # %% ../nbs/81_cli_init.ipynb #0866267e
-def init(data:Annotated[Optional[str], typer.Option("--data", help="folder with images and labels")]=None,
-         board:Annotated[Optional[str], typer.Option("--board", help="such as nano, xavier-nx, orin-nano, orin-nx, agx-orin, thor")]=None,
-         fps:Annotated[Optional[float], typer.Option("--fps", help="frames a second that are wanted")]=None,
-         out:Annotated[Optional[Path], typer.Option("--out", help="file to write")]=None,
-         weights:Annotated[str, typer.Option("--weights", help="official, none, or a file or folder to start from")]="official",
-         format:Annotated[str, typer.Option("--format", help="of the labels; auto: found by itself")]="auto",
-         yes:Annotated[bool, typer.Option("--yes", help="ask nothing: defaults for what is not said")]=False,
-         force:Annotated[bool, typer.Option("--force", help="replace the file if it is there")]=False):
+def init(data: Annotated[Optional[str], typer.Option("--data", help="folder with images and labels")] = None,
+         board: Annotated[
+             Optional[str],
+             typer.Option("--board", help="such as nano, xavier-nx, orin-nano, orin-nx, agx-orin, thor")] = None,
+         fps: Annotated[Optional[float], typer.Option("--fps", help="frames a second that are wanted")] = None,
+         out: Annotated[Optional[Path], typer.Option("--out", help="file to write")] = None,
+         weights: Annotated[
+             str, typer.Option("--weights", help="official, none, or a file or folder to start from")] = "official",
+         format: Annotated[str, typer.Option("--format", help="of the labels; auto: found by itself")] = "auto",
+         yes: Annotated[bool, typer.Option("--yes", help="ask nothing: defaults for what is not said")] = False,
+         force: Annotated[bool, typer.Option("--force", help="replace the file if it is there")] = False):
     "Write a first config for your data, board and speed, with a reason on every line."
     from jetson_det.runtime.files import InputError, write_bytes_atomic
     talk = not yes and sys.stdin.isatty()
-    if not talk and not data: raise InputError("--data is missing: the folder with images and labels (or call it in a terminal, and it asks)")
-    if not talk and not yes and not (board and fps and out): raise InputError("no terminal to ask at: say --board, --fps and --out, or --yes for the defaults")
-    board, fps = board_named(board) if board else None, None if fps is None else _fps(fps) # what is wrong is told before anything is asked
+    if not talk and not data:
+        raise InputError("--data is missing: the folder with images and labels (or call it in a terminal, and it asks)")
+    if not talk and not yes and not (board and fps and out):
+        raise InputError("no terminal to ask at: say --board, --fps and --out, or --yes for the defaults")
+    # what is wrong is told before anything is asked
+    board = board_named(board) if board else None
+    fps = None if fps is None else _fps(fps)
     path = _free(out or Path("config.yaml"), force) if out or not talk else None
     if data is None: data, ds = ask("Folder with images and labels", take=lambda a: (a, _read(a, format)))
     else: ds = _read(data, format)
@@ -284,7 +346,8 @@ def init(data:Annotated[Optional[str], typer.Option("--data", help="folder with 
 def _ask_board()->str:
     "Show the boards, and ask for one."
     print("Boards:")
-    for i, (name, b) in enumerate(BOARDS.items(), 1): print(f"  {i:2} {name:16} {b.label:20} TensorRT {b.tensorrt}{'' if b.ms else '; speeds not measured'}")
+    for i, (name, b) in enumerate(BOARDS.items(), 1):
+        print(f"  {i:2} {name:16} {b.label:20} TensorRT {b.tensorrt}{'' if b.ms else '; speeds not measured'}")
     return ask("Board, by name or number", _this_board() or "orin-nano", board_named)
 
 def _text(ds, data:str, board:str, fps:float, weights:str, format:str)->str:
@@ -292,23 +355,33 @@ def _text(ds, data:str, board:str, fps:float, weights:str, format:str)->str:
     import yaml
     from jetson_det.config import Config
     from jetson_det.runtime.files import InputError
-    if weights not in ("official", "none", "") and not Path(weights).exists(): raise InputError(f"--weights {weights}: no such file or folder; or say official, or none")
+    if weights not in ("official", "none", "") and not Path(weights).exists():
+        raise InputError(f"--weights {weights}: no such file or folder; or say official, or none")
     weights = None if weights in ("none", "") else weights
     lines, advice = plan_lines(ds, os.path.expanduser(data), board, fps, weights, format)
-    head = [f"Made by jetson-det init for {data}: {BOARDS[board].label}, {fps:g} frames a second.",
-            "What is not named here keeps its default; jetson-det config explain -c FILE tells each value and where it comes from.",
-            "Speeds are published figures, the network alone, on others' boards; jetson-det bench measures yours."]
+    head = [
+        f"Made by jetson-det init for {data}: {BOARDS[board].label}, {fps:g} frames a second.",
+        (
+            "What is not named here keeps its default; jetson-det config explain -c FILE tells each value and where it"
+            " comes from."
+        ),
+        "Speeds are published figures, the network alone, on others' boards; jetson-det bench measures yours.",
+    ]
     text = config_text(lines, advice, head)
     Config.model_validate(yaml.safe_load(text))
     return text
 
 # %% ../nbs/81_cli_init.ipynb #573f4223
-config_app = typer.Typer(no_args_is_help=True, help="What the settings are, where they come from, what two configs do differently.")
+config_app = typer.Typer(no_args_is_help=True,
+                         help="What the settings are, where they come from, what two configs do differently.")
 
-ConfigFile = Annotated[Optional[str], typer.Option("-c", "--config", help="YAML file, the name of a recipe in configs/, or the folder of a run")]
+ConfigFile = Annotated[
+    Optional[str],
+    typer.Option("-c", "--config", help="YAML file, the name of a recipe in configs/, or the folder of a run")]
 
 @config_app.command("schema")
-def config_schema_verb(out:Annotated[Optional[Path], typer.Option("--out", help="file to write; none: to standard output")]=None):
+def config_schema_verb(out: Annotated[Optional[Path],
+                                      typer.Option("--out", help="file to write; none: to standard output")] = None):
     "A JSON schema of the config, for editors that complete and check YAML."
     import json
     from jetson_det.config_tools import config_schema
@@ -320,9 +393,11 @@ def config_schema_verb(out:Annotated[Optional[Path], typer.Option("--out", help=
 
 # %% ../nbs/81_cli_init.ipynb #7571950e
 @config_app.command("explain")
-def config_explain_verb(key:Annotated[str, typer.Argument(metavar="[KEY]", help="train.epochs, epochs, or a section; none: all")]="",
-                        overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.SUB=VALUE]...", help="settings as for train")]=None,
-                        config:ConfigFile=None):
+def config_explain_verb(
+        key: Annotated[str, typer.Argument(metavar="[KEY]", help="train.epochs, epochs, or a section; none: all")] = "",
+        overrides: Annotated[Optional[List[str]],
+                             typer.Argument(metavar="[KEY.SUB=VALUE]...", help="settings as for train")] = None,
+        config: ConfigFile = None):
     "What settings are, may be and mean, and where their values come from."
     from jetson_det.config_tools import explain
     words = list(overrides or [])

@@ -25,37 +25,97 @@ class Section(BaseModel):
 class DataConfig(Section):
     "Which images, which classes, which size."
     path:str = Field("", description="folder with images and labels; empty: generated scenes of a loading dock")
-    format:str = Field("auto", description="auto, or the name of a label format: coco, voc, yolo, csv, labelme, cvat, kitti, openimages, plates")
+    format: str = Field(
+        "auto",
+        description=(
+            "auto, or the name of a label format: coco, voc, yolo, csv, labelme, cvat, kitti, openimages, plates"
+        ),
+    )
     classes:Optional[List[str]] = Field(None, description="class names in order; none: those of the data")
     input_size:List[int] = Field([416, 416], description="network input (height, width), multiples of 32")
     val:float = Field(.2, ge=0, lt=1, description="share for validation where the data has no list of its own")
     test:float = Field(.1, ge=0, lt=1, description="share for the final test where the data has no list of its own")
     split_by:str = Field("random", description="how splits are made: random, stratified or group")
-    group_by:str = Field("", description="what makes images a group: folder, or a regular expression whose first bracket is the group's name; empty: what the labels say")
-    splits:str = Field("", description="folder with train.txt, val.txt, test.txt, as `jetson-det data split` writes them; empty: the data's own, else made")
+    group_by: str = Field(
+        "",
+        description=(
+            "what makes images a group: folder, or a regular expression whose first bracket is the group's name; empty:"
+            " what the labels say"
+        ),
+    )
+    splits: str = Field(
+        "",
+        description=(
+            "folder with train.txt, val.txt, test.txt, as `jetson-det data split` writes them; empty: the data's own,"
+            " else made"
+        ),
+    )
     seed:int = Field(0, ge=0, description="seed of the made splits")
     workers:int = Field(2, ge=0, description="processes that prepare images; 0: none, in the training process")
     strict:bool = Field(False, description="stop at the first flawed label or image")
-    cache:str = Field("none", pattern="^(none|ram|disk)$", description="decoded images kept: none (one group of 64), ram (shared by the workers), disk (one mapped file)")
-    augment_on:str = Field("cpu", pattern="^(cpu|device)$", description="where images are augmented: cpu (the workers), or the training's device, with the whole dataset in its memory")
-    balance:str = Field("none", pattern="^(none|repeat)$", description="repeat: images with rare classes are seen more than once an epoch")
-    balance_threshold:float = Field(.1, gt=0, le=1, description="classes in less than this share of the images are repeated: sqrt(threshold / share) times (LVIS)")
-    max_flawed:float = Field(.01, ge=0, le=1, description="share of images that may have flaws, which are then left out or clipped")
+    cache: str = Field(
+        "none",
+        pattern="^(none|ram|disk)$",
+        description="decoded images kept: none (one group of 64), ram (shared by the workers), disk (one mapped file)")
+    augment_on: str = Field(
+        "cpu",
+        pattern="^(cpu|device)$",
+        description=
+        "where images are augmented: cpu (the workers), or the training's device, with the whole dataset in its memory")
+    balance: str = Field("none",
+                         pattern="^(none|repeat)$",
+                         description="repeat: images with rare classes are seen more than once an epoch")
+    balance_threshold: float = Field(
+        .1,
+        gt=0,
+        le=1,
+        description="classes in less than this share of the images are repeated: sqrt(threshold / share) times (LVIS)")
+    max_flawed: float = Field(.01,
+                              ge=0,
+                              le=1,
+                              description="share of images that may have flaws, which are then left out or clipped")
 
     @field_validator("input_size")
     @classmethod
     def _sizes(cls, v):
         "Two multiples of 32: the network halves the image five times."
-        if len(v) != 2 or any(s < 32 or s % 32 for s in v): raise ValueError(f"two multiples of 32 (height, width), not {v}")
+        if len(v) != 2 or any(s < 32 or s % 32 for s in v):
+            raise ValueError(f"two multiples of 32 (height, width), not {v}")
         return v
 
 # %% ../nbs/01_config.ipynb #e615a1d4
 class ModelConfig(Section):
     "Which network, and from which weights."
-    name:str = Field("yolox-nano", description="yolox-nano, -tiny, -s, -m, -l or -x; rtdetr-r18 and other DETRs; yolo11n, yolo26n and other YOLOs of Ultralytics (AGPL-3.0)")
-    gains:Dict[str, float] = Field({}, description="factors of loss terms that differ from the family's own, such as {box: 7.5, cls: 0.5, dfl: 1.5} of the YOLOs of Ultralytics")
-    prune:float = Field(0., ge=0, lt=1, description="share of the work (GFLOPs) of model.weights to remove, whole channels at a time, before they are trained further; 0: none")
-    weights:Optional[str] = Field(None, description="an official model's name (yolox-nano: downloaded once), a model of the Hugging Face hub (owner/name), a URL, a .pth, a .safetensors, one of our checkpoints or an ONNX file; none: from nothing")
+    name: str = Field(
+        "yolox-nano",
+        description=(
+            "yolox-nano, -tiny, -s, -m, -l or -x; rtdetr-r18 and other DETRs; yolo11n, yolo26n and other YOLOs of"
+            " Ultralytics (AGPL-3.0)"
+        ),
+    )
+    gains: Dict[str, float] = Field(
+        {},
+        description=(
+            "factors of loss terms that differ from the family's own, such as {box: 7.5, cls: 0.5, dfl: 1.5} of the"
+            " YOLOs of Ultralytics"
+        ),
+    )
+    prune: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "share of the work (GFLOPs) of model.weights to remove, whole channels at a time, before they are trained"
+            " further; 0: none"
+        ),
+    )
+    weights: Optional[str] = Field(
+        None,
+        description=(
+            "an official model's name (yolox-nano: downloaded once), a model of the Hugging Face hub (owner/name), a"
+            " URL, a .pth, a .safetensors, one of our checkpoints or an ONNX file; none: from nothing"
+        ),
+    )
 
 # %% ../nbs/01_config.ipynb #0e05f75a
 class AugmentConfig(Section):
@@ -65,24 +125,41 @@ class AugmentConfig(Section):
     degrees:float = Field(10., ge=0, le=180, description="largest rotation of a mosaic, degrees")
     translate:float = Field(.1, ge=0, le=1, description="largest shift of a mosaic, share of the input size")
     shear:float = Field(2., ge=0, le=45, description="largest shear of a mosaic, degrees")
-    mixup:float = Field(0., ge=0, le=1, description="share of mosaics blended with another image; YOLOX: 1 from size s on")
+    mixup: float = Field(0.,
+                         ge=0,
+                         le=1,
+                         description="share of mosaics blended with another image; YOLOX: 1 from size s on")
     mixup_scale:List[float] = Field([.5, 1.5], description="range of the blended image's zoom")
     hsv:List[int] = Field([5, 30, 30], description="largest shifts of hue (of 180), saturation and value (of 255)")
     hsv_prob:float = Field(1., ge=0, le=1, description="share of samples whose colours are shifted")
     flip:float = Field(.5, ge=0, le=1, description="share of samples mirrored left to right")
-    flip_vertical:float = Field(0., ge=0, le=1, description="share of samples mirrored top to bottom; for pictures from above")
-    affine:float = Field(0., ge=0, le=1, description="share of samples without mosaic that are turned, zoomed, sheared and shifted like mosaics")
+    flip_vertical: float = Field(0.,
+                                 ge=0,
+                                 le=1,
+                                 description="share of samples mirrored top to bottom; for pictures from above")
+    affine: float = Field(
+        0.,
+        ge=0,
+        le=1,
+        description="share of samples without mosaic that are turned, zoomed, sheared and shifted like mosaics")
     crop:float = Field(0., ge=0, le=1, description="share of samples without mosaic that are a part of their image")
     crop_scale:List[float] = Field([.3, 1.], description="range of the part's sides, as a share of the image's")
-    zoom_out:float = Field(0., ge=0, le=1, description="share of samples without mosaic that are shrunk onto a larger grey canvas (SSD)")
+    zoom_out: float = Field(
+        0., ge=0, le=1, description="share of samples without mosaic that are shrunk onto a larger grey canvas (SSD)")
     zoom_out_scale:List[float] = Field([1., 4.], description="range of the canvas's sides over the image's")
     copy_paste:float = Field(0., ge=0, le=1, description="share of samples onto which boxes of other images are pasted")
     copy_paste_boxes:int = Field(3, ge=1, description="boxes pasted at most")
-    transforms:Optional[Union[str, List]] = Field(None, description="albumentations transforms applied after ours: a list, or a YAML file with one")
+    transforms: Optional[Union[str, List]] = Field(
+        None, description="albumentations transforms applied after ours: a list, or a YAML file with one")
     multiscale:int = Field(5, ge=0, description="input size varies by this many steps of 32 up and down; 0: never")
     multiscale_every:int = Field(10, ge=1, description="batches between changes of the input size")
-    min_box:float = Field(1., ge=0, description="boxes with a side below this many pixels after augmentation are dropped")
-    min_visible:float = Field(.1, ge=0, le=1, description="boxes of which less than this share stays in the image are dropped")
+    min_box: float = Field(1.,
+                           ge=0,
+                           description="boxes with a side below this many pixels after augmentation are dropped")
+    min_visible: float = Field(.1,
+                               ge=0,
+                               le=1,
+                               description="boxes of which less than this share stays in the image are dropped")
 
     @field_validator("mosaic_scale", "mixup_scale", "crop_scale", "zoom_out_scale")
     @classmethod
@@ -95,7 +172,8 @@ class AugmentConfig(Section):
     @classmethod
     def _shifts(cls, v):
         "Three shifts that stay within a byte."
-        if len(v) != 3 or any(not 0 <= s <= 255 for s in v): raise ValueError(f"three shifts of 0 to 255 (hue, saturation, value), not {v}")
+        if len(v) != 3 or any(not 0 <= s <= 255 for s in v):
+            raise ValueError(f"three shifts of 0 to 255 (hue, saturation, value), not {v}")
         return v
 
 # %% ../nbs/01_config.ipynb #af03a4a3
@@ -104,22 +182,34 @@ class TrainConfig(Section):
     epochs:int = Field(100, ge=1, description="times every training image is seen")
     batch_size:int = Field(8, ge=1, description="images in one micro-batch on one device")
     accumulate:int = Field(1, ge=1, description="micro-batches in one step; their loss is divided once, exactly")
-    optimizer:str = Field("sgd", description="sgd (Nesterov, what the YOLOs were tuned with), adam or adamw (transformers)")
-    lr:Optional[float] = Field(None, gt=0, description="learning rate, whatever the batch; none: lr_per_image x effective batch")
-    lr_per_image:float = Field(.01/64, gt=0, description="learning rate for each image of the effective batch (YOLOX: 0.01/64)")
+    optimizer: str = Field("sgd",
+                           description="sgd (Nesterov, what the YOLOs were tuned with), adam or adamw (transformers)")
+    lr: Optional[float] = Field(None,
+                                gt=0,
+                                description="learning rate, whatever the batch; none: lr_per_image x effective batch")
+    lr_per_image: float = Field(.01/64,
+                                gt=0,
+                                description="learning rate for each image of the effective batch (YOLOX: 0.01/64)")
     betas:List[float] = Field([.9, .999], description="decay of Adam's averages of gradient and squared gradient")
-    lookahead:int = Field(0, ge=0, description="Lookahead pulls the weights back every so many steps; 0: off (the paper has 5)")
+    lookahead: int = Field(0,
+                           ge=0,
+                           description="Lookahead pulls the weights back every so many steps; 0: off (the paper has 5)")
     lookahead_alpha:float = Field(.5, gt=0, le=1, description="how far Lookahead's slow weights follow")
     momentum:float = Field(.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay:float = Field(5e-4, ge=0, description="L2 decay of convolution weights; none on BatchNorm and biases")
-    schedule:str = Field("cosine", description="cosine, linear, exponential (all fall to min_lr_ratio), multistep or constant")
+    schedule: str = Field("cosine",
+                          description="cosine, linear, exponential (all fall to min_lr_ratio), multistep or constant")
     milestones:List[int] = Field([], description="epochs after which multistep multiplies the rate by gamma")
     gamma:float = Field(.1, gt=0, le=1, description="factor of multistep at each milestone")
     warmup_epochs:float = Field(5., ge=0, description="epochs in which the learning rate rises")
     warmup_steps:Optional[int] = Field(None, ge=0, description="warm-up in optimizer steps, instead of warmup_epochs")
-    warmup_shape:str = Field("quadratic", pattern="^(quadratic|linear)$", description="how the rate rises: quadratic (YOLOX) or linear (the DETRs)")
+    warmup_shape: str = Field("quadratic",
+                              pattern="^(quadratic|linear)$",
+                              description="how the rate rises: quadratic (YOLOX) or linear (the DETRs)")
     min_lr_ratio:float = Field(.05, gt=0, le=1, description="share of the learning rate that is left at the end")
-    no_aug_epochs:int = Field(15, ge=0, description="last epochs without mosaic and mixup, with the L1 loss, at the lowest rate")
+    no_aug_epochs: int = Field(15,
+                               ge=0,
+                               description="last epochs without mosaic and mixup, with the L1 loss, at the lowest rate")
     ema:bool = Field(True, description="keep a moving average of the weights, which is what is evaluated and shipped")
     ema_decay:float = Field(.9998, gt=0, lt=1, description="decay of the moving average")
     ema_tau:float = Field(2000., gt=0, description="steps in which the average takes up its full length")
@@ -131,28 +221,67 @@ class TrainConfig(Section):
     save_every:int = Field(1, ge=1, description="epochs between checkpoints")
     save_minutes:float = Field(5., gt=0, description="minutes between checkpoints inside an epoch")
     keep:int = Field(2, ge=1, description="newest checkpoints kept, beside the best one")
-    class_weights:str = Field("none", pattern="^(none|balanced)$", description="balanced: the class loss of rare classes counts more (data.balance.class_weights)")
+    class_weights: str = Field(
+        "none",
+        pattern="^(none|balanced)$",
+        description="balanced: the class loss of rare classes counts more (data.balance.class_weights)")
     freeze:List[str] = Field([], description="stages that do not learn, by the names of Detector.stages()")
     freeze_until_epoch:int = Field(0, ge=0, description="epochs after which the stages of freeze learn; 0: never")
-    unfreeze:Dict[int, List[str]] = Field({}, description="epochs done -> stages that learn from then on and are frozen until then")
-    freeze_bn:Optional[bool] = Field(None, description="true: BatchNorm keeps its statistics and weights; false: all of it learns; none: as the family was published, and from nothing all of it learns")
+    unfreeze: Dict[int, List[str]] = Field(
+        {}, description="epochs done -> stages that learn from then on and are frozen until then")
+    freeze_bn: Optional[bool] = Field(
+        None,
+        description=(
+            "true: BatchNorm keeps its statistics and weights; false: all of it learns; none: as the family was"
+            " published, and from nothing all of it learns"
+        ),
+    )
     threads:Optional[int] = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
     channels_last:bool = Field(True, description="memory order of images and weights; changes speed alone")
     log_every:int = Field(10, ge=1, description="steps between rows of the log")
-    auto_batch:bool = Field(False, description="take the largest micro-batch that fits into the memory; batch_size x accumulate stays as set")
+    auto_batch: bool = Field(
+        False,
+        description="take the largest micro-batch that fits into the memory; batch_size x accumulate stays as set")
     memory_share:float = Field(.85, gt=0, le=1, description="share of the device's memory that auto_batch may fill")
-    checkpoint_stages:bool = Field(False, description="gradient checkpointing: activations are worked out again in the backward pass; less memory, more work")
-    compile:bool = Field(False, description="torch.compile; takes minutes before the first step and needs a C++ compiler")
-    deterministic:bool = Field(False, description="the same bits each time (with the same train.threads), or an error that names the operation")
-    fallback:str = Field("none", pattern="^(none|cpu)$", description="cpu: when the GPU is lost, go on there from the newest checkpoint")
-    overfit_batches:int = Field(0, ge=0, description="learn the images of this many micro-batches by heart, without augmentation, and evaluate on them: a test of the recipe; 0: all images")
-    on_nan:str = Field("stop", pattern="^(stop|rollback)$", description="when a loss is not finite: stop, or go back to the newest checkpoint and on with half the learning rate (three times at most)")
-    swa_epochs:int = Field(0, ge=0, description="average the weights of the last epochs (SWA); ships where it is better; 0: off")
-    average_best:int = Field(0, ge=0, description="average the weights of so many best epochs; ships where it is better; 0: off")
+    checkpoint_stages: bool = Field(
+        False,
+        description=
+        "gradient checkpointing: activations are worked out again in the backward pass; less memory, more work")
+    compile: bool = Field(False,
+                          description="torch.compile; takes minutes before the first step and needs a C++ compiler")
+    deterministic: bool = Field(
+        False,
+        description="the same bits each time (with the same train.threads), or an error that names the operation")
+    fallback: str = Field("none",
+                          pattern="^(none|cpu)$",
+                          description="cpu: when the GPU is lost, go on there from the newest checkpoint")
+    overfit_batches: int = Field(
+        0,
+        ge=0,
+        description=(
+            "learn the images of this many micro-batches by heart, without augmentation, and evaluate on them: a test"
+            " of the recipe; 0: all images"
+        ),
+    )
+    on_nan: str = Field(
+        "stop",
+        pattern="^(stop|rollback)$",
+        description=(
+            "when a loss is not finite: stop, or go back to the newest checkpoint and on with half the learning rate"
+            " (three times at most)"
+        ),
+    )
+    swa_epochs: int = Field(
+        0, ge=0, description="average the weights of the last epochs (SWA); ships where it is better; 0: off")
+    average_best: int = Field(
+        0, ge=0, description="average the weights of so many best epochs; ships where it is better; 0: off")
     patience:int = Field(0, ge=0, description="epochs without a better AP after which the training ends; 0: never")
     trackers:List[str] = Field(["tensorboard"], description="where curves are drawn: tensorboard, wandb, mlflow")
     project:str = Field("jetson_det", min_length=1, description="project of W&B, experiment of MLflow")
-    resource_seconds:float = Field(30., ge=0, description="seconds between rows of resources.csv (CPU, memory, graphics cards, disk); 0: no such file")
+    resource_seconds: float = Field(
+        30.,
+        ge=0,
+        description="seconds between rows of resources.csv (CPU, memory, graphics cards, disk); 0: no such file")
 
     @field_validator("betas")
     @classmethod
@@ -216,20 +345,23 @@ def _read_yaml(
 )->tuple: # (values as nested dictionaries, lines by key)
     "Read one file; `InputError` with the line when it is no YAML or no mapping."
     try: text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}")
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}")
     try: values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         raise InputError(f"{path}, line {mark.line + 1 if mark else '?'}: not valid YAML: {getattr(e, 'problem', e)}")
     if values is None: return {}, {}
-    if not isinstance(values, dict): raise InputError(f"{path}, line 1: expected sections such as `train:`, found {type(values).__name__}")
+    if not isinstance(values, dict):
+        raise InputError(f"{path}, line 1: expected sections such as `train:`, found {type(values).__name__}")
     return values, _lines(node)
 
 # %% ../nbs/01_config.ipynb #415642e4
 def _merged(below:dict, above:dict)->dict:
     "`below` with the values of `above` put over it, section by section."
     out = dict(below)
-    for k, v in above.items(): out[k] = _merged(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
+    for k, v in above.items():
+        out[k] = _merged(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
     return out
 
 # %% ../nbs/01_config.ipynb #f1101755
@@ -252,7 +384,8 @@ def _override(
 )->tuple: # (keys, value)
     "Take one override apart."
     key, eq, value = word.partition("=")
-    if not eq or not key.strip(): raise InputError(f"{word!r}: an override is written key.sub=value, such as train.epochs=20")
+    if not eq or not key.strip():
+        raise InputError(f"{word!r}: an override is written key.sub=value, such as train.epochs=20")
     try: return tuple(key.strip().split(".")), yaml.safe_load(value)
     except yaml.YAMLError: raise InputError(f"{word!r}: the value is not valid YAML")
 
@@ -278,7 +411,8 @@ def _one_line(error:ValidationError, places:dict)->str:
     "The first of pydantic's errors as one line."
     first = error.errors()[0]
     keys = tuple(k for k in first["loc"] if isinstance(k, str))
-    place, name = places.get(keys, ""), ".".join(keys)
+    place = places.get(keys, "")
+    name = ".".join(keys)
     if first["type"] == "extra_forbidden": text = f"unknown key {name!r}: {did_you_mean(keys[-1], _known_keys(keys))}"
     else: text = f"{name}: {first['msg'].replace('Value error, ', '')} (found {first['input']!r})"
     return f"{place}: {text}" if place else text
@@ -288,11 +422,13 @@ def load_config(
     path=None, # YAML file, or the name of one in configs/; none: the defaults
     overrides=(), # words such as "train.epochs=20", which win over the file
 )->Config: # checked settings
-    "Defaults, then the file with its bases, then the overrides. Raises `InputError` in one line for the first thing wrong."
+    """Defaults, then the file with its bases, then the overrides. Raises `InputError` in one line for the first
+    thing wrong."""
     values, places = _read_with_base(find_config(path)) if path else ({}, {})
     for word in overrides:
         keys, value = _override(word)
-        values, places[keys] = _put(values, keys, value), f"override {word!r}"
+        values = _put(values, keys, value)
+        places[keys] = f"override {word!r}"
     try: return Config.model_validate(values)
     except ValidationError as e: raise InputError(_one_line(e, places))
 
@@ -304,7 +440,8 @@ def find_config(
     if Path(name).is_file(): return Path(name)
     here = Path(__file__).parent if "__file__" in globals() else Path("../jetson_det").resolve()
     known = {f.stem: f for d in (here/"configs", here.parent/"configs") if d.is_dir() for f in sorted(d.glob("*.yaml"))}
-    if Path(name).name in (Path(name).stem, Path(name).stem + ".yaml") and Path(name).stem in known: return known[Path(name).stem]
+    if Path(name).name in (Path(name).stem, Path(name).stem + ".yaml") and Path(name).stem in known:
+        return known[Path(name).stem]
     raise InputError(f"{name}: no such file, and no recipe of that name: {did_you_mean(Path(name).stem, known)}")
 
 # %% ../nbs/01_config.ipynb #fc48a2cd
@@ -324,6 +461,7 @@ def describe(
     rows = []
     for name, field in Config.model_fields.items():
         if section and name != section: continue
-        for key, f in field.annotation.model_fields.items(): rows.append(f"{name}.{key} = {f.get_default()}  # {f.description}")
+        for key, f in field.annotation.model_fields.items():
+            rows.append(f"{name}.{key} = {f.get_default()}  # {f.description}")
     if not rows: raise InputError(f"unknown section {section!r}: {did_you_mean(section, Config.model_fields)}")
     return "\n".join(rows)

@@ -17,9 +17,13 @@ from .runtime.files import InputError
 _SIZE = dict(items=dict(type="integer", minimum=32, multipleOf=32), minItems=2, maxItems=2)
 _ZOOM = dict(items=dict(type="number", exclusiveMinimum=0), minItems=2, maxItems=2)
 # what the functions in `jetson_det.config` check, as a schema says it
-_LISTS = {"data.input_size": _SIZE, "augment.mosaic_scale": _ZOOM, "augment.mixup_scale": _ZOOM, "augment.crop_scale": _ZOOM, "augment.zoom_out_scale": _ZOOM,
-          "augment.hsv": dict(items=dict(type="integer", minimum=0, maximum=255), minItems=3, maxItems=3),
-          "train.betas": dict(items=dict(type="number", minimum=0, exclusiveMaximum=1), minItems=2, maxItems=2)}
+_LISTS = {
+    "data.input_size": _SIZE, "augment.mosaic_scale": _ZOOM, "augment.mixup_scale": _ZOOM, "augment.crop_scale": _ZOOM,
+    "augment.zoom_out_scale": _ZOOM, "augment.hsv": dict(items=dict(type="integer", minimum=0, maximum=255),
+                                                         minItems=3,
+                                                         maxItems=3),
+    "train.betas": dict(items=dict(type="number", minimum=0, exclusiveMaximum=1), minItems=2, maxItems=2)
+}
 
 def _choices(
     schema:dict, # of one value; changed in place
@@ -27,7 +31,8 @@ def _choices(
     "A pattern `^(a|b)$` as the list of what it allows."
     pattern = schema.get("pattern", "")
     words = pattern[2:-2].split("|")
-    if pattern.startswith("^(") and pattern.endswith(")$") and all(w.replace("_", "").replace("-", "").isalnum() for w in words):
+    if pattern.startswith("^(") and pattern.endswith(")$") and all(
+            w.replace("_", "").replace("-", "").isalnum() for w in words):
         del schema["pattern"]
         schema["enum"] = words
     for part in schema.get("anyOf", ()): _choices(part)
@@ -37,15 +42,23 @@ def _choices(
 def config_schema()->dict: # a JSON schema, draft 2020-12
     "Every key with its type, range, default and meaning."
     schema = Config.model_json_schema()
-    sections = {name: schema["$defs"][prop["$ref"].rsplit("/", 1)[-1]] for name, prop in schema["properties"].items() if "$ref" in prop}
+    sections = {
+        name: schema["$defs"][prop["$ref"].rsplit("/", 1)[-1]]
+        for name, prop in schema["properties"].items()
+        if "$ref" in prop
+    }
     for name, section in sections.items():
         schema["properties"][name].setdefault("description", section.get("description", ""))
         for key, prop in section["properties"].items():
             prop.pop("title", None)
             _choices(prop)
             prop.update(_LISTS.get(f"{name}.{key}", {}))
-    base = dict(type="string", description="another config that is read first, relative to this file; the keys here win over its keys")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "jetson_det config", "properties": {"base": base, **schema["properties"]}}
+    base = dict(type="string",
+                description="another config that is read first, relative to this file; the keys here win over its keys")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "jetson_det config",
+        "properties": {"base": base, **schema["properties"]}
+    }
 
 # %% ../nbs/02_config_tools.ipynb #a0ea7607
 def known_keys()->dict: # "section.key" -> its part of the schema
@@ -65,9 +78,12 @@ def find_keys(
     same = [k for k in known if k.split(".")[1] == text]
     if len(same) == 1: return same
     if same: raise InputError(f"{text!r}: several sections have it: {', '.join(same)}")
-    options = known if "." in text else [*dict.fromkeys([k.split(".")[0] for k in known] + [k.split(".")[1] for k in known])]
+    options = known if "." in text else [
+        *dict.fromkeys([k.split(".")[0] for k in known] + [k.split(".")[1] for k in known])
+    ]
     near = did_you_mean(text, options)
-    raise InputError(f"unknown key {text!r}: {near if near.startswith('did') else 'jetson-det config explain lists them all'}")
+    raise InputError(
+        f"unknown key {text!r}: {near if near.startswith('did') else 'jetson-det config explain lists them all'}")
 
 # %% ../nbs/02_config_tools.ipynb #e3b0ab9b
 def allowed(
@@ -77,11 +93,29 @@ def allowed(
     options = [p for p in prop.get("anyOf", [prop])]
     def one(p):
         if "enum" in p: return " or ".join(map(str, p["enum"]))
-        words = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "array": "list", "null": "none", "object": "mapping"}.get(p.get("type"), "anything")
-        if p.get("minItems") and p.get("minItems") == p.get("maxItems"): words = f"{p['minItems']} of: {one(p['items'])}"
-        low = f"from {p['minimum']:g}" if "minimum" in p else f"over {p['exclusiveMinimum']:g}" if "exclusiveMinimum" in p else ""
-        high = f"to {p['maximum']:g}" if "maximum" in p else f"under {p['exclusiveMaximum']:g}" if "exclusiveMaximum" in p else "on" if low.startswith("from") else ""
-        return " ".join(filter(None, (words, low, high, f"in multiples of {p['multipleOf']}" if "multipleOf" in p else "", f"like {p['pattern']}" if "pattern" in p else "")))
+        words = {
+            "integer": "whole number", "number": "number", "boolean": "true or false", "string": "text",
+            "array": "list", "null": "none", "object": "mapping"
+        }.get(p.get("type"), "anything")
+        if p.get("minItems") and p.get("minItems") == p.get("maxItems"):
+            words = f"{p['minItems']} of: {one(p['items'])}"
+        low = (
+            f"from {p['minimum']:g}"
+            if "minimum" in p
+            else f"over {p['exclusiveMinimum']:g}" if "exclusiveMinimum" in p else ""
+        )
+        high = (
+            f"to {p['maximum']:g}"
+            if "maximum" in p
+            else (
+                f"under {p['exclusiveMaximum']:g}"
+                if "exclusiveMaximum" in p
+                else "on" if low.startswith("from") else ""
+            )
+        )
+        return " ".join(
+            filter(None, (words, low, high, f"in multiples of {p['multipleOf']}" if "multipleOf" in p else "",
+                          f"like {p['pattern']}" if "pattern" in p else "")))
     return " or ".join(one(p) for p in options)
 
 # %% ../nbs/02_config_tools.ipynb #22f3d604
@@ -104,7 +138,8 @@ def as_yaml(
 )->str: # one line
     "A value as one writes it into a config."
     import yaml
-    return yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True).removesuffix("\n").removesuffix("\n...")
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf"),
+                          allow_unicode=True).removesuffix("\n").removesuffix("\n...")
 
 # %% ../nbs/02_config_tools.ipynb #44d40097
 def explain(
@@ -113,15 +148,18 @@ def explain(
     overrides=(), # words such as "train.epochs=20"
 )->list: # of Explained
     "What a setting is, may be and means, and where its value comes from. Raises InputError."
-    wanted, known = find_keys(key), known_keys()
+    wanted = find_keys(key)
+    known = known_keys()
     path = _config_of(path) if path else None
-    cfg, default = load_config(path, overrides), Config()
+    cfg = load_config(path, overrides)
+    default = Config()
     places = _read_with_base(find_config(path))[1] if path else {}
     places.update({_override(w)[0]: f"override {w!r}" for w in overrides})
     def one(name):
         section, leaf = name.split(".")
         value, was = (getattr(getattr(c, section), leaf) for c in (cfg, default))
-        return Explained(name, value, was, allowed(known[name]), known[name].get("description", ""), places.get((section, leaf)) or places.get((section,), "") * (value != was))
+        return Explained(name, value, was, allowed(known[name]), known[name].get("description", ""),
+                         places.get((section, leaf)) or places.get((section, ), "")*(value != was))
     return [one(name) for name in wanted]
 
 def _config_of(path): # a path or a recipe's name
@@ -142,5 +180,8 @@ def diff_configs(
 )->list: # of Change, in the order of the tree; empty when they would run the same
     "The settings in which two configs differ. Raises InputError."
     a, b = (c if isinstance(c, Config) else load_config(_config_of(c)) for c in (a, b))
-    flat = [{f"{s}.{k}": v for s, section in c.model_dump(mode="json").items() for k, v in section.items()} for c in (a, b)]
+    flat = [{f"{s}.{k}": v
+             for s, section in c.model_dump(mode="json").items()
+             for k, v in section.items()}
+            for c in (a, b)]
     return [Change(k, flat[0][k], flat[1][k]) for k in flat[0] if flat[0][k] != flat[1][k]]

@@ -1,4 +1,5 @@
-"""Imports what the networks of each family are made of: seconds that a process of the tests has behind it when it begins."""
+"""Imports what the networks of each family are made of: seconds that a process of the tests has behind it when it
+begins."""
 from jetson_det.core import InputError
 from jetson_det.models.detr.network import detr_classes
 from jetson_det.models.ultralytics.network import ultralytics_tasks

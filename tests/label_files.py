@@ -17,7 +17,8 @@ def put(root, files):
     for path, data in files.items():
         p = root / path
         p.parent.mkdir(parents=True, exist_ok=True)
-        p.write_bytes(data if isinstance(data, bytes) else (data if isinstance(data, str) else json.dumps(data)).encode())
+        p.write_bytes(data if isinstance(data, bytes) else (
+            data if isinstance(data, str) else json.dumps(data)).encode())
     return root
 
 

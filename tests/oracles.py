@@ -31,7 +31,9 @@ def yolox():
         _define_torchvision_operators()
         try: return importlib.import_module("yolox.models") and importlib.import_module("yolox")
         except ImportError as e:
-            if (e.name or "").split(".")[0] not in ("yolox", "loguru", "tabulate", "thop", "psutil", "ninja", "pycocotools"): raise
+            if (e.name or "").split(".")[0] not in ("yolox", "loguru", "tabulate", "thop", "psutil", "ninja",
+                                                    "pycocotools"):
+                raise
             return None
 
 
@@ -44,7 +46,9 @@ def yolox_model(name, n_classes):
     from yolox.models import YOLOX, YOLOPAFPN, YOLOXHead
 
     from jetson_det.models.yolox.network import SIZES
-    size, channels, depthwise = SIZES[name], [256, 512, 1024], name == "yolox-nano"
+    size = SIZES[name]
+    channels = [256, 512, 1024]
+    depthwise = name == "yolox-nano"
     model = YOLOX(YOLOPAFPN(size.depth, size.width, in_channels=channels, depthwise=depthwise),
                   YOLOXHead(n_classes, size.width, in_channels=channels, depthwise=depthwise))
     for m in model.modules():
@@ -54,9 +58,11 @@ def yolox_model(name, n_classes):
 
 
 def yolox_targets(boxes, labels):
-    "Our boxes (B,G,4) xyxy and labels (B,G) as the yolox package wants them: (B,G,5) label cx cy w h, padded with zeros at the end."
+    """Our boxes (B,G,4) xyxy and labels (B,G) as the yolox package wants them: (B,G,5) label cx cy w h, padded with
+    zeros at the end."""
     import torch
-    rows = torch.cat([labels[..., None].float(), (boxes[..., :2] + boxes[..., 2:])/2, boxes[..., 2:] - boxes[..., :2]], -1)
+    rows = torch.cat([labels[..., None].float(), (boxes[..., :2] + boxes[..., 2:])/2, boxes[..., 2:] - boxes[..., :2]],
+                     -1)
     out = torch.zeros_like(rows)
     for i, row in enumerate(rows):
         real = row[labels[i] >= 0]
@@ -72,16 +78,18 @@ def yolox_loss(head, outputs, targets, l1):
     import torch
 
     from jetson_det.models.yolox.network import anchors_for
-    anchors, sizes = anchors_for(outputs.grids, outputs.reg.device), [h*w for h, w in outputs.grids]
-    decoded = torch.cat([(outputs.reg[..., :2] + anchors.cells)*anchors.strides, outputs.reg[..., 2:].exp()*anchors.strides,
-                         outputs.obj, outputs.cls], -1)
+    anchors = anchors_for(outputs.grids, outputs.reg.device)
+    sizes = [h*w for h, w in outputs.grids]
+    decoded = torch.cat([(outputs.reg[..., :2] + anchors.cells)*anchors.strides,
+                         outputs.reg[..., 2:].exp()*anchors.strides, outputs.obj, outputs.cls], -1)
     head.use_l1 = l1
     xs, ys = ([c[None] for c in anchors.cells[:, k].split(sizes)] for k in (0, 1))
     strides = [s[None] for s in anchors.strides[:, 0].split(sizes)]
     images = torch.zeros(len(targets), 3, 8, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.cuda.amp.autocast is deprecated
-        return head.get_losses(images, xs, ys, strides, targets, decoded, [outputs.reg] if l1 else [], torch.float32)[:5]
+        return head.get_losses(images, xs, ys, strides, targets, decoded, [outputs.reg] if l1 else [],
+                               torch.float32)[:5]
 
 
 def random_scene(batch, n, size, classes, small=12., large=.4, seed=0):
@@ -96,18 +104,22 @@ def random_scene(batch, n, size, classes, small=12., large=.4, seed=0):
 
 
 def plausible_outputs(boxes, labels, size, classes, noise=.25, seed=1):
-    "Outputs of a network that has learned something: each anchor point finds the box it lies in, or the nearest, roughly."
+    """Outputs of a network that has learned something: each anchor point finds the box it lies in, or the nearest,
+    roughly."""
     import torch
 
     from jetson_det.models.yolox.network import STRIDES, YOLOXOutputs, anchors_for
     g = torch.Generator().manual_seed(seed)
     grids = tuple((size[0]//s, size[1]//s) for s in STRIDES)
     anchors = anchors_for(grids, boxes.device)
-    middle, wh = (boxes[..., :2] + boxes[..., 2:])/2, boxes[..., 2:] - boxes[..., :2]
+    middle = (boxes[..., :2] + boxes[..., 2:])/2
+    wh = boxes[..., 2:] - boxes[..., :2]
     away = ((anchors.centers[:, None] - middle[:, None]).abs()/wh[:, None].clamp(min=1)).amax(-1)
     near = away.masked_fill((labels < 0)[:, None], 1e9).argmin(-1)[..., None].expand(-1, -1, 2)
-    middle, wh = middle.gather(1, near), wh.gather(1, near).clamp(min=1)
+    middle = middle.gather(1, near)
+    wh = wh.gather(1, near).clamp(min=1)
     dice = torch.randn(*wh.shape[:2], 4, generator=g)*noise
-    reg = torch.cat([(middle + dice[..., :2]*wh)/anchors.strides - anchors.cells, (wh*(1 + dice[..., 2:]).clamp(.3)/anchors.strides).log()], -1)
+    reg = torch.cat([(middle + dice[..., :2]*wh)/anchors.strides - anchors.cells,
+                     (wh*(1 + dice[..., 2:]).clamp(.3)/anchors.strides).log()], -1)
     logits = torch.randn(*wh.shape[:2], 1 + classes, generator=g) - 3
     return YOLOXOutputs(reg, logits[..., :1].clone(), logits[..., 1:].clone(), grids)

@@ -1,4 +1,5 @@
-"""The schema against the reader of the configuration: what one accepts the other does; every shipped recipe is valid."""
+"""The schema against the reader of the configuration: what one accepts the other does; every shipped recipe is
+valid."""
 import copy
 import re
 from pathlib import Path
@@ -32,7 +33,8 @@ def test_recipes_are_valid(recipe, valid):
 def test_every_saved_config_is_valid(valid, tmp_path):
     save_config(Config(), tmp_path/"c.yaml")
     values = yaml.safe_load((tmp_path/"c.yaml").read_text())
-    assert valid(values) and valid({}) and valid({"base": "other.yaml"}) and valid({"base": "other.yaml", "train": {"epochs": 3}})
+    assert valid(values) and valid({}) and valid({"base": "other.yaml"}) and valid(
+        {"base": "other.yaml", "train": {"epochs": 3}})
     assert list(known_keys()) == [f"{s}.{k}" for s, section in values.items() for k in section]
 
 
@@ -47,7 +49,8 @@ def probes():
     for key, prop in known_keys().items():
         for part in prop.get("anyOf", [prop]):
             for edge, step in (("minimum", -1), ("exclusiveMinimum", 0), ("maximum", 1), ("exclusiveMaximum", 0)):
-                if edge in part: yield from ((key, part[edge]), (key, part[edge] + step), (key, part[edge] + .5 * (step or 1)))
+                if edge in part:
+                    yield from ((key, part[edge]), (key, part[edge] + step), (key, part[edge] + .5 * (step or 1)))
             yield from ((key, w) for w in part.get("enum", ()))
         yield from ((key, v) for v in (None, "certainly not this one", [], [1], {"a": 1}, -5))
 
@@ -76,7 +79,8 @@ def test_lists_named_here_are_there(): assert set(_LISTS) <= set(known_keys())
 
 
 def test_unknown_keys_are_underlined(valid):
-    for wrong in ({"trian": {}}, {"train": {"epoks": 3}}, {"train": 3}, {"train": [1]}): assert not valid(wrong) and not accepted(wrong)
+    for wrong in ({"trian": {}}, {"train": {"epoks": 3}}, {"train": 3}, {"train": [1]}):
+        assert not valid(wrong) and not accepted(wrong)
 
 
 def test_each_key_says_what_it_means():
@@ -88,9 +92,11 @@ def test_explain_names_the_place(tmp_path):
     (tmp_path/"b.yaml").write_text("base: a.yaml\ntrain:\n  seed: 1\n  epochs: 30\n")
     (tmp_path/"c.yaml").write_text("base: b.yaml\n")
     get = lambda key, *words: explain(key, tmp_path/"c.yaml", words)[0]
-    assert get("epochs").place == f"{tmp_path/'b.yaml'}, line 4" and get("epochs").value == 30 and get("epochs").default == 100
+    assert get("epochs").place == f"{tmp_path/'b.yaml'}, line 4" and get("epochs").value == 30 and get(
+        "epochs").default == 100
     assert get("data.path").place == f"{tmp_path/'a.yaml'}, line 4"
-    assert get("train.epochs", "train.epochs=7")[1:] == (7, 100, "whole number from 1 on", get("epochs").description, "override 'train.epochs=7'")
+    assert get("train.epochs", "train.epochs=7")[1:] == (7, 100, "whole number from 1 on", get("epochs").description,
+                                                         "override 'train.epochs=7'")
     assert get("momentum").place == "" and "(the default)" in str(get("momentum"))
     assert get("train.clip", "train={clip: 3}").place == "override 'train={clip: 3}'"
     assert len(explain()) == len(known_keys()) and not any(e.place for e in explain())
@@ -108,9 +114,13 @@ def test_a_misspelt_key_is_one_line(text, part):
 def test_diff(tmp_path):
     assert diff_configs(Config(), Config()) == []
     changed = Config()
-    changed.train.epochs, changed.data.classes = 3, ["no", "Sack"]
-    assert diff_configs(Config(), changed) == [Change("data.classes", None, ["no", "Sack"]), Change("train.epochs", 100, 3)]
-    assert [str(c) for c in diff_configs(Config(), changed)] == ["data.classes: null -> ['no', Sack]", "train.epochs: 100 -> 3"]
+    changed.train.epochs = 3
+    changed.data.classes = ["no", "Sack"]
+    assert diff_configs(Config(),
+                        changed) == [Change("data.classes", None, ["no", "Sack"]),
+                                     Change("train.epochs", 100, 3)]
+    assert [str(c) for c in diff_configs(Config(), changed)
+            ] == ["data.classes: null -> ['no', Sack]", "train.epochs: 100 -> 3"]
     assert diff_configs(*RECIPES[:2]) == [Change(c.key, c.b, c.a) for c in diff_configs(*RECIPES[1::-1])] != []
     with pytest.raises(InputError, match="no such file"): diff_configs("nowhere.yaml", Config())
 

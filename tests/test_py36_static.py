@@ -12,14 +12,29 @@ RUNTIME = Path(__file__).parent.parent / "jetson_det" / "runtime"
 MODULES = sorted(RUNTIME.rglob("*.py"))
 ALLOWED = {"numpy", "cv2"}  # beside the standard library and the runtime itself
 LAZY = {"onnxruntime", "tensorrt", "pycuda"}  # inside the functions that need them
-NOT_IN_36 = {"dataclasses", "contextvars", "graphlib", "zoneinfo", "tomllib", "importlib.metadata", "importlib.resources"}
+NOT_IN_36 = {
+    "dataclasses", "contextvars", "graphlib", "zoneinfo", "tomllib", "importlib.metadata", "importlib.resources"
+}
 NAMES_NOT_IN_36 = {
-    "typing": "Literal Protocol Final TypedDict runtime_checkable Annotated ForwardRef SupportsIndex get_origin get_args ParamSpec TypeAlias Self".split(),
-    "contextlib": ["nullcontext", "AsyncExitStack", "asynccontextmanager", "chdir"], "functools": ["cached_property", "cache", "singledispatchmethod"],
-    "math": ["prod", "dist", "comb", "perm", "isqrt", "lcm", "nextafter"], "time": ["perf_counter_ns", "time_ns", "monotonic_ns", "process_time_ns"],
-    "datetime": ["UTC"], "__future__": ["annotations"], "itertools": ["pairwise", "batched"], "statistics": ["fmean", "quantiles", "NormalDist"],
-    "shlex": ["join"], "asyncio": ["run", "to_thread"], "importlib": ["metadata", "resources"]}
-METHODS_NOT_IN_36 = {"removeprefix", "removesuffix", "fromisoformat", "is_relative_to", "with_stem", "unlink_missing", "isascii"}
+    "typing": (
+        "Literal Protocol Final TypedDict runtime_checkable Annotated ForwardRef SupportsIndex get_origin get_args"
+        " ParamSpec TypeAlias Self".split()
+    ),
+    "contextlib": ["nullcontext", "AsyncExitStack", "asynccontextmanager", "chdir"],
+    "functools": ["cached_property", "cache", "singledispatchmethod"],
+    "math": ["prod", "dist", "comb", "perm", "isqrt", "lcm", "nextafter"],
+    "time": ["perf_counter_ns", "time_ns", "monotonic_ns", "process_time_ns"],
+    "datetime": ["UTC"],
+    "__future__": ["annotations"],
+    "itertools": ["pairwise", "batched"],
+    "statistics": ["fmean", "quantiles", "NormalDist"],
+    "shlex": ["join"],
+    "asyncio": ["run", "to_thread"],
+    "importlib": ["metadata", "resources"],
+}
+METHODS_NOT_IN_36 = {
+    "removeprefix", "removesuffix", "fromisoformat", "is_relative_to", "with_stem", "unlink_missing", "isascii"
+}
 KEYWORDS_NOT_IN_36 = {"capture_output", "missing_ok", "dirs_exist_ok", "stacklevel_skip"}
 
 
@@ -27,11 +42,17 @@ def problems(source):
     "What a Python 3.6 would not take, and imports that a board cannot serve: `line: what`."
     try: tree = ast.parse(source, feature_version=(3, 6))
     except SyntaxError as e: return ["{}: not Python 3.6: {}".format(e.lineno, e.msg)]
-    found, inside = [], set()
+    found = []
+    inside = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)): inside.update(id(n) for n in ast.walk(node) if n is not node)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            inside.update(id(n) for n in ast.walk(node) if n is not node)
     for node in ast.walk(tree):
-        found += ["{}: {}".format(getattr(node, "lineno", "?"), what) for what in _syntax(node) + _names(node) + _imports(node, id(node) in inside)]
+        found += [
+            "{}: {}".format(getattr(node, "lineno", "?"), what)
+            for what in _syntax(node) + _names(node) + _imports(node,
+                                                                id(node) in inside)
+        ]
     return found
 
 
@@ -43,7 +64,8 @@ def _syntax(node):
     annotation = getattr(node, "annotation", None) or getattr(node, "returns", None)
     for part in ast.walk(annotation) if annotation is not None else ():
         if isinstance(part, ast.BinOp) and isinstance(part.op, ast.BitOr): return ["X|Y in an annotation"]
-        if isinstance(part, ast.Subscript) and getattr(part.value, "id", "") in ("list", "dict", "tuple", "set", "type", "frozenset"):
+        if isinstance(part, ast.Subscript) and getattr(part.value, "id",
+                                                       "") in ("list", "dict", "tuple", "set", "type", "frozenset"):
             return ["{}[...] in an annotation".format(part.value.id)]
     return []
 
@@ -56,7 +78,8 @@ def _names(node):
         if node.attr in METHODS_NOT_IN_36: return ["." + node.attr]
     if isinstance(node, ast.Call):
         names = [k.arg for k in node.keywords if k.arg in KEYWORDS_NOT_IN_36]
-        owner = node.func.value.id if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) else ""
+        owner = node.func.value.id if isinstance(node.func, ast.Attribute) and isinstance(node.func.value,
+                                                                                          ast.Name) else ""
         if owner == "subprocess" and any(k.arg == "text" for k in node.keywords): names.append("text")
         return ["{}= of a call".format(n) for n in names]
     return []
@@ -77,8 +100,10 @@ def _imports(node, lazy):
         top = module.split(".")[0]
         if module in NOT_IN_36: found.append("imports {}, which 3.6 has not".format(module))
         found += ["{}.{}".format(module, n) for n in names if n in NAMES_NOT_IN_36.get(module, ())]
-        if top == "jetson_det": found += [] if module.startswith("jetson_det.runtime") else ["imports {}, above the runtime".format(module)]
-        elif top not in sys.stdlib_module_names and top not in ALLOWED and not (lazy and top in LAZY): found.append("imports {}".format(top))
+        if top == "jetson_det":
+            found += [] if module.startswith("jetson_det.runtime") else ["imports {}, above the runtime".format(module)]
+        elif top not in sys.stdlib_module_names and top not in ALLOWED and not (lazy and top in LAZY):
+            found.append("imports {}".format(top))
     return found
 
 
@@ -103,4 +128,10 @@ def test_the_check_finds(source):
 
 
 def test_the_check_allows():
-    assert problems("import numpy as np\nfrom typing import NamedTuple\nfrom .boxes import nms\ndef f(a:int=3)->'x':\n    import onnxruntime\n    return f'{a}'\nx:int = 2\n") == []
+    assert (
+        problems(
+            "import numpy as np\nfrom typing import NamedTuple\nfrom .boxes import nms\ndef f(a:int=3)->'x':\n   "
+            " import onnxruntime\n    return f'{a}'\nx:int = 2\n"
+        )
+        == []
+    )

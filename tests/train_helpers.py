@@ -1,4 +1,5 @@
-"""Small trainings for the tests: a dozen generated scenes, a small network of each family at 64x64 to 128x128, one thread."""
+"""Small trainings for the tests: a dozen generated scenes, a small network of each family at 64x64 to 128x128, one
+thread."""
 import csv
 import hashlib
 import importlib.util
@@ -14,39 +15,71 @@ from jetson_det.config import load_config
 from jetson_det.scenes.docks import write_scenes
 from jetson_det.train.callbacks import Callback
 
-QUICK = ["data.input_size=[96,96]", "data.workers=0", "train.threads=1", "train.batch_size=2", "train.accumulate=2", "train.epochs=3",
-         "train.no_aug_epochs=1", "train.warmup_epochs=1", "train.eval_every=1", "train.device=cpu", "augment.multiscale=1", "augment.multiscale_every=2",
-         "train.save_minutes=0.000001", "train.ema_tau=50"]
+QUICK = [
+    "data.input_size=[96,96]", "data.workers=0", "train.threads=1", "train.batch_size=2", "train.accumulate=2",
+    "train.epochs=3", "train.no_aug_epochs=1", "train.warmup_epochs=1", "train.eval_every=1", "train.device=cpu",
+    "augment.multiscale=1", "augment.multiscale_every=2", "train.save_minutes=0.000001", "train.ema_tau=50"
+]
 
 # a network of each family -> what its trainings set
 DETR = ["train.optimizer=adamw", "train.lr=0.0001", "train.clip=0.1", "train.warmup_shape=linear"]
-FAMILIES = {"yolox-nano": [], "yolov8n": [], "yolo11n-p2-lite": [], "yolo26n": [], "rtdetr-r18": DETR, "rtdetrv2-r18": DETR, "dfine-n": DETR}
-PACKAGES = {"yolov8n": "ultralytics", "yolo11n-p2-lite": "ultralytics", "yolo26n": "ultralytics", "rtdetr-r18": "transformers", "rtdetrv2-r18": "transformers", "dfine-n": "transformers"}
+FAMILIES = {
+    "yolox-nano": [], "yolov8n": [], "yolo11n-p2-lite": [], "yolo26n": [], "rtdetr-r18": DETR, "rtdetrv2-r18": DETR,
+    "dfine-n": DETR
+}
+PACKAGES = {
+    "yolov8n": "ultralytics", "yolo11n-p2-lite": "ultralytics", "yolo26n": "ultralytics", "rtdetr-r18": "transformers",
+    "rtdetrv2-r18": "transformers", "dfine-n": "transformers"
+}
 
 
 # what processes of the tests begin with; `families` brings in the packages of networks
-PRELOAD = ["jetson_det.cli", "jetson_det.train.loop", "jetson_det.models.yolox.loss", "jetson_det.evaluate.coco", "jetson_det.models.session", "faster_coco_eval",
-           "torch._dynamo", "torch.utils.tensorboard", "train_helpers", "families"]
+PRELOAD = [
+    "jetson_det.cli", "jetson_det.train.loop", "jetson_det.models.yolox.loss", "jetson_det.evaluate.coco",
+    "jetson_det.models.session", "faster_coco_eval", "torch._dynamo", "torch.utils.tensorboard", "train_helpers",
+    "families"
+]
 
 
 def installed(name): return name not in PACKAGES or importlib.util.find_spec(PACKAGES[name]) is not None
 
 
 def each_family(names=FAMILIES, **marks):
-    "Parametrisation by family; those whose package is not installed are skipped. `marks`: a mark for every name, as slow=True."
+    """Parametrisation by family; those whose package is not installed are skipped. `marks`: a mark for every name,
+    as slow=True."""
     common = [getattr(pytest.mark, m) for m in marks]
-    return [pytest.param(n, marks=[*common, pytest.mark.skipif(not installed(n), reason=f"the package {PACKAGES.get(n)} is not installed")]) for n in names]
+    return [
+        pytest.param(n,
+                     marks=[
+                         *common,
+                         pytest.mark.skipif(not installed(n), reason=f"the package {PACKAGES.get(n)} is not installed")
+                     ]) for n in names
+    ]
 
 
 def small_detrs(put=dict.__setitem__):
-    "DETRs of the same parts, narrower and with fewer layers and queries: 0.1 to 0.4 instead of 4 to 20 million parameters. `put` as monkeypatch.setitem."
+    """DETRs of the same parts, narrower and with fewer layers and queries: 0.1 to 0.4 instead of 4 to 20 million
+    parameters. `put` as monkeypatch.setitem."""
     from jetson_det.models.detr import network as detr
-    narrow = dict(d_model=32, encoder_hidden_dim=32, encoder_ffn_dim=64, decoder_ffn_dim=64, num_queries=30, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4)
+    narrow = dict(d_model=32,
+                  encoder_hidden_dim=32,
+                  encoder_ffn_dim=64,
+                  decoder_ffn_dim=64,
+                  num_queries=30,
+                  decoder_layers=2,
+                  encoder_attention_heads=4,
+                  decoder_attention_heads=4)
     resnet = dict(detr._resnet([16, 32, 64, 128], [1, 1, 1, 1], "basic"), embedding_size=16)
     hgnet = detr._hgnet([8, 8], [8, 8, 8, 16], [8, 16, 32, 64], [1, 1, 1, 1], 1, True, use=(3, 4))
-    for name, body, taken, given in (("rtdetr-r18", resnet, [32, 64, 128], [32]*3), ("rtdetrv2-r18", resnet, [32, 64, 128], [32]*3), ("dfine-n", hgnet, [32, 64], [32]*2)):
+    for name, body, taken, given in (("rtdetr-r18", resnet, [32, 64, 128], [32]*3), ("rtdetrv2-r18", resnet, [
+            32, 64, 128
+    ], [32]*3), ("dfine-n", hgnet, [32, 64], [32]*2)):
         size = detr.SIZES[name]
-        put(detr.SIZES, name, size._replace(settings={**size.settings, **narrow, "encoder_in_channels": taken, "decoder_in_channels": given}, backbone=body))
+        put(
+            detr.SIZES, name,
+            size._replace(
+                settings={**size.settings, **narrow, "encoder_in_channels": taken, "decoder_in_channels": given},
+                backbone=body))
 
 
 def scenes(folder, count=12, size=(96, 96)):
@@ -63,11 +96,14 @@ def family_words(name, *more): return [f"model.name={name}", *FAMILIES[name], *m
 
 
 def result_of(out):
-    "What two equal trainings have in common: hashes of the weights, the table without times, the figures without times."
-    out, found = Path(out), {}
+    """What two equal trainings have in common: hashes of the weights, the table without times, the figures without
+    times."""
+    out = Path(out)
+    found = {}
     for folder in ("last", "best"):
         for file in ("weights.safetensors", "ema.safetensors"):
-            if (out/folder/file).exists(): found[f"{folder}/{file}"] = hashlib.sha256((out/folder/file).read_bytes()).hexdigest()
+            if (out/folder/file).exists():
+                found[f"{folder}/{file}"] = hashlib.sha256((out/folder/file).read_bytes()).hexdigest()
     rows = list(csv.DictReader(open(out/"metrics.csv")))
     found["rows"] = [{k: v for k, v in r.items() if k not in ("images_per_second", "seconds")} for r in rows]
     return found
@@ -90,7 +126,11 @@ def in_a_save(out): return lambda: any(out.glob("checkpoints/.step-*.part"))
 def state_of(trainer):
     "Weights, averages and statistics as numpy arrays."
     s = trainer.stepper
-    return {k: {n: v.detach().cpu().numpy().astype(np.float64) for n, v in m.state_dict().items()} for k, m in (("weights", s.model), ("ema", s.ema.module))}
+    return {
+        k: {n: v.detach().cpu().numpy().astype(np.float64)
+            for n, v in m.state_dict().items()}
+        for k, m in (("weights", s.model), ("ema", s.ema.module))
+    }
 
 
 def is_statistic(name): return "running" in name or "num_batches" in name
@@ -98,7 +138,8 @@ def is_statistic(name): return "running" in name or "num_batches" in name
 
 def distance(one, two, start, learnt=True):
     "How far apart two trainings end, as a share of how far they went: weights, or BatchNorm's statistics."
-    flat = lambda s: np.concatenate([np.ravel(v) for m in s.values() for k, v in sorted(m.items()) if is_statistic(k) != learnt])
+    flat = lambda s: np.concatenate(
+        [np.ravel(v) for m in s.values() for k, v in sorted(m.items()) if is_statistic(k) != learnt])
     return np.linalg.norm(flat(one) - flat(two)) / np.linalg.norm(flat(one) - flat(start))
 
 
@@ -116,7 +157,12 @@ def fitted(cfg, tmp, world=None):
     "State at the start and at the end of a training that leaves no files; its steps."
     from jetson_det.train.loop import Trainer, training_data
     watch = Watch()
-    t = Trainer(cfg, training_data(cfg, tmp, lambda l: None), os.path.join(tmp, "none"), callbacks=[watch], say=lambda l: None, world=world)
+    t = Trainer(cfg,
+                training_data(cfg, tmp, lambda l: None),
+                os.path.join(tmp, "none"),
+                callbacks=[watch],
+                say=lambda l: None,
+                world=world)
     start = state_of(t)
     t.fit()
     return start, state_of(t), watch.steps
@@ -135,7 +181,8 @@ def train_in_child(data, out, more=(), resume=False):
 
 
 def command_in_child(words, out, small=True):
-    "Target of a child process: `jetson-det` with these words, what it says in a file beside the run; the DETRs are narrow."
+    """Target of a child process: `jetson-det` with these words, what it says in a file beside the run; the DETRs are
+    narrow."""
     from jetson_det.cli import main
     said = open(f"{out}.txt", "a", buffering=1)
     os.dup2(said.fileno(), 1)

@@ -25,8 +25,12 @@ REPO = Path(__file__).resolve().parent.parent
 NBS = REPO / "nbs"
 STAGES = {"0": "Start", "1": "Data", "2": "Models", "3": "Training", "4": "Evaluation", "5": "Export", "6": "Runtime",
           "7": "Experiments", "8": "Start", "families": "Families", "jobs": "Jobs", "tutorials": "Tutorials"}
-ORDER = ["Start", "Families", "Data", "Models", "Training", "Evaluation", "Export", "Runtime", "Experiments", "Jobs", "Tutorials"]
-SHIM = "https://unpkg.com/iframe-worker/shim"  # what the offline plugin would fetch; tools/search_worker.js stands in for it
+ORDER = [
+    "Start", "Families", "Data", "Models", "Training", "Evaluation", "Export", "Runtime", "Experiments", "Jobs",
+    "Tutorials"
+]
+# what the offline plugin would fetch; tools/search_worker.js stands in for it
+SHIM = "https://unpkg.com/iframe-worker/shim"
 FIRST = {"quickstart", "train", "yolox"}
 HIDDEN = {"hide", "default_exp"}  # cells that are no part of the page
 DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?[ \t]*(.*)$")
@@ -35,13 +39,15 @@ DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?[ \t]*(.*)$")
 # ---- notebooks as pages
 
 def notebooks():
-    "Every notebook below nbs/: by name, but the index, the quickstart and the training job come before their neighbours."
+    """Every notebook below nbs/: by name, but the index, the quickstart and the training job come before their
+    neighbours."""
     found = (f for f in NBS.rglob("*.ipynb") if not any(p.startswith((".", "_")) for p in f.relative_to(NBS).parts))
     return sorted(found, key=lambda f: (f.stem != "index", f.parent, f.stem not in FIRST, f.name))
 
 
 def page_of(notebook):
-    "The page's name, as nbdev names it: `jobs/train.ipynb` -> `jobs/train.md`, `31_train.loop.ipynb` -> `train.loop.md`."
+    """The page's name, as nbdev names it: `jobs/train.ipynb` -> `jobs/train.md`, `31_train.loop.ipynb` ->
+    `train.loop.md`."""
     rel = notebook.relative_to(NBS) if notebook.is_absolute() else notebook
     return rel.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", rel.stem) + ".md").as_posix()
 
@@ -74,12 +80,16 @@ def public_names(source):
     try: body = ast.parse(source).body
     except SyntaxError: return []
     names = [n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))]
-    names += [t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name) and t.id.isupper()]
+    names += [
+        t.id for n in body if isinstance(n, ast.Assign) for t in n.targets
+        if isinstance(t, ast.Name) and t.id.isupper()
+    ]
     return [n for n in names if not n.startswith("_")]
 
 
 def symbols():
-    "What a backticked word may link to: public name -> `page.md#anchor` (not where two pages define it), notebook's name -> page."
+    """What a backticked word may link to: public name -> `page.md#anchor` (not where two pages define it),
+    notebook's name -> page."""
     found = {nb.stem: {page_of(nb)} for nb in notebooks() if nb.stem[0].isdigit()}
     for nb in notebooks():
         for kind, source, directives, _ in cells_of(nb):
@@ -98,7 +108,9 @@ def fenced(text, language):
 
 def spaced_lists(text):
     "A blank line before each list: Jupyter and GitHub do without, Python-Markdown does not."
-    out, fence, before = [], False, ""
+    out = []
+    fence = False
+    before = ""
     for line in text.splitlines():
         if line.lstrip().startswith("```"): fence = not fence
         starts = re.match(r"([-*+]|\d+\.)\s", line) and not fence
@@ -123,7 +135,8 @@ def relinked(text, notebook):
     def link(found):
         target = (notebook.parent / found[1]).resolve()
         if not target.is_file(): return found[0]  # MkDocs names it as broken
-        return "](" + os.path.relpath(page_of(target), os.path.dirname(page_of(notebook)) or ".") + (found[2] or "") + ")"
+        return "](" + os.path.relpath(page_of(target),
+                                      os.path.dirname(page_of(notebook)) or ".") + (found[2] or "") + ")"
     return re.sub(r"\]\(([^):#]+\.ipynb)(#[^)]*)?\)", link, text)
 
 
@@ -131,7 +144,8 @@ def merged(outputs):
     "Neighbouring pieces of printed text as one output: a program prints line by line."
     whole = []
     for o in outputs:
-        if whole and o["output_type"] == "stream" == whole[-1]["output_type"]: whole[-1] = {**o, "text": "".join(whole[-1]["text"]) + "".join(o["text"])}
+        if whole and o["output_type"] == "stream" == whole[-1]["output_type"]:
+            whole[-1] = {**o, "text": "".join(whole[-1]["text"]) + "".join(o["text"])}
         else: whole.append(o)
     return whole
 
@@ -141,12 +155,15 @@ def shown(output, save_image):
     data = output.get("data", {})
     text = lambda key: "".join(data[key])
     if output["output_type"] == "stream": return fenced("".join(output["text"]), " { .text .output }")
-    if output["output_type"] == "error": return fenced(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"])), " { .text .output }")
+    if output["output_type"] == "error":
+        return fenced(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"])), " { .text .output }")
     for kind in ("image/png", "image/jpeg"):
-        if kind in data: return "![output]({})".format(save_image(base64.b64decode(text(kind)), kind[6:].replace("jpeg", "jpg")))
+        if kind in data:
+            return "![output]({})".format(save_image(base64.b64decode(text(kind)), kind[6:].replace("jpeg", "jpg")))
     if "image/svg+xml" in data: return "![output]({})".format(save_image(text("image/svg+xml").encode("utf-8"), "svg"))
     if "text/markdown" in data: return text("text/markdown")
-    if "text/html" in data: return '<div class="output">\n{}\n</div>'.format(re.sub(r"\n\s*\n", "\n", text("text/html").strip()))
+    if "text/html" in data:
+        return '<div class="output">\n{}\n</div>'.format(re.sub(r"\n\s*\n", "\n", text("text/html").strip()))
     if "text/plain" in data: return fenced(text("text/plain"), " { .text .output }")
     return None
 
@@ -165,7 +182,9 @@ def formulas(text):
 
 def page(notebook, docs, names):
     "Write one notebook as a Markdown page with its pictures below `docs`."
-    target, blocks, pictures = docs / page_of(notebook), [], []
+    target = docs / page_of(notebook)
+    blocks = []
+    pictures = []
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def save_image(data, kind):
@@ -176,10 +195,12 @@ def page(notebook, docs, names):
         return pictures[-1]
 
     for kind, source, directives, outputs in cells_of(notebook):
-        if kind == "markdown": blocks.append(formulas(linked(spaced_lists(relinked(source, notebook)), page_of(notebook), names)))
+        if kind == "markdown":
+            blocks.append(formulas(linked(spaced_lists(relinked(source, notebook)), page_of(notebook), names)))
         if kind != "code" or HIDDEN & set(directives): continue
         exported = public_names(source) if "export" in directives else []
-        if exported: blocks.append("### {} {{ #{} }}".format(", ".join("`%s`" % n for n in exported), exported[0].lower()))
+        if exported:
+            blocks.append("### {} {{ #{} }}".format(", ".join("`%s`" % n for n in exported), exported[0].lower()))
         blocks += ['<a id="{}"></a>'.format(n.lower()) for n in exported[1:]]
         if source and directives.get("echo") != "false": blocks.append(fenced(source, "python"))
         blocks += [s for s in (shown(o, save_image) for o in merged(outputs)) if s]
@@ -198,18 +219,39 @@ def navigation():
 def settings(docs, out):
     "What MkDocs is told. `font: false` and the offline plugin keep every request at home."
     nav = [{stage: [{title: page_of(nb)} for title, nb in pages]} for stage, pages in navigation().items()]
-    return dict(
-        site_name="jetson_det", docs_dir=str(docs), site_dir=str(out), use_directory_urls=False, nav=nav,
-        theme=dict(name="material", font=False, language="en", features=[
-            "navigation.sections", "navigation.footer", "navigation.top", "content.code.copy", "search.highlight", "toc.follow"],
-            palette=[dict(media="(prefers-color-scheme: light)", scheme="default", primary="teal", accent="teal",
-                          toggle=dict(icon="material/weather-night", name="dark")),
-                     dict(media="(prefers-color-scheme: dark)", scheme="slate", primary="teal", accent="teal",
-                          toggle=dict(icon="material/weather-sunny", name="light"))]),
-        plugins=["search", "offline"], extra=dict(generator=False), extra_css=["styles.css"],
-        markdown_extensions=["tables", "attr_list", "md_in_html", "admonition", {"toc": dict(permalink=True, toc_depth="2-3")}, "pymdownx.betterem",
-                             {"pymdownx.highlight": dict(use_pygments=True)}, "pymdownx.superfences", "pymdownx.tilde"],
-        validation=dict(links=dict(not_found="warn", anchors="warn", unrecognized_links="warn")))
+    return dict(site_name="jetson_det",
+                docs_dir=str(docs),
+                site_dir=str(out),
+                use_directory_urls=False,
+                nav=nav,
+                theme=dict(name="material",
+                           font=False,
+                           language="en",
+                           features=[
+                               "navigation.sections", "navigation.footer", "navigation.top", "content.code.copy",
+                               "search.highlight", "toc.follow"
+                           ],
+                           palette=[
+                               dict(media="(prefers-color-scheme: light)",
+                                    scheme="default",
+                                    primary="teal",
+                                    accent="teal",
+                                    toggle=dict(icon="material/weather-night", name="dark")),
+                               dict(media="(prefers-color-scheme: dark)",
+                                    scheme="slate",
+                                    primary="teal",
+                                    accent="teal",
+                                    toggle=dict(icon="material/weather-sunny", name="light"))
+                           ]),
+                plugins=["search", "offline"],
+                extra=dict(generator=False),
+                extra_css=["styles.css"],
+                markdown_extensions=[
+                    "tables", "attr_list", "md_in_html", "admonition", {"toc": dict(permalink=True, toc_depth="2-3")},
+                    "pymdownx.betterem", {"pymdownx.highlight": dict(use_pygments=True)}, "pymdownx.superfences",
+                    "pymdownx.tilde"
+                ],
+                validation=dict(links=dict(not_found="warn", anchors="warn", unrecognized_links="warn")))
 
 
 class Requests(HTMLParser):
@@ -233,8 +275,11 @@ def external_requests(site):
         text = f.read_text(encoding="utf-8")
         parser.feed(text)
         found += ["{}: {}".format(f.name, r) for r in parser.found]
-        found += ["{}: {}".format(f.name, r) for s in re.findall(r"<style.*?</style>", text, re.S) for r in _css_requests(s)]
-    for f in sorted(Path(site).rglob("*.css")): found += ["{}: {}".format(f.name, r) for r in _css_requests(f.read_text(encoding="utf-8"))]
+        found += [
+            "{}: {}".format(f.name, r) for s in re.findall(r"<style.*?</style>", text, re.S) for r in _css_requests(s)
+        ]
+    for f in sorted(Path(site).rglob("*.css")):
+        found += ["{}: {}".format(f.name, r) for r in _css_requests(f.read_text(encoding="utf-8"))]
     return found
 
 
@@ -249,7 +294,8 @@ def build(out):
     from mkdocs.config import load_config
     out = Path(out).resolve()
     with tempfile.TemporaryDirectory() as tmp:
-        docs, config = Path(tmp) / "docs", Path(tmp) / "mkdocs.yml"
+        docs = Path(tmp) / "docs"
+        config = Path(tmp) / "mkdocs.yml"
         docs.mkdir()
         names = symbols()
         for nb in notebooks(): page(nb, docs, names)
@@ -295,7 +341,8 @@ def readme():
         for o in outputs:
             text = "".join(o.get("text") or o.get("data", {}).get("text/plain", ""))
             if text: blocks.append(fenced(text, "text"))
-    return re.sub(r"\]\((?=[^)#:]+\.(ipynb|png|jpg)[)#])", "](nbs/", "\n\n".join(blocks)).replace("](nbs/../", "](") + "\n"
+    return re.sub(r"\]\((?=[^)#:]+\.(ipynb|png|jpg)[)#])", "](nbs/", "\n\n".join(blocks)).replace("](nbs/../",
+                                                                                                  "](") + "\n"
 
 
 def sidebar():
@@ -315,7 +362,8 @@ def main():
     made = {REPO / "README.md": (readme, args.readme), NBS / "sidebar.yml": (sidebar, args.sidebar)}
     if args.check:
         stale = [f for f, (make, _) in made.items() if not f.is_file() or f.read_text(encoding="utf-8") != make()]
-        for f in stale: print("error: {} is not what the notebooks give: make readme".format(f.relative_to(REPO)), file=sys.stderr)
+        for f in stale:
+            print("error: {} is not what the notebooks give: make readme".format(f.relative_to(REPO)), file=sys.stderr)
         raise SystemExit(1 if stale else 0)
     for f, (make, wanted) in made.items():
         if wanted: f.write_text(make(), encoding="utf-8")

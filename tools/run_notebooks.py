@@ -22,7 +22,9 @@ def notebooks(words):
     "The notebooks that the words name; job notebooks are left to papermill."
     for word in map(Path, words):
         found = sorted(word.rglob("*.ipynb")) if word.is_dir() else [word]
-        yield from (f for f in found if not {"jobs", ".ipynb_checkpoints"} & set(f.parts[:-1]) and not any(p.startswith("_") for p in f.parts))
+        yield from (
+            f for f in found
+            if not {"jobs", ".ipynb_checkpoints"} & set(f.parts[:-1]) and not any(p.startswith("_") for p in f.parts))
 
 
 def run(path):

@@ -16,11 +16,16 @@ CURVES = Path(__file__).resolve().parent.parent / "nbs" / "families" / "curves"
 
 def store(run, name):
     "Write the record; what is there already is replaced."
-    out, figures = CURVES / name, json.loads((run / "metrics.json").read_text())
+    out = CURVES / name
+    figures = json.loads((run / "metrics.json").read_text())
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     shutil.copy(run / "metrics.csv", out / "metrics.csv")
-    (out / "metrics.json").write_text(json.dumps({k: figures[k] for k in ("epochs", "steps", "seconds", "peak_memory_mb", "best") if k in figures}, indent=1) + "\n")
+    (out/"metrics.json").write_text(
+        json.dumps({k: figures[k]
+                    for k in ("epochs", "steps", "seconds", "peak_memory_mb", "best")
+                    if k in figures},
+                   indent=1) + "\n")
     known = {"data.path": "bccd", "model.weights": lambda v: Path(v).name}
     words = []
     for c in diff_configs(Config(), load_config(run / "config.yaml")):
@@ -31,7 +36,8 @@ def store(run, name):
     first = max(i for i, line in enumerate(log) if line == "test:")
     (out / "log.txt").write_text("\n".join(log[first:-1] + [log[-1].rpartition(";")[0]]) + "\n")
     env = json.loads((run / "environment.json").read_text())
-    (out / "machine.txt").write_text(f"torch {env['torch']}, {env['machine']}, {env['cpus']} cores; data {env['data']['fingerprint']}\n")
+    (out/"machine.txt"
+     ).write_text(f"torch {env['torch']}, {env['machine']}, {env['cpus']} cores; data {env['data']['fingerprint']}\n")
 
 
 if __name__ == "__main__":

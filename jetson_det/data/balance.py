@@ -16,7 +16,8 @@ def image_shares(
     ds:DetDataset, # a dataset
 )->np.ndarray: # (C,) 0 to 1
     "The share of images that have each class."
-    real, c = (ds.flags & (CROWD | IGNORE)) == 0, len(ds.classes)
+    real = (ds.flags & (CROWD | IGNORE)) == 0
+    c = len(ds.classes)
     pairs = np.unique(ds.box_image[real].astype(np.int64) * c + ds.labels[real])
     return np.bincount(pairs % max(c, 1), minlength=c) / max(len(ds), 1)
 
@@ -26,9 +27,11 @@ def repeat_factors(
     threshold:float=.1, # classes in a smaller share of the images are repeated, 0 to 1
 )->np.ndarray: # (N,) at least 1: how often each image is seen in an epoch, on the average
     "Repeat factors of LVIS. Raises InputError for a threshold that is no share."
-    if not 0 < threshold <= 1: raise InputError(f"threshold is a share of the images, over 0 and at most 1, not {threshold!r}")
+    if not 0 < threshold <= 1:
+        raise InputError(f"threshold is a share of the images, over 0 and at most 1, not {threshold!r}")
     of_class = np.maximum(1, np.sqrt(threshold / np.maximum(image_shares(ds), 1e-12)))
-    real, out = (ds.flags & (CROWD | IGNORE)) == 0, np.ones(len(ds))
+    real = (ds.flags & (CROWD | IGNORE)) == 0
+    out = np.ones(len(ds))
     np.maximum.at(out, ds.box_image[real], of_class[ds.labels[real]])
     return out
 
@@ -55,10 +58,15 @@ def balance_table(
     most:int=20, # classes to show, the rarest first
 )->str: # lines
     "A row for each class: boxes, images, how often they are seen an epoch, what they count."
-    if factors is not None and len(factors) != len(ds): raise InputError(f"{len(factors)} repeat factors for {len(ds)} images")
-    if weights is not None and len(weights) != len(ds.classes): raise InputError(f"{len(weights)} weights for {len(ds.classes)} classes")
-    real, c = (ds.flags & (CROWD | IGNORE)) == 0, len(ds.classes)
-    boxes, share, seen = np.bincount(ds.labels[real], minlength=c), image_shares(ds), np.ones(len(ds)) if factors is None else np.asarray(factors)
+    if factors is not None and len(factors) != len(ds):
+        raise InputError(f"{len(factors)} repeat factors for {len(ds)} images")
+    if weights is not None and len(weights) != len(ds.classes):
+        raise InputError(f"{len(weights)} weights for {len(ds.classes)} classes")
+    real = (ds.flags & (CROWD | IGNORE)) == 0
+    c = len(ds.classes)
+    boxes = np.bincount(ds.labels[real], minlength=c)
+    share = image_shares(ds)
+    seen = np.ones(len(ds)) if factors is None else np.asarray(factors)
     shown = np.bincount(ds.labels[real], seen[ds.box_image[real]], c)
     wide = max([len("class"), *map(len, ds.classes)])
     head = f"{'class':{wide}} {'boxes':>8} {'of boxes':>9} {'of images':>10}"
@@ -70,5 +78,9 @@ def balance_table(
         return text + (f" {weights[k]:>7.2f}" if weights is not None else "")
     ranked = sorted(range(c), key=lambda k: (boxes[k], k))
     lines = [head, *map(row, ranked[:most])] + ([f"and {c - most} classes more"] if c > most else [])
-    if factors is not None: lines.append(f"an epoch has {round(seen.sum())} images, of {len(ds)}; {int((seen > 1).sum())} are repeated, up to {seen.max(initial=1):.1f} times")
+    if factors is not None:
+        lines.append(
+            f"an epoch has {round(seen.sum())} images, of {len(ds)}; {int((seen > 1).sum())} are repeated, up to"
+            f" {seen.max(initial=1):.1f} times"
+        )
     return "\n".join(lines)

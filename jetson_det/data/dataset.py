@@ -29,7 +29,9 @@ class Flaw(NamedTuple):
     action:str # "dropped", "clipped", "noted" or "stops"
 
 # %% ../../nbs/11_data.dataset.ipynb #2813bf7a
-CROWD, IGNORE, DIFFICULT = 1, 2, 4
+CROWD = 1
+IGNORE = 2
+DIFFICULT = 4
 
 # %% ../../nbs/11_data.dataset.ipynb #653030fd
 def _column(
@@ -61,12 +63,16 @@ def _check_columns(
     ds, # the dataset
 ):
     "Raise InputError when the columns contradict each other."
-    n, c, b = len(ds.paths), len(ds.classes), ds.box_image
-    for names, what in ((ds.classes, "class name"), (ds.image_ids.tolist(), "image id"), (ds.paths.tolist(), "image path")):
+    n = len(ds.paths)
+    c = len(ds.classes)
+    b = ds.box_image
+    for names, what in ((ds.classes, "class name"), (ds.image_ids.tolist(), "image id"), (ds.paths.tolist(),
+                                                                                          "image path")):
         if len(set(names)) == len(names): continue
         twice = Counter(names).most_common(1)[0][0]
         raise InputError(f"{what} {twice!r} stands twice in {ds.root}: each must be there once")
-    if len(b) and (b[0] < 0 or b[-1] >= n or (np.diff(b) < 0).any()): raise InputError("box_image must be sorted, each 0..N-1")
+    if len(b) and (b[0] < 0 or b[-1] >= n or (np.diff(b) < 0).any()):
+        raise InputError("box_image must be sorted, each 0..N-1")
     if len(b) and (ds.labels.min() < 0 or ds.labels.max() >= c):
         raise InputError(f"a label is outside 0..{c - 1}: there are {c} classes")
     if not np.isfinite(ds.boxes).all():
@@ -90,16 +96,19 @@ class DetDataset:
     flags:np.ndarray = None # (M,) uint8: bits CROWD, IGNORE, DIFFICULT
     format:str = "" # what it was read from: "voc", "coco", "yolo", ...
     flaws:list = field(default_factory=list) # the Flaws that the reader and `prepare` met
-    attributes:dict = field(default_factory=dict) # name -> (M,) str: what else is said of boxes (a plate's "text"); "" where nothing is
+    # name -> (M,) str: what else is said of boxes (a plate's "text"); "" where nothing is
+    attributes:dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.root, self.classes = Path(self.root), tuple(str(c) for c in self.classes)
-        n, m = len(self.paths), len(self.box_image)
+        n = len(self.paths)
+        m = len(self.box_image)
         self.paths = _column(self.paths, "paths", n, object, "")
         self.sizes = _column(self.sizes, "sizes", n, np.int32, 0, (2,))
         self.splits = _column(self.splits, "splits", n, object, "")
         self.groups = _column(self.groups, "groups", n, object, "")
-        self.image_ids = np.arange(1, n + 1) if self.image_ids is None else _column(self.image_ids, "image_ids", n, np.int64, 0)
+        self.image_ids = np.arange(1, n + 1) if self.image_ids is None else _column(self.image_ids, "image_ids", n,
+                                                                                    np.int64, 0)
         self.box_image = _column(self.box_image, "box_image", m, np.int32, 0)
         self.boxes = _column(self.boxes, "boxes", m, np.float32, 0, (4,))
         self.labels = _column(self.labels, "labels", m, np.int32, 0)
@@ -125,7 +134,8 @@ class DetDataset:
         return read_image(self.path_of(i))
 
     def class_counts(self)->dict:
-        "How many boxes each class has, in the order of the classes; areas of no class (CROWD and IGNORE) are not counted."
+        """How many boxes each class has, in the order of the classes; areas of no class (CROWD and IGNORE) are not
+        counted."""
         real = self.flags & (CROWD | IGNORE) != CROWD | IGNORE
         return dict(zip(self.classes, np.bincount(self.labels[real], minlength=len(self.classes)).tolist()))
 
@@ -162,14 +172,18 @@ def describe(
     most:int=8, # classes to name
 )->str: # a few lines
     "A short table: a row for each split, the largest classes, the flaws."
-    head = f"{ds.format or 'dataset'} at {ds.root.name or ds.root}: {len(ds)} images, {len(ds.boxes)} boxes, {len(ds.classes)} classes"
+    head = (
+        f"{ds.format or 'dataset'} at {ds.root.name or ds.root}: {len(ds)} images, {len(ds.boxes)} boxes,"
+        f" {len(ds.classes)} classes"
+    )
     rows = [head, f"{'split':>8} {'images':>8} {'boxes':>8} {'empty':>8}"]
     per_image = np.diff(ds._starts)
     for s in ds.split_names:
         here = per_image[ds.splits == s]
         rows.append(f"{s or '(none)':>8} {len(here):>8} {here.sum():>8} {(here == 0).sum():>8}")
     top = sorted(ds.class_counts().items(), key=lambda kv: -kv[1])
-    rows.append("boxes: " + ", ".join(f"{k} {v}" for k, v in top[:most]) + (f" and {len(top) - most} classes more" if len(top) > most else ""))
+    rows.append("boxes: " + ", ".join(f"{k} {v}" for k, v in top[:most]) +
+                (f" and {len(top) - most} classes more" if len(top) > most else ""))
     flaws = Counter((f.kind, f.action) for f in ds.flaws)
     if flaws: rows.append("flaws: " + ", ".join(f"{n} {k} ({a})" for (k, a), n in flaws.items()))
     return "\n".join(rows)
@@ -186,9 +200,18 @@ def subset(
     first = np.cumsum(counts) - counts
     rows = np.arange(counts.sum()) + np.repeat(ds._starts[idx] - first, counts)
     keep = set(ds.paths[idx].tolist())
-    return replace(ds, paths=ds.paths[idx], sizes=ds.sizes[idx], splits=ds.splits[idx], groups=ds.groups[idx],
-                   image_ids=ds.image_ids[idx], box_image=np.repeat(np.arange(len(idx)), counts), boxes=ds.boxes[rows],
-                   labels=ds.labels[rows], flags=ds.flags[rows], attributes={k: v[rows] for k, v in ds.attributes.items()},
+    return replace(ds,
+                   paths=ds.paths[idx],
+                   sizes=ds.sizes[idx],
+                   splits=ds.splits[idx],
+                   groups=ds.groups[idx],
+                   image_ids=ds.image_ids[idx],
+                   box_image=np.repeat(np.arange(len(idx)), counts),
+                   boxes=ds.boxes[rows],
+                   labels=ds.labels[rows],
+                   flags=ds.flags[rows],
+                   attributes={k: v[rows]
+                               for k, v in ds.attributes.items()},
                    flaws=[f for f in ds.flaws if f.file in keep])
 
 # %% ../../nbs/11_data.dataset.ipynb #728eb817
@@ -208,24 +231,36 @@ def dataset_fingerprint(
 )->str: # 16 hexadecimal digits
     "A short SHA-256 over classes and columns. Pixels are not read."
     h = hashlib.sha256()
-    for names in (ds.classes, ds.paths, ds.splits, ds.groups): h.update(("\n".join(names) + "\0").encode("utf-8", "surrogatepass"))
-    for a in (ds.image_ids, ds.sizes, ds.box_image, ds.boxes, ds.labels, ds.flags): h.update(np.ascontiguousarray(a).tobytes())
-    for name, column in sorted(ds.attributes.items()): h.update("\n".join([name, *column]).encode("utf-8", "surrogatepass"))
+    for names in (ds.classes, ds.paths, ds.splits, ds.groups):
+        h.update(("\n".join(names) + "\0").encode("utf-8", "surrogatepass"))
+    for a in (ds.image_ids, ds.sizes, ds.box_image, ds.boxes, ds.labels, ds.flags):
+        h.update(np.ascontiguousarray(a).tobytes())
+    for name, column in sorted(ds.attributes.items()):
+        h.update("\n".join([name, *column]).encode("utf-8", "surrogatepass"))
     return h.hexdigest()[:16]
 
 # %% ../../nbs/11_data.dataset.ipynb #de8cd1f6
 def to_coco(
     ds, # a dataset
 )->dict: # images, annotations, categories
-    "The labels as COCO JSON holds them: boxes as x, y, width, height; `iscrowd` and `ignore` from the flags; `attributes`."
+    """The labels as COCO JSON holds them: boxes as x, y, width, height; `iscrowd` and `ignore` from the flags;
+    `attributes`."""
     images = [dict(id=i, file_name=p, height=h, width=w)
               for i, p, (h, w) in zip(ds.image_ids.tolist(), ds.paths.tolist(), ds.sizes.tolist())]
     xywh = ds.boxes.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
-    area, ids = xywh[:, 2] * xywh[:, 3], ds.image_ids[ds.box_image]
+    area = xywh[:, 2] * xywh[:, 3]
+    ids = ds.image_ids[ds.box_image]
     rows = zip(ids.tolist(), ds.labels.tolist(), xywh.tolist(), area.tolist(), ds.flags.tolist())
-    anns = [dict(id=k, image_id=i, category_id=c + 1, bbox=b, area=a, iscrowd=int(f & CROWD > 0), ignore=int(f & IGNORE > 0))
-            for k, (i, c, b, a, f) in enumerate(rows, 1)]
+    anns = [
+        dict(id=k,
+             image_id=i,
+             category_id=c + 1,
+             bbox=b,
+             area=a,
+             iscrowd=int(f & CROWD > 0),
+             ignore=int(f & IGNORE > 0)) for k, (i, c, b, a, f) in enumerate(rows, 1)
+    ]
     for name, column in ds.attributes.items():
         for k in np.flatnonzero(column != ""): anns[k].setdefault("attributes", {})[name] = column[k]
     return dict(images=images, annotations=anns, categories=[dict(id=k, name=c) for k, c in enumerate(ds.classes, 1)])

@@ -23,8 +23,10 @@ from ..runtime.files import write_bytes_atomic
 
 # %% ../../nbs/13_data.index.ipynb #9a65999b
 def cache_dir()->Path: # it may not be there yet
-    "The folder for what can be made again: `$JETSON_DET_CACHE`, else `$XDG_CACHE_HOME/jetson_det`, else `~/.cache/jetson_det`."
-    own, xdg = os.environ.get("JETSON_DET_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    """The folder for what can be made again: `$JETSON_DET_CACHE`, else `$XDG_CACHE_HOME/jetson_det`, else
+    `~/.cache/jetson_det`."""
+    own = os.environ.get("JETSON_DET_CACHE")
+    xdg = os.environ.get("XDG_CACHE_HOME")
     return Path(own).absolute() if own else (Path(xdg).absolute() if xdg else Path.home() / ".cache") / "jetson_det"
 
 # %% ../../nbs/13_data.index.ipynb #667985f0
@@ -67,7 +69,9 @@ def _unpack_text(
     lengths:np.ndarray, # (N,) int32
 )->np.ndarray: # (N,) str
     "The column again."
-    whole, ends, out = text.tobytes().decode("utf-8", "surrogatepass"), np.cumsum(lengths).tolist(), np.empty(len(lengths), object)
+    whole = text.tobytes().decode("utf-8", "surrogatepass")
+    ends = np.cumsum(lengths).tolist()
+    out = np.empty(len(lengths), object)
     out[:] = [whole[a:b] for a, b in zip([0, *ends], ends)]
     return out
 
@@ -99,10 +103,13 @@ def _unpack(
     data:bytearray, # a file's content
 ): # header, arrays; None when it is no whole index
     "Header and arrays again; the arrays share memory with `data`."
-    start, view = len(_MAGIC) + 15, memoryview(data)
-    if data[:len(_MAGIC)] != _MAGIC or blake2b(view[start:], digest_size=15).digest() != data[len(_MAGIC):start]: return None
+    start = len(_MAGIC) + 15
+    view = memoryview(data)
+    if data[:len(_MAGIC)] != _MAGIC or blake2b(view[start:], digest_size=15).digest() != data[len(_MAGIC):start]:
+        return None
     n = int.from_bytes(data[start:start + 8], "little")
-    header, arrays = json.loads(data[start + 8:start + 8 + n]), {}
+    header = json.loads(data[start + 8:start + 8 + n])
+    arrays = {}
     place = start + 8 + n + -(n + 8) % 16
     for name, dtype, shape in header.pop("arrays"):
         count = int(np.prod(shape))
@@ -119,7 +126,10 @@ def _dataset_arrays(
     out = dict(zip(("paths", "paths.n"), _pack_text(ds.paths)))
     columns = {"splits": ds.splits, "groups": ds.groups, **{f"attribute {k}": v for k, v in ds.attributes.items()}}
     for name, column in columns.items(): out.update(zip((name, f"{name}.n", f"{name}.of"), _pack_words(column)))
-    return {**out, "sizes": ds.sizes, "ids": ds.image_ids, "starts": ds._starts, "boxes": ds.boxes, "labels": ds.labels, "flags": ds.flags}
+    return {
+        **out, "sizes": ds.sizes, "ids": ds.image_ids, "starts": ds._starts, "boxes": ds.boxes, "labels": ds.labels,
+        "flags": ds.flags
+    }
 
 def _dataset_of(
     root:Path, # where the images are
@@ -131,8 +141,9 @@ def _dataset_of(
     words = lambda name: text(name)[arrays[f"{name}.of"]]
     said = {name[10:]: words(name) for name in arrays if name.startswith("attribute ") and f"{name}.of" in arrays}
     counts = np.diff(arrays["starts"])
-    return DetDataset(root, header["classes"], text("paths"), arrays["sizes"], np.repeat(np.arange(len(counts), dtype=np.int32), counts), arrays["boxes"],
-                      arrays["labels"], words("splits"), words("groups"), arrays["ids"], arrays["flags"], header["format"],
+    return DetDataset(root, header["classes"], text("paths"), arrays["sizes"],
+                      np.repeat(np.arange(len(counts), dtype=np.int32), counts), arrays["boxes"], arrays["labels"],
+                      words("splits"), words("groups"), arrays["ids"], arrays["flags"], header["format"],
                       [Flaw(*f) for f in header["flaws"]], said)
 
 # %% ../../nbs/13_data.index.ipynb #e65e0982
@@ -140,7 +151,7 @@ def _dataset_of(
 def _readers()->str: # changes with the package's version, and with the source of anything in `data`
     "Who made an index."
     h = blake2b(jetson_det.__version__.encode(), digest_size=8)
-    for file in sorted(Path(jetson_det.data.__path__[0]).glob("*.py")): h.update(file.read_bytes())
+    for file in sorted(Path(jetson_det.data.__path__[0]).rglob("*.py")): h.update(file.read_bytes())
     return h.hexdigest()
 
 def index_file(
@@ -161,7 +172,8 @@ def _states(
     most:int, # files
 )->tuple: # list of digests, one of them "" when there is no state; when the last change was (ns)
     "The state of all that a dataset was read from."
-    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
+    path = Path(os.path.abspath(path))
+    root = Path(os.path.abspath(root))
     found = [folder_state(root, most)]
     if path.is_file():
         told = path.stat()
@@ -188,7 +200,10 @@ def load_index(
         data = bytearray(file.stat().st_size)
         with open(file, "rb") as f: f.readinto(data)
         header, arrays = _unpack(data) or ({}, {})
-        if header.get("readers") != _readers() or header.get("asked") != [str(Path(os.path.abspath(path))), format, list(classes or ())]: return None
+        if header.get("readers") != _readers() or header.get("asked") != [
+                str(Path(os.path.abspath(path))), format, list(classes or ())
+        ]:
+            return None
         root = _root_of(Path(path), header["root"])
         if _states(path, root, header["most"])[0] != header["states"]: return None
         os.utime(file) # so that it is not the one that goes first
@@ -208,8 +223,15 @@ def keep_index(
     states, newest = _states(path, ds.root, most)
     if "" in states or newest > start - 20_000_000: return False # the clock of a disk ticks every few ms
     relative = os.path.relpath(os.path.abspath(ds.root), os.path.abspath(path))
-    header = dict(asked=[str(Path(os.path.abspath(path))), format, list(classes or ())], readers=_readers(), root=relative, states=states, most=most,
-                  classes=ds.classes, format=ds.format, flaws=ds.flaws)
+    header = dict(asked=[str(Path(os.path.abspath(path))), format,
+                         list(classes or ())],
+                  readers=_readers(),
+                  root=relative,
+                  states=states,
+                  most=most,
+                  classes=ds.classes,
+                  format=ds.format,
+                  flaws=ds.flaws)
     file = index_file(path, format, classes)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(file, _pack(header, _dataset_arrays(ds)))
@@ -223,11 +245,14 @@ def trim_folder(
     size:int=2 << 30, # bytes of all together
 ):
     "Remove the files that were not used for longest, until the rest is small enough; and parts older than a day."
-    told = sorted(((s.st_mtime, s.st_size, e.path) for e in os.scandir(folder) if e.is_file() for s in [e.stat()]), reverse=True)
+    told = sorted(((s.st_mtime, s.st_size, e.path) for e in os.scandir(folder) if e.is_file() for s in [e.stat()]),
+                  reverse=True)
     total, count = 0, 0
     for used, n, path in told:
-        total, count = total + n, count + 1
-        if count > most or total > size or (path.endswith(".part") and used < time.time() - 86400): Path(path).unlink(missing_ok=True)
+        total = total + n
+        count = count + 1
+        if count > most or total > size or (path.endswith(".part") and used < time.time() - 86400):
+            Path(path).unlink(missing_ok=True)
 
 # %% ../../nbs/13_data.index.ipynb #261899f9
 def read_indexed(

@@ -44,8 +44,11 @@ def pad_boxes(
 )->tuple: # (B,G,4) float32 and (B,G) int64 arrays; G is the largest N, at least 1
     "Boxes of several images in one array, filled up with zeros and the label -1."
     most = max([1] + [len(b) for b in boxes])
-    all_boxes, all_labels = np.zeros((len(boxes), most, 4), np.float32), np.full((len(boxes), most), -1, np.int64)
-    for i, (b, l) in enumerate(zip(boxes, labels)): all_boxes[i, :len(b)], all_labels[i, :len(b)] = b, l
+    all_boxes = np.zeros((len(boxes), most, 4), np.float32)
+    all_labels = np.full((len(boxes), most), -1, np.int64)
+    for i, (b, l) in enumerate(zip(boxes, labels)):
+        all_boxes[i, :len(b)] = b
+        all_labels[i, :len(b)] = l
     return all_boxes, all_labels
 
 # %% ../../nbs/19_data.loader.ipynb #811ebf0f
@@ -78,7 +81,8 @@ def input_size_at(
 )->tuple: # (h, w), multiples of 32
     "The size of a batch: up to `multiscale` steps of 32 smaller or larger, in the same aspect."
     if not augment.multiscale: return tuple(input_size)
-    rng, rows = rng_for(seed, epoch, _SIZE, batch // augment.multiscale_every), input_size[0] // 32
+    rng = rng_for(seed, epoch, _SIZE, batch // augment.multiscale_every)
+    rows = input_size[0] // 32
     return scaled_size(input_size, int(rng.integers(max(rows - augment.multiscale, 1), rows + augment.multiscale + 1)))
 
 # %% ../../nbs/19_data.loader.ipynb #77664573
@@ -91,13 +95,30 @@ class Key(NamedTuple):
 # %% ../../nbs/19_data.loader.ipynb #befb22ff
 class Recipe:
     "How the batches of a training are made."
-    def __init__(self, ds, input_size, augment, batch_size, seed=0, drop_last=False, transform=None, cache_mb=256, repeats=None):
+    def __init__(self,
+                 ds,
+                 input_size,
+                 augment,
+                 batch_size,
+                 seed=0,
+                 drop_last=False,
+                 transform=None,
+                 cache_mb=256,
+                 repeats=None):
         h, w = input_size
-        if h < 32 or w < 32 or h % 32 or w % 32: raise InputError(f"the input size must be multiples of 32 (height, width), not {h} and {w}")
+        if h < 32 or w < 32 or h % 32 or w % 32:
+            raise InputError(f"the input size must be multiples of 32 (height, width), not {h} and {w}")
         if not len(ds): raise InputError(f"{ds.root}: there are no images to train on")
         if batch_size < 1: raise InputError(f"a batch must hold at least 1 image, not {batch_size}")
-        self.ds, self.input_size, self.augment, self.batch_size, self.seed = ds, (h, w), augment, batch_size, seed
-        self.transform, self.cache, self.repeats, self._order = transform, ImageCache(ds, (h, w), cache_mb), repeats, (None, None)
+        self.ds = ds
+        self.input_size = (h, w)
+        self.augment = augment
+        self.batch_size = batch_size
+        self.seed = seed
+        self.transform = transform
+        self.cache = ImageCache(ds, (h, w), cache_mb)
+        self.repeats = repeats
+        self._order = (None, None)
         self.samples = len(self.order(0))
         self.batches = max(self.samples // batch_size, 1) if drop_last else -(-self.samples // batch_size)
 
@@ -118,7 +139,9 @@ class Recipe:
 
     def fill(self, key:Key, images:np.ndarray)->tuple:
         "Write the pixels of a batch to `images`; its padded boxes, labels and indices."
-        samples = [self._named(make_sample, key, k, image.shape[:2], self.transform, image) for k, image in enumerate(images)]
+        samples = [
+            self._named(make_sample, key, k, image.shape[:2], self.transform, image) for k, image in enumerate(images)
+        ]
         return *pad_boxes([s.boxes for s in samples], [s.labels for s in samples]), np.array([s.index for s in samples])
 
     def batch(self, images:np.ndarray, *answer)->Batch:
@@ -127,11 +150,13 @@ class Recipe:
 
     def _named(self, make, key, k, size, *more):
         "Sample `k` of a batch by `make`; what goes wrong there is told with the name of the image."
-        order, position = self.order(key.epoch), key.batch * self.batch_size + k
+        order = self.order(key.epoch)
+        position = key.batch * self.batch_size + k
         try: return make(self.cache, order, position, size, self.augment, self.seed, key.epoch, key.mosaics, *more)
         except InputError: raise
         except Exception as e:
-            raise RuntimeError(f"{self.ds.path_of(order[position])}: no sample could be made of it: {type(e).__name__}: {e}") from e
+            raise RuntimeError(
+                f"{self.ds.path_of(order[position])}: no sample could be made of it: {type(e).__name__}: {e}") from e
 
 # %% ../../nbs/19_data.loader.ipynb #82bee026
 class DeviceRecipe(Recipe):
@@ -154,7 +179,8 @@ class DeviceRecipe(Recipe):
 
     def batch(self, images:np.ndarray, tables, *rest)->Batch:
         "Draw the batch."
-        return Batch(render_batch(self.pixels, tables, images.shape[1:3]), *(on_device(a, self.pixels.device) for a in rest))
+        return Batch(render_batch(self.pixels, tables, images.shape[1:3]),
+                     *(on_device(a, self.pixels.device) for a in rest))
 
 # %% ../../nbs/19_data.loader.ipynb #9704be99
 class Slots:
@@ -164,11 +190,13 @@ class Slots:
         nbytes:int, # in each
     ):
         self.nbytes = max(-(-nbytes // 4096), 1) * 4096
-        self._memory, self.free, self._lent = mmap.mmap(-1, count * self.nbytes), list(range(count)), set()
+        self._memory = mmap.mmap(-1, count * self.nbytes)
+        self.free = list(range(count))
+        self._lent = set()
 
     def array(self, slot:int, shape:tuple)->np.ndarray:
         "The beginning of a slot as a uint8 array."
-        return np.frombuffer(self._memory, np.uint8, self.nbytes, slot * self.nbytes)[:int(np.prod(shape))].reshape(shape)
+        return np.frombuffer(self._memory, np.uint8, self.nbytes, slot*self.nbytes)[:int(np.prod(shape))].reshape(shape)
 
     def lend(self, slot:int, shape:tuple)->np.ndarray:
         "The same, and the slot is free again when the array is gone; a copy where two are lent already."
@@ -217,14 +245,17 @@ def _stop(processes, connections, pid):
 
 def _start(recipe, slots, workers):
     "Fork the workers: processes and connections."
-    context, processes, connections = multiprocessing.get_context("fork"), [], []
+    context = multiprocessing.get_context("fork")
+    processes = []
+    connections = []
     for k in range(workers):
         ours, theirs = context.Pipe()
         connections.append(ours)
         processes.append(context.Process(target=_work, name=f"loader-{k}", daemon=True,
                                          args=(recipe, slots, theirs, list(connections), os.getpid())))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning) # Python 3.12: fork beside threads; the workers use none of them
+            # Python 3.12: fork beside threads; the workers use none of them
+            warnings.simplefilter("ignore", DeprecationWarning)
             processes[-1].start()
         theirs.close()
     return processes, connections
@@ -236,9 +267,15 @@ class WorkerPool:
         recipe:Recipe, # how batches are made
         workers:int, # processes, at least 1
     ):
-        self.recipe, self.ahead, self.most = recipe, 2, max(workers * -(-64 // recipe.batch_size), 2) # as many groups as workers
+        # as many groups as workers
+        self.recipe = recipe
+        self.ahead = 2
+        self.most = max(workers * -(-64 // recipe.batch_size), 2)
         self._slots = Slots(self.most + 3, recipe.most_bytes()) # 2 are lent, 1 is filled meanwhile
-        self._coming, self._busy, self._done, self._ticket = deque(), {}, {}, 0
+        self._coming = deque()
+        self._busy = {}
+        self._done = {}
+        self._ticket = 0
         self._processes, self._connections = _start(recipe, self._slots, workers)
         self.close = weakref.finalize(self, _stop, self._processes, self._connections, os.getpid())
 
@@ -246,7 +283,8 @@ class WorkerPool:
         "The batch of that key; later ones are begun. Raises what its worker met."
         if not self._coming or self._coming[0][1] != key: self._restart(key)
         self._dispatch()
-        while not self._coming or self._coming[0][0] not in self._done: # nothing is coming while stale batches hold the slots
+        # nothing is coming while stale batches hold the slots
+        while not self._coming or self._coming[0][0] not in self._done:
             if not self._receive(0):
                 self.ahead = min(self.ahead + 1, self.most)
                 self._dispatch()
@@ -262,11 +300,15 @@ class WorkerPool:
 
     def _restart(self, key):
         self._slots.free.extend(slot for slot, _ in self._done.values())
-        self._coming, self._done, self._next = deque(), {}, key
+        self._coming = deque()
+        self._done = {}
+        self._next = key
 
     def _dispatch(self):
         while self._slots.free and len(self._coming) < self.ahead:
-            key, slot, self._ticket = self._next, self._slots.free.pop(), self._ticket + 1
+            key = self._next
+            slot = self._slots.free.pop()
+            self._ticket = self._ticket + 1
             self._busy[self._ticket] = slot
             self._coming.append((self._ticket, key))
             try: self._connections[self._worker(key)].send((self._ticket, key, slot))
@@ -275,7 +317,8 @@ class WorkerPool:
             self._next = Key(key.epoch + 1, 0, key.mosaics) if last else key._replace(batch=key.batch + 1)
 
     def _worker(self, key):
-        n, first = self.recipe.samples, key.batch * self.recipe.batch_size
+        n = self.recipe.samples
+        first = key.batch * self.recipe.batch_size
         return (key.epoch * (group_of(n - 1, n)[0] + 1) + group_of(first, n)[0]) % len(self._connections)
 
     def _receive(self, seconds=None): # whether something came; None: wait for it
@@ -295,7 +338,8 @@ class WorkerPool:
         for p in self._processes: p.join(.2)
         codes = [p.exitcode for p in self._processes if p.exitcode is not None]
         self.close()
-        raise RuntimeError(f"a loader worker ended by itself (exit code {codes}; -9 is often a lack of memory: try fewer workers)")
+        raise RuntimeError(
+            f"a loader worker ended by itself (exit code {codes}; -9 is often a lack of memory: try fewer workers)")
 
 # %% ../../nbs/19_data.loader.ipynb #07269380
 class TrainLoader:
@@ -317,27 +361,36 @@ class TrainLoader:
         say=print, # called with each line for the person: what a cache takes, how far its filling is
     ):
         if cache not in ("none", "ram", "disk"): raise InputError(f"data.cache is none, ram or disk, not {cache!r}")
-        if augment_on not in ("cpu", "device"): raise InputError(f"data.augment_on is cpu or device, not {augment_on!r}")
+        if augment_on not in ("cpu", "device"):
+            raise InputError(f"data.augment_on is cpu or device, not {augment_on!r}")
         if augment_on == "device" and transform is not None:
-            raise InputError("augment.transforms run on the processor, which does not see the images where data.augment_on is device: use cpu")
+            raise InputError(
+                "augment.transforms run on the processor, which does not see the images where data.augment_on is"
+                " device: use cpu"
+            )
         kind = DeviceRecipe if augment_on == "device" else Recipe
         self.recipe = kind(ds, input_size, augment, batch_size, seed, drop_last, transform, cache_mb, repeats)
-        self._pool, self._kind, self._say = None, cache, say
+        self._pool = None
+        self._kind = cache
+        self._say = say
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu") if augment_on == "device" else None
         if workers and "fork" not in multiprocessing.get_all_start_methods():
-            warnings.warn("loader workers need fork, which this system has not: samples are made in this process (workers=0)")
+            warnings.warn(
+                "loader workers need fork, which this system has not: samples are made in this process (workers=0)")
             workers = 0
         self.workers = workers
 
     def __len__(self): return self.recipe.batches
 
     def epoch(self, epoch:int, start:int=0, augment:bool=True):
-        "Iterate over the batches of an epoch from number `start` on. Without `augment`: letterbox, colours and flip only."
+        """Iterate over the batches of an epoch from number `start` on. Without `augment`: letterbox, colours and
+        flip only."""
         for b in range(start, len(self)): yield self._make(Key(epoch, b, augment))
 
     def fill_cache(self):
         "Decode all images, where settings want them kept and they are not yet. The first batch does this."
-        recipe, cache = self.recipe, self.recipe.cache
+        recipe = self.recipe
+        cache = self.recipe.cache
         if self._kind == "disk" or self._kind == "ram" and self.device is None:
             if cache.store is None: cache.store = open_store(self._kind, recipe.ds, cache.detail, self._say)
         if self.device is not None and recipe.pixels is None:

@@ -26,7 +26,8 @@ def flaw_lines(
     flaws = [f for f in flaws if f.severity != "note"]
     lines = [f"{f.severity}: {f.message} ({f.action})" for f in flaws[:most]]
     kinds = Counter(f"{f.kind} ({f.action})" for f in flaws)
-    return lines + ([f"{len(flaws)} flaws in the data: " + ", ".join(f"{n} {k}" for k, n in kinds.items())] if flaws else [])
+    return lines + ([f"{len(flaws)} flaws in the data: " + ", ".join(f"{n} {k}"
+                                                                     for k, n in kinds.items())] if flaws else [])
 
 # %% ../../nbs/16_data.open.ipynb #16232585
 def open_data(
@@ -52,7 +53,8 @@ def split_settings(
     return made if ds is None else {**made, "digest": split_digest(ds)}
 
 # %% ../../nbs/16_data.open.ipynb #ffb4cf4e
-_PLAIN = {"val": .2, "test": .1, "seed": 0, "split_by": "random", "group_by": "", "splits": ""} # what a Config has by itself
+# what a Config has by itself
+_PLAIN = {"val": .2, "test": .1, "seed": 0, "split_by": "random", "group_by": "", "splits": ""}
 
 def open_evaluation(
     path, # folder with images and labels
@@ -66,10 +68,16 @@ def open_evaluation(
     made = {**_PLAIN, **(made or {}), **({"splits": splits} if splits else {})}
     digest = made.pop("digest", None)
     if made["splits"] and not Path(made["splits"]).is_dir():
-        raise InputError(f"the training took its splits from lists in {made['splits']}, which are not here: give their folder with --splits")
+        raise InputError(
+            f"the training took its splits from lists in {made['splits']}, which are not here: give their folder with"
+            " --splits"
+        )
     d = SimpleNamespace(path=path, format=format, classes=None, strict=False, max_flawed=1., workers=2, **made)
     ds = open_data(d, say)
     if digest and digest != split_digest(ds):
-        say("note: the splits of this data are not those of the training (other images, or some have changed): images that were trained on may be among these")
+        say(
+            "note: the splits of this data are not those of the training (other images, or some have changed): images"
+            " that were trained on may be among these"
+        )
     if split == "all": return ds
     return eval_split(ds, split or ("test" if "test" in ds.split_names else "val"))

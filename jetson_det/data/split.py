@@ -27,7 +27,8 @@ def rank_of(
     seed:int, # the split's seed
 )->int: # 64 bits
     "A number that depends on the path and the seed alone."
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{path}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(f"{seed}\0{path}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 # %% ../../nbs/15_data.split.ipynb #b548699e
 def _group_names(
@@ -37,8 +38,13 @@ def _group_names(
     "The groups that the paths speak of. Raises InputError for an expression that cannot be used."
     if group_by == "folder": return [p.rpartition("/")[0] for p in paths]
     try: pattern = re.compile(group_by)
-    except (re.error, RecursionError, OverflowError) as e: raise InputError(f"group_by {group_by!r}: neither 'folder' nor a regular expression: {e}") from None
-    if not pattern.groups: raise InputError(f"group_by {group_by!r}: no bracket: put ( ) around the part of the path that names the group, such as '(.*)_[0-9]+'")
+    except (re.error, RecursionError, OverflowError) as e:
+        raise InputError(f"group_by {group_by!r}: neither 'folder' nor a regular expression: {e}") from None
+    if not pattern.groups:
+        raise InputError(
+            f"group_by {group_by!r}: no bracket: put ( ) around the part of the path that names the group, such as"
+            " '(.*)_[0-9]+'"
+        )
     found = (pattern.search(p) for p in paths)
     return [(m.group(1) or "") if m else "" for m in found]
 
@@ -51,10 +57,13 @@ def with_groups(
     if not group_by: return ds
     groups = np.empty(len(ds), object)
     groups[:] = _group_names(ds.paths, group_by)
-    n, inside = len(set(groups.tolist()) - {""}), int((groups != "").sum())
-    if not n and group_by == "folder": raise InputError(f"{ds.root}: group_by 'folder': every image lies in the one folder, such as {ds.paths[0]}")
+    n = len(set(groups.tolist()) - {""})
+    inside = int((groups != "").sum())
+    if not n and group_by == "folder":
+        raise InputError(f"{ds.root}: group_by 'folder': every image lies in the one folder, such as {ds.paths[0]}")
     if not n: raise InputError(f"{ds.root}: group_by {group_by!r} finds no group in any path, such as {ds.paths[0]}")
-    told = f"group_by {group_by!r} finds {n} groups in {inside} images" + (f"; {len(ds) - inside} images are in none" if inside < len(ds) else "")
+    told = f"group_by {group_by!r} finds {n} groups in {inside} images" + (f"; {len(ds) - inside} images are in none"
+                                                                           if inside < len(ds) else "")
     return replace(ds, groups=groups, flaws=[*ds.flaws, Flaw("note", "groups", "", "", told, "noted")])
 
 # %% ../../nbs/15_data.split.ipynb #0ecc7e79
@@ -78,7 +87,8 @@ def _same_files(
     ds:DetDataset, # a dataset
 )->list: # of lists of image indices that hold the same bytes
     "Equal files, found by length, then middle, then content."
-    paths, out = [os.path.join(ds.root, p) for p in ds.paths], []
+    paths = [os.path.join(ds.root, p) for p in ds.paths]
+    out = []
     def length(p):
         try: return os.stat(p).st_size or None
         except (OSError, ValueError): return None
@@ -86,7 +96,11 @@ def _same_files(
     def narrower(rows, key): return [[rows[k] for k in a] for a in _alike([key(i) for i in rows])]
     def whole(i): return hashlib.blake2b(Path(paths[i]).read_bytes(), digest_size=16).digest()
     for rows in _alike(lengths):
-        try: out += [same for some in narrower(rows, lambda i: _middle(paths[i], lengths[i])) for same in narrower(some, whole)]
+        try:
+            out += [
+                same for some in narrower(rows, lambda i: _middle(paths[i], lengths[i]))
+                for same in narrower(some, whole)
+            ]
         except OSError as e: raise InputError(f"{e.filename}: cannot be read: {e.strerror or e}") from None
     return out
 
@@ -106,9 +120,13 @@ def tied(
     "What ties images together. Raises InputError for facts of another dataset."
     if facts is None: same, near = _same_files(ds), []
     else:
-        if len(facts.digests) != len(ds): raise InputError(f"{ds.root}: facts of {len(facts.digests)} images for a dataset of {len(ds)}")
-        same, near = _alike([d or None for d in facts.digests]), [(i, j) for i, j in near_duplicates(facts) if facts.digests[i] != facts.digests[j]]
-    return {"group": _group_pairs(ds), "same file": _pairs(same), "near duplicate": np.array(near, np.int64).reshape(-1, 2)}
+        if len(facts.digests) != len(ds):
+            raise InputError(f"{ds.root}: facts of {len(facts.digests)} images for a dataset of {len(ds)}")
+        same = _alike([d or None for d in facts.digests])
+        near = [(i, j) for i, j in near_duplicates(facts) if facts.digests[i] != facts.digests[j]]
+    return {
+        "group": _group_pairs(ds), "same file": _pairs(same), "near duplicate": np.array(near, np.int64).reshape(-1, 2)
+    }
 
 # %% ../../nbs/15_data.split.ipynb #6f0422b1
 def _units(
@@ -141,8 +159,10 @@ def split_counts(
     test:float, # share, 0 to 1
 )->tuple: # images in train, val, test
     "Whole numbers for the three splits. Raises InputError when the shares leave nothing to train on."
-    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1): raise InputError(f"shares val={val} and test={test}: each from 0, together under 1")
-    n_val, n_test = round(n * val), round(n * test)
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise InputError(f"shares val={val} and test={test}: each from 0, together under 1")
+    n_val = round(n * val)
+    n_test = round(n * test)
     if val and n > 1: n_val = max(n_val, 1)
     n_test = max(0, min(n_test, n - 1 - n_val))
     n_val = max(0, min(n_val, n - 1 - n_test))
@@ -174,7 +194,9 @@ def random_split(
     counts:tuple, # wanted in train, val, test
 )->np.ndarray: # (U,) int: 0 train, 1 val, 2 test
     "Fill test and val with whole units."
-    where, need, size = np.zeros(len(units), int), list(counts), np.array([len(u) for u in units], int)
+    where = np.zeros(len(units), int)
+    need = list(counts)
+    size = np.array([len(u) for u in units], int)
     for k, n in enumerate(size.tolist()):
         where[k] = next((s for s in (2, 1) if need[s] >= max(1, (n + 1) // 2)), 0)
         need[where[k]] -= n
@@ -211,8 +233,10 @@ def _hand_out(
     lack:np.ndarray, # (S,) images each split lacks
 )->np.ndarray: # (K,) int: number of the split
     "Units to splits."
-    if (size == size[0]).all(): return np.repeat(np.arange(len(lack))[::-1], _whole_shares(lack / size[0], len(size))[::-1])
-    out, lack = np.empty(len(size), int), lack.copy()
+    if (size == size[0]).all():
+        return np.repeat(np.arange(len(lack))[::-1], _whole_shares(lack / size[0], len(size))[::-1])
+    out = np.empty(len(size), int)
+    lack = lack.copy()
     for k in np.argsort(-size, kind="stable"):
         out[k] = lack.argmax()
         lack[out[k]] -= size[k]
@@ -227,8 +251,10 @@ def _iterate(
 )->np.ndarray: # (U,) int: number of the split
     "Iterative stratification: the rarest class first, units without a class last."
     unit, label, images = table
-    left, need = np.bincount(label, minlength=n_classes), share[:, None] * np.bincount(label, images, n_classes)
-    room, where = share * size.sum(), np.full(len(size), -1)
+    left = np.bincount(label, minlength=n_classes)
+    need = share[:, None] * np.bincount(label, images, n_classes)
+    room = share * size.sum()
+    where = np.full(len(size), -1)
     of_class = np.split(np.argsort(label, kind="stable"), np.cumsum(left)[:-1]) if n_classes else []
     while left.any():
         c = int(np.where(left > 0, left, len(size) + 1).argmin())
@@ -254,10 +280,12 @@ def _level(
 )->np.ndarray: # (U,), changed in place
     "Move single units while that brings the classes nearer to their shares; a split keeps its last unit."
     (unit, label, images), n = table, len(size)
-    unit, label = np.r_[unit, np.arange(n)], np.r_[label, np.full(n, label.max(initial=-1) + 1)] # the size is one class more
+    # the size is one class more
+    unit = np.r_[unit, np.arange(n)]
+    label = np.r_[label, np.full(n, label.max(initial=-1) + 1)]
     images = np.r_[images, size].astype(float)
     own = np.bincount(unit, images**2, n)
-    over = np.stack([np.bincount(label, images * ((where == s)[unit] - p), label.max() + 1) for s, p in enumerate(share)])
+    over = np.stack([np.bincount(label, images*((where == s)[unit] - p), label.max() + 1) for s, p in enumerate(share)])
     for _ in range(most):
         towards = np.stack([np.bincount(unit, images * o[label], n) for o in over]) # (S,U)
         change = 2 * (towards - towards[where, np.arange(n)] + own)
@@ -281,7 +309,8 @@ def stratified_split(
 )->np.ndarray: # (U,) int: 0 train, 1 val, 2 test
     "Each class in the shares that are wanted, to an image or a unit where that is possible."
     wanted = np.flatnonzero(counts)
-    share, size = np.array(counts, float)[wanted] / sum(counts), np.array([len(u) for u in units], int)
+    share = np.array(counts, float)[wanted] / sum(counts)
+    size = np.array([len(u) for u in units], int)
     table = _unit_table(units, image, label, n_classes)
     where = wanted[_level(_iterate(table, size, share, n_classes), table, size, share)]
     return _fill_empty(where, size, counts)
@@ -296,7 +325,8 @@ def _make(
 )->DetDataset: # with new splits
     "Split some of the images."
     part = ds.subset(rows)
-    where = stratified_split(units, counts, part.box_image, part.labels, len(ds.classes)) if by == "stratified" else random_split(units, counts)
+    where = stratified_split(units, counts, part.box_image, part.labels, len(
+        ds.classes)) if by == "stratified" else random_split(units, counts)
     splits = ds.splits.copy()
     splits[rows[np.concatenate(units)]] = np.array(SPLITS, object)[np.repeat(where, [len(u) for u in units])]
     return replace(ds, splits=splits)
@@ -316,7 +346,8 @@ def _lots(
     for what, pairs in ties.items():
         lot = clusters(len(ds), pairs)
         order = np.argsort(lot, kind="stable")
-        out[what] = [v for v in np.split(order, np.flatnonzero(np.diff(lot[order])) + 1) if len(v) > 1] if len(pairs) else []
+        out[what] = [v for v in np.split(order,
+                                         np.flatnonzero(np.diff(lot[order])) + 1) if len(v) > 1] if len(pairs) else []
     return out
 
 def _together(
@@ -352,14 +383,21 @@ def _notes(
     if unlisted: out.append(note("warning", "no-split", f"{unlisted} images are in no split and are not used"))
     if "val" not in ds.split_names:
         why = f"nothing is left for val{f', as {one}' if one else ''}"
-        out.append(note("warning", "no-val", f"{why}: training goes without evaluation, and `evaluate` takes the training images"))
-    elif test and "test" not in ds.split_names: out.append(note("warning", "no-test", "no test: what must stay together is too large to make one"))
+        out.append(
+            note("warning", "no-val",
+                 f"{why}: training goes without evaluation, and `evaluate` takes the training images"))
+    elif test and "test" not in ds.split_names:
+        out.append(note("warning", "no-test", "no test: what must stay together is too large to make one"))
     return out
 
 def _held(part:DetDataset)->str:
     "What ties all these images together, in words."
     groups = sorted(set(part.groups.tolist()) - {""})
-    name = f"the group {groups[0]!r} holds" if len(groups) == 1 else f"{len(groups)} groups that duplicates tie together hold" if groups else "one cluster of duplicates holds"
+    name = (
+        f"the group {groups[0]!r} holds"
+        if len(groups) == 1
+        else f"{len(groups)} groups that duplicates tie together hold" if groups else "one cluster of duplicates holds"
+    )
     return f"{name} all {len(part)} images"
 
 # %% ../../nbs/15_data.split.ipynb #c16ad715
@@ -370,7 +408,8 @@ def _wanted(
     "Which images are to be split. Raises InputError for splits without train."
     have = set(ds.splits.tolist())
     if len(have) == 1: return ds, np.arange(len(ds)), val, test
-    if "train" not in have and "" in have: ds = replace(ds, splits=np.where(ds.splits == "", "train", ds.splits).astype(object))
+    if "train" not in have and "" in have:
+        ds = replace(ds, splits=np.where(ds.splits == "", "train", ds.splits).astype(object))
     elif "train" not in have: raise InputError(f"{ds.root}: splits {', '.join(sorted(have))} and no train")
     if "val" not in ds.split_names and val: return ds, np.flatnonzero(ds.splits == "train"), val, 0
     return ds, None, 0, 0
@@ -386,16 +425,22 @@ def ensure_splits(
     facts=None, # its ImageFacts, where the pictures were looked at: near duplicates stay together too
 )->DetDataset: # with splits; what was decided is noted in `.flaws`
     "Keep the data's own splits and make those that are missing. Raises InputError when nothing is left to train on."
-    if by not in ("random", "stratified", "group"): raise InputError(f"split by {by!r}: {did_you_mean(by, ('random', 'stratified', 'group'))}")
+    if by not in ("random", "stratified", "group"):
+        raise InputError(f"split by {by!r}: {did_you_mean(by, ('random', 'stratified', 'group'))}")
     ds = with_groups(ds, group_by)
-    if by == "group" and not ds.groups.any(): raise InputError(f"{ds.root}: split by group, and no image has a group: the labels name none; give group_by")
+    if by == "group" and not ds.groups.any():
+        raise InputError(f"{ds.root}: split by group, and no image has a group: the labels name none; give group_by")
     ds, rows, val, test = _wanted(ds, val, test)
-    ties, one, counts = tied(ds, facts) if rows is not None or facts is not None else dict(group=_group_pairs(ds)), "", (0, 0, 0)
+    ties = tied(ds, facts) if rows is not None or facts is not None else dict(group=_group_pairs(ds))
+    one = ""
+    counts = (0, 0, 0)
     if rows is not None:
         units = _units(ds, rows, clusters(len(ds), np.concatenate(list(ties.values()))), seed)
         counts = split_counts(len(rows), val, test)
         if len(units) == 1 and len(rows) > 1 and val: one = _held(ds.subset(rows))
-        if one and (by == "group" or group_by): raise InputError(f"{ds.root}: no split by group: {one}; another group_by, or val=0 to train without evaluation")
+        if one and (by == "group" or group_by):
+            raise InputError(
+                f"{ds.root}: no split by group: {one}; another group_by, or val=0 to train without evaluation")
         ds = _make(ds, rows, counts, by, units)
     return replace(ds, flaws=[*ds.flaws, *_notes(ds, ties, rows is not None, one, counts[2])])
 
@@ -416,16 +461,24 @@ def split_table(
     most:int=40, # classes to show, those with the most boxes
 )->str: # lines
     "Images, boxes and the share of each class in each split; what was kept together or crosses."
-    names, per_image, of_box = ds.split_names, np.diff(ds._starts), ds.splits[ds.box_image]
+    names = ds.split_names
+    per_image = np.diff(ds._starts)
+    of_box = ds.splits[ds.box_image]
     lines = [f"{'split':<24}" + "".join(f"{c:>15}" for c in ("images", "boxes", "without boxes"))]
     for s in names:
         here = per_image[ds.splits == s]
-        lines.append(f"{s or '(none)':<24}{_share(len(here), len(ds))}{_share(here.sum(), len(ds.boxes))}{(here == 0).sum():>15}")
+        lines.append(
+            f"{s or '(none)':<24}{_share(len(here), len(ds))}{_share(here.sum(), len(ds.boxes))}{(here == 0).sum():>15}"
+        )
     total = np.bincount(ds.labels, minlength=len(ds.classes))
     of_split = {s: np.bincount(ds.labels[of_box == s], minlength=len(ds.classes)) for s in names}
     shown = np.sort(np.argsort(-total, kind="stable")[:most])
     lines.append(f"{'class':<16}{'boxes':>8}" + "".join(f"{s or '(none)':>15}" for s in names))
-    lines += [f"{ds.classes[c][:15]:<16}{total[c]:>8}" + "".join(_share(of_split[s][c], total[c]) for s in names) for c in shown]
+    lines += [
+        f"{ds.classes[c][:15]:<16}{total[c]:>8}" + "".join(_share(of_split[s][c], total[c])
+                                                           for s in names)
+        for c in shown
+    ]
     if len(total) > most: lines.append(f"and {len(total) - most} classes with fewer boxes")
     kept, torn = _together(ds, tied(ds, facts) if facts is not None else dict(group=_group_pairs(ds)))
     return "\n".join(lines + [f"kept in one split each: {k}" for k in kept] + [f"crosses: {t}" for t in torn])
@@ -443,11 +496,19 @@ def write_split_lists(
     ds:DetDataset, # with splits
     folder, # an existing folder
 )->dict: # split -> file written
-    "Write train.txt, val.txt, test.txt with one path a line, relative to the dataset, sorted. Raises InputError for a path of two lines."
+    """Write train.txt, val.txt, test.txt with one path a line, relative to the dataset, sorted. Raises InputError
+    for a path of two lines."""
     broken = [p for p in ds.paths if "\n" in p or "\r" in p]
-    if broken: raise InputError(f"{ds.root}: {broken[0]!r} has a line break in its name, which a list cannot hold: rename it")
-    return {s: write_bytes_atomic(Path(folder) / f"{s}.txt", "".join(f"{p}\n" for p in sorted(ds.paths[ds.splits == s])).encode("utf-8", "surrogateescape"))
-            for s in ds.split_names if s}
+    if broken:
+        raise InputError(f"{ds.root}: {broken[0]!r} has a line break in its name, which a list cannot hold: rename it")
+    return {
+        s: write_bytes_atomic(
+            Path(folder)/f"{s}.txt",
+            "".join(f"{p}\n"
+                    for p in sorted(ds.paths[ds.splits == s])).encode("utf-8", "surrogateescape"))
+        for s in ds.split_names
+        if s
+    }
 
 # %% ../../nbs/15_data.split.ipynb #fbc9e6fd
 def read_split_lists(
@@ -455,7 +516,9 @@ def read_split_lists(
     folder, # where `write_split_lists` wrote
 )->DetDataset: # with these splits; images that no list names are in none
     "Take splits from lists. Raises InputError when there are no lists, or for a listed image that the dataset has not."
-    row, splits, found = {p: i for i, p in enumerate(ds.paths)}, np.full(len(ds), "", object), False
+    row = {p: i for i, p in enumerate(ds.paths)}
+    splits = np.full(len(ds), "", object)
+    found = False
     for s in SPLITS:
         file = Path(folder) / f"{s}.txt"
         if not file.is_file(): continue
@@ -464,7 +527,9 @@ def read_split_lists(
             if not p: continue
             found = True
             if p not in row: raise InputError(f"{file}, line {k}: {p} is not in {ds.root}")
-            if splits[row[p]]: raise InputError(f"{file}, line {k}: {p} is in {splits[row[p]]}.txt too" if splits[row[p]] != s else f"{file}, line {k}: {p} stands twice")
+            if splits[row[p]]:
+                raise InputError(f"{file}, line {k}: {p} is in {splits[row[p]]}.txt too" if splits[row[p]] !=
+                                 s else f"{file}, line {k}: {p} stands twice")
             splits[row[p]] = s
     if not found: raise InputError(f"{folder}: no train.txt, val.txt or test.txt with a path in it")
     return replace(ds, splits=splits)

@@ -38,10 +38,15 @@ def _cut_boxes(
     cut:str, # one of CUTS
 )->tuple: # tile (R,), box (R,), xyxy in the tile (R,4) float64, flags (R,), whole (R,) bool; number of pieces left out
     "The boxes of each tile, sorted by tile."
-    w, b = windows.astype(float)[:, None], np.clip(boxes.astype(float), 0, np.tile(size[::-1], 2))[None]
-    low, high = np.maximum(w[..., :2], b[..., :2]), np.minimum(w[..., 2:], b[..., 2:])
+    w = windows.astype(float)[:, None]
+    b = np.clip(boxes.astype(float), 0, np.tile(size[::-1], 2))[None]
+    low = np.maximum(w[..., :2], b[..., :2])
+    high = np.minimum(w[..., 2:], b[..., 2:])
     tile, box = np.nonzero((high > low).all(-1))
-    low, high, b, w = low[tile, box], high[tile, box], b[0, box], w[tile, 0]
+    low = low[tile, box]
+    high = high[tile, box]
+    b = b[0, box]
+    w = w[tile, 0]
     whole = (low == b[:, :2]).all(1) & (high == b[:, 2:]).all(1)
     share = (high - low).prod(1) / (b[:, 2:] - b[:, :2]).prod(1)
     thin = ~whole & ((high - low) < 1).any(1)
@@ -84,16 +89,23 @@ def _plan(
     background:float, seed:int, # which empty tiles stay
 )->_Plan:
     "Windows and boxes of all images."
-    parts, seen, n, counts = [], np.zeros(len(ds.boxes), bool), 0, dict.fromkeys(("whole", "clipped", "ignored", "left_out", "empty", "empty_left_out"), 0)
+    parts = []
+    seen = np.zeros(len(ds.boxes), bool)
+    n = 0
+    counts = dict.fromkeys(("whole", "clipped", "ignored", "left_out", "empty", "empty_left_out"), 0)
     for i in range(len(ds)):
         (boxes, _, flags), windows = ds.boxes_of(i), tile_grid(ds.sizes[i].tolist(), size, overlap)
-        tile, box, xyxy, marked, whole, left_out = _cut_boxes(windows, boxes, flags, ds.sizes[i].tolist(), min_visible, cut)
+        tile, box, xyxy, marked, whole, left_out = _cut_boxes(windows, boxes, flags, ds.sizes[i].tolist(), min_visible,
+                                                              cut)
         learnt = np.bincount(tile[marked & (CROWD | IGNORE) == 0], minlength=len(windows)) > 0
         stay = _keep_tiles(ds, i, windows, learnt, background, seed)
         seen[ds._starts[i] + box[whole]] = True
-        for k, v in zip(counts, (whole.sum(), (~whole & (marked == flags[box])).sum(), (marked != flags[box]).sum(), left_out, (~learnt).sum(), (~stay).sum())): counts[k] += int(v)
+        for k, v in zip(counts, (whole.sum(), (~whole & (marked == flags[box])).sum(),
+                                 (marked != flags[box]).sum(), left_out, (~learnt).sum(), (~stay).sum())):
+            counts[k] += int(v)
         inside = stay[tile]
-        parts.append((np.full(stay.sum(), i), windows[stay], n + (np.cumsum(stay) - 1)[tile[inside]], ds._starts[i] + box[inside], xyxy[inside], marked[inside]))
+        parts.append((np.full(stay.sum(), i), windows[stay], n + (np.cumsum(stay) - 1)[tile[inside]],
+                      ds._starts[i] + box[inside], xyxy[inside], marked[inside]))
         n += int(stay.sum())
     counts["never_whole"] = int((~seen & (ds.flags & (CROWD | IGNORE) == 0)).sum())
     return _Plan(*map(np.concatenate, zip(*parts)), counts)
@@ -110,8 +122,10 @@ def _tiled(
     names = [f"{stems[i]}__{x}_{y}{suffix}" for i, (x, y) in zip(plan.image.tolist(), plan.windows[:, :2].tolist())]
     groups = np.array([g or p for g, p in zip(ds.groups, ds.paths)], object)[plan.image]
     sizes = plan.windows[:, [3, 2]] - plan.windows[:, [1, 0]]
-    return DetDataset(root, ds.classes, names, sizes, plan.box_tile, plan.boxes.astype(np.float32), ds.labels[plan.box], ds.splits[plan.image], groups, None, plan.flags,
-                      ds.format, [], {k: v[plan.box] for k, v in ds.attributes.items()})
+    return DetDataset(root, ds.classes, names, sizes, plan.box_tile, plan.boxes.astype(np.float32), ds.labels[plan.box],
+                      ds.splits[plan.image], groups, None, plan.flags, ds.format, [],
+                      {k: v[plan.box]
+                       for k, v in ds.attributes.items()})
 
 # %% ../../nbs/15_data.tiles.ipynb #1e6d8661
 def _write_pixels(
@@ -124,9 +138,11 @@ def _write_pixels(
     "Cut one image."
     try: image = read_image(ds.path_of(i))
     except InputError as e: return str(e)
-    if image.shape[:2] != tuple(ds.sizes[i]): return f"{ds.paths[i]} is {image.shape[1]}x{image.shape[0]}, not {ds.sizes[i][1]}x{ds.sizes[i][0]} as it was"
+    if image.shape[:2] != tuple(ds.sizes[i]):
+        return f"{ds.paths[i]} is {image.shape[1]}x{image.shape[0]}, not {ds.sizes[i][1]}x{ds.sizes[i][0]} as it was"
     for (x1, y1, x2, y2), file in zip(windows.tolist(), files):
-        ok, data = cv2.imencode(file.suffix, image[y1:y2, x1:x2], [] if quality is None else [cv2.IMWRITE_JPEG_QUALITY, quality])
+        ok, data = cv2.imencode(file.suffix, image[y1:y2, x1:x2],
+                                [] if quality is None else [cv2.IMWRITE_JPEG_QUALITY, quality])
         if not ok: raise InputError(f"{file}: the tile cannot be encoded")
         file.write_bytes(data.tobytes())
     return ""
@@ -140,10 +156,12 @@ def _cut_all(
 )->dict: # source image -> why it could not be cut
     "Cut all images."
     images, first = np.unique(plan.image, return_index=True)
-    ends, bad = np.append(first[1:], len(plan.image)), {}
+    ends = np.append(first[1:], len(plan.image))
+    bad = {}
     one = lambda job: _write_pixels(ds, job[0], plan.windows[job[1]:job[2]], files[job[1]:job[2]], quality)
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        for n, (i, why) in enumerate(zip(images.tolist(), pool.map(one, zip(images.tolist(), first.tolist(), ends.tolist()))), 1):
+        for n, (i, why) in enumerate(
+                zip(images.tolist(), pool.map(one, zip(images.tolist(), first.tolist(), ends.tolist()))), 1):
             if why: bad[i] = why
             if progress: progress(n, len(images))
     return bad
@@ -155,10 +173,15 @@ def _said(
     images:int, # that were cut
 )->str: # one line
     "What happened, in words."
-    c, kind = plan.counts, "PNG" if quality is None else f"JPEG of quality {quality}"
-    text = (f"{images} images gave {len(plan.image)} tiles of {size[1]}x{size[0]} ({kind}), overlapping by {overlap:g} or more: boxes {c['whole']} whole, {c['clipped']} clipped, "
-            f"{c['ignored']} cut and ignored, {c['left_out']} cut and left out; {c['empty']} tiles have nothing to learn, {c['empty_left_out']} of them are left out")
-    return text + (f"; {c['never_whole']} boxes are whole in no tile: larger tiles or more overlap would show them" if c["never_whole"] else "")
+    c = plan.counts
+    kind = "PNG" if quality is None else f"JPEG of quality {quality}"
+    text = (
+        f"{images} images gave {len(plan.image)} tiles of {size[1]}x{size[0]} ({kind}), overlapping by {overlap:g} or"
+        f" more: boxes {c['whole']} whole, {c['clipped']} clipped, {c['ignored']} cut and ignored, {c['left_out']} cut"
+        f" and left out; {c['empty']} tiles have nothing to learn, {c['empty_left_out']} of them are left out"
+    )
+    return text + (f"; {c['never_whole']} boxes are whole in no tile: larger tiles or more overlap would show them"
+                   if c["never_whole"] else "")
 
 def _map_text(
     ds:DetDataset, # the source
@@ -170,7 +193,8 @@ def _map_text(
     line = lambda v: json.dumps(v, ensure_ascii=False, allow_nan=False)
     images = ",\n".join(line([p, h, w]) for p, (h, w) in zip(ds.paths.tolist(), ds.sizes.tolist()))
     tiles = ",\n".join(line([p, i, *w]) for p, i, w in zip(places, plan.image.tolist(), plan.windows.tolist()))
-    return f'{{"about": {line(about)},\n"images": [\n{images}],\n"tiles": [\n{tiles}]}}\n'.encode("utf-8", "surrogatepass")
+    return f'{{"about": {line(about)},\n"images": [\n{images}],\n"tiles": [\n{tiles}]}}\n'.encode(
+        "utf-8", "surrogatepass")
 
 # %% ../../nbs/15_data.tiles.ipynb #fbb7ed76
 def _check_call(
@@ -181,16 +205,23 @@ def _check_call(
     if cut not in CUTS: raise InputError(f"cut={cut!r}: {did_you_mean(cut, CUTS)}")
     for name, v in (("min_visible", min_visible), ("background", background)):
         if not 0 <= v <= 1: raise InputError(f"{name}={v!r}: a share from 0 to 1 is right")
-    if quality is not None and not 1 <= quality <= 100: raise InputError(f"quality={quality!r}: 1 to 100 for JPEG, or None for PNG")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())): raise InputError(f"{dst} is there already: give a new or an empty folder")
-    if ds.root.resolve() in (dst.resolve(), *dst.resolve().parents): raise InputError(f"{dst} lies in the dataset {ds.root}, which would then hold both: give a folder elsewhere")
+    if quality is not None and not 1 <= quality <= 100:
+        raise InputError(f"quality={quality!r}: 1 to 100 for JPEG, or None for PNG")
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise InputError(f"{dst} is there already: give a new or an empty folder")
+    if ds.root.resolve() in (dst.resolve(), *dst.resolve().parents):
+        raise InputError(f"{dst} lies in the dataset {ds.root}, which would then hold both: give a folder elsewhere")
 
 def _without(plan:_Plan, bad)->_Plan:
     "The plan without some source images."
     keep = ~np.isin(plan.image, list(bad))
     inside = keep[plan.box_tile]
-    return plan._replace(image=plan.image[keep], windows=plan.windows[keep], box_tile=(np.cumsum(keep) - 1)[plan.box_tile[inside]], box=plan.box[inside],
-                         boxes=plan.boxes[inside], flags=plan.flags[inside])
+    return plan._replace(image=plan.image[keep],
+                         windows=plan.windows[keep],
+                         box_tile=(np.cumsum(keep) - 1)[plan.box_tile[inside]],
+                         box=plan.box[inside],
+                         boxes=plan.boxes[inside],
+                         flags=plan.flags[inside])
 
 # %% ../../nbs/15_data.tiles.ipynb #717c3c6a
 def tile_dataset(
@@ -208,7 +239,8 @@ def tile_dataset(
     progress=None, # called with (images done, images in all)
 )->DetDataset: # the tiles, read back; what happened is noted in `.flaws` and in tiles.json
     "Cut a dataset into tiles. Raises InputError for what cannot be meant; leaves nothing behind on failure."
-    dst, size = Path(dst).absolute(), tile_size(size)
+    dst = Path(dst).absolute()
+    size = tile_size(size)
     _check_call(ds, dst, format, min_visible, cut, background, quality)
     plan = _plan(ds, size, overlap, min_visible, cut, background, seed)
     dst.parent.mkdir(parents=True, exist_ok=True)
@@ -217,17 +249,30 @@ def tile_dataset(
         (part / "pixels").mkdir(parents=True)
         tiled = _tiled(ds, plan, part / "pixels", ".png" if quality is None else ".jpg")
         bad = _cut_all(ds, plan, [tiled.path_of(k) for k in range(len(tiled))], quality, workers, progress)
-        if bad: tiled, plan = tiled.subset(~np.isin(plan.image, list(bad))), _without(plan, bad)
-        if not len(tiled.boxes): raise InputError(f"{ds.root}: no tile has a box{': ' + next(iter(bad.values())) if bad else ''}")
+        if bad:
+            tiled = tiled.subset(~np.isin(plan.image, list(bad)))
+            plan = _without(plan, bad)
+        if not len(tiled.boxes):
+            raise InputError(f"{ds.root}: no tile has a box{': ' + next(iter(bad.values())) if bad else ''}")
         said = _said(plan, size, overlap, cut, quality, len(ds) - len(bad))
-        about = dict(version=1, source=str(ds.root.absolute()), size=list(size), overlap=overlap, min_visible=min_visible, cut=cut, background=background, quality=quality, seed=seed,
-                     counts=plan.counts, said=said)
+        about = dict(version=1,
+                     source=str(ds.root.absolute()),
+                     size=list(size),
+                     overlap=overlap,
+                     min_visible=min_visible,
+                     cut=cut,
+                     background=background,
+                     quality=quality,
+                     seed=seed,
+                     counts=plan.counts,
+                     said=said)
         out = _write_folder(ds, tiled, plan, part / "out", format, about)
         if dst.exists(): dst.rmdir()
         (part / "out").rename(dst)
     except OSError as e: raise InputError(f"{dst}: could not be written: {e.filename or ''} {e.strerror or e}") from e
     finally: shutil.rmtree(part, ignore_errors=True)
-    notes = [Flaw("note", "tiled", "", "", said, "noted")] + [Flaw("warning", "unreadable-image", ds.paths[i], "", why, "dropped") for i, why in bad.items()]
+    notes = [Flaw("note", "tiled", "", "", said, "noted")
+             ] + [Flaw("warning", "unreadable-image", ds.paths[i], "", why, "dropped") for i, why in bad.items()]
     return replace(out, root=dst, flaws=[*notes, *lost_in(tiled, format), *out.flaws])
 
 def _write_folder(
@@ -259,9 +304,11 @@ def read_tiles(
     try:
         images = [(str(p), int(h), int(w)) for p, h, w in d["images"]]
         tiles = {str(p): (int(i), *map(int, window)) for p, i, *window in d["tiles"]}
-        fits = all(0 <= i < len(images) and len(w) == 4 and 0 <= w[0] < w[2] <= images[i][2] and 0 <= w[1] < w[3] <= images[i][1] for i, *w in tiles.values())
+        fits = all(0 <= i < len(images) and len(w) == 4 and 0 <= w[0] < w[2] <= images[i][2]
+                   and 0 <= w[1] < w[3] <= images[i][1] for i, *w in tiles.values())
     except (KeyError, TypeError, ValueError, OverflowError): fits = False
-    if not fits or not isinstance(d.get("about"), dict): raise InputError(f"{path}: not a list of tiles as `data tile` writes it")
+    if not fits or not isinstance(d.get("about"), dict):
+        raise InputError(f"{path}: not a list of tiles as `data tile` writes it")
     return TileMap(d["about"], images, tiles)
 
 # %% ../../nbs/15_data.tiles.ipynb #112968fd
@@ -275,7 +322,14 @@ def untile(
     "Detections of tiles as detections of the images. Raises InputError for a tile that the list does not have."
     lots = {}
     for p, d in zip(paths, found, strict=True):
-        if p not in tiles.tiles: raise InputError(f"{p} is none of the {len(tiles.tiles)} tiles of {tiles.about.get('source', 'this dataset')}")
+        if p not in tiles.tiles:
+            raise InputError(
+                f"{p} is none of the {len(tiles.tiles)} tiles of {tiles.about.get('source', 'this dataset')}")
         i, *window = tiles.tiles[p]
         lots.setdefault(i, []).append((window, d))
-    return {tiles.images[i][0]: merge_tiles([d for _, d in lot], [w for w, _ in lot], tiles.images[i][1:], iou, max_detections) for i, lot in sorted(lots.items())}
+    return {
+        tiles.images[i][0]: merge_tiles([d
+                                         for _, d in lot], [w
+                                                            for w, _ in lot], tiles.images[i][1:], iou, max_detections)
+        for i, lot in sorted(lots.items())
+    }

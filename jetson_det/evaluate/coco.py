@@ -23,11 +23,14 @@ from ..runtime.files import require, write_json_atomic
 def coco_of(
     ds:DetDataset, # the labels
 )->dict: # images, annotations, categories with ids 1..C
-    "The COCO dictionary of `ds`: IGNORE and DIFFICULT boxes have the area -1, which pycocotools ignores; CROWD with IGNORE is a crowd of every class."
-    coco, more = ds.to_coco(), []
+    """The COCO dictionary of `ds`: IGNORE and DIFFICULT boxes have the area -1, which pycocotools ignores; CROWD
+    with IGNORE is a crowd of every class."""
+    coco = ds.to_coco()
+    more = []
     for ann, flag in zip(coco["annotations"], ds.flags.tolist()):
         if flag & (IGNORE | DIFFICULT) and not flag & CROWD: ann["area"] = -1.
-        if flag & IGNORE and flag & CROWD: more += [dict(ann, category_id=c["id"]) for c in coco["categories"] if c["id"] != ann["category_id"]]
+        if flag & IGNORE and flag & CROWD:
+            more += [dict(ann, category_id=c["id"]) for c in coco["categories"] if c["id"] != ann["category_id"]]
     coco["annotations"] += [dict(a, id=k) for k, a in enumerate(more, len(ds.boxes) + 1)]
     return coco
 
@@ -40,10 +43,16 @@ def _normal_coco(
         cats = sorted(gt["categories"], key=lambda c: int(c["id"]))
         ids = {int(c["id"]): k for k, c in enumerate(cats, 1)}
         images = [dict(im, id=int(im["id"])) for im in gt["images"]]
-        anns = [dict(id=k, image_id=int(a["image_id"]), category_id=ids[int(a["category_id"])], bbox=[float(v) for v in a["bbox"]],
-                     area=float(a.get("area", a["bbox"][2] * a["bbox"][3])), iscrowd=int(a.get("iscrowd", 0)))
-                for k, a in enumerate(gt["annotations"], 1)]
-    except (KeyError, TypeError, ValueError, IndexError) as e: raise InputError(f"not a COCO dictionary of boxes: {e!r}") from None
+        anns = [
+            dict(id=k,
+                 image_id=int(a["image_id"]),
+                 category_id=ids[int(a["category_id"])],
+                 bbox=[float(v) for v in a["bbox"]],
+                 area=float(a.get("area", a["bbox"][2]*a["bbox"][3])),
+                 iscrowd=int(a.get("iscrowd", 0))) for k, a in enumerate(gt["annotations"], 1)
+        ]
+    except (KeyError, TypeError, ValueError, IndexError) as e:
+        raise InputError(f"not a COCO dictionary of boxes: {e!r}") from None
     lost = {a["image_id"] for a in anns} - {im["id"] for im in images}
     if lost: raise InputError(f"annotation of image {min(lost)}, which is not among the images")
     return dict(images=images, annotations=anns, categories=[dict(id=k, name=c["name"]) for k, c in enumerate(cats, 1)])
@@ -58,14 +67,17 @@ def shared_classes(
     data, # the data's class names
 )->tuple: # (C_model,) int64: label in the data or -1; data classes that the model lacks; model classes that the data lacks
     "Match two lists of classes by name. Raises InputError when they have none in common."
-    exact, near = {n: k for k, n in enumerate(data)}, {_plain(n): k for k, n in enumerate(data)}
+    exact = {n: k for k, n in enumerate(data)}
+    near = {_plain(n): k for k, n in enumerate(data)}
     to = []
     for name in model:
         k = exact.get(name, near.get(_plain(name), -1))
         if k >= 0 and data[k] != name and data[k] in model: k = -1 # another class of the model is spelt exactly so
         to.append(k)
-    if max(to, default=-1) < 0: raise InputError(f"no class in common: the model knows {_short(model)}; the data has {_short(data)}")
-    unknown, unused = [n for k, n in enumerate(data) if k not in to], [n for n, k in zip(model, to) if k < 0]
+    if max(to, default=-1) < 0:
+        raise InputError(f"no class in common: the model knows {_short(model)}; the data has {_short(data)}")
+    unknown = [n for k, n in enumerate(data) if k not in to]
+    unused = [n for n, k in zip(model, to) if k < 0]
     return np.array(to, np.int64), unknown, unused
 
 # %% ../../nbs/40_evaluate.coco.ipynb #4f1158c1
@@ -87,8 +99,12 @@ def coco_results(
     for i, d in zip(image_ids, detections):
         xywh = np.asarray(d.boxes, np.float64).reshape(-1, 4).copy()
         xywh[:, 2:] -= xywh[:, :2]
-        rows += [dict(image_id=int(i), category_id=c + 1, bbox=b, score=s)
-                 for b, s, c in zip(xywh.tolist(), np.asarray(d.scores, np.float64).tolist(), np.asarray(d.labels).tolist())]
+        rows += [
+            dict(image_id=int(i), category_id=c + 1, bbox=b, score=s)
+            for b, s, c in zip(xywh.tolist(),
+                               np.asarray(d.scores, np.float64).tolist(),
+                               np.asarray(d.labels).tolist())
+        ]
     return rows
 
 # %% ../../nbs/40_evaluate.coco.ipynb #1aaaa576
@@ -100,7 +116,8 @@ def _relabel(
     out = []
     for k, d in enumerate(detections):
         if len(d.labels) and not 0 <= int(np.min(d.labels)) <= int(np.max(d.labels)) < len(to):
-            raise InputError(f"image {k}: a detection has the label {int(np.max(d.labels))}; the model has {len(to)} classes")
+            raise InputError(
+                f"image {k}: a detection has the label {int(np.max(d.labels))}; the model has {len(to)} classes")
         labels = to[d.labels]
         keep = labels >= 0
         out.append(Detections(d.boxes[keep], d.scores[keep], labels[keep]))
@@ -117,13 +134,16 @@ def _accumulate(
     from faster_coco_eval import COCO, COCOeval_faster
     quiet = lambda *a, **k: None
     anns = [dict(r, id=k, area=r["bbox"][2] * r["bbox"][3], iscrowd=0) for k, r in enumerate(rows, 1)]
-    truth, guess = COCO(gt, print_function=quiet), COCO(dict(gt, annotations=anns), print_function=quiet)
+    truth = COCO(gt, print_function=quiet)
+    guess = COCO(dict(gt, annotations=anns), print_function=quiet)
     job = COCOeval_faster(truth, guess, iouType="bbox", print_function=quiet)
     job.params.maxDets = [m for m in (1, 10) if m < max_detections] + [max_detections]
     job.evaluate()
     job.accumulate()
-    return {k: np.asarray(job.eval[k]).reshape(job.eval["counts"] if k != "recall" else np.delete(job.eval["counts"], 1))
-            for k in ("precision", "scores", "recall")}
+    return {
+        k: np.asarray(job.eval[k]).reshape(job.eval["counts"] if k != "recall" else np.delete(job.eval["counts"], 1))
+        for k in ("precision", "scores", "recall")
+    }
 
 # %% ../../nbs/40_evaluate.coco.ipynb #678047ec
 def _mean(
@@ -141,7 +161,8 @@ def _stats(
     max_detections:int,
 )->dict: # name -> number in 0..1, or None where there is nothing to find
     "pycocotools' twelve numbers, in its order."
-    p, r = counted["precision"], counted["recall"]
+    p = counted["precision"]
+    r = counted["recall"]
     limits = [m for m in (1, 10) if m < max_detections] + [max_detections]
     out = dict(AP=_mean(p[:, :, :, 0, -1]), AP50=_mean(p[0, :, :, 0, -1]), AP75=_mean(p[5, :, :, 0, -1]))
     out.update({f"AP_{s}": _mean(p[:, :, :, k, -1]) for k, s in enumerate(SIZES) if k})
@@ -169,7 +190,10 @@ def _per_class(
     rows:list, # COCO results
 )->list: # a dict per class
     "AP, recall and counts of each class, in the order of the classes."
-    p, r, s, out = counted["precision"], counted["recall"], counted["scores"], []
+    p = counted["precision"]
+    r = counted["recall"]
+    s = counted["scores"]
+    out = []
     n = len(gt["categories"])
     counted_box = [a for a in gt["annotations"] if not a["iscrowd"] and a["area"] >= 0]
     boxes = np.bincount([a["category_id"] - 1 for a in counted_box], minlength=n)
@@ -177,9 +201,18 @@ def _per_class(
     images = np.bincount([c - 1 for _, c in {(a["image_id"], a["category_id"]) for a in counted_box}], minlength=n)
     found = np.bincount([row["category_id"] - 1 for row in rows], minlength=n)
     for k, cat in enumerate(gt["categories"]):
-        out.append(dict(name=cat["name"], AP=_mean(p[:, :, k, 0, -1]), AP50=_mean(p[0, :, k, 0, -1]), AP75=_mean(p[5, :, k, 0, -1]),
-                        AR=_mean(r[:, k, 0, -1]), recall50=_mean(r[0, k, 0, -1]), best=_best_f1(p[0, :, k, 0, -1], s[0, :, k, 0, -1]),
-                        boxes=int(boxes[k]), ignored=int(everything[k] - boxes[k]), images=int(images[k]), detections=int(found[k])))
+        out.append(
+            dict(name=cat["name"],
+                 AP=_mean(p[:, :, k, 0, -1]),
+                 AP50=_mean(p[0, :, k, 0, -1]),
+                 AP75=_mean(p[5, :, k, 0, -1]),
+                 AR=_mean(r[:, k, 0, -1]),
+                 recall50=_mean(r[0, k, 0, -1]),
+                 best=_best_f1(p[0, :, k, 0, -1], s[0, :, k, 0, -1]),
+                 boxes=int(boxes[k]),
+                 ignored=int(everything[k] - boxes[k]),
+                 images=int(images[k]),
+                 detections=int(found[k])))
     return out
 
 # %% ../../nbs/40_evaluate.coco.ipynb #de67a4a9
@@ -214,8 +247,14 @@ def _to_dict(
     "The figures of an evaluation for a program."
     keep = ("images", "empty", "boxes", "ignored", "unknown", "unused", "settings")
     seconds = {k: round(float(v), 4) for k, v in r.seconds.items()}
-    return dict(stats=r.stats, known=dict(zip(("AP", "AP50"), known_ap(r))), per_class=r.per_class, classes=list(r.classes), **{k: getattr(r, k) for k in keep},
-                detections=sum(len(d.scores) for d in r.detections), seconds=seconds)
+    return dict(stats=r.stats,
+                known=dict(zip(("AP", "AP50"), known_ap(r))),
+                per_class=r.per_class,
+                classes=list(r.classes),
+                **{k: getattr(r, k)
+                   for k in keep},
+                detections=sum(len(d.scores) for d in r.detections),
+                seconds=seconds)
 
 # %% ../../nbs/40_evaluate.coco.ipynb #ebb715e1
 def known_ap(
@@ -226,8 +265,8 @@ def known_ap(
     return tuple(sum(c[k] for c in rows) / max(len(rows), 1) for k in ("AP", "AP50"))
 
 # %% ../../nbs/40_evaluate.coco.ipynb #eaec1bd8
-_COLUMNS = (("class", "name"), ("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"), ("recall", "recall50"), ("boxes", "boxes"),
-            ("images", "images"), ("found", "detections"))
+_COLUMNS = (("class", "name"), ("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"), ("recall", "recall50"),
+            ("boxes", "boxes"), ("images", "images"), ("found", "detections"))
 
 def _cells(row:dict)->list:
     "A row of the table as text; a figure that does not exist is a dash."
@@ -236,9 +275,15 @@ def _cells(row:dict)->list:
 
 def _rows(r:EvalResult)->list:
     "The table's rows: head, classes, all."
-    total = dict(name="all", AP=r.stats["AP"], AP50=r.stats["AP50"], AP75=r.stats["AP75"], boxes=r.boxes, images=r.images,
+    total = dict(name="all",
+                 AP=r.stats["AP"],
+                 AP50=r.stats["AP50"],
+                 AP75=r.stats["AP75"],
+                 boxes=r.boxes,
+                 images=r.images,
                  recall50=_mean(np.array([c["recall50"] for c in r.per_class if c["recall50"] is not None])),
-                 detections=sum(c["detections"] for c in r.per_class), best=dict(confidence=None))
+                 detections=sum(c["detections"] for c in r.per_class),
+                 best=dict(confidence=None))
     return [[h for h, _ in _COLUMNS] + ["best at"]] + [_cells(c) for c in r.per_class] + [_cells(total)]
 
 def _notes(r:EvalResult)->list:
@@ -246,7 +291,11 @@ def _notes(r:EvalResult)->list:
     sizes = ", ".join(f"{s} {r.stats['AP_' + s]:.3f}" for s in SIZES[1:] if r.stats["AP_" + s] is not None)
     notes = [f"AP by size: {sizes}; {r.empty} of {r.images} images have no boxes"]
     if r.ignored: notes.append(f"{r.ignored} boxes count neither way (crowd, ignored, difficult)")
-    if r.unknown: notes.append(f"not known by the model, AP 0: {_short(r.unknown)}; over the classes it knows: AP {known_ap(r)[0]:.3f}, AP50 {known_ap(r)[1]:.3f}")
+    if r.unknown:
+        notes.append(
+            f"not known by the model, AP 0: {_short(r.unknown)}; over the classes it knows: AP {known_ap(r)[0]:.3f},"
+            f" AP50 {known_ap(r)[1]:.3f}"
+        )
     if r.unused: notes.append(f"not in the data, left out: {_short(r.unused)}")
     return notes
 
@@ -267,7 +316,8 @@ def result_table(
     head, *rows = _rows(r)
     table = Table(*head, title="AP by the COCO rules", caption="\n".join(_notes(r)), caption_justify="left")
     for column in table.columns[1:]: column.justify = "right"
-    for k, row in enumerate(rows): table.add_row(*row, end_section=k == len(rows) - 2, style="bold" if k == len(rows) - 1 else None)
+    for k, row in enumerate(rows):
+        table.add_row(*row, end_section=k == len(rows) - 2, style="bold" if k == len(rows) - 1 else None)
     return table
 
 # %% ../../nbs/40_evaluate.coco.ipynb #3bff94c6
@@ -279,7 +329,8 @@ def coco_stats(
 )->EvalResult:
     "COCO average precision. Raises InputError when there is nothing to find, or when `gt` and `detections` do not fit."
     coco = coco_of(gt) if isinstance(gt, DetDataset) else _normal_coco(gt)
-    names, ids = tuple(c["name"] for c in coco["categories"]), [im["id"] for im in coco["images"]]
+    names = tuple(c["name"] for c in coco["categories"])
+    ids = [im["id"] for im in coco["images"]]
     if len(detections) != len(ids): raise InputError(f"{len(detections)} lists of detections for {len(ids)} images")
     if max_detections < 1: raise InputError(f"max_detections is {max_detections}; it must be at least 1")
     n = sum(not a["iscrowd"] and a["area"] >= 0 for a in coco["annotations"])
@@ -342,10 +393,14 @@ def evaluate(
     progress:bool=True, # a bar with the time left, on standard error
 )->EvalResult:
     "COCO average precision of a session on a dataset. Raises InputError when they have no class in common."
-    classes, start, found, seconds = session.contract.classes, time.perf_counter(), [], {}
+    classes = session.contract.classes
+    start = time.perf_counter()
+    found = []
+    seconds = {}
     if not len(ds.boxes): raise InputError(f"nothing to evaluate: the {len(ds)} images have no boxes")
     shared_classes(classes, ds.classes)
-    with _set(session, confidence=confidence, iou=iou, max_detections=max_detections * len(classes)), _progress(progress) as bar:
+    with _set(session, confidence=confidence, iou=iou,
+              max_detections=max_detections*len(classes)), _progress(progress) as bar:
         task = bar.add_task("evaluate", total=len(ds))
         for images in _read_ahead(ds, batch):
             found += session(images)
@@ -355,5 +410,9 @@ def evaluate(
     result = coco_stats(ds, found, classes, max_detections)
     now = time.perf_counter()
     result.seconds = dict(seconds, counting=now - before, total=now - start)
-    result.settings = dict(confidence=confidence, iou=iou, max_detections=max_detections, model=session.contract.name, data=ds.fingerprint())
+    result.settings = dict(confidence=confidence,
+                           iou=iou,
+                           max_detections=max_detections,
+                           model=session.contract.name,
+                           data=ds.fingerprint())
     return result

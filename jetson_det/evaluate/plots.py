@@ -34,16 +34,22 @@ def pr_figure(
     most:int=10, # classes to draw: those with the most boxes
 ): # matplotlib Figure
     "Precision over recall at IoU .5, a curve for each class."
-    fig, recall = _figure(6, 4), np.linspace(0, 1, 101)
+    fig = _figure(6, 4)
+    recall = np.linspace(0, 1, 101)
     ax = fig.subplots()
     rows = [k for k, c in enumerate(result.per_class) if c["AP50"] is not None]
     for k in sorted(rows, key=lambda k: -result.per_class[k]["boxes"])[:most]:
-        c, best = result.per_class[k], result.per_class[k]["best"]
+        c = result.per_class[k]
+        best = result.per_class[k]["best"]
         line, = ax.plot(recall, result.curves[0, k], label=f"{c['name']}  AP50 {c['AP50']:.2f}, AP {c['AP']:.2f}")
         if best["confidence"] is not None:
             ax.plot(best["recall"], best["precision"], "o", color=line.get_color())
             ax.annotate(f" {best['confidence']:.2f}", (best["recall"], best["precision"]))
-    ax.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="recall", ylabel="precision", title="at an overlap of .5; dots: threshold with the best F1")
+    ax.set(xlim=(0, 1),
+           ylim=(0, 1.03),
+           xlabel="recall",
+           ylabel="precision",
+           title="at an overlap of .5; dots: threshold with the best F1")
     ax.legend(loc="lower left")
     return fig
 
@@ -62,12 +68,16 @@ def match_image(
     iou:float=.5, # 0..1, least overlap of a pair
 )->Matches:
     "Pair boxes with detections whatever their classes."
-    counts, overlap = (flags & (CROWD | IGNORE | DIFFICULT)) == 0, box_iou(detections.boxes, boxes)
-    free, pairs, false = counts.copy(), [], []
+    counts = (flags & (CROWD | IGNORE | DIFFICULT)) == 0
+    overlap = box_iou(detections.boxes, boxes)
+    free = counts.copy()
+    pairs = []
+    false = []
     for d, row in enumerate(overlap):
         g = int(np.where(free, row, -1).argmax()) if free.any() else -1
         if g >= 0 and row[g] >= iou:
-            pairs.append((g, d)); free[g] = False
+            pairs.append((g, d))
+            free[g] = False
         elif not _covered(detections.boxes[d], boxes[~counts], flags[~counts], iou): false.append(d)
     return Matches(np.array(pairs, np.int64).reshape(-1, 2), np.flatnonzero(free), np.array(false, np.int64))
 
@@ -92,7 +102,8 @@ def matches(
     iou:float=.5, # 0..1, least overlap of a pair
 )->list: # (Detections over the confidence, Matches) for each image
     "Pair boxes and detections of every image. Raises InputError when the result is of other images."
-    if result.image_ids != ds.image_ids.tolist(): raise InputError("the evaluation is of other images than the dataset's")
+    if result.image_ids != ds.image_ids.tolist():
+        raise InputError("the evaluation is of other images than the dataset's")
     out = []
     for i, d in enumerate(result.detections):
         order = np.argsort(-d.scores, kind="stable")
@@ -125,15 +136,18 @@ def confusion_figure(
     most:int=20, # classes to draw: those with the most boxes
 ): # matplotlib Figure
     "The table of `confusion`, coloured by the share of its row."
-    table, n = confusion(ds, result, confidence), len(ds.classes)
+    table = confusion(ds, result, confidence)
+    n = len(ds.classes)
     keep = np.sort(np.argsort(-table[:n].sum(1), kind="stable")[:most]).tolist() + [n]
-    table, names = table[np.ix_(keep, keep)], [*ds.classes]
+    table = table[np.ix_(keep, keep)]
+    names = [*ds.classes]
     fig = _figure(2.4 + .8 * len(keep), 1.6 + .6 * len(keep))
     ax = fig.subplots()
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, x in np.ndindex(*table.shape):
-        if table[y, x]: ax.text(x, y, table[y, x], ha="center", va="center", color="white" if share[y, x] > .6 else "black")
+        if table[y, x]:
+            ax.text(x, y, table[y, x], ha="center", va="center", color="white" if share[y, x] > .6 else "black")
     ticks = range(len(keep))
     ax.set_xticks(ticks, [names[k] for k in keep[:-1]] + ["missed"], rotation=30)
     ax.set_yticks(ticks, [names[k] for k in keep[:-1]] + ["nothing"])
@@ -172,7 +186,8 @@ def contact_sheet(
     for ax, (i, missed, false, wrong) in zip(axes, rows):
         d, m = found[i]
         ax.imshow(draw(ds.image(i), d, ds.classes)[..., ::-1])
-        for x1, y1, x2, y2 in ds.boxes_of(i)[0][m.missed]: ax.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], "w--", lw=2)
+        for x1, y1, x2, y2 in ds.boxes_of(i)[0][m.missed]:
+            ax.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], "w--", lw=2)
         ax.set_title(f"{ds.paths[i].rsplit('/', 1)[-1]}: {missed} missed, {false} false, {wrong} wrong", fontsize=10)
     if not rows: axes[0].set_title("no mistakes")
     return fig

@@ -34,7 +34,8 @@ def demo_result(
     "Read the figures that the job left."
     out = Path(out)
     m = read_json(out/"metrics.json")
-    return DemoResult(out/"train.html", out/m["artifact"], m["onnx"]["AP50"], m["onnx"]["AP"], m["images"], m["latency_ms"]["total"]["p50"])
+    return DemoResult(out/"train.html", out/m["artifact"], m["onnx"]["AP50"], m["onnx"]["AP"], m["images"],
+                      m["latency_ms"]["total"]["p50"])
 
 # %% ../../nbs/72_experiments.demo.ipynb #57cf67ce
 def run_demo(
@@ -46,5 +47,6 @@ def run_demo(
     if (out/"metrics.json").exists() and (out/"train.html").exists():
         print(f"{out} holds a finished demo; remove the folder to run it again")
         return demo_result(out)
-    run_job("train", {"config": "demo", "scenes": 1000, "hard": 0., "resume": (out/"training").exists(), **parameters}, out)
+    run_job("train", {"config": "demo", "scenes": 1000, "hard": 0., "resume": (out/"training").exists(), **parameters},
+            out)
     return demo_result(out)

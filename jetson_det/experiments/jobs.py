@@ -51,7 +51,11 @@ class Parameter(NamedTuple):
 # %% ../../nbs/70_experiments.jobs.ipynb #a67eaa89
 def _parameters_in(source:str)->list: # of Parameter
     "The annotated assignments of a cell, with the comment at the end of each."
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    comments = {
+        t.start[0]: t.string.lstrip("# ")
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type == tokenize.COMMENT
+    }
     types = {t.__name__: t for t in (int, float, str, bool, list)}
     return [Parameter(n.target.id, types[n.annotation.id], ast.literal_eval(n.value), comments.get(n.end_lineno, ""))
             for n in ast.parse(source).body if isinstance(n, ast.AnnAssign)]
@@ -63,17 +67,22 @@ def job_parameters(
     "The parameters of a job, in the order of its cell."
     path = find_job(name)
     cells = [c for c in read_json(path).get("cells", []) if "parameters" in c.get("metadata", {}).get("tags", [])]
-    if len(cells) != 1: raise InputError(f"{path}: a job has one cell tagged `parameters`, this notebook has {len(cells)}")
+    if len(cells) != 1:
+        raise InputError(f"{path}: a job has one cell tagged `parameters`, this notebook has {len(cells)}")
     try: return {p.name: p for p in _parameters_in("".join(cells[0]["source"]))}
     except (SyntaxError, ValueError, KeyError, AttributeError, TypeError, tokenize.TokenError):
-        raise InputError(f"{path}: the cell tagged `parameters` holds lines such as `epochs:int = 10 # what it means`, and nothing else")
+        raise InputError(
+            f"{path}: the cell tagged `parameters` holds lines such as `epochs:int = 10 # what it means`, and nothing"
+            " else"
+        )
 
 # %% ../../nbs/70_experiments.jobs.ipynb #56120ba5
 def describe_job(
     name:str, # a job or the path of a notebook
 )->str: # a line for each parameter
     "Every parameter with its type, its default and its meaning."
-    return "\n".join(f"  {p.name}:{p.type.__name__} = {p.default!r}  # {p.comment}" for p in job_parameters(name).values())
+    return "\n".join(
+        f"  {p.name}:{p.type.__name__} = {p.default!r}  # {p.comment}" for p in job_parameters(name).values())
 
 # %% ../../nbs/70_experiments.jobs.ipynb #8f735c0f
 def _typed(
@@ -88,7 +97,8 @@ def _typed(
     if p.type is str and isinstance(value, Path): value = str(value)
     if p.type is list and isinstance(value, tuple): value = list(value)
     if p.type is float and type(value) is int: value = float(value)
-    if type(value) is not p.type: raise InputError(f"parameter {p.name}: expected {p.type.__name__} such as {p.default!r}, found {given!r}")
+    if type(value) is not p.type:
+        raise InputError(f"parameter {p.name}: expected {p.type.__name__} such as {p.default!r}, found {given!r}")
     return value
 
 # %% ../../nbs/70_experiments.jobs.ipynb #0f7a9a9a
@@ -99,7 +109,8 @@ def check_parameters(
     "Check every name and every type. Raises `InputError` for the first that is wrong."
     known = job_parameters(name)
     for key in values:
-        if key not in known: raise InputError(f"job {Path(name).stem} has no parameter {key!r}: {did_you_mean(key, known)}")
+        if key not in known:
+            raise InputError(f"job {Path(name).stem} has no parameter {key!r}: {did_you_mean(key, known)}")
     return {key: _typed(known[key], value) for key, value in values.items()}
 
 # %% ../../nbs/70_experiments.jobs.ipynb #0f72b5f8
@@ -118,11 +129,17 @@ def _kernel_manager(): # a class for nbclient
 # %% ../../nbs/70_experiments.jobs.ipynb #f5f8133d
 class _Progress:
     "Called by nbclient when a cell starts; prints a line for it and remembers where the job is."
-    def __init__(self, name, cells): self.name, self.cells, self.where = name, list(cells), "before the first cell"
+    def __init__(self, name, cells):
+        self.name = name
+        self.cells = list(cells)
+        self.where = "before the first cell"
 
     def __call__(self, cell, cell_index):
         if cell.cell_type != "code": return
-        above = [line for c in self.cells[:cell_index] if c.cell_type == "markdown" for line in c.source.splitlines() if line.startswith("#")]
+        above = [
+            line for c in self.cells[:cell_index] if c.cell_type == "markdown" for line in c.source.splitlines()
+            if line.startswith("#")
+        ]
         code = [i for i, c in enumerate(self.cells) if c.cell_type == "code"]
         heading = above[-1].lstrip("# ") if above else "start"
         self.where = f"cell {code.index(cell_index) + 1} of {len(code)} ({heading})"
@@ -130,7 +147,8 @@ class _Progress:
 
 # %% ../../nbs/70_experiments.jobs.ipynb #40b49fa8
 _PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
-    "{% block " + b + " %}{% endblock %}" for b in ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets"))
+    "{% block " + b + " %}{% endblock %}"
+    for b in ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets"))
 
 def write_page(
     notebook, # an executed notebook, `.ipynb`
@@ -140,7 +158,9 @@ def write_page(
     require("nbconvert")
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
-    exporter = HTMLExporter(extra_loaders=[DictLoader({"page.html.j2": _PAGE})], template_file="page.html.j2", embed_images=True)
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"page.html.j2": _PAGE})],
+                            template_file="page.html.j2",
+                            embed_images=True)
     text, _ = exporter.from_filename(str(notebook))
     return write_bytes_atomic(path, text.encode("utf-8"))
 
@@ -164,10 +184,21 @@ def _execute(path, parameters, notebook):
     from papermill.parameterize import parameterize_notebook
     nb = load_notebook_node(str(path))
     progress = _Progress(path.stem, (parameterize_notebook(nb, parameters) if parameters else nb).cells)
-    try: execute_notebook(str(path), str(notebook), parameters, kernel_name="python3", kernel_manager_class=_kernel_manager(), progress_bar=False,
-                          on_cell_start=progress, stdout_file=sys.stdout, stderr_file=sys.stderr)
-    except PapermillExecutionError as e: raise _failure(f"job {path.stem}, {progress.where}", e.ename, e.evalue, notebook) from None
-    except DeadKernelError: raise _failure(f"job {path.stem}, {progress.where}", "the Python of the job died", "out of memory?", notebook) from None
+    try:
+        execute_notebook(str(path),
+                         str(notebook),
+                         parameters,
+                         kernel_name="python3",
+                         kernel_manager_class=_kernel_manager(),
+                         progress_bar=False,
+                         on_cell_start=progress,
+                         stdout_file=sys.stdout,
+                         stderr_file=sys.stderr)
+    except PapermillExecutionError as e:
+        raise _failure(f"job {path.stem}, {progress.where}", e.ename, e.evalue, notebook) from None
+    except DeadKernelError:
+        raise _failure(f"job {path.stem}, {progress.where}", "the Python of the job died", "out of memory?",
+                       notebook) from None
 
 # %% ../../nbs/70_experiments.jobs.ipynb #1d5bec16
 def run_job(
@@ -175,13 +206,17 @@ def run_job(
     parameters:dict=None, # values that differ from the defaults
     out="runs/job", # folder of the run, made where it does not exist
 )->Path: # NAME.html in that folder; NAME.ipynb and metrics.json are beside it
-    "Run a notebook as a program. Raises `InputError` before it starts or where a cell refuses its input, `JobError` where a cell fails."
-    path, out = find_job(name), Path(out).resolve()
-    known, values = job_parameters(name), check_parameters(name, parameters or {})
+    """Run a notebook as a program. Raises `InputError` before it starts or where a cell refuses its input,
+    `JobError` where a cell fails."""
+    path = find_job(name)
+    out = Path(out).resolve()
+    known = job_parameters(name)
+    values = check_parameters(name, parameters or {})
     if "out" in known: values["out"] = str(out)
     out.mkdir(parents=True, exist_ok=True)
     (out/"metrics.json").unlink(missing_ok=True)
     notebook = out/path.name
     _execute(path, values, notebook)
-    if not (out/"metrics.json").is_file(): raise JobError(f"job {path.stem}: it ran to its end and wrote no metrics.json into {out}")
+    if not (out/"metrics.json").is_file():
+        raise JobError(f"job {path.stem}: it ran to its end and wrote no metrics.json into {out}")
     return write_page(notebook, out/f"{path.stem}.html")

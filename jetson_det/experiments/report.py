@@ -34,7 +34,9 @@ def plot_training(
     import matplotlib.pyplot as plt
     history = read_history(path)
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), dpi=60, layout="constrained")
-    left.plot(history.get("epoch", []), history.get("loss", []), marker="." if len(history.get("epoch", [])) < 30 else None)
+    left.plot(history.get("epoch", []),
+              history.get("loss", []),
+              marker="." if len(history.get("epoch", [])) < 30 else None)
     left.set(title="loss", xlabel="epoch", ylim=(0, None))
     for name in ("AP50", "AP"):
         there = ~np.isnan(history.get(name, np.array([])))
@@ -58,12 +60,18 @@ def plot_predictions(
     from matplotlib.patches import Rectangle
     labelled = np.unique(ds.box_image)
     chosen = rng_for(seed).permutation(labelled)[:count] if len(labelled) else []
-    fig, axes = plt.subplots(-(-max(len(chosen), 1) // 2), 2, figsize=(8, 2.4 * -(-max(len(chosen), 1) // 2)), dpi=dpi, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(-(-max(len(chosen), 1) // 2),
+                             2,
+                             figsize=(8, 2.4* -(-max(len(chosen), 1) // 2)),
+                             dpi=dpi,
+                             layout="constrained",
+                             squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, i in zip(axes.flat, sorted(chosen)):
         image = ds.image(i)
         ax.imshow(draw(image, session(image), session.contract.classes)[..., ::-1])
-        for x1, y1, x2, y2 in ds.boxes_of(i)[0]: ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="w", ls=":", lw=1))
+        for x1, y1, x2, y2 in ds.boxes_of(i)[0]:
+            ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="w", ls=":", lw=1))
         ax.set_title(ds.paths[i], fontsize=7)
     plt.close(fig)
     return fig
@@ -91,9 +99,11 @@ def plot_latency(
     fig, ax = plt.subplots(figsize=(9, 2), dpi=60, layout="constrained")
     rows = [report.stages[s] for s in STAGES]
     ax.barh(STAGES, [r["p50"] for r in rows], color=["C0", "C1", "C2", "0.6"], label="median")
-    for mark, name in (("|", "p95"), ("x", "p99")): ax.plot([r[name] for r in rows], STAGES, mark, color="k", ms=9, label=name)
+    for mark, name in (("|", "p95"), ("x", "p99")):
+        ax.plot([r[name] for r in rows], STAGES, mark, color="k", ms=9, label=name)
     ax.invert_yaxis()
-    ax.set(title=f"{report.model} at {report.input_size[0]}x{report.input_size[1]} on {report.measured_on['device']}", xlabel="ms")
+    ax.set(title=f"{report.model} at {report.input_size[0]}x{report.input_size[1]} on {report.measured_on['device']}",
+           xlabel="ms")
     ax.legend()
     plt.close(fig)
     return fig

@@ -41,14 +41,20 @@ def _trace(
     dynamic_batch:bool, # leave the batch open?
 ): # onnx.ModelProto
     "Trace the module with PyTorch's older exporter."
-    torch, onnx, file = require("torch"), require("onnx"), io.BytesIO()
+    torch = require("torch")
+    onnx = require("onnx")
+    file = io.BytesIO()
     names = dict(input_names=["images"], output_names=["boxes", "scores"])
     if dynamic_batch: names["dynamic_axes"] = {n: {0: "batch"} for n in ("images", "boxes", "scores")}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", message="Constant folding") # of slices, which onnxslim folds
-        torch.onnx.export(deployed, (torch.zeros(2 if dynamic_batch else 1, 3, *size),), file, opset_version=opset, dynamo=False, **names)
+        torch.onnx.export(deployed, (torch.zeros(2 if dynamic_batch else 1, 3, *size), ),
+                          file,
+                          opset_version=opset,
+                          dynamo=False,
+                          **names)
     return onnx.load_from_string(file.getvalue())
 
 # %% ../../nbs/50_export.onnx.ipynb #262587b9
@@ -77,7 +83,9 @@ def _differences(
     (a, s), (b, t) = ([np.asarray(v, np.float64) for v in o] for o in (ours, theirs))
     if not all(np.isfinite(v).all() for v in (a, b, s, t)): return dict(boxes=np.inf, boxes_px=np.inf, scores=np.inf)
     side = np.maximum((a[..., 2:] - a[..., :2]).max(-1, keepdims=True), 32)
-    return dict(boxes=float((np.abs(a - b) / side).max()), boxes_px=float(np.abs(a - b).max()), scores=float(np.abs(s - t).max()))
+    return dict(boxes=float((np.abs(a - b)/side).max()),
+                boxes_px=float(np.abs(a - b).max()),
+                scores=float(np.abs(s - t).max()))
 
 # %% ../../nbs/50_export.onnx.ipynb #ba8e4cd8
 def parity_frames(
@@ -98,15 +106,21 @@ def parity(
     batch:int=1, # frames at a time
 )->dict: # largest differences, how many frames, and what was compared
     "Ask torch and ONNX Runtime the same, on the CPU."
-    ort, infer, prepare = require("onnxruntime"), TorchInfer(copy.deepcopy(model).cpu().float()), Preprocessor(contract)
+    ort = require("onnxruntime")
+    infer = TorchInfer(copy.deepcopy(model).cpu().float())
+    prepare = Preprocessor(contract)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session, worst = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"]), Counter()
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    worst = Counter()
     for k in range(0, len(frames), batch):
         x, _ = prepare(frames[k:k + batch])
         worst |= Counter(_differences(infer(x), session.run(["boxes", "scores"], {"images": x})))
     found = {k: float(f"{worst[k]:.2g}") for k in ("boxes", "boxes_px", "scores")}
-    return dict(found, frames=len(frames), reference=f"torch {require('torch').__version__}", compared=f"onnxruntime {ort.__version__}")
+    return dict(found,
+                frames=len(frames),
+                reference=f"torch {require('torch').__version__}",
+                compared=f"onnxruntime {ort.__version__}")
 
 # %% ../../nbs/50_export.onnx.ipynb #4b1efdbf
 def weights_sha256(
@@ -144,7 +158,8 @@ def _check_target(
     if path.suffix.lower() != ".onnx": raise InputError(f"{path}: the name of an ONNX file ends in .onnx")
     if path.is_dir(): raise InputError(f"{path}: is a folder")
     if not path.parent.is_dir(): raise InputError(f"{path.parent}: no such folder to write {path.name} into")
-    if not 11 <= opset <= 20: raise InputError(f"opset is {opset}; it must be 11 to 20, and at most 13 for a Jetson Nano")
+    if not 11 <= opset <= 20:
+        raise InputError(f"opset is {opset}; it must be 11 to 20, and at most 13 for a Jetson Nano")
     return path
 
 # %% ../../nbs/50_export.onnx.ipynb #76ba738f
@@ -159,17 +174,26 @@ def export_onnx(
     iou:float=.45, # 0..1, the contract's threshold of the suppression
     frames=None, # images (h,w,3) uint8 BGR to compare on; None: `parity_frames`
 )->Contract: # as it stands in the file's metadata
-    "Write a detector as ONNX. Raises InputError for a wrong call, RuntimeError when the graph does not compute what torch does."
-    path, onnx = _check_target(path, opset), require("onnx")
+    """Write a detector as ONNX. Raises InputError for a wrong call, RuntimeError when the graph does not compute
+    what torch does."""
+    path = _check_target(path, opset)
+    onnx = require("onnx")
     model, contract = _open_source(source, input_size)
-    contract = contract._replace(output="queries" if contract.output == "queries" else "boxes_scores", opset=opset, confidence=confidence, iou=iou).validate()
+    contract = contract._replace(output="queries" if contract.output == "queries" else "boxes_scores",
+                                 opset=opset,
+                                 confidence=confidence,
+                                 iou=iou).validate()
     graph = _trace(_deployed(model), contract.input_size, opset, dynamic_batch)
     if simplify: graph = _slim(graph)
     onnx.checker.check_model(graph, full_check=True)
     frames = parity_frames(contract.input_size) if frames is None else list(frames)
     found = parity(model, graph.SerializeToString(), contract, frames, len(frames) if dynamic_batch else 1)
     over = {k: found[k] for k, most in PARITY.items() if not found[k] <= most}
-    if over: raise RuntimeError(f"the exported graph does not compute what the network does: differences {over}, allowed {PARITY}; nothing was written")
+    if over:
+        raise RuntimeError(
+            f"the exported graph does not compute what the network does: differences {over}, allowed {PARITY}; nothing"
+            " was written"
+        )
     contract = contract._replace(parity=found)
     onnx.helper.set_model_props(graph, {METADATA_KEY: contract.to_json()})
     write_bytes_atomic(path, graph.SerializeToString())

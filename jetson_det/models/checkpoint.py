@@ -50,7 +50,8 @@ def unpack(
     if set(plain) == {"@tuple"}: return tuple(unpack(plain["@tuple"], tensors))
     if set(plain) == {"@items"}: return {k: unpack(v, tensors) for k, v in plain["@items"]}
     if set(plain) != {"@tensor"}: return {k: unpack(v, tensors) for k, v in plain.items()}
-    if plain["@tensor"] not in tensors: raise InputError(f"the tensor {plain['@tensor']!r} of the training state is missing")
+    if plain["@tensor"] not in tensors:
+        raise InputError(f"the tensor {plain['@tensor']!r} of the training state is missing")
     return tensors[plain["@tensor"]]
 
 # %% ../../nbs/28_models.checkpoint.ipynb #245c68de
@@ -87,8 +88,10 @@ def _read_manifest(
     if not (path/MANIFEST).exists(): raise InputError(f"{path}: no checkpoint ({MANIFEST} is missing)")
     manifest = read_json(path/MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or manifest.get("seal") != _seal(files): raise InputError(f"{path/MANIFEST}: altered: its list of files does not fit its seal")
-    if manifest.get("format") != 1: raise InputError(f"{path/MANIFEST}: format {manifest.get('format')!r}; this version reads format 1")
+    if not isinstance(files, dict) or manifest.get("seal") != _seal(files):
+        raise InputError(f"{path/MANIFEST}: altered: its list of files does not fit its seal")
+    if manifest.get("format") != 1:
+        raise InputError(f"{path/MANIFEST}: format {manifest.get('format')!r}; this version reads format 1")
     return manifest
 
 def _read_sealed(
@@ -97,12 +100,14 @@ def _read_sealed(
     manifest:dict, # its manifest
 )->bytes: # the content, which is what was written
     "Read a file and hold it against the manifest. Raises InputError when it is missing, torn or altered."
-    want, file = manifest["files"][name], path/name
+    want = manifest["files"][name]
+    file = path/name
     if Path(name).name != name: raise InputError(f"{path/MANIFEST}: {name!r} is not the name of a file in the folder")
     try: data = file.read_bytes()
     except FileNotFoundError: raise InputError(f"{file}: missing from the checkpoint")
     except OSError as e: raise InputError(f"{file}: cannot be read: {e.strerror or e}")
-    if len(data) != want["bytes"]: raise InputError(f"{file}: torn: {len(data)} bytes, the manifest says {want['bytes']}")
+    if len(data) != want["bytes"]:
+        raise InputError(f"{file}: torn: {len(data)} bytes, the manifest says {want['bytes']}")
     if sha256_bytes(data) != want["sha256"]: raise InputError(f"{file}: altered: its SHA-256 is not the manifest's")
     return data
 
@@ -110,7 +115,8 @@ def _read_sealed(
 def verify_checkpoint(
     path, # a checkpoint folder
 )->dict: # its manifest
-    "Read every file of a checkpoint. Raises InputError in one line that names the file which is missing, torn or altered."
+    """Read every file of a checkpoint. Raises InputError in one line that names the file which is missing, torn or
+    altered."""
     manifest = _read_manifest(Path(path))
     for name in manifest["files"]: _read_sealed(Path(path), name, manifest)
     return manifest
@@ -131,7 +137,8 @@ def _put_in_place(
     made:Path, # a finished folder
     path:Path, # the name it gets; what has that name goes
 ):
-    "Rename a finished folder. Where the name is taken, the old folder is moved aside first: two steps with both on the disk."
+    """Rename a finished folder. Where the name is taken, the old folder is moved aside first: two steps with both on
+    the disk."""
     old = path.parent/f".{path.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if path.exists(): os.rename(path, old)
@@ -144,7 +151,8 @@ def write_sealed(
     path, # the folder to make
     files, # (name, bytes) pairs; a generator keeps one in memory at a time
 )->Path: # the folder
-    "Write a sealed folder, whole or not at all. Raises OSError, and leaves what was there before, when the disk refuses."
+    """Write a sealed folder, whole or not at all. Raises OSError, and leaves what was there before, when the disk
+    refuses."""
     path = Path(path)
     part = path.parent/f".{path.name}.part"
     shutil.rmtree(part, ignore_errors=True)
@@ -197,7 +205,8 @@ def load_checkpoint(
     path, # a checkpoint folder
     training:bool=True, # also the optimizer and the training's state
 )->Checkpoint: # on the CPU
-    "Read a checkpoint; every byte is held against the manifest first. Raises InputError when something is missing, torn or altered."
+    """Read a checkpoint; every byte is held against the manifest first. Raises InputError when something is missing,
+    torn or altered."""
     path = Path(path)
     manifest = _read_manifest(path)
     read = lambda name: _read_sealed(path, name, manifest)
@@ -207,7 +216,8 @@ def load_checkpoint(
     contract = Contract.from_json(read("contract.json").decode("utf-8"), str(path/"contract.json"))
     plain = json.loads(read("state.json").decode("utf-8")) if training else {"optimizer": None, "training": {}}
     rest = unpack(plain, (tensors("optimizer.safetensors") or {}) if training else {})
-    return Checkpoint(path, contract, tensors("weights.safetensors"), tensors("ema.safetensors"), rest["optimizer"], rest["training"])
+    return Checkpoint(path, contract, tensors("weights.safetensors"), tensors("ema.safetensors"), rest["optimizer"],
+                      rest["training"])
 
 # %% ../../nbs/28_models.checkpoint.ipynb #2ec9ae88
 def checkpoint_path(
@@ -268,10 +278,14 @@ def publish_checkpoint(
     path, # the folder to make or to replace, such as runs/a/best
 )->Path: # the folder
     "Copy a checkpoint without its optimizer, sealed anew; nothing is done where the copy is there already."
-    source, path = Path(source), Path(path)
+    source = Path(source)
+    path = Path(path)
     manifest = _read_manifest(source)
     files = {n: e for n, e in manifest["files"].items() if n not in ("optimizer.safetensors", "state.json")}
-    state = _json_bytes({"optimizer": None, "training": _without_tensors(json.loads(_read_sealed(source, "state.json", manifest))["training"])})
+    state = _json_bytes({
+        "optimizer": None,
+        "training": _without_tensors(json.loads(_read_sealed(source, "state.json", manifest))["training"])
+    })
     files["state.json"] = {"bytes": len(state), "sha256": sha256_bytes(state)}
     try:
         if verify_checkpoint(path)["files"] == files: return path

@@ -22,8 +22,11 @@ from ..core import InputError
 from .zoo import Detector, count_gflops, count_params
 
 # %% ../../nbs/28_models.prune.ipynb #543d1e5c
-_SAME = {"silu", "silu_", "relu", "relu_", "leaky_relu", "leaky_relu_", "sigmoid", "hardswish", "gelu", "clamp", "max_pool2d_with_indices", "avg_pool2d",
-         "upsample_nearest2d", "upsample_bilinear2d", "clone", "detach", "_to_copy", "constant_pad_nd"} # channel by channel
+_SAME = {
+    "silu", "silu_", "relu", "relu_", "leaky_relu", "leaky_relu_", "sigmoid", "hardswish", "gelu", "clamp",
+    "max_pool2d_with_indices", "avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "clone", "detach", "_to_copy",
+    "constant_pad_nd"
+}  # channel by channel
 _JOINED = {"add", "add_", "sub", "mul", "mul_", "div"} # channel with channel
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm"}
 
@@ -33,7 +36,10 @@ class ConvUse:
         out, # (c_out,) numbers of the channels it makes
         into, # (c_in,) numbers of the channels it reads; None: depthwise, it makes what it reads
         cost:int, # FLOPs for each pair of a channel read and a channel made, in one image
-    ): self.out, self.into, self.cost = out, into, cost
+    ):
+        self.out = out
+        self.into = into
+        self.cost = cost
 
 # %% ../../nbs/28_models.prune.ipynb #b9766c80
 class _Channels:
@@ -66,20 +72,28 @@ class ChannelTrace(TorchDispatchMode):
     ):
         super().__init__()
         self.names = {id(p): n.rpartition(".")[0] for n, p in model.named_parameters() if n.endswith(".weight")}
-        self.channels, self.convs, self.norms, self.halves = _Channels(), {}, {}, []
-        self.numbers, self.alive, self.counts = {}, [], True # an id means something only as long as its tensor lives
+        self.channels = _Channels()
+        self.convs = {}
+        self.norms = {}
+        self.halves = []
+        # an id means something only as long as its tensor lives
+        self.numbers = {}
+        self.alive = []
+        self.counts = True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         flat = [t for a in args for t in (a if isinstance(a, (list, tuple)) else [a]) if isinstance(t, torch.Tensor)]
         outs = out if isinstance(out, (list, tuple)) else [out]
         self.alive += [*flat, *outs]
-        for t, numbers in zip(outs, self.follow(func._schema.name.split("::")[-1], args, flat, outs)): self.numbers[id(t)] = numbers
+        for t, numbers in zip(outs, self.follow(func._schema.name.split("::")[-1], args, flat, outs)):
+            self.numbers[id(t)] = numbers
         return out
 
     def follow(self, op, args, flat, outs)->list: # the numbers of the outputs' channels, as far as they are followed
         known = [self.numbers.get(id(t)) for t in flat]
-        if op == "convolution" and id(flat[1]) in self.names: return [self.conv(self.names[id(flat[1])], known[0], flat[0], flat[1], outs[0], args[8])]
+        if op == "convolution" and id(flat[1]) in self.names:
+            return [self.conv(self.names[id(flat[1])], known[0], flat[0], flat[1], outs[0], args[8])]
         if all(k is None for k in known): return []
         if op in _NORMS and id(flat[1]) in self.names: return [self.norm(self.names[id(flat[1])], known[0])]
         if op in _SAME and outs[0].shape[1] == len(known[0]): return known[:1]
@@ -89,8 +103,12 @@ class ChannelTrace(TorchDispatchMode):
                 for k in many[1:]: self.channels.join(many[0], k)
                 return many[:1]
         if op == "cat" and args[1:] == (1,):
-            return [np.concatenate([self.channels.new(t.shape[1], keep=True) if k is None else k for t, k in zip(flat, known)])]
-        if op in ("split", "split_with_sizes") and args[2:] == (1,) and len(outs) == 2 and outs[0].shape == outs[1].shape:
+            return [
+                np.concatenate(
+                    [self.channels.new(t.shape[1], keep=True) if k is None else k for t, k in zip(flat, known)])
+            ]
+        if op in ("split",
+                  "split_with_sizes") and args[2:] == (1, ) and len(outs) == 2 and outs[0].shape == outs[1].shape:
             self.halves.append(np.split(known[0], 2))
             return self.halves[-1]
         for k in known: self.channels.keep(() if k is None else k)
@@ -120,7 +138,8 @@ def trace_channels(
     meta = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), ChannelTrace(meta) as trace:
         for trace.counts in (True, False):
-            meta.training = not trace.counts # of the detector alone: the second time with the heads that some have for training
+            # of the detector alone: the second time with the heads that some have for training
+            meta.training = not trace.counts
             out = meta(torch.zeros(1, 3, *input_size, device="meta"))
             for t in tree_leaves(out): trace.channels.keep(trace.numbers.get(id(t), ()))
     for stem, m in model.named_modules():
@@ -134,7 +153,11 @@ def removable(
     trace:ChannelTrace,
 )->list: # of units; a unit is one block or two of the same length that must stay so; a block is a list of numbers
     "What may be removed."
-    of, kept, places, blocks, units = trace.channels.of, trace.channels.all_kept(), {}, {}, {}
+    of = trace.channels.of
+    kept = trace.channels.all_kept()
+    places = {}
+    blocks = {}
+    units = {}
     for name, use in trace.convs.items():
         for i in use.out: places.setdefault(of(i), set()).add(name)
     for k, pair in enumerate(trace.halves):
@@ -145,7 +168,11 @@ def removable(
         cuts = tuple(sorted(p[0] for p in found if isinstance(p, tuple)))
         units.setdefault(cuts or found, []).append(block)
     wants = lambda key: 2 if isinstance(key, tuple) else 1
-    return [u for key, u in units.items() if len(u) == wants(key) and len({len(b) for b in u}) == 1 and not kept.intersection(*[set().union(*u)])]
+    return [
+        u for key, u in units.items()
+        if len(u) == wants(key) and len({len(b)
+                                         for b in u}) == 1 and not kept.intersection(*[set().union(*u)])
+    ]
 
 # %% ../../nbs/28_models.prune.ipynb #664d42ff
 def channel_scores(
@@ -154,7 +181,9 @@ def channel_scores(
     units:list, # of `removable`
 )->dict: # number -> score, 1 on average in each block
     "How much each channel matters."
-    sent, heard, of = {}, {}, trace.channels.of
+    sent = {}
+    heard = {}
+    of = trace.channels.of
     def add(to, numbers, values):
         for i, v in zip(numbers, values.double().cpu().tolist()): to.setdefault(of(i), []).append(v)
     with torch.no_grad():
@@ -189,14 +218,19 @@ def _work(trace, gone)->float:
 # %% ../../nbs/28_models.prune.ipynb #7bb45974
 class PrunePlan(NamedTuple):
     "Which channels stay, by the names of the layers that change."
-    convs:dict # convolution -> (those it makes, those it reads), each a list of places or None: all, or (reads) depthwise
+    # convolution -> (those it makes, those it reads), each a list of places or None: all, or (reads) depthwise
+    convs:dict
     norms:dict # BatchNorm -> list of places
 
     @property
     def widths(self)->dict: # JSON
         "What `rebuild_pruned` needs: convolution -> [made, read], BatchNorm -> [channels]; None: as it was."
         size = lambda places: None if places is None else len(places)
-        return {**{k: [size(p) for p in pair] for k, pair in self.convs.items()}, **{k: [len(p)] for k, p in self.norms.items()}}
+        return {
+            **{k: [size(p) for p in pair]
+               for k, pair in self.convs.items()}, **{k: [len(p)]
+                                                      for k, p in self.norms.items()}
+        }
 
 # %% ../../nbs/28_models.prune.ipynb #01616068
 def plan_pruning(
@@ -208,17 +242,29 @@ def plan_pruning(
     least:float=.1, # share of each block that stays at least
 )->PrunePlan:
     "Choose what goes. Raises InputError when that much can't go."
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1: raise InputError(f"model.prune is {ratio!r}; it must be over 0 and under 1, the share of the GFLOPs to remove")
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
+        raise InputError(f"model.prune is {ratio!r}; it must be over 0 and under 1, the share of the GFLOPs to remove")
     if scope not in ("global", "layer"): raise InputError(f"scope is {scope!r}; it must be global or layer")
     trace = trace_channels(model, input_size)
     units = removable(trace)
     scores = channel_scores(model, trace, units)
-    if scope == "layer": scores = {i: (r + .5)/len(b) for u in units for b in u for r, i in enumerate(sorted(b, key=lambda i: (scores[i], i)))}
-    levels, whole = sorted(set(scores.values())), count_gflops(copy.deepcopy(model).to("meta"), input_size)*1e9
+    if scope == "layer":
+        scores = {
+            i: (r + .5)/len(b)
+            for u in units
+            for b in u
+            for r, i in enumerate(sorted(b, key=lambda i: (scores[i], i)))
+        }
+    levels = sorted(set(scores.values()))
+    whole = count_gflops(copy.deepcopy(model).to("meta"), input_size)*1e9
     convolutions = _work(trace, set())
     removed = lambda t: (convolutions - _work(trace, _gone(units, scores, t, round_to, least)))/whole
     at = bisect_left(levels, ratio, key=removed)
-    if at == len(levels): raise InputError(f"model.prune is {ratio:g}; of {model.name} at most {removed(levels[-1]) if levels else 0:.2f} can be removed, in steps of {round_to} channels")
+    if at == len(levels):
+        raise InputError(
+            f"model.prune is {ratio:g}; of {model.name} at most {removed(levels[-1]) if levels else 0:.2f} can be"
+            f" removed, in steps of {round_to} channels"
+        )
     return _plan(trace, _gone(units, scores, levels[at], round_to, least))
 
 def _plan(trace, gone)->PrunePlan:
@@ -227,26 +273,35 @@ def _plan(trace, gone)->PrunePlan:
         return None if numbers is None or len(places) == len(numbers) else places
     convs = {name: (left(use.out), left(use.into)) for name, use in trace.convs.items()}
     norms = {name: left(numbers) for name, numbers in trace.norms.items()}
-    return PrunePlan({k: p for k, p in convs.items() if p != (None, None)}, {k: p for k, p in norms.items() if p is not None})
+    return PrunePlan({k: p
+                      for k, p in convs.items()
+                      if p != (None, None)}, {k: p
+                                              for k, p in norms.items()
+                                              if p is not None})
 
 # %% ../../nbs/28_models.prune.ipynb #345e746e
-_HALF = {"c": "cv1.conv", "conv_dim": "conv1.conv"} # attribute of a layer that cuts in the middle (C2f, RepNCSPELAN4) -> the convolution that it cuts
+# attribute of a layer that cuts in the middle (C2f, RepNCSPELAN4) -> the convolution that it cuts
+_HALF = {"c": "cv1.conv", "conv_dim": "conv1.conv"}
 
 def _cut(m, made, read):
     "The first channels of a layer alone."
     def first(t, *sizes):
         if t is None: return None
-        layout = torch.channels_last if t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        layout = torch.channels_last if t.ndim == 4 and t.is_contiguous(
+            memory_format=torch.channels_last) else torch.contiguous_format
         for dim, n in enumerate(sizes): t = t if n is None else t.narrow(dim, 0, n)
         return t.detach().clone(memory_format=layout)
     conv = isinstance(m, nn.Conv2d)
     for name, p in m._parameters.items():
-        if p is not None: m._parameters[name] = nn.Parameter(first(p, *((made, read) if p.ndim > 1 else (made,))), requires_grad=p.requires_grad)
+        if p is not None:
+            m._parameters[name] = nn.Parameter(first(p, *((made, read) if p.ndim > 1 else (made, ))),
+                                               requires_grad=p.requires_grad)
     if not conv:
         m.running_mean, m.running_var, m.num_features = first(m.running_mean, made), first(m.running_var, made), made
         return
     if m.groups > 1: m.groups = m.in_channels = made or m.groups
-    m.out_channels, m.in_channels = made or m.out_channels, read or m.in_channels
+    m.out_channels = made or m.out_channels
+    m.in_channels = read or m.in_channels
 
 # %% ../../nbs/28_models.prune.ipynb #e32cdf9f
 def merged_widths(
@@ -254,19 +309,30 @@ def merged_widths(
     new:dict, # of a later one
 )->dict: # against the full network
     "The widths after two prunings."
-    return {k: [b or a for a, b in zip(old.get(k, [None]*len(new.get(k, old.get(k)))), new.get(k, old.get(k)))] for k in {**old, **new}}
+    return {
+        k: [b or a
+            for a, b in zip(old.get(k, [None]*len(new.get(k, old.get(k)))), new.get(k, old.get(k)))]
+        for k in {**old, **new}
+    }
 
 def rebuild_pruned(
     model:Detector, # of the full width, or wider than this; changed in place, on its device
     widths, # `PrunePlan.widths`, as they stand in a contract; None or empty: nothing is done
 )->Detector: # the same
-    "Make every layer as wide as it was after the pruning; its first weights stay. Raises InputError when the widths are not this network's."
+    """Make every layer as wide as it was after the pruning; its first weights stay. Raises InputError when the
+    widths are not this network's."""
     layers = dict(model.named_modules())
     for name, sizes in (widths or {}).items():
         m = layers.get(name)
-        have = (m.out_channels, m.in_channels//m.groups) if isinstance(m, nn.Conv2d) else (m.num_features,) if isinstance(m, nn.BatchNorm2d) else None
-        fits = isinstance(sizes, (list, tuple)) and have is not None and len(sizes) == len(have) and all(n is None or type(n) is int and 1 <= n <= h for n, h in zip(sizes, have))
-        if not fits: raise InputError(f"pruned widths that are not those of {model.name}: {name} is {sizes!r} there and {list(have) if have else 'no convolution or BatchNorm'} in {model.name}")
+        have = (m.out_channels, m.in_channels //
+                m.groups) if isinstance(m, nn.Conv2d) else (m.num_features, ) if isinstance(m, nn.BatchNorm2d) else None
+        fits = isinstance(sizes, (list, tuple)) and have is not None and len(sizes) == len(have) and all(
+            n is None or type(n) is int and 1 <= n <= h for n, h in zip(sizes, have))
+        if not fits:
+            raise InputError(
+                f"pruned widths that are not those of {model.name}: {name} is {sizes!r} there and"
+                f" {list(have) if have else 'no convolution or BatchNorm'} in {model.name}"
+            )
     for name, sizes in (widths or {}).items(): _cut(layers[name], *([*sizes, None][:2]))
     for m in layers.values() if widths else ():
         for name, path in _HALF.items():
@@ -293,8 +359,12 @@ class PruneReport(NamedTuple):
     def __str__(self):
         (p, q), (f, g) = self.params, self.gflops
         most = ", ".join(f"{name.removesuffix('.conv')} {a} -> {b}" for name, a, b in self.rows[:5])
-        return (f"pruned {self.name}: {p:.2f} -> {q:.2f} M parameters, {f:.3g} -> {g:.3g} GFLOPs at {self.input_size[0]}x{self.input_size[1]} "
-                f"({self.removed:.0%} less, {self.asked:.0%} asked for); {len(self.rows)} convolutions are narrower: {most}" + (", ..." if len(self.rows) > 5 else ""))
+        return (
+            f"pruned {self.name}: {p:.2f} -> {q:.2f} M parameters, {f:.3g} -> {g:.3g} GFLOPs at"
+            f" {self.input_size[0]}x{self.input_size[1]} ({self.removed:.0%} less, {self.asked:.0%} asked for);"
+            f" {len(self.rows)} convolutions are narrower: {most}"
+            + (", ..." if len(self.rows) > 5 else "")
+        )
 
 # %% ../../nbs/28_models.prune.ipynb #f0384326
 @torch.no_grad()
@@ -304,12 +374,16 @@ def prune_model(
     ratio:float, # share of the GFLOPs to remove, over 0 and under 1
     **kw # scope, round_to and least of `plan_pruning`
 )->PruneReport: # print it
-    "Remove the channels that matter least. Raises InputError, with the model untouched. Optimizer and averages are made afterwards."
+    """Remove the channels that matter least. Raises InputError, with the model untouched. Optimizer and averages are
+    made afterwards."""
     size = tuple(map(int, input_size))
-    plan, weights = plan_pruning(model, size, ratio, **kw), dict(model.state_dict())
+    plan = plan_pruning(model, size, ratio, **kw)
+    weights = dict(model.state_dict())
     count = lambda: (count_params(model), count_gflops(copy.deepcopy(model).to("meta"), size))
-    before, made = count(), {k: model.get_submodule(k).out_channels for k in plan.convs}
-    at = lambda t, dim, places: t if places is None or t.ndim <= dim else t.index_select(dim, torch.tensor(places, device=t.device))
+    before = count()
+    made = {k: model.get_submodule(k).out_channels for k in plan.convs}
+    at = lambda t, dim, places: t if places is None or t.ndim <= dim else t.index_select(
+        dim, torch.tensor(places, device=t.device))
     pairs = {**plan.convs, **{k: (p, None) for k, p in plan.norms.items()}}
     for key, t in weights.items():
         out, into = pairs.get(key.rpartition(".")[0], (None, None))

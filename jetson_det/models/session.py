@@ -32,7 +32,8 @@ class TorchInfer:
     def __init__(self,
         model, # Detector; used on the device where it is, and left as it was
     ):
-        self.model, self.device = model, next(model.parameters()).device
+        self.model = model
+        self.device = next(model.parameters()).device
 
     def __call__(self,
         x:np.ndarray, # (B,3,h,w) float32, prepared as the contract says
@@ -55,13 +56,17 @@ def checkpoint_of(
     if (path/"manifest.json").exists(): return path
     if (path/"best"/"manifest.json").exists(): return path/"best"
     if (path/"checkpoints").is_dir(): return newest_whole(path)
-    raise InputError(f"{path}: neither a checkpoint (manifest.json is missing) nor a training's folder (no best/ or checkpoints/ in it)")
+    raise InputError(
+        f"{path}: neither a checkpoint (manifest.json is missing) nor a training's folder (no best/ or checkpoints/"
+        " in it)"
+    )
 
 # %% ../../nbs/29_models.session.ipynb #ec15504b
 def load_detector(
     source, # a checkpoint folder, or a training's folder
 )->tuple: # Detector in evaluation mode on the CPU, with the averaged weights where there are some; its Contract
-    "The network in a checkpoint. Raises InputError when the checkpoint is torn, altered or does not fit its own contract."
+    """The network in a checkpoint. Raises InputError when the checkpoint is torn, altered or does not fit its own
+    contract."""
     require("torch")
     from jetson_det.models.zoo import create_model
     from jetson_det.models.checkpoint import load_checkpoint
@@ -69,7 +74,10 @@ def load_detector(
     ckpt = load_checkpoint(checkpoint_of(source), training=False)
     model = rebuild_pruned(create_model(ckpt.contract.name, ckpt.contract.classes), ckpt.contract.extra.get("pruned"))
     try: model.load_state_dict(ckpt.shipped)
-    except RuntimeError as e: raise InputError(f"{ckpt.path}: the weights are not those of {ckpt.contract.name}: {' '.join(str(e).split())[:200]}") from None
+    except RuntimeError as e:
+        raise InputError(
+            f"{ckpt.path}: the weights are not those of {ckpt.contract.name}: {' '.join(str(e).split())[:200]}"
+        ) from None
     return model.eval(), ckpt.contract
 
 # %% ../../nbs/29_models.session.ipynb #ea945323
@@ -78,11 +86,14 @@ def check_input_size(
     contract=None, # gives the size when `size` is None
 )->tuple: # (h, w)
     "A size that the networks can take. Raises InputError."
-    if size is None and contract is None: raise InputError("input_size is needed: a network without a contract does not know its own")
+    if size is None and contract is None:
+        raise InputError("input_size is needed: a network without a contract does not know its own")
     size = contract.input_size if size is None else size
     try: h, w = (int(v) for v in size)
-    except (TypeError, ValueError): raise InputError(f"input_size is {size!r}; it must be two numbers, height and width") from None
-    if min(h, w) < 32 or h % 32 or w % 32: raise InputError(f"input_size is {h}x{w} (height x width); both must be multiples of 32")
+    except (TypeError, ValueError):
+        raise InputError(f"input_size is {size!r}; it must be two numbers, height and width") from None
+    if min(h, w) < 32 or h % 32 or w % 32:
+        raise InputError(f"input_size is {h}x{w} (height x width); both must be multiples of 32")
     return h, w
 
 # %% ../../nbs/29_models.session.ipynb #f90c4567
@@ -105,7 +116,8 @@ def torch_session(
 )->Session: # whose contract is the network's
     "A session that runs the network in torch. Raises InputError."
     torch = require("torch")
-    if isinstance(source, torch.nn.Module): return Session(source.contract(check_input_size(input_size)), TorchInfer(source))
+    if isinstance(source, torch.nn.Module):
+        return Session(source.contract(check_input_size(input_size)), TorchInfer(source))
     device = _device(device)
     model, contract = load_detector(source)
     size = check_input_size(input_size, contract)
@@ -122,12 +134,17 @@ def open_artifact(
     "The session for an artefact, with torch only where it takes torch. Raises InputError."
     path = Path(str(path))
     if path.is_dir():
-        if contract is not None: raise InputError(f"{path}: a checkpoint carries its own contract; leave --contract away")
+        if contract is not None:
+            raise InputError(f"{path}: a checkpoint carries its own contract; leave --contract away")
         if kw: raise InputError(f"{path}: a checkpoint is run by torch, which takes no {', '.join(kw)}")
         return torch_session(path, input_size, device)
     if not path.exists(): raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in (".pth", ".pt", ".safetensors"):
-        raise InputError(f"{path}: weights alone; a checkpoint folder or an .onnx file can be run (model.weights={path.name} starts a training from them)")
-    if input_size is not None: raise InputError(f"{path}: the input size of a file is fixed; export it again with another one")
+        raise InputError(
+            f"{path}: weights alone; a checkpoint folder or an .onnx file can be run (model.weights={path.name} starts"
+            " a training from them)"
+        )
+    if input_size is not None:
+        raise InputError(f"{path}: the input size of a file is fixed; export it again with another one")
     if device.startswith("cuda"): kw.setdefault("providers", ["CUDAExecutionProvider", "CPUExecutionProvider"])
     return open_session(path, contract, **kw)

@@ -18,7 +18,9 @@ from ..core import InputError, did_you_mean
 class LossSums(NamedTuple):
     "A batch's loss before its division: the loss is `sum(sums.values()) / max(normaliser, 1)`."
     sums:dict # name -> scalar tensor; weighted already, summed over the batch, with gradient
-    normaliser:torch.Tensor # scalar, what the sums are divided by (YOLOX: the number of anchors that were given a box); of several parts: part -> scalar
+    # scalar, what the sums are divided by (YOLOX: the number of anchors that were given a box); of several parts: part
+    # -> scalar
+    normaliser:torch.Tensor
 
     @property
     def normalisers(self)->dict: # part -> scalar tensor
@@ -41,7 +43,8 @@ class Detector(nn.Module):
     "A detector family's common face; `name`, `classes` and `family` say what it is."
     family = ""
     licence = "" # a line to be said when the family is chosen, where it is not Apache-2.0
-    needs_targets = False # whether `forward` takes boxes and labels too while it trains (the denoising queries of DETRs)
+    # whether `forward` takes boxes and labels too while it trains (the denoising queries of DETRs)
+    needs_targets = False
     progress = 0. # 0..1, how far the training is: set before each epoch, for a loss that changes on the way (YOLO26)
 
     def __init__(self,
@@ -49,12 +52,17 @@ class Detector(nn.Module):
         classes, # class names, in the order of the labels
     ):
         super().__init__()
-        self.name, self.classes, self.pruned = name, check_classes(classes), {} # `pruned`: how wide its layers are, where they are narrower than the name says (train.prune)
-        self.register_buffer("class_weights", None, persistent=False) # (C,) how much an object of a class counts in the class loss; None: once each
+        # `pruned`: how wide its layers are, where they are narrower than the name says (train.prune)
+        self.name = name
+        self.classes = check_classes(classes)
+        self.pruned = {}
+        # (C,) how much an object of a class counts in the class loss; None: once each
+        self.register_buffer("class_weights", None, persistent=False)
 
     def normalize(self, images): raise NotImplementedError # uint8 (B,3,h,w) as loaded -> float32 as `forward` wants it
     def forward(self, x): raise NotImplementedError # float (B,3,h,w) -> the family's outputs, a NamedTuple
-    def loss(self, outputs, boxes, labels, l1=False): raise NotImplementedError # boxes (B,G,4) xyxy px, labels (B,G), -1 pads -> LossSums
+    # boxes (B,G,4) xyxy px, labels (B,G), -1 pads -> LossSums
+    def loss(self, outputs, boxes, labels, l1=False): raise NotImplementedError
     def decode(self, outputs): raise NotImplementedError # -> boxes (B,A,4) xyxy px of the input, scores (B,A,C) 0..1
     def contract(self, input_size, **kw): raise NotImplementedError # (h,w) -> runtime.contract.Contract
     def stages(self): raise NotImplementedError # name -> list of modules, from the input to the output
@@ -81,7 +89,8 @@ def check_gains(
     "The loss gains with the defaults filled in. Raises InputError."
     for k, v in gains.items():
         if k not in own: raise InputError(f"model.gains: unknown gain {k!r}: {did_you_mean(k, own)}")
-        if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < float("inf"): raise InputError(f"model.gains.{k} is {v!r}; it must be a number, 0 or more")
+        if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < float("inf"):
+            raise InputError(f"model.gains.{k} is {v!r}; it must be a number, 0 or more")
     return {**own, **gains}
 
 # %% ../../nbs/28_models.zoo.ipynb #0916edf9
@@ -112,7 +121,9 @@ def create_model(
     name:str, # one of `model_cards()`
     classes, # class names, in the order of the labels
     gains:dict=None, # factors of the loss terms that differ from the family's own; YOLOX has none to change
-    freeze_norm:bool=None, # whether the backbone's BatchNorm stays as it is; None: as published (some DETRs freeze it); False: it learns, as without weights it must
+    # whether the backbone's BatchNorm stays as it is; None: as published (some DETRs freeze it); False: it learns, as
+    # without weights it must
+    freeze_norm:bool=None,
 )->Detector: # fresh weights, in training mode, on the CPU
     "Make a detector by its name. Its weights are random: `models.weights.load_weights` fills them."
     if name not in MODELS:
@@ -140,7 +151,8 @@ def count_gflops(
     "The convolutions' and matrix products' work for one image of `input_size`; element-wise work is not counted."
     from torch.utils.flop_counter import FlopCounterMode
     device = next(model.parameters()).device
-    was, counter = model.training, FlopCounterMode(display=False)
+    was = model.training
+    counter = FlopCounterMode(display=False)
     model.eval()
     with counter, torch.no_grad(): model(torch.zeros(1, 3, *input_size, device=device))
     model.train(was)

@@ -35,7 +35,8 @@ def device_name()->str: # such as "NVIDIA Jetson Nano Developer Kit"
         with open("/proc/device-tree/model") as f: return f.read().strip("\0\n ")
     except (IOError, OSError): pass
     try:
-        with open("/proc/cpuinfo") as f: names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
+        with open("/proc/cpuinfo") as f:
+            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
     except (IOError, OSError): names = []
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -48,7 +49,8 @@ def _measured_on(session)->dict: # device, cores, versions, providers
     if ort is not None:
         import onnxruntime
         about["versions"]["onnxruntime"] = onnxruntime.__version__
-        about["providers"], about["threads"] = ort.get_providers(), ort.get_session_options().intra_op_num_threads or "all"
+        about["providers"] = ort.get_providers()
+        about["threads"] = ort.get_session_options().intra_op_num_threads or "all"
     return about
 
 # %% ../../nbs/68_runtime.bench.ipynb #cfbc8d08
@@ -74,11 +76,15 @@ class BenchReport(NamedTuple):
     def __str__(self):
         on = self.measured_on
         columns = ("min", "p50", "p95", "p99", "mean")
-        rows = ["{} at {}x{} (height x width): {} calls on {} frames, {:.1f} boxes a frame, {:.1f} frames/s".format(
-            self.model, self.input_size[0], self.input_size[1], self.calls, self.frames, self.boxes, self.fps),
-            "{}, {} cores; {}".format(on["device"], on["cores"], ", ".join("%s %s" % v for v in sorted(on["versions"].items()))),
-            "{:12}".format("ms") + "".join("{:>9}".format(c) for c in columns)]
-        return "\n".join(rows + ["{:12}".format(s) + "".join("{:9.2f}".format(self.stages[s][c]) for c in columns) for s in STAGES])
+        rows = [
+            "{} at {}x{} (height x width): {} calls on {} frames, {:.1f} boxes a frame, {:.1f} frames/s".format(
+                self.model, self.input_size[0], self.input_size[1], self.calls, self.frames, self.boxes,
+                self.fps), "{}, {} cores; {}".format(on["device"], on["cores"],
+                                                     ", ".join("%s %s" % v for v in sorted(on["versions"].items()))),
+            "{:12}".format("ms") + "".join("{:>9}".format(c) for c in columns)
+        ]
+        return "\n".join(
+            rows + ["{:12}".format(s) + "".join("{:9.2f}".format(self.stages[s][c]) for c in columns) for s in STAGES])
 
 # %% ../../nbs/68_runtime.bench.ipynb #69cd9857
 def bench(
@@ -91,7 +97,8 @@ def bench(
     frames = list(frames)
     if not frames: raise InputError("bench: no frames to measure with")
     if repeats < 1: raise InputError("bench: repeats is {}; at least 1 is needed".format(repeats))
-    seconds, boxes = {s: [] for s in STAGES}, 0
+    seconds = {s: [] for s in STAGES}
+    boxes = 0
     for i in range(warmup): session(frames[i % len(frames)])
     for frame in frames * repeats:
         start = time.perf_counter()
@@ -100,5 +107,6 @@ def bench(
         for stage, spent in session.timings.items(): seconds[stage].append(spent)
         boxes += len(found.scores)
     calls = len(seconds["total"])
-    return BenchReport(session.contract.name, tuple(session.contract.input_size), len(frames), calls, boxes / calls,
-                       calls / sum(seconds["total"]), {s: latency_stats(seconds[s]) for s in STAGES}, _measured_on(session))
+    return BenchReport(session.contract.name, tuple(session.contract.input_size), len(frames), calls, boxes/calls,
+                       calls/sum(seconds["total"]), {s: latency_stats(seconds[s])
+                                                     for s in STAGES}, _measured_on(session))

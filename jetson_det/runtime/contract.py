@@ -65,27 +65,26 @@ def _is_num(x): return isinstance(x, (int, float)) and not isinstance(x, bool) a
 def _is_text(x): return isinstance(x, str) and bool(x.strip())
 def _is_seq(x): return isinstance(x, (list, tuple))
 
-_RULES = (
-    ("version", lambda v: v == 1 and _is_int(v, 1, 1), "1, the only version this package knows"),
-    ("family", _is_text, "a name"),
-    ("name", _is_text, "a name"),
-    ("classes", lambda v: _is_seq(v) and len(v) > 0 and all(map(_is_text, v)) and len(set(v)) == len(v), "a list of different names"),
-    ("input_size", lambda v: _is_seq(v) and len(v) == 2 and all(_is_int(x, 1, 1 << 15) for x in v), "[height, width] in pixels"),
-    ("output", lambda v: v in OUTPUTS, "one of " + ", ".join(OUTPUTS)),
-    ("color", lambda v: v in ("bgr", "rgb"), "bgr or rgb"),
-    ("scale", lambda v: _is_num(v) and v > 0, "a number over 0, such as 1 or 0.00392157"),
-    ("mean", lambda v: _is_seq(v) and len(v) == 3 and all(map(_is_num, v)), "3 numbers"),
-    ("std", lambda v: _is_seq(v) and len(v) == 3 and all(_is_num(x) and x > 0 for x in v), "3 numbers over 0"),
-    ("fit", lambda v: v in FITS, "one of " + ", ".join(FITS)),
-    ("pad", lambda v: _is_int(v, 0, 255), "a grey level, 0..255"),
-    ("confidence", lambda v: _is_num(v) and 0 <= v <= 1, "a number in 0..1"),
-    ("iou", lambda v: _is_num(v) and 0 <= v <= 1, "a number in 0..1"),
-    ("opset", lambda v: v is None or _is_int(v, 1, 99), "a number or null"),
-    ("dataset", lambda v: v is None or _is_text(v), "a fingerprint or null"),
-    ("config", lambda v: v is None or _is_text(v), "a fingerprint or null"),
-    ("parity", lambda v: v is None or isinstance(v, dict), "a record or null"),
-    ("made_from", lambda v: v is None or _is_text(v), "a sha256 or null"),
-    ("extra", lambda v: isinstance(v, dict), "a record"))
+_RULES = (("version", lambda v: v == 1 and _is_int(v, 1, 1),
+           "1, the only version this package knows"), ("family", _is_text, "a name"), ("name", _is_text, "a name"),
+          ("classes", lambda v: _is_seq(v) and len(v) > 0 and all(map(_is_text, v)) and len(set(v)) == len(v),
+           "a list of different names"),
+          ("input_size", lambda v: _is_seq(v) and len(v) == 2 and all(_is_int(x, 1, 1 << 15) for x in v),
+           "[height, width] in pixels"), ("output", lambda v: v in OUTPUTS, "one of " + ", ".join(OUTPUTS)),
+          ("color", lambda v: v in ("bgr", "rgb"), "bgr or rgb"), ("scale", lambda v: _is_num(v) and v > 0,
+                                                                   "a number over 0, such as 1 or 0.00392157"),
+          ("mean", lambda v: _is_seq(v) and len(v) == 3 and all(map(_is_num, v)),
+           "3 numbers"), ("std", lambda v: _is_seq(v) and len(v) == 3 and all(_is_num(x) and x > 0 for x in v),
+                          "3 numbers over 0"), ("fit", lambda v: v in FITS, "one of " + ", ".join(FITS)),
+          ("pad", lambda v: _is_int(v, 0, 255),
+           "a grey level, 0..255"), ("confidence", lambda v: _is_num(v) and 0 <= v <= 1, "a number in 0..1"),
+          ("iou", lambda v: _is_num(v) and 0 <= v <= 1,
+           "a number in 0..1"), ("opset", lambda v: v is None or _is_int(v, 1, 99), "a number or null"),
+          ("dataset", lambda v: v is None or _is_text(v),
+           "a fingerprint or null"), ("config", lambda v: v is None or _is_text(v), "a fingerprint or null"),
+          ("parity", lambda v: v is None or isinstance(v, dict),
+           "a record or null"), ("made_from", lambda v: v is None or _is_text(v),
+                                 "a sha256 or null"), ("extra", lambda v: isinstance(v, dict), "a record"))
 
 # %% ../../nbs/62_runtime.contract.ipynb #aabb5c0c
 def _validated(
@@ -97,7 +96,8 @@ def _validated(
         value = getattr(contract, field)
         if not holds(value): raise InputError("{}: {} is {!r}; it must be {}".format(where, field, value, right))
     if contract.output == "yolox-raw" and any(s % 32 for s in contract.input_size):
-        raise InputError("{}: input_size is {!r}; for yolox-raw both must be multiples of 32".format(where, list(contract.input_size)))
+        raise InputError("{}: input_size is {!r}; for yolox-raw both must be multiples of 32".format(
+            where, list(contract.input_size)))
     tuples = {f: tuple(getattr(contract, f)) for f in ("classes", "input_size", "mean", "std")}
     return contract._replace(extra=dict(contract.extra), **tuples)
 
@@ -110,7 +110,9 @@ def _from_json(
     try: fields = json.loads(text)
     except ValueError as e: raise InputError("{}: not valid JSON: {}".format(where, e))
     if not isinstance(fields, dict): raise InputError("{}: a JSON object is needed, not {!r:.40}".format(where, fields))
-    if fields.get("version", 1) != 1: raise InputError("{}: version is {!r}; it must be 1, the only version this package knows".format(where, fields["version"]))
+    if fields.get("version", 1) != 1:
+        raise InputError("{}: version is {!r}; it must be 1, the only version this package knows".format(
+            where, fields["version"]))
     for key in fields:
         if key in Contract._fields: continue
         near = difflib.get_close_matches(key, Contract._fields, n=1)
@@ -143,7 +145,8 @@ def preset(
     input_size:Tuple[int, int]=(640, 640), # (h, w), pixels
 )->Contract:
     "The contract that the upstream project's files follow."
-    if name not in PRESETS: raise InputError("preset {!r} is not known; it is one of {}".format(name, ", ".join(PRESETS)))
+    if name not in PRESETS:
+        raise InputError("preset {!r} is not known; it is one of {}".format(name, ", ".join(PRESETS)))
     return Contract(name=name, classes=tuple(classes), input_size=tuple(input_size), **PRESETS[name]).validate()
 
 # %% ../../nbs/62_runtime.contract.ipynb #f3e486a4
@@ -156,7 +159,8 @@ def load_contract(
     if isinstance(source, Contract): return source.validate()
     if str(source) in PRESETS: return preset(str(source), classes, input_size)
     if not Path(str(source)).exists():
-        raise InputError("contract {}: no such file, and no preset of that name ({})".format(source, ", ".join(PRESETS)))
+        raise InputError("contract {}: no such file, and no preset of that name ({})".format(
+            source, ", ".join(PRESETS)))
     return Contract.from_json(json.dumps(read_json(source)), str(source))
 
 # %% ../../nbs/62_runtime.contract.ipynb #41b3bbd1
@@ -168,7 +172,9 @@ def _agrees(
     return shape is not None and len(shape) == len(want) and all(
         w is None or not isinstance(s, int) or s < 0 or s == w for s, w in zip(shape, want))
 
-def _written(shape): return "unknown" if shape is None else "[" + ", ".join(s if isinstance(s, str) else "?" if s is None else str(s) for s in shape) + "]"
+def _written(shape):
+    return "unknown" if shape is None else "[" + ", ".join(s if isinstance(s, str) else "?" if s is None else str(s)
+                                                           for s in shape) + "]"
 
 # %% ../../nbs/62_runtime.contract.ipynb #82ea9a8c
 def check_input(
@@ -209,15 +215,21 @@ def check_outputs(
     names_and_shapes,   # (name, dimensions) of each output of the graph
 )->list: # the outputs' names in the order of `output_shapes`
     "Compare the graph's outputs with the contract. Raises `InputError`."
-    shapes, wanted = dict(names_and_shapes), output_shapes(contract)
+    shapes = dict(names_and_shapes)
+    wanted = output_shapes(contract)
     says = "its contract ({}, kind {}, {} classes)".format(contract.name, contract.output, len(contract.classes))
     if len(shapes) != len(wanted):
-        raise InputError("the graph has {} outputs ({}), {} says {}".format(len(shapes), ", ".join(shapes), says, len(wanted)))
+        raise InputError("the graph has {} outputs ({}), {} says {}".format(len(shapes), ", ".join(shapes), says,
+                                                                            len(wanted)))
     names = [name or list(shapes)[0] for name, _ in wanted]
     for name, (_, want) in zip(names, wanted):
-        if name not in shapes: raise InputError("the graph has no output {!r} (it has {}), {} needs it".format(name, ", ".join(shapes), says))
+        if name not in shapes:
+            raise InputError("the graph has no output {!r} (it has {}), {} needs it".format(
+                name, ", ".join(shapes), says))
         if not _agrees(shapes[name], want):
-            raise InputError("output {!r} of the graph is {}, {} says {}".format(name, _written(shapes[name]), says, _written(want)))
+            raise InputError("output {!r} of the graph is {}, {} says {}".format(name, _written(shapes[name]), says,
+                                                                                 _written(want)))
     counts = {s[1] for s in shapes.values() if len(wanted) == 2 and isinstance(s[1], int)}
-    if len(counts) > 1: raise InputError("the graph's boxes and scores differ in their number: {}".format(sorted(counts)))
+    if len(counts) > 1:
+        raise InputError("the graph's boxes and scores differ in their number: {}".format(sorted(counts)))
     return names

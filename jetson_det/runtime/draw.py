@@ -19,7 +19,7 @@ def class_color(
     label:int, # index of the class
 )->tuple: # (b, g, r), 0..255
     "The class's colour."
-    r, g, b = colorsys.hsv_to_rgb((0.58 + label * 0.618034) % 1, (0.9, 0.65)[label // 8 % 2], (1.0, 0.85)[label // 4 % 2])
+    r, g, b = colorsys.hsv_to_rgb((0.58 + label*0.618034) % 1, (0.9, 0.65)[label // 8 % 2], (1.0, 0.85)[label // 4 % 2])
     return int(b * 255), int(g * 255), int(r * 255)
 
 # %% ../../nbs/66_runtime.draw.ipynb #3c3cabbc
@@ -45,10 +45,12 @@ def draw(
     canvas = as_bgr(image)
     if not inplace: canvas = np.array(canvas)
     side = min(canvas.shape[:2])
-    line, scale = max(int(round(side / 240)), 1), min(max(side / 900, .35), 3)
+    line = max(int(round(side / 240)), 1)
+    scale = min(max(side / 900, .35), 3)
     for i in range(len(detections.scores))[::-1]:
         x1, y1, x2, y2 = [int(round(v)) for v in detections.boxes[i].tolist()]
-        label, color = int(detections.labels[i]), class_color(int(detections.labels[i]))
+        label = int(detections.labels[i])
+        color = class_color(int(detections.labels[i]))
         cv2.rectangle(canvas, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), color, line)
         text = "{} {:.2f}".format(classes[label], detections.scores[i]) if scores else str(classes[label])
         _label(canvas, text, x1, y1, color, scale, max(line // 2, 1))

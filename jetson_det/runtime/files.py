@@ -86,7 +86,8 @@ def read_json(
     except UnicodeDecodeError: raise InputError("{}: not a JSON file (not UTF-8 text)".format(path))
     except RecursionError: raise InputError("{}: JSON nested too deeply".format(path))
     except ValueError as e:
-        raise InputError("{}, line {}: not valid JSON: {}".format(path, getattr(e, "lineno", "?"), getattr(e, "msg", e)))
+        raise InputError("{}, line {}: not valid JSON: {}".format(path, getattr(e, "lineno", "?"), getattr(e, "msg",
+                                                                                                           e)))
 
 # %% ../../nbs/60_runtime.files.ipynb #94f1a7e4
 def sha256_bytes(

@@ -29,10 +29,12 @@ def as_detections(
 )->Detections: # sorted by falling score; empty without arguments
     "Checked, typed and sorted `Detections`."
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    scores, labels = np.asarray(scores, np.float32), np.asarray(labels, np.int64)
+    scores = np.asarray(scores, np.float32)
+    labels = np.asarray(labels, np.int64)
     if not scores.shape == labels.shape == (len(boxes),):
-        raise InputError("detections: {} boxes, scores of shape {}, labels of shape {}: one of each per box is needed".format(
-            len(boxes), scores.shape, labels.shape))
+        raise InputError(
+            "detections: {} boxes, scores of shape {}, labels of shape {}: one of each per box is needed".format(
+                len(boxes), scores.shape, labels.shape))
     order = np.argsort(-scores, kind="stable")
     return Detections(boxes[order], scores[order], labels[order])
 
@@ -82,7 +84,8 @@ def box_iou(
     b:np.ndarray, # (M,4) xyxy
 )->np.ndarray: # (N,M) 0..1
     "Intersection over union of each pair."
-    a, b = _corners(np.asarray(a, np.float32)), _corners(np.asarray(b, np.float32))
+    a = _corners(np.asarray(a, np.float32))
+    b = _corners(np.asarray(b, np.float32))
     shared = _intersection(a, b)
     union = _shared(a)[:, None] + _shared(b) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
@@ -92,14 +95,16 @@ def cxcywh_to_xyxy(
     boxes:np.ndarray, # (...,4) centre x, centre y, width, height
 )->np.ndarray: # (...,4) xyxy
     "Corners from centre and size."
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    centre = boxes[..., :2]
+    half = boxes[..., 2:] / 2
     return np.concatenate([centre - half, centre + half], -1)
 
 def xyxy_to_cxcywh(
     boxes:np.ndarray, # (...,4) xyxy
 )->np.ndarray: # (...,4) centre x, centre y, width, height
     "Centre and size from corners."
-    first, last = boxes[..., :2], boxes[..., 2:]
+    first = boxes[..., :2]
+    last = boxes[..., 2:]
     return np.concatenate([(first + last) / 2, last - first], -1)
 
 # %% ../../nbs/61_runtime.geometry.ipynb #28b3121d
@@ -215,7 +220,9 @@ def fit_image(
     if min(h, w, H, W) < 1: raise InputError("an image of {}x{} cannot be fitted into {}x{}".format(h, w, H, W))
     ratio = min(H / h, W / w)
     if fit == "stretch": nh, nw = H, W
-    elif fit == "letterbox-topleft": nh, nw = max(int(h * ratio), 1), max(int(w * ratio), 1)
+    elif fit == "letterbox-topleft":
+        nh = max(int(h * ratio), 1)
+        nw = max(int(w * ratio), 1)
     else: nh, nw = max(int(round(h * ratio)), 1), max(int(round(w * ratio)), 1)
     dy, dx = ((H - nh) // 2, (W - nw) // 2) if fit == "letterbox-center" else (0, 0)
     return Fit((nw / w, nh / h), (dx, dy), (nh, nw), (h, w))

@@ -94,7 +94,8 @@ def _read_queries(outputs, confidence, contract):
     boxes, scores = outputs
     hits = _passing(scores.ravel(), confidence)
     hits = hits[_top(scores.ravel()[hits], len(boxes))]
-    rows, labels = hits // scores.shape[1], hits % scores.shape[1]
+    rows = hits // scores.shape[1]
+    labels = hits % scores.shape[1]
     return boxes[rows], scores[rows, labels], labels
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #e47eb772
@@ -104,7 +105,8 @@ def _read_detr(outputs, confidence, contract):
     boxes, logits, labels = _read_queries(outputs, gate, contract)
     h, w = contract.input_size
     scores = 1 / (1 + np.exp(-np.maximum(logits, -80)))
-    return cxcywh_to_xyxy(boxes * np.float32([w, h, w, h])), np.where(np.isfinite(logits), scores, np.float32("nan")), labels
+    return cxcywh_to_xyxy(boxes*np.float32([w, h, w, h])), np.where(np.isfinite(logits), scores,
+                                                                    np.float32("nan")), labels
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #522d43c1
 def _checked(
@@ -115,12 +117,17 @@ def _checked(
     named = [n for n, _ in output_shapes(contract)] if len(output_shapes(contract)) == 2 else None
     for i, (name, values) in enumerate(zip(("boxes", "scores"), candidates)):
         if np.isfinite(values).all(): continue
-        raise InputError("{} of the network {} holds {} that are not finite (of {}): a broken model, or one that overflows in fp16".format(
-            "output '{}'".format(named[i]) if named else "the output's " + name, contract.name, int((~np.isfinite(values)).sum()), values.size))
+        raise InputError(
+            "{} of the network {} holds {} that are not finite (of {}): a broken model, or one that overflows in fp16".
+            format("output '{}'".format(named[i]) if named else "the output's " + name, contract.name,
+                   int((~np.isfinite(values)).sum()), values.size))
     return candidates
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #6bd15091
-_READERS = {"boxes_scores": _read_boxes_scores, "yolox": _read_yolox, "yolox-raw": _read_yolox, "ultralytics": _read_ultralytics, "queries": _read_queries, "detr": _read_detr}
+_READERS = {
+    "boxes_scores": _read_boxes_scores, "yolox": _read_yolox, "yolox-raw": _read_yolox,
+    "ultralytics": _read_ultralytics, "queries": _read_queries, "detr": _read_detr
+}
 _NO_DOUBLES = ("queries", "detr")  # kinds that need no suppression
 
 def postprocess(
@@ -132,13 +139,21 @@ def postprocess(
     max_detections:int=None, # per image, None: all
 )->list: # B of `Detections`, in pixels of the original images
     "Read the network's answer for a batch. Raises `InputError` where it is not finite."
-    confidence, iou = contract.confidence if confidence is None else confidence, contract.iou if iou is None else iou
-    read, found = _READERS[contract.output], []
+    confidence = contract.confidence if confidence is None else confidence
+    iou = contract.iou if iou is None else iou
+    read = _READERS[contract.output]
+    found = []
     for i, fit in enumerate(fits):
-        with np.errstate(over="ignore", invalid="ignore"): candidates = read([o[i] for o in outputs], confidence, contract)
+        with np.errstate(over="ignore", invalid="ignore"):
+            candidates = read([o[i] for o in outputs], confidence, contract)
         boxes, scores, labels = _checked(candidates, contract)
-        keep = _top(scores, max_detections) if contract.output in _NO_DOUBLES else nms(boxes, scores, labels, iou, max_detections=max_detections)
-        boxes, scores, labels = fit.to_image(boxes[keep]), scores[keep], labels[keep].astype(np.int64, copy=False)
+        keep = _top(scores, max_detections) if contract.output in _NO_DOUBLES else nms(
+            boxes, scores, labels, iou, max_detections=max_detections)
+        boxes = fit.to_image(boxes[keep])
+        scores = scores[keep]
+        labels = labels[keep].astype(np.int64, copy=False)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        found.append(Detections(boxes, scores, labels) if inside.all() else Detections(boxes[inside], scores[inside], labels[inside]))
+        found.append(
+            Detections(boxes, scores, labels) if inside.all(
+            ) else Detections(boxes[inside], scores[inside], labels[inside]))
     return found

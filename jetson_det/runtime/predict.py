@@ -33,14 +33,19 @@ def _save_picture(path, image):
 # %% ../../nbs/69_runtime.predict.ipynb #4544c792
 class _VideoFile:
     "An .mp4 that takes frames; removed again when it was not finished."
-    def __init__(self, path, fps): self.path, self.part, self.fps, self.writer = Path(path), Path(str(path) + ".part.mp4"), fps, None
+    def __init__(self, path, fps):
+        self.path = Path(path)
+        self.part = Path(str(path) + ".part.mp4")
+        self.fps = fps
+        self.writer = None
 
     def add(self, image):
         "One frame; all have the size of the first."
         if self.writer is None:
             h, w = image.shape[:2]
             self.writer = cv2.VideoWriter(str(self.part), cv2.VideoWriter_fourcc(*"mp4v"), self.fps, (w, h))
-            if not self.writer.isOpened(): raise InputError("{}: this OpenCV can't write MPEG-4 video".format(self.path))
+            if not self.writer.isOpened():
+                raise InputError("{}: this OpenCV can't write MPEG-4 video".format(self.path))
         self.writer.write(image)
 
     def close(self, whole):
@@ -72,7 +77,11 @@ def predict(
     most=None, # stop after so many frames; none: all
 )->Prediction: # counts and time
     "Detect, draw, write. Raises `InputError` where the source can't be read."
-    frames, out, start, rows, video = open_source(source), Path(out), time.time(), [], None
+    frames = open_source(source)
+    out = Path(out)
+    start = time.time()
+    rows = []
+    video = None
     classes = session.contract.classes
     whole = False
     try:
@@ -89,5 +98,7 @@ def predict(
         whole = True
     finally:
         if video: video.close(whole)
-    write_json_atomic(out/"predictions.json", {"classes": list(classes), "confidence": session.confidence, "frames": rows})
-    return Prediction(len(rows), sum(len(r["detections"]) for r in rows), time.time() - start, str(frames), getattr(frames, "unreadable", []), str(out))
+    write_json_atomic(out/"predictions.json",
+                      {"classes": list(classes), "confidence": session.confidence, "frames": rows})
+    return Prediction(len(rows), sum(len(r["detections"]) for r in rows),
+                      time.time() - start, str(frames), getattr(frames, "unreadable", []), str(out))

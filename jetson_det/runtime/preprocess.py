@@ -24,10 +24,12 @@ def as_bgr(
         raise InputError("an image must be a numpy array, not {}".format(
             "None (an unreadable file, or a camera without a frame?)" if image is None else type(image).__name__))
     if image.dtype == np.uint16: image = (image >> 8).astype(np.uint8)
-    if image.dtype != np.uint8: raise InputError("an image must hold uint8 (0..255) or uint16 pixels, not {}".format(image.dtype))
+    if image.dtype != np.uint8:
+        raise InputError("an image must hold uint8 (0..255) or uint16 pixels, not {}".format(image.dtype))
     channels = 1 if image.ndim == 2 else image.shape[2] if image.ndim == 3 else 0
     if channels not in (1, 3, 4) or image.size == 0:
-        raise InputError("an image must have the shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), not {}".format(image.shape))
+        raise InputError("an image must have the shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), not {}".format(
+            image.shape))
     if channels == 3 and image.strides[1:] == (3, 1) and image.strides[0] > 0: return image
     image = np.ascontiguousarray(image)
     return image if channels == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if channels == 1 else cv2.COLOR_BGRA2BGR)
@@ -53,8 +55,10 @@ class _Slot:
     def __init__(self, chw, place, padding, order):
         (nh, nw), (x, y) = place.resized, place.offset
         for rim in (chw[:, :y], chw[:, y + nh:], chw[:, y:y + nh, :x], chw[:, y:y + nh, x + nw:]): rim[...] = padding
-        self.place, self.valid = place, chw[:, y:y + nh, x:x + nw]
-        self.small, self.planes = np.empty((nh, nw, 3), np.uint8), np.empty((3, nh, nw), np.uint8)
+        self.place = place
+        self.valid = chw[:, y:y + nh, x:x + nw]
+        self.small = np.empty((nh, nw, 3), np.uint8)
+        self.planes = np.empty((3, nh, nw), np.uint8)
         self.bgr = [self.planes[c] for c in order]  # where blue, green and red go
 
     def fill(self, image, gain, bias):
@@ -72,22 +76,27 @@ class Preprocessor:
         contract:Contract,  # colour, scale, mean, std, fit, pad and size
         dtype=np.float32,   # of the input: float32, or uint8 for a graph that normalises by itself
     ):
-        self.contract, self.dtype = contract.validate(), np.dtype(dtype)
+        self.contract = contract.validate()
+        self.dtype = np.dtype(dtype)
         std = np.float64(contract.std).reshape(3, 1, 1)
-        gain, bias = np.float32(contract.scale / std), np.float32(-np.float64(contract.mean).reshape(3, 1, 1) / std)
+        gain = np.float32(contract.scale / std)
+        bias = np.float32(-np.float64(contract.mean).reshape(3, 1, 1) / std)
         self._padding = contract.pad * gain + bias
-        self._gain, self._bias = None if (gain == 1).all() else gain, bias if bias.any() else None
+        self._gain = None if (gain == 1).all() else gain
+        self._bias = bias if bias.any() else None
         if self.dtype == np.uint8 and not (self._gain is None and self._bias is None):
             raise InputError("contract {}: a uint8 input cannot have a scale, mean or std".format(contract.name))
         self._order = (0, 1, 2) if contract.color == "bgr" else (2, 1, 0)
-        self._input, self._slots = np.empty((0, 3) + self.contract.input_size, self.dtype), []
+        self._input = np.empty((0, 3) + self.contract.input_size, self.dtype)
+        self._slots = []
 
     def __call__(self,
         images:list, # of (h,w,3) BGR uint8, or what `as_bgr` takes
     )->Tuple[np.ndarray, list]: # (B,3,h,w), valid until the next call; a Fit for each image
         "Fill the input with the images."
         if len(images) > len(self._input):
-            self._input, self._slots = np.empty((len(images), 3) + self.contract.input_size, self.dtype), [None] * len(images)
+            self._input = np.empty((len(images), 3) + self.contract.input_size, self.dtype)
+            self._slots = [None] * len(images)
         return self._input[:len(images)], [self._place(i, as_bgr(image)) for i, image in enumerate(images)]
 
     def _place(self, i, image):

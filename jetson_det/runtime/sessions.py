@@ -12,7 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .contract import COCO_CLASSES, METADATA_KEY, Contract, check_input, check_outputs, load_contract, output_shapes
+from jetson_det.runtime.contract import (
+    COCO_CLASSES,
+    METADATA_KEY,
+    Contract,
+    check_input,
+    check_outputs,
+    load_contract,
+    output_shapes,
+)
 from .files import InputError
 from .postprocess import postprocess
 from .preprocess import Preprocessor
@@ -26,9 +34,15 @@ class Session:
         dtype=np.float32,      # of the input array: float32 or uint8
         batch_size:int=None,   # the batch the network is fixed to; None: any
     ):
-        self.contract, self.infer, self.batch_size = contract.validate(), infer, batch_size
-        self.confidence, self.iou, self.max_detections = contract.confidence, contract.iou, 100
-        self.preprocess, self.timings, self._fits_contract = Preprocessor(self.contract, dtype), {}, False
+        self.contract = contract.validate()
+        self.infer = infer
+        self.batch_size = batch_size
+        self.confidence = contract.confidence
+        self.iou = contract.iou
+        self.max_detections = 100
+        self.preprocess = Preprocessor(self.contract, dtype)
+        self.timings = {}
+        self._fits_contract = False
 
     def __call__(self,
         frames, # one frame (h,w,3) BGR uint8 or what `as_bgr` takes; or a list of them, sizes may differ
@@ -36,20 +50,23 @@ class Session:
         "Detect. Raises `InputError` for what is no image and for an answer that is not finite."
         self.timings = dict.fromkeys(("preprocess", "inference", "postprocess"), 0.0)
         if not isinstance(frames, (list, tuple)): return self._detect([frames])[0]
-        size, found = self.batch_size or 8, []
+        size = self.batch_size or 8
+        found = []
         for start in range(0, len(frames), size): found += self._detect(list(frames[start:start + size]))
         return found
 
     def _detect(self, frames):
         "One batch, filled up with its last frame where the network's is fixed."
-        start, missing = time.perf_counter(), (self.batch_size or len(frames)) - len(frames)
+        start = time.perf_counter()
+        missing = (self.batch_size or len(frames)) - len(frames)
         x, fits = self.preprocess(frames + frames[-1:] * missing)
         ready = time.perf_counter()
         outputs = [np.asarray(o, np.float32)[:len(frames)] for o in self.infer(x)]
         answered = time.perf_counter()
         if not self._fits_contract: self._check(outputs)
         found = postprocess(self.contract, outputs, fits[:len(frames)], self.confidence, self.iou, self.max_detections)
-        for stage, seconds in zip(self.timings, (ready - start, answered - ready, time.perf_counter() - answered)): self.timings[stage] += seconds
+        for stage, seconds in zip(self.timings, (ready - start, answered - ready, time.perf_counter() - answered)):
+            self.timings[stage] += seconds
         return found
 
     def _check(self, outputs):
@@ -64,7 +81,10 @@ def _runtime():
     "The onnxruntime module, or an `InputError`."
     try: import onnxruntime
     except ImportError as e:
-        raise InputError("onnxruntime is needed to run an ONNX file: pip install onnxruntime (on a Jetson: NVIDIA's wheel for its JetPack) [{}]".format(e))
+        raise InputError(
+            "onnxruntime is needed to run an ONNX file: pip install onnxruntime (on a Jetson: NVIDIA's wheel for its"
+            " JetPack) [{}]".format(e)
+        )
     return onnxruntime
 
 def _providers(wanted, installed):
@@ -72,7 +92,8 @@ def _providers(wanted, installed):
     if wanted is None: return [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in installed]
     names = [p if isinstance(p, str) else p[0] for p in wanted]
     for name in names:
-        if name not in installed: raise InputError("execution provider {} is not installed; there are {}".format(name, ", ".join(installed)))
+        if name not in installed:
+            raise InputError("execution provider {} is not installed; there are {}".format(name, ", ".join(installed)))
     return list(wanted)
 
 # %% ../../nbs/65_runtime.sessions.ipynb #8b132fc0
@@ -101,9 +122,11 @@ def _contract_of(
 )->Contract:
     "The contract of an ONNX file. Raises `InputError` when there is none."
     if given is None:
-        if METADATA_KEY in metadata: return Contract.from_json(metadata[METADATA_KEY], "{}: contract in the metadata".format(path))
-        raise InputError("{}: no contract in its metadata, so its colours, size and classes are unknown: give one with --contract "
-                         "(contract=): a JSON file, or a preset: yolox, yolox-decoded, ultralytics, rtdetr".format(path))
+        if METADATA_KEY in metadata:
+            return Contract.from_json(metadata[METADATA_KEY], "{}: contract in the metadata".format(path))
+        raise InputError(
+            "{}: no contract in its metadata, so its colours, size and classes are unknown: give one with --contract "
+            "(contract=): a JSON file, or a preset: yolox, yolox-decoded, ultralytics, rtdetr".format(path))
     size = tuple(shape[2:]) if len(shape) == 4 and all(isinstance(s, int) for s in shape[2:]) else (640, 640)
     try: names = ast.literal_eval(metadata.get("names", "None"))
     except (ValueError, SyntaxError): names = None
@@ -121,11 +144,17 @@ class OnnxSession(Session):
         threads:int=None,   # inside an operator; None: as many as there are cores
         providers=None,     # execution providers; None: CUDA where it is installed, and the CPU
     ):
-        self.path, self.ort = Path(str(path)), _load_onnx(path, threads, providers)
+        self.path = Path(str(path))
+        self.ort = _load_onnx(path, threads, providers)
         inputs = self.ort.get_inputs()
-        if len(inputs) != 1: raise InputError("{}: the graph has {} inputs, a detector has one".format(path, len(inputs)))
-        self._feed, shape, kind = inputs[0].name, inputs[0].shape, inputs[0].type
-        if kind not in _DTYPES: raise InputError("{}: input {!r} is {}; it must be one of {}".format(path, self._feed, kind, ", ".join(_DTYPES)))
+        if len(inputs) != 1:
+            raise InputError("{}: the graph has {} inputs, a detector has one".format(path, len(inputs)))
+        self._feed = inputs[0].name
+        shape = inputs[0].shape
+        kind = inputs[0].type
+        if kind not in _DTYPES:
+            raise InputError("{}: input {!r} is {}; it must be one of {}".format(path, self._feed, kind,
+                                                                                 ", ".join(_DTYPES)))
         contract = _contract_of(path, contract, self.ort.get_modelmeta().custom_metadata_map, shape)
         try:
             check_input(contract, self._feed, shape)
@@ -148,7 +177,8 @@ def open_session(
     "The session for an artefact that runs without torch. Raises `InputError`."
     kind = Path(str(path)).suffix.lower()
     if Path(str(path)).is_dir():
-        raise InputError("{}: a folder is a checkpoint, which needs torch: jetson_det.models.session.open_artifact opens it, "
-                         "jetson-det export makes an ONNX of it".format(path))
+        raise InputError(
+            "{}: a folder is a checkpoint, which needs torch: jetson_det.models.session.open_artifact opens it, "
+            "jetson-det export makes an ONNX of it".format(path))
     if kind == ".onnx": return OnnxSession(path, contract, **kw)
     raise InputError("{}: not an artefact that can be run; an .onnx file is".format(path))

@@ -22,7 +22,9 @@ def tile_size(
     "A window's size. Raises `InputError`."
     h, w = size if isinstance(size, (list, tuple, np.ndarray)) and len(size) == 2 else (size, size)
     whole = all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 16 for v in (h, w))
-    if not whole: raise InputError("a tile's size is {!r}; it must be a number of pixels from 16 up, or (height, width)".format(size))
+    if not whole:
+        raise InputError(
+            "a tile's size is {!r}; it must be a number of pixels from 16 up, or (height, width)".format(size))
     return int(h), int(w)
 
 def _starts(
@@ -43,9 +45,11 @@ def tile_grid(
 )->np.ndarray: # (K,4) int64 xyxy, row by row
     "Windows that cover a frame. Raises `InputError`."
     (h, w), (th, tw) = frame_size, tile_size(size)
-    if not 0 <= overlap <= .9: raise InputError("tiles overlap by {!r} of their size; it must be from 0 to .9".format(overlap))
+    if not 0 <= overlap <= .9:
+        raise InputError("tiles overlap by {!r} of their size; it must be from 0 to .9".format(overlap))
     if min(h, w) < 1: raise InputError("a frame of {}x{} has no tiles".format(h, w))
-    ys, xs = _starts(h, th, overlap), _starts(w, tw, overlap)
+    ys = _starts(h, th, overlap)
+    xs = _starts(w, tw, overlap)
     return np.array([(x, y, min(x + tw, w), min(y + th, h)) for y in ys for x in xs], np.int64)
 
 # %% ../../nbs/64_runtime.tiles.ipynb #21cd183c
@@ -78,7 +82,8 @@ def _gather(
     tile = tile[order]
     boxes = np.concatenate([d.boxes for d in found])[order] + windows[tile][:, [0, 1, 0, 1]]
     slack = np.maximum((windows[:, 2:] - windows[:, :2]).max(1) / 200, 2)
-    return _Pieces(boxes, scores[order], np.concatenate([d.labels for d in found])[order], tile, windows, slack, _common(boxes, windows))
+    return _Pieces(boxes, scores[order],
+                   np.concatenate([d.labels for d in found])[order], tile, windows, slack, _common(boxes, windows))
 
 # %% ../../nbs/64_runtime.tiles.ipynb #63025a4d
 _ROWS = 128
@@ -88,17 +93,21 @@ def _agreeing(
     agree:float, # IoU in the part that both windows see
 )->np.ndarray: # (P,2) int, first < second: pairs of different windows that tell of one object, the best first
     "Which boxes agree where both their windows look."
-    pairs, ious = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
+    pairs = [np.zeros((0, 2), np.int64)]
+    ious = [np.zeros(0)]
     at = np.flatnonzero((p.seen > -2 * p.slack.max()).all(0).sum(1) > 1) # near more windows than their own
     for label in np.unique(p.labels[at]):
         rows = at[p.labels[at] == label]
         for k in range(0, len(rows), _ROWS):
-            a, b = rows[k:k + _ROWS], rows[k:]
+            a = rows[k:k + _ROWS]
+            b = rows[k:]
             larger = 2 * np.maximum(p.slack[p.tile[a]][:, None], p.slack[p.tile[b]])
             area = lambda sides: np.maximum(sides + larger, 0).prod(0)
             shared = area(_common(p.boxes[a], p.boxes[b]))
-            either = area(p.seen[:, a][:, :, p.tile[b]]) + area(p.seen[:, b][:, :, p.tile[a]].transpose(0, 2, 1)) - shared
-            i, j = np.nonzero((shared >= agree * either) & (shared > 0) & (p.tile[a][:, None] != p.tile[b]) & (a[:, None] < b))
+            either = area(p.seen[:, a][:, :, p.tile[b]]) + area(p.seen[:, b][:, :, p.tile[a]].transpose(0, 2,
+                                                                                                        1)) - shared
+            i, j = np.nonzero((shared >= agree*either) & (shared > 0) & (p.tile[a][:, None] != p.tile[b])
+                              & (a[:, None] < b))
             pairs.append(np.stack([a[i], b[j]], 1))
             ious.append(shared[i, j] / either[i, j])
     return np.concatenate(pairs)[np.argsort(-np.concatenate(ious), kind="stable")]
@@ -126,13 +135,16 @@ def _objects(
     cut:np.ndarray, # (N,) bool
 ): # list of lists of box numbers; one that begins with a whole box is that box. Boxes without a pair are left out
     "Boxes that tell of one object."
-    near, taken, out = {}, set(), []
+    near = {}
+    taken = set()
+    out = []
     for i, j in pairs.tolist():
         near.setdefault(i, []).append(j)
         near.setdefault(j, []).append(i)
     for seed in sorted(near, key=lambda i: (cut[i], i)):
         if seed in taken: continue
-        members, tiles = [seed], {p.tile[seed]}
+        members = [seed]
+        tiles = {p.tile[seed]}
         for i in members: # grows while it is walked
             for j in near[i] if i == seed or cut[seed] else ():
                 if j in taken or p.tile[j] in tiles: continue
@@ -153,18 +165,24 @@ def merge_tiles(
     agree:float=.5,          # IoU from which two windows tell of one object, in the part that both see
 ): # `Detections` in pixels of the frame
     "One box for each object of a frame. Raises `InputError` when windows and detections do not fit."
-    if len(found) != len(windows): raise InputError("detections of {} windows for {} windows".format(len(found), len(windows)))
+    if len(found) != len(windows):
+        raise InputError("detections of {} windows for {} windows".format(len(found), len(windows)))
     if not len(found): return as_detections()
     p = _gather(found, windows)
     pairs = _agreeing(p, agree)
     cut = _is_cut(p, pairs, frame_size)
-    boxes, scores, keep = clip_boxes(p.boxes, frame_size), p.scores.copy(), np.ones(len(p.boxes), bool)
+    boxes = clip_boxes(p.boxes, frame_size)
+    scores = p.scores.copy()
+    keep = np.ones(len(p.boxes), bool)
     for members in _objects(p, pairs, cut):
-        first, some = members[0], boxes[members]
+        first = members[0]
+        some = boxes[members]
         keep[members[1:]] = False
         scores[first] = p.scores[members].max()
         if cut[first]: boxes[first] = np.concatenate([some[:, :2].min(0), some[:, 2:].max(0)])
-    boxes, scores, labels = boxes[keep], scores[keep], p.labels[keep]
+    boxes = boxes[keep]
+    scores = scores[keep]
+    labels = p.labels[keep]
     best = nms(boxes, scores, labels, iou, max_detections=max_detections)
     return as_detections(boxes[best], scores[best], labels[best])
 
@@ -177,11 +195,15 @@ class Tiled:
     "A session that looks at a frame in windows."
     def __init__(self,
         session,          # frame or list of frames -> detections
-        size=None,        # of a window: one number for a square, or (h, w); None: the network's input, so that pixels are seen as they are
+        # of a window: one number for a square, or (h, w); None: the network's input, so that pixels are seen as they
+        # are
+        size=None,
         overlap:float=.2, # share of a window, at least: as large as the largest objects that are to be seen whole
         whole:bool=False, # look at the frame as a whole too
     ):
-        self.session, self.overlap, self.whole = session, overlap, bool(whole)
+        self.session = session
+        self.overlap = overlap
+        self.whole = bool(whole)
         self.size = tile_size(tuple(session.contract.input_size) if size is None else size)
         self.timings = {}
         tile_grid(self.size, self.size, overlap) # refuses what cannot be meant
@@ -193,8 +215,10 @@ class Tiled:
         return getattr(self.session, name)
 
     def windows(self, frame_size):
-        "(T,4) windows of a frame of (h, w); the frame itself is the last when there are several and it is looked at as a whole."
-        grid, (h, w) = tile_grid(frame_size, self.size, self.overlap), frame_size
+        """(T,4) windows of a frame of (h, w); the frame itself is the last when there are several and it is looked
+        at as a whole."""
+        grid = tile_grid(frame_size, self.size, self.overlap)
+        (h, w) = frame_size
         return np.concatenate([grid, [[0, 0, w, h]]]) if self.whole and len(grid) > 1 else grid
 
     def __call__(self,
@@ -203,12 +227,16 @@ class Tiled:
         "Detect. Raises `InputError` as the session does."
         if not isinstance(frames, (list, tuple)): return self([frames])[0]
         frames = [as_bgr(f) for f in frames]
-        windows, merged = [self.windows(f.shape[:2]) for f in frames], []
+        windows = [self.windows(f.shape[:2]) for f in frames]
+        merged = []
         found = self.session([f[y1:y2, x1:x2] for f, grid in zip(frames, windows) for x1, y1, x2, y2 in grid.tolist()])
-        start, at = time.perf_counter(), 0
+        start = time.perf_counter()
+        at = 0
         for f, grid in zip(frames, windows):
-            mine, at = found[at:at + len(grid)], at + len(grid)
-            merged.append(mine[0] if len(grid) == 1 else merge_tiles(mine, grid, f.shape[:2], self.iou, self.max_detections))
+            mine = found[at:at + len(grid)]
+            at = at + len(grid)
+            merged.append(mine[0] if len(grid) ==
+                          1 else merge_tiles(mine, grid, f.shape[:2], self.iou, self.max_detections))
         self.timings = dict(self.session.timings or {})
         if "postprocess" in self.timings: self.timings["postprocess"] += time.perf_counter() - start
         return merged

@@ -26,7 +26,8 @@ def _window(rng, h, w)->np.ndarray: # (h,w,3) uint8
     "A random window of the tile, of any size."
     tile = _noise_tile()
     if max(h, w) > 1024: tile = np.tile(tile, (h // 1024 + 1, w // 1024 + 1, 1))
-    y, x = rng.integers(tile.shape[0] - h + 1), rng.integers(tile.shape[1] - w + 1)
+    y = rng.integers(tile.shape[0] - h + 1)
+    x = rng.integers(tile.shape[1] - w + 1)
     return tile[y:y + h, x:x + w]
 
 def _soft(rng, h, w, grain)->np.ndarray: # (h,w) uint8, 128 + 32 x a number of mean 0
@@ -60,7 +61,8 @@ def _sheet(width, height)->tuple: # (zeros (H,W,4), pixels of the sheet per pixe
 def _cut(sheet, k, foot)->Cutout:
     "Shrink a sheet to its size in the image and trim it to what is covered."
     h, w = sheet.shape[:2]
-    out = cv2.resize(sheet, (max(1, round(w / k)), max(1, round(h / k))), interpolation=cv2.INTER_AREA if k > 1 else cv2.INTER_LINEAR)
+    out = cv2.resize(sheet, (max(1, round(w/k)), max(1, round(h/k))),
+                     interpolation=cv2.INTER_AREA if k > 1 else cv2.INTER_LINEAR)
     x, y, bw, bh = cv2.boundingRect((out[..., 3] >= 64).view(np.uint8))
     return Cutout(out[y:y + bh, x:x + bw], foot / k - x)
 
@@ -72,8 +74,12 @@ def _shade(sheet, gain):
 # %% ../../nbs/19_scenes.cutouts.ipynb #92c429ae
 def inside(shape, x, y, h, w)->tuple: # (rows and columns of the image, the same part of the thing), slices
     "The part of a thing of (h,w) at (x,y) that lies inside an image."
-    top, left, bottom, right = max(y, 0), max(x, 0), min(y + h, shape[0]), min(x + w, shape[1])
-    bottom, right = max(top, bottom), max(left, right)
+    top = max(y, 0)
+    left = max(x, 0)
+    bottom = min(y + h, shape[0])
+    right = min(x + w, shape[1])
+    bottom = max(top, bottom)
+    right = max(left, right)
     return (slice(top, bottom), slice(left, right)), (slice(top - y, bottom - y), slice(left - x, right - x))
 
 def lay_over(
@@ -103,18 +109,22 @@ def sack_outline(
     x, y = (np.sign(f) * np.abs(f) ** (2 / n) * r for f in (np.cos(t), np.sin(t)))
     if pose == "lying":
         ear = 1 + rng.uniform(.08, .2) * np.exp(-((np.abs(np.abs(np.cos(t)) - .8)) / .09) ** 2)
-        x, y = x * ear, y * (1 + (ear - 1) * .4)
+        x = x * ear
+        y = y * (1 + (ear - 1) * .4)
     else: x = x * (1 + rng.uniform(.02, .14) * y)
     if pose == "standing":
         up = np.exp(-((t - 1.5 * np.pi) / rng.uniform(.3, .42)) ** 4)
-        x, y = x * (1 - .15 * up), y - rng.uniform(.3, .45) * up
+        x = x * (1 - .15 * up)
+        y = y - rng.uniform(.3, .45) * up
     y = np.minimum(y, .86)
-    x, y = x - (x.max() + x.min()) / 2, y - (y.max() + y.min()) / 2
+    x = x - (x.max() + x.min()) / 2
+    y = y - (y.max() + y.min()) / 2
     return np.stack([x / x.max(), y / y.max()], 1)
 
 # %% ../../nbs/19_scenes.cutouts.ipynb #9f621e0e
 FABRICS = np.array([(105, 150, 185), (222, 226, 226), (165, 198, 214), (165, 105, 50), (80, 125, 75), (60, 120, 205),
-                    (140, 142, 142), (85, 115, 135), (195, 190, 170)], np.float32) # BGR: jute, white, beige, blue, green, orange ...
+                    # BGR: jute, white, beige, blue, green, orange ...
+                    (140, 142, 142), (85, 115, 135), (195, 190, 170)], np.float32)
 
 def _roundness(cover)->np.ndarray: # (h,w) float32, 0.55 at the edge to 1.05 inside
     "A gain that falls off towards the outline, as light does on something filled."
@@ -124,14 +134,18 @@ def _roundness(cover)->np.ndarray: # (h,w) float32, 0.55 at the edge to 1.05 ins
 # %% ../../nbs/19_scenes.cutouts.ipynb #86b35626
 def _creases(rng, h, w)->np.ndarray: # (h,w) float32, about -0.3 to 0.3
     "Dark folds that curve in from the edge, with a light ridge beside each."
-    folds, t, size = np.zeros((h, w), np.float32), np.linspace(0, 1, 9)[:, None], min(h, w)
+    folds = np.zeros((h, w), np.float32)
+    t = np.linspace(0, 1, 9)[:, None]
+    size = min(h, w)
     for _ in range(rng.integers(4, 10)):
-        side, along = rng.integers(4), rng.uniform(.1, .9)
+        side = rng.integers(4)
+        along = rng.uniform(.1, .9)
         a = np.array([(along, 0), (along, 1), (0, along), (1, along)][side])
         b = a + (rng.uniform(.25, .75, 2) - a) * rng.uniform(.3, .9)
         bend = (a + b) / 2 + rng.normal(0, .1, 2)
         curve = ((1 - t) ** 2 * a + 2 * t * (1 - t) * bend + t ** 2 * b) * (w, h)
-        thick, shift = max(1, round(size * rng.uniform(.015, .05))), max(1., size * .04)
+        thick = max(1, round(size * rng.uniform(.015, .05)))
+        shift = max(1., size * .04)
         cv2.polylines(folds, [(curve + shift).astype(np.int32)], False, .22, thick)
         cv2.polylines(folds, [curve.astype(np.int32)], False, -rng.uniform(.2, .5), thick)
     return cv2.blur(folds, (size // 20 * 2 + 1,) * 2)
@@ -140,7 +154,8 @@ def _creases(rng, h, w)->np.ndarray: # (h,w) float32, about -0.3 to 0.3
 def _details(rng, sheet, pose):
     "The string of a tied neck, the straps of a bulk bag, the seam of a sewn end."
     h, w = sheet.shape[:2]
-    dark, thick = [float(c) * .5 for c in sheet[h // 2, w // 2, :3]] + [255], max(1, w // 40)
+    dark = [float(c) * .5 for c in sheet[h // 2, w // 2, :3]] + [255]
+    thick = max(1, w // 40)
     if pose == "standing": cv2.line(sheet, (0, int(h * .19)), (w, int(h * .19)), dark, thick * 2)
     if pose == "bulk":
         for s in (.12, .88): cv2.line(sheet, (int(w * s), 0), (int(w * s), int(h * .3)), dark, thick * 2)
@@ -152,9 +167,13 @@ def _print(rng, sheet):
     "What is printed on a sack: a band, a disc or lines of text, or nothing."
     h, w = sheet.shape[:2]
     ink = [float(c) for c in FABRICS[rng.integers(len(FABRICS))] * rng.uniform(.3, .9)] + [255]
-    x, y, kind = w * rng.uniform(.3, .6), h * rng.uniform(.35, .6), rng.integers(5)
+    x = w * rng.uniform(.3, .6)
+    y = h * rng.uniform(.35, .6)
+    kind = rng.integers(5)
     if kind == 0: cv2.rectangle(sheet, (int(x), 0), (int(x + w * rng.uniform(.08, .25)), h), ink, -1)
-    if kind == 1: cv2.circle(sheet, (int(x), int(y)), int(min(h, w) * rng.uniform(.12, .22)), ink, max(1, h // 30) if rng.random() < .5 else -1)
+    if kind == 1:
+        cv2.circle(sheet, (int(x), int(y)), int(min(h, w)*rng.uniform(.12, .22)), ink,
+                   max(1, h // 30) if rng.random() < .5 else -1)
     if kind == 2:
         for i in range(rng.integers(2, 5)):
             p = (int(w * .25), int(y + i * h * .12))
@@ -199,16 +218,23 @@ def make_pose(
     name:str="walk", # one of POSES
 )->Pose: # the angles, varied a little
     "The angles of a named pose."
-    s, j = rng.uniform(14, 32), rng.uniform(-6, 6, 8)
+    s = rng.uniform(14, 32)
+    j = rng.uniform(-6, 6, 8)
     walk = ((s + j[0], s - 12 + j[1]), (-s + j[2], -s - 18 + j[3]))
     stand = ((4 + j[0], j[1]), (-4 + j[2], j[3]))
-    swing, hang = ((-s + j[4], -s + 16), (s + j[5], s + 22)), ((j[4], 8 + j[5]), (j[6], 8 + j[7]))
-    hold, up = ((24 + j[4], 85 + j[5]), (30 + j[6], 88 + j[7])), ((25 + j[4], 165), (150 + j[5], 172))
-    ahead, down = ((55 + j[4], 80 + j[5]), (62 + j[6], 85)), ((30 + j[4], 12), (36 + j[6], 18))
+    swing = ((-s + j[4], -s + 16), (s + j[5], s + 22))
+    hang = ((j[4], 8 + j[5]), (j[6], 8 + j[7]))
+    hold = ((24 + j[4], 85 + j[5]), (30 + j[6], 88 + j[7]))
+    up = ((25 + j[4], 165), (150 + j[5], 172))
+    ahead = ((55 + j[4], 80 + j[5]), (62 + j[6], 85))
+    down = ((30 + j[4], 12), (36 + j[6], 18))
     bent = ((62 + j[0], -38 + j[1]), (44 + j[2], -48 + j[3]))
-    return {"stand": Pose(2 + j[7] / 2, stand, hang, .75), "front": Pose(0, ((9, 3), (-9, -3)), ((14 + j[4], 10), (-14 + j[5], -10)), 1),
-            "walk": Pose(5, walk, swing, .6), "carry": Pose(-4, walk, hold, .62), "shoulder": Pose(3, walk, up, .62),
-            "lift": Pose(52 + 2 * j[7], bent, down, .6), "push": Pose(18, walk, ahead, .6)}[name]
+    return {
+        "stand": Pose(2 + j[7]/2, stand, hang,
+                      .75), "front": Pose(0, ((9, 3), (-9, -3)), ((14 + j[4], 10), (-14 + j[5], -10)), 1), "walk": Pose(
+                          5, walk, swing, .6), "carry": Pose(-4, walk, hold, .62), "shoulder": Pose(3, walk, up, .62),
+        "lift": Pose(52 + 2*j[7], bent, down, .6), "push": Pose(18, walk, ahead, .6)
+    }[name]
 
 # %% ../../nbs/19_scenes.cutouts.ipynb #678742f8
 def _joint(start, length, degrees):
@@ -225,14 +251,17 @@ def body(
     j["head"] = _joint(j["neck"], -.085, -pose.lean * .7)
     for side, leg, arm in zip(("near", "far"), pose.legs, pose.arms):
         sign = (1 if side == "near" else -1) * max(0., pose.wide - .6)
-        hip, shoulder = (.12 * sign, 0.), (j["neck"][0] + .24 * sign, j["neck"][1] - .03)
-        knee, elbow = _joint(hip, .25, leg[0]), _joint(shoulder, .17, arm[0])
+        hip = (.12 * sign, 0.)
+        shoulder = (j["neck"][0] + .24 * sign, j["neck"][1] - .03)
+        knee = _joint(hip, .25, leg[0])
+        elbow = _joint(shoulder, .17, arm[0])
         j[side] = (hip, knee, _joint(knee, .24, leg[1])), (shoulder, elbow, _joint(elbow, .16, arm[1]))
     return j
 
 # %% ../../nbs/19_scenes.cutouts.ipynb #f4a4b90b
 _SKIN = ((140, 170, 215), (110, 145, 195), (75, 105, 155), (50, 70, 105), (165, 195, 235))
-_CLOTH = ((60, 45, 40), (110, 75, 50), (50, 50, 55), (130, 120, 110), (60, 75, 95), (45, 45, 120), (80, 100, 60), (180, 175, 170), (140, 80, 30))
+_CLOTH = ((60, 45, 40), (110, 75, 50), (50, 50, 55), (130, 120, 110), (60, 75, 95), (45, 45, 120), (80, 100, 60),
+          (180, 175, 170), (140, 80, 30))
 _VEST = ((40, 235, 215), (30, 120, 245), (50, 225, 150))
 _HELMET = ((40, 205, 240), (235, 235, 235), (190, 110, 40), (50, 50, 205), (40, 130, 240))
 
@@ -250,8 +279,10 @@ def make_clothes(
 )->Clothes: # colours
     "What somebody wears at work: a vest three times in five, a helmet every other time."
     pick = lambda colors: colors[rng.integers(len(colors))]
-    return Clothes(pick(_SKIN), pick(_CLOTH), pick(_CLOTH), ((25, 25, 30), (40, 60, 90), (120, 125, 130))[rng.integers(3)],
-                   pick(_VEST) if rng.random() < .6 else None, pick(_HELMET) if rng.random() < .5 else None)
+    return Clothes(pick(_SKIN), pick(_CLOTH), pick(_CLOTH),
+                   ((25, 25, 30), (40, 60, 90), (120, 125, 130))[rng.integers(3)],
+                   pick(_VEST) if rng.random() < .6 else None,
+                   pick(_HELMET) if rng.random() < .5 else None)
 
 # %% ../../nbs/19_scenes.cutouts.ipynb #d3bc0edf
 def _bones(sheet, place, joints, widths, colors, dim=1.):
@@ -269,16 +300,19 @@ def _leg(sheet, place, joints, clothes, dim):
 def _arm(sheet, place, joints, clothes, dim, bare):
     "A sleeve, a forearm, a hand."
     _bones(sheet, place, joints, (.07, .055), (clothes.shirt, clothes.skin if bare else clothes.shirt), dim)
-    cv2.circle(sheet, place(*joints[-1]), max(1, abs(place(.03, 0)[0] - place(0, 0)[0])), [c * dim for c in clothes.skin] + [255], -1)
+    cv2.circle(sheet, place(*joints[-1]), max(1, abs(place(.03, 0)[0] - place(0, 0)[0])),
+               [c*dim for c in clothes.skin] + [255], -1)
 
 # %% ../../nbs/19_scenes.cutouts.ipynb #919cde97
 def _trunk(sheet, place, j, pose, clothes):
     "The back from hips to shoulders, and the vest's stripes across and along it."
     (nx, ny), half = j["neck"], .06 + .075 * pose.wide
-    top, low = (nx * .92, ny * .92), (0, .0)
+    top = (nx * .92, ny * .92)
+    low = (0, .0)
     color = clothes.vest or clothes.shirt
     quad = [place(nx - half, ny - .035), place(nx + half, ny - .035), place(half * .85, -.03), place(-half * .85, -.03)]
-    if pose.lean > 30: quad = [place(nx, ny + half * .8), place(nx + half * .4, ny - half), place(half, -.02), place(-half, .03)]
+    if pose.lean > 30:
+        quad = [place(nx, ny + half * .8), place(nx + half * .4, ny - half), place(half, -.02), place(-half, .03)]
     cv2.fillConvexPoly(sheet, np.array(quad), [float(c) for c in color] + [255])
     _bones(sheet, place, (low, top), (half * 1.7,), (color,))
     if clothes.vest is None: return
@@ -287,7 +321,8 @@ def _trunk(sheet, place, j, pose, clothes):
         across = np.array([ny, -nx]) / math.hypot(nx, ny) * half * .8
         _bones(sheet, place, (c - across, c + across), (.025,), ((225, 228, 228),))
     if pose.wide > .7:
-        for s in (-.5, .5): _bones(sheet, place, ((nx + s * half, ny - .03), (s * half, .17)), (.022,), ((225, 228, 228),))
+        for s in (-.5, .5):
+            _bones(sheet, place, ((nx + s * half, ny - .03), (s * half, .17)), (.022,), ((225, 228, 228),))
 
 # %% ../../nbs/19_scenes.cutouts.ipynb #b31492bc
 def _head(sheet, place, j, clothes, front):
@@ -296,11 +331,15 @@ def _head(sheet, place, j, clothes, front):
     axes = (max(1, round(unit * .055)), max(1, round(unit * .072)))
     _bones(sheet, place, (j["neck"], (x, y - .03)), (.05,), (clothes.skin,))
     cv2.ellipse(sheet, place(x, y), axes, 0, 0, 360, list(map(float, clothes.skin)) + [255], -1)
-    cap, up = list(map(float, clothes.helmet or clothes.hair)) + [255], .012 if clothes.helmet else .008
+    cap = list(map(float, clothes.helmet or clothes.hair)) + [255]
+    up = .012 if clothes.helmet else .008
     big = 1.22 if clothes.helmet else 1.05
     cv2.ellipse(sheet, place(x, y + up), (round(axes[0] * big), round(axes[1] * big * .95)), 0, 180, 360, cap, -1)
-    if clothes.helmet: _bones(sheet, place, ((x - .065, y + up), (x + (.07 if front else .1), y + up)), (.02,), (clothes.helmet,))
-    elif not front: cv2.ellipse(sheet, place(x - .03, y + .005), (max(1, axes[0] // 2), max(1, round(axes[1] * .8))), 0, 0, 360, cap, -1)
+    if clothes.helmet:
+        _bones(sheet, place, ((x - .065, y + up), (x + (.07 if front else .1), y + up)), (.02,), (clothes.helmet,))
+    elif not front:
+        cv2.ellipse(sheet, place(x - .03, y + .005), (max(1, axes[0] // 2), max(1, round(axes[1]*.8))), 0, 0, 360, cap,
+                    -1)
 
 # %% ../../nbs/19_scenes.cutouts.ipynb #19dd50e1
 def person_cutout(
@@ -312,7 +351,10 @@ def person_cutout(
     "Draw one person."
     sheet, k = _sheet(height * 1.2, height * 1.25)
     h, w = sheet.shape[:2]
-    unit, pose, clothes, bare = height * k, make_pose(rng, name), make_clothes(rng), rng.random() < .4
+    unit = height * k
+    pose = make_pose(rng, name)
+    clothes = make_clothes(rng)
+    bare = rng.random() < .4
     def place(x, y): return round(w / 2 + facing * x * unit), round(h * .54 - y * unit)
     j = body(pose)
     _arm(sheet, place, j["far"][1], clothes, .72, bare)
@@ -329,19 +371,27 @@ def person_cutout(
 def _box(rng, sheet):
     "A carton: front, top and side, with tape."
     h, w = sheet.shape[:2]
-    c, d, side = np.array((105, 150, 185)) * rng.uniform(.55, 1.2), rng.uniform(.12, .3), rng.uniform(.1, .25)
-    t, s = int(h * d), int(w * side)
+    c = np.array((105, 150, 185)) * rng.uniform(.55, 1.2)
+    d = rng.uniform(.12, .3)
+    side = rng.uniform(.1, .25)
+    t = int(h * d)
+    s = int(w * side)
     cv2.fillConvexPoly(sheet, np.array([(0, t), (s, 0), (w - 1, 0), (w - 1 - s, t)]), [*(c * 1.12).clip(0, 255), 255])
-    cv2.fillConvexPoly(sheet, np.array([(w - 1 - s, t), (w - 1, 0), (w - 1, h - 1 - t), (w - 1 - s, h - 1)]), [*(c * .65), 255])
+    cv2.fillConvexPoly(sheet, np.array([(w - 1 - s, t), (w - 1, 0), (w - 1, h - 1 - t), (w - 1 - s, h - 1)]),
+                       [*(c*.65), 255])
     cv2.rectangle(sheet, (0, t), (w - 1 - s, h - 1), [*c.clip(0, 255), 255], -1)
-    if rng.random() < .7: cv2.rectangle(sheet, (int((w - s) * .45), t), (int((w - s) * .55), int(h * rng.uniform(.4, 1))), [*(c * .8), 255], -1)
-    if rng.random() < .5: cv2.rectangle(sheet, (int(w * .1), int(h * .6)), (int(w * .3), int(h * .8)), (230, 230, 230, 255), -1)
+    if rng.random() < .7:
+        cv2.rectangle(sheet, (int((w - s)*.45), t), (int((w - s)*.55), int(h*rng.uniform(.4, 1))), [*(c*.8), 255], -1)
+    if rng.random() < .5:
+        cv2.rectangle(sheet, (int(w * .1), int(h * .6)), (int(w * .3), int(h * .8)), (230, 230, 230, 255), -1)
 
 def _barrel(rng, sheet):
     "A drum with two rings."
     h, w = sheet.shape[:2]
-    c = np.array(((170, 80, 20), (60, 60, 60), (40, 60, 170), (60, 120, 50), (40, 170, 210))[rng.integers(5)]) * rng.uniform(.8, 1.1)
-    e, mid = max(1, int(h * .08)), w // 2
+    c = np.array(((170, 80, 20), (60, 60, 60), (40, 60, 170), (60, 120, 50),
+                  (40, 170, 210))[rng.integers(5)])*rng.uniform(.8, 1.1)
+    e = max(1, int(h * .08))
+    mid = w // 2
     cv2.rectangle(sheet, (0, e), (w - 1, h - 1 - e), [*c, 255], -1)
     cv2.ellipse(sheet, (mid, h - 1 - e), (mid, e), 0, 0, 360, [*c, 255], -1)
     for y in (.36, .66): cv2.ellipse(sheet, (mid, int(h * y)), (mid, e), 0, 0, 180, [*(c * .6), 255], max(1, h // 40))
@@ -352,7 +402,8 @@ def _cone(rng, sheet):
     "A traffic cone."
     h, w = sheet.shape[:2]
     orange = (30, rng.uniform(80, 120), 240, 255)
-    def tri(a, b): return np.array([(w * (.5 + s * .36 * t), h * t) for s, t in ((-1, a), (1, a), (1, b), (-1, b))], np.int32)
+    def tri(a, b):
+        return np.array([(w * (.5 + s * .36 * t), h * t) for s, t in ((-1, a), (1, a), (1, b), (-1, b))], np.int32)
     cv2.fillConvexPoly(sheet, tri(.05, .95), orange)
     for a in (.35, .62): cv2.fillConvexPoly(sheet, tri(a, a + .13), (235, 235, 235, 255))
     cv2.rectangle(sheet, (0, int(h * .93)), (w - 1, h - 1), orange, -1)
@@ -361,28 +412,36 @@ def _cone(rng, sheet):
 def _pallets(rng, sheet):
     "A pile of pallets, one to several."
     h, w = sheet.shape[:2]
-    c, n = np.array((110, 150, 180)) * rng.uniform(.6, 1.05), max(1, round(h / w * 7))
+    c = np.array((110, 150, 180)) * rng.uniform(.6, 1.05)
+    n = max(1, round(h / w * 7))
     for i in range(n):
-        y, step = h * i / n, h / n
-        cv2.rectangle(sheet, (0, int(y)), (w - 1, int(y + step * .28)), [*(c * rng.uniform(.85, 1.1)).clip(0, 255), 255], -1)
+        y = h * i / n
+        step = h / n
+        cv2.rectangle(sheet, (0, int(y)), (w - 1, int(y + step*.28)), [*(c*rng.uniform(.85, 1.1)).clip(0, 255), 255],
+                      -1)
         cv2.rectangle(sheet, (0, int(y + step * .3)), (w - 1, int(y + step)), (25, 30, 32, 255), -1)
-        for x in (0, .44, .88): cv2.rectangle(sheet, (int(w * x), int(y + step * .28)), (int(w * (x + .12)), int(y + step)), [*(c * .8), 255], -1)
+        for x in (0, .44, .88):
+            cv2.rectangle(sheet, (int(w*x), int(y + step*.28)), (int(w*(x + .12)), int(y + step)), [*(c*.8), 255], -1)
 
 def _post(rng, sheet):
     "A bollard or a pillar, often striped."
     h, w = sheet.shape[:2]
-    a, b = (((40, 200, 235), (35, 35, 35)), ((225, 225, 225), (50, 50, 200)), ((120, 120, 120), (110, 110, 110)))[rng.integers(3)]
+    a, b = (((40, 200, 235), (35, 35, 35)), ((225, 225, 225), (50, 50, 200)), ((120, 120, 120), (110, 110,
+                                                                                                 110)))[rng.integers(3)]
     sheet[:] = [*map(float, a), 255]
-    for y in np.arange(0, h, w * 1.4): cv2.rectangle(sheet, (0, int(y)), (w, int(y + w * .7)), [*map(float, b), 255], -1)
+    for y in np.arange(0, h, w * 1.4):
+        cv2.rectangle(sheet, (0, int(y)), (w, int(y + w * .7)), [*map(float, b), 255], -1)
     _shade(sheet, (.65 + .45 * np.sin(np.linspace(.2, 2.6, w)))[None])
 
 def _forklift(rng, sheet):
     "A forklift from the side: body, cage, mast, forks, wheels."
     h, w = sheet.shape[:2]
     paint = [*map(float, ((30, 150, 235), (40, 190, 220), (60, 60, 190), (90, 120, 60))[rng.integers(4)]), 255]
-    steel, at = (45, 45, 48, 255), lambda x, y: (int(w * x), int(h * y))
+    steel = (45, 45, 48, 255)
+    at = lambda x, y: (int(w * x), int(h * y))
     cv2.fillPoly(sheet, [np.array([at(.03, .55), at(.3, .5), at(.62, .6), at(.66, .9), at(.03, .9)])], paint)
-    for a, b in (((.12, .55), (.2, .12)), ((.2, .12), (.56, .12)), ((.56, .12), (.62, .62))): cv2.line(sheet, at(*a), at(*b), steel, max(2, w // 45))
+    for a, b in (((.12, .55), (.2, .12)), ((.2, .12), (.56, .12)), ((.56, .12), (.62, .62))):
+        cv2.line(sheet, at(*a), at(*b), steel, max(2, w // 45))
     cv2.rectangle(sheet, at(.68, .02), at(.73, .93), steel, -1)
     cv2.rectangle(sheet, at(.73, .9), at(.99, .94), steel, -1)
     for x, r in ((.17, .075), (.55, .085)):

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from ..core import fingerprint, rng_for
-from .cutouts import (CLUTTER, FABRICS, POSES, SACK_POSES, Cutout, add_noise, clutter_cutout, inside, lay_over,
-                                person_cutout, sack_cutout)
+from .cutouts import (CLUTTER, FABRICS, POSES, SACK_POSES, Cutout, add_noise, clutter_cutout, inside,
+                                       lay_over, person_cutout, sack_cutout)
 from ..runtime.files import InputError, read_json, sha256_file, write_json_atomic
 
 # %% ../../nbs/19_scenes.docks.ipynb #9061f6e4
@@ -56,7 +56,7 @@ def make_camera(
 )->Camera: # a camera some metres up, as on a pole or under a roof
     "A random camera; the back wall is two to four times as far as the nearest floor seen."
     h, w = size
-    cam = Camera(tuple(size), max(h * 1.5, w) * rng.uniform(.75, 1.1), h * rng.uniform(-.02, .28), rng.uniform(1.9, 3.8), 0.)
+    cam = Camera(tuple(size), max(h*1.5, w)*rng.uniform(.75, 1.1), h*rng.uniform(-.02, .28), rng.uniform(1.9, 3.8), 0.)
     return cam._replace(wall=cam.near * rng.uniform(2., 3.6))
 
 # %% ../../nbs/19_scenes.docks.ipynb #4e26d823
@@ -77,13 +77,17 @@ def draw_shell(
     (h, w), z, top, side = cam.size, cam.wall, rng.uniform(4.5, 6.5), cam.wall * rng.uniform(.5, .9)
     img = np.empty((h, w, 3), np.uint8)
     img[:] = _grey(rng, 105, 190)
-    near, wall, ceiling = cam.near * .5, _grey(rng, 110, 215, 18), _grey(rng, 50, 130)
+    near = cam.near * .5
+    wall = _grey(rng, 110, 215, 18)
+    ceiling = _grey(rng, 50, 130)
     _poly(img, cam, ceiling, (-99, top, z), (99, top, z), (99, 99, z), (-99, 99, z))
     _poly(img, cam, wall, (-side, 0, z), (side, 0, z), (side, top, z), (-side, top, z))
-    for s in (-side, side): _poly(img, cam, wall * rng.uniform(.72, .92), (s, 0, z), (s, 0, near), (s, top, near), (s, top, z))
+    for s in (-side, side):
+        _poly(img, cam, wall * rng.uniform(.72, .92), (s, 0, z), (s, 0, near), (s, top, near), (s, top, z))
     for s in np.arange(-side, side, rng.uniform(.5, 2.5)): _line(img, cam, wall * .93, (s, 0, z), (s, top, z))
     _floor(rng, img, cam, side)
-    if rng.random() < .5: _poly(img, cam, _grey(rng, 50, 200, 50), (-side, 0, z), (side, 0, z), (side, 1, z), (-side, 1, z))
+    if rng.random() < .5:
+        _poly(img, cam, _grey(rng, 50, 200, 50), (-side, 0, z), (side, 0, z), (side, 1, z), (-side, 1, z))
     return img
 
 # %% ../../nbs/19_scenes.docks.ipynb #2f447e83
@@ -95,17 +99,21 @@ def _line(img, cam, color, a, b, metres=0.):
 
 def _floor(rng, img, cam, side):
     "Joints of the concrete, stains, and a painted lane."
-    near, z, base = cam.near * .8, cam.wall, img[-1, 0].astype(float)
+    near = cam.near * .8
+    z = cam.wall
+    base = img[-1, 0].astype(float)
     pitch = rng.uniform(1.5, 4)
     for x in np.arange(-side * 1.5, side * 1.5, pitch): _line(img, cam, base * .85, (x, 0, z), (x, 0, near))
     for d in np.arange(z, near, -pitch): _line(img, cam, base * .85, (-side * 2, 0, d), (side * 2, 0, d))
     for _ in range(rng.integers(5)):
         u, v = cam.at(rng.uniform(-side, side), 0, rng.uniform(near, z))
         r = rng.uniform(.02, .12) * cam.size[1]
-        cv2.ellipse(img, (int(u), int(v)), (int(r), int(r * .25)), 0, 0, 360, base * rng.uniform(.75, 1.1), -1, cv2.LINE_AA)
+        cv2.ellipse(img, (int(u), int(v)), (int(r), int(r*.25)), 0, 0, 360, base*rng.uniform(.75, 1.1), -1, cv2.LINE_AA)
     if rng.random() < .6:
-        x, paint = rng.uniform(-side, side * .5), ((40, 200, 230), (225, 225, 225), (60, 90, 215))[rng.integers(3)]
-        for s in (x, x + rng.uniform(1.5, 3)): _poly(img, cam, np.array(paint) * .9, (s, 0, z), (s + .12, 0, z), (s + .12, 0, near), (s, 0, near))
+        x = rng.uniform(-side, side * .5)
+        paint = ((40, 200, 230), (225, 225, 225), (60, 90, 215))[rng.integers(3)]
+        for s in (x, x + rng.uniform(1.5, 3)):
+            _poly(img, cam, np.array(paint) * .9, (s, 0, z), (s + .12, 0, z), (s + .12, 0, near), (s, 0, near))
 
 # %% ../../nbs/19_scenes.docks.ipynb #ff2c11ec
 def _rect(img, cam, color, x, y, w, h, z):
@@ -116,7 +124,8 @@ def _rect(img, cam, color, x, y, w, h, z):
 # %% ../../nbs/19_scenes.docks.ipynb #a0ad59b2
 def _door(rng, img, cam, x, w, h):
     "A roller door in its frame, with a number over it."
-    z, leaf = cam.wall, _grey(rng, 70, 220, 40)
+    z = cam.wall
+    leaf = _grey(rng, 70, 220, 40)
     _rect(img, cam, _grey(rng, 30, 90), x - .15, 0, w + .3, h + .2, z)
     kind = ("shut", "day", "truck")[rng.choice(3, p=[.5, .2, .3])]
     if kind == "day": _rect(img, cam, _grey(rng, 215, 250), x, 0, w, h, z)
@@ -125,13 +134,16 @@ def _door(rng, img, cam, x, w, h):
         _rect(img, cam, leaf, x, 0, w, h, z)
         for y in np.arange(0, h, .3): _line(img, cam, leaf * .8, (x, y, z), (x + w, y, z))
     if kind != "shut" and rng.random() < .5: _rect(img, cam, leaf, x, h * .7, w, h * .3, z)
-    for s in (x - .35, x + w + .1): _rect(img, cam, (30, 30, 30) if rng.random() < .5 else (40, 190, 220), s, 0, .25, .9, z)
+    for s in (x - .35, x + w + .1):
+        _rect(img, cam, (30, 30, 30) if rng.random() < .5 else (40, 190, 220), s, 0, .25, .9, z)
     p = cam.points((x + w * .4, h + .3, z))[0].tolist()
-    cv2.putText(img, str(rng.integers(1, 40)), p, cv2.FONT_HERSHEY_SIMPLEX, .022 * cam.focal / z, (40, 40, 40), 1, cv2.LINE_AA)
+    cv2.putText(img, str(rng.integers(1, 40)), p, cv2.FONT_HERSHEY_SIMPLEX, .022*cam.focal/z, (40, 40, 40), 1,
+                cv2.LINE_AA)
 
 def _truck(rng, img, cam, x, w, h):
     "The back of a truck in the door: its doors shut, or its inside."
-    z, body = cam.wall, _grey(rng, 120, 240, 30)
+    z = cam.wall
+    body = _grey(rng, 120, 240, 30)
     _rect(img, cam, (25, 25, 25), x, 0, w, h, z)
     _rect(img, cam, body, x + .15, .5, w - .3, h - .7, z)
     if rng.random() < .5:
@@ -143,13 +155,16 @@ def _truck(rng, img, cam, x, w, h):
 # %% ../../nbs/19_scenes.docks.ipynb #0315cf43
 def _rack(rng, img, cam, x, w, h):
     "Shelves with boxes against the wall."
-    z, steel = cam.wall, ((150, 90, 30), (40, 100, 210), (90, 90, 90))[rng.integers(3)]
+    z = cam.wall
+    steel = ((150, 90, 30), (40, 100, 210), (90, 90, 90))[rng.integers(3)]
     _rect(img, cam, (45, 48, 50), x, 0, w, h, z)
     for y in np.arange(.1, h - .5, 1.0):
         s = x + .1
         while s < x + w - .4:
-            bw, bh = rng.uniform(.3, .8), rng.uniform(.3, .8)
-            if rng.random() < .75: _rect(img, cam, np.array((105, 150, 185)) * rng.uniform(.5, 1.15), s, y, min(bw, x + w - s), bh, z)
+            bw = rng.uniform(.3, .8)
+            bh = rng.uniform(.3, .8)
+            if rng.random() < .75:
+                _rect(img, cam, np.array((105, 150, 185)) * rng.uniform(.5, 1.15), s, y, min(bw, x + w - s), bh, z)
             s += bw + rng.uniform(.02, .3)
         _line(img, cam, steel, (x, y - .05, z), (x + w, y - .05, z), .1)
     for s in (x, x + w): _line(img, cam, steel, (s, 0, z), (s, h, z), .1)
@@ -164,7 +179,8 @@ def draw_room(
     half = cam.wall * cam.size[1] / cam.focal / 2
     x = -half - rng.uniform(0, 2)
     while x < half:
-        w, h = rng.uniform(2.2, 3.2), rng.uniform(2.5, 3.4)
+        w = rng.uniform(2.2, 3.2)
+        h = rng.uniform(2.5, 3.4)
         (_door if rng.random() < .65 else _rack)(rng, img, cam, x, w, h)
         x += w + rng.uniform(.6, 2.5)
     img = add_noise(rng, img, rng.uniform(3, 9), grain=max(2, cam.size[1] // 40))
@@ -185,9 +201,11 @@ class Sprite(NamedTuple):
     )->tuple: # (x1, y1, x2, y2), pixels; all 0 when nothing is inside
         "The box of what lies inside the image, whether something hides it or not."
         _, there = inside(size, self.x, self.y, *self.bgra.shape[:2])
-        x, y, w, h = cv2.boundingRect((self.bgra[there][..., 3] >= 64).view(np.uint8)) if self.bgra[there].size else (0, 0, 0, 0)
+        x, y, w, h = cv2.boundingRect(
+            (self.bgra[there][..., 3] >= 64).view(np.uint8)) if self.bgra[there].size else (0, 0, 0, 0)
         if w == 0: return 0, 0, 0, 0
-        x, y = self.x + there[1].start + x, self.y + there[0].start + y
+        x = self.x + there[1].start + x
+        y = self.y + there[0].start + y
         return x, y, x + w, y + h
 
 def stand(
@@ -204,7 +222,8 @@ def stand(
     return Sprite(cutout.bgra, round(u - cutout.foot), round(v) - cutout.bgra.shape[0], label, z - nearer, y <= 0)
 
 # %% ../../nbs/19_scenes.docks.ipynb #44723ef8
-_SACK_METRES = {"lying": ((.65, 1.), (.3, .46)), "standing": ((.45, .65), (.7, 1.)), "bulk": ((.85, 1.05), (.85, 1.1))} # width, height
+# width, height
+_SACK_METRES = {"lying": ((.65, 1.), (.3, .46)), "standing": ((.45, .65), (.7, 1.)), "bulk": ((.85, 1.05), (.85, 1.1))}
 
 def _sack(rng, cam, x, z, pose=None, fabric=None, y=0., nearer=0., shrink=1.)->Sprite:
     "One sack of a usual size."
@@ -214,9 +233,14 @@ def _sack(rng, cam, x, z, pose=None, fabric=None, y=0., nearer=0., shrink=1.)->S
 
 def _pile(rng, cam, x, z)->list:
     "Layers of lying sacks, each layer shorter than the one below, mostly of one fabric."
-    fabric, base, across, sprites, y = FABRICS[rng.integers(len(FABRICS))], rng.integers(1, 4), rng.uniform(.72, .85), [], 0.
+    fabric = FABRICS[rng.integers(len(FABRICS))]
+    base = rng.integers(1, 4)
+    across = rng.uniform(.72, .85)
+    sprites = []
+    y = 0.
     if rng.random() < .5:
-        y, f = .15, cam.focal / z
+        y = .15
+        f = cam.focal / z
         sprites = [stand(cam, clutter_cutout(rng, "pallets", f * base * across * 1.1, f * y), x, z, nearer=-.02)]
     for layer in range(rng.integers(2, 5)):
         count = max(1, base - layer // 2)
@@ -230,10 +254,14 @@ def _pile(rng, cam, x, z)->list:
 # %% ../../nbs/19_scenes.docks.ipynb #c7db4494
 def _worker(rng, cam, x, z)->list:
     "A person, and the sack that they carry, if they do."
-    name, facing, tall = POSES[rng.choice(7, p=[.15, .2, .25, .14, .1, .08, .08])], int(rng.choice([-1, 1])), rng.uniform(1.6, 1.95)
+    name = POSES[rng.choice(7, p=[.15, .2, .25, .14, .1, .08, .08])]
+    facing = int(rng.choice([-1, 1]))
+    tall = rng.uniform(1.6, 1.95)
     person = stand(cam, person_cutout(rng, tall * cam.focal / z, name, facing), x, z, CLASSES.index("Person"))
-    if name == "carry": return [person, _sack(rng, cam, x + facing * .22 * tall, z, "lying", y=.53 * tall, nearer=.01, shrink=.8)]
-    if name == "shoulder": return [person, _sack(rng, cam, x - facing * .02, z, "lying", y=.8 * tall, nearer=-.01, shrink=.8)]
+    if name == "carry":
+        return [person, _sack(rng, cam, x + facing * .22 * tall, z, "lying", y=.53 * tall, nearer=.01, shrink=.8)]
+    if name == "shoulder":
+        return [person, _sack(rng, cam, x - facing * .02, z, "lying", y=.8 * tall, nearer=-.01, shrink=.8)]
     return [person]
 
 # %% ../../nbs/19_scenes.docks.ipynb #927be167
@@ -247,7 +275,8 @@ def _spot(rng, cam, margin=.02)->tuple: # (x, z), metres
 def _fits(sprite, size)->bool:
     "Whether the part inside the image is neither too small (8 px) nor too large (300 px at 640x360) to be asked for."
     x1, y1, x2, y2 = sprite.box(size)
-    w, h = x2 - x1, y2 - y1
+    w = x2 - x1
+    h = y2 - y1
     return min(w, h) >= 8 and max(w, h) <= max(size) * 300 / 640
 
 # %% ../../nbs/19_scenes.docks.ipynb #e3bebb05
@@ -261,8 +290,10 @@ def place_objects(
     for i in range(4 * count):
         if left <= 0: break
         rng = rng_for(seed, _OBJECTS, i)
-        kind, (x, z) = rng.choice(3, p=[.34, .16, .5]), _spot(rng, cam)
-        group = [_sack(rng, cam, x, z)] if kind == 0 else _pile(rng, cam, x, z) if kind == 1 else _worker(rng, cam, x, z)
+        kind = rng.choice(3, p=[.34, .16, .5])
+        (x, z) = _spot(rng, cam)
+        group = [_sack(rng, cam, x, z)
+                 ] if kind == 0 else _pile(rng, cam, x, z) if kind == 1 else _worker(rng, cam, x, z)
         if kind == 2 and not _fits(group[0], cam.size): continue # or the sack would hang in the air
         for s in group:
             if s.label < 0: sprites.append(s)
@@ -276,7 +307,9 @@ def place_clutter(
     count:int, # how many pieces
 )->list: # of Sprite with label -1
     "Clutter on the floor; a crowd of it hides things and is mistaken for them."
-    sprites, names, share = [], list(CLUTTER), [c[3] for c in CLUTTER.values()]
+    sprites = []
+    names = list(CLUTTER)
+    share = [c[3] for c in CLUTTER.values()]
     for i in range(count):
         rng = rng_for(seed, _CLUTTER, i)
         (x, z), name = _spot(rng, cam, .1), names[rng.choice(len(names), p=share)]
@@ -291,7 +324,8 @@ def drop_hidden(
     least:float=.25, # share of a thing that must be in view
 )->list: # of Sprite, far to near
     "Take out the sacks and people of which less than `least` is in view; clutter stays."
-    covered, kept = np.zeros(size, bool), []
+    covered = np.zeros(size, bool)
+    kept = []
     for s in sorted(sprites, key=lambda s: s.depth):
         mask = s.bgra[..., 3] >= 128
         here, there = inside(size, s.x, s.y, *mask.shape)
@@ -311,7 +345,9 @@ def draw_shadows(
     gain = np.ones((h // 4 + 1, w // 4 + 1), np.float32)
     for s in sprites:
         if not s.grounded: continue
-        x1, x2, y2 = s.x, s.x + s.bgra.shape[1], s.y + s.bgra.shape[0]
+        x1 = s.x
+        x2 = s.x + s.bgra.shape[1]
+        y2 = s.y + s.bgra.shape[0]
         axes = (max(1, round((x2 - x1) * .14)), max(1, round((x2 - x1) * .035)))
         cv2.ellipse(gain, (round((x1 + x2) / 8), round(y2 / 4)), axes, 0, 0, 360, .45, -1)
     gain = cv2.resize(cv2.blur(gain, (5, 3)), (w, h), interpolation=cv2.INTER_LINEAR)
@@ -343,12 +379,16 @@ def light_map(
     hard:float=.5, # 0 even light .. 1 often dark
 )->np.ndarray: # (h/8, w/8, 3) float32 gains
     "Where there is how much light of which colour."
-    h, w = max(2, size[0] // 8), max(2, size[1] // 8)
+    h = max(2, size[0] // 8)
+    w = max(2, size[1] // 8)
     gain = cv2.resize(rng.uniform(1 - .5 * hard, 1 + .3 * hard, (2, 2)).astype(np.float32), (w, h))
     if rng.random() < hard:
         bar = np.ones((h, w), np.float32)
-        x, tilt, wide = rng.uniform(0, w), rng.uniform(-.6, .6) * h, rng.uniform(.08, .4) * w
-        cv2.fillConvexPoly(bar, np.array([(x, 0), (x + wide, 0), (x + wide + tilt, h), (x + tilt, h)], np.int32), rng.uniform(.55, .8))
+        x = rng.uniform(0, w)
+        tilt = rng.uniform(-.6, .6) * h
+        wide = rng.uniform(.08, .4) * w
+        cv2.fillConvexPoly(bar, np.array([(x, 0), (x + wide, 0), (x + wide + tilt, h), (x + tilt, h)], np.int32),
+                           rng.uniform(.55, .8))
         gain *= cv2.blur(bar, (3, 3))
     dark = rng.random() < .3 * hard
     if dark or rng.random() < .3: gain += _lamps(rng, h, w) * (.9 if dark else .3)
@@ -358,9 +398,12 @@ def light_map(
 # %% ../../nbs/19_scenes.docks.ipynb #aeeb7a7f
 def _lamps(rng, h, w)->np.ndarray: # (h,w) float32, 0 to about 1
     "Pools of light."
-    pools, (ys, xs) = np.zeros((h, w), np.float32), np.mgrid[:h, :w].astype(np.float32)
+    pools = np.zeros((h, w), np.float32)
+    (ys, xs) = np.mgrid[:h, :w].astype(np.float32)
     for _ in range(rng.integers(1, 4)):
-        cx, cy, r = rng.uniform(0, w), rng.uniform(.2, .9) * h, rng.uniform(.12, .3) * w
+        cx = rng.uniform(0, w)
+        cy = rng.uniform(.2, .9) * h
+        r = rng.uniform(.12, .3) * w
         pools += np.exp(-((xs - cx) ** 2 + 2 * (ys - cy) ** 2) / (2 * r * r))
     return pools.astype(np.float32)
 
@@ -379,11 +422,13 @@ def sense(
     hard:float=.5, # 0 a good camera .. 1 a bad one
 )->np.ndarray: # (h,w,3) uint8
     "Blur of the lens or of motion, noise of the sensor, blocks of JPEG."
-    blur, quality = rng.random(), int(rng.uniform(75 - 45 * hard, 92))
+    blur = rng.random()
+    quality = int(rng.uniform(75 - 45 * hard, 92))
     if blur < .4: img = cv2.GaussianBlur(img, (0, 0), rng.uniform(.4, .5 + 1.2 * hard))
     elif blur < .4 + .2 * hard: img = cv2.blur(img, (int(rng.integers(2, 5)), 1))
     img = add_noise(rng, img, rng.uniform(1, 2 + 10 * hard))
-    if rng.random() < .6 * hard: img = cv2.imdecode(cv2.imencode(".jpg", img, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+    if rng.random() < .6 * hard:
+        img = cv2.imdecode(cv2.imencode(".jpg", img, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
     return img
 
 # %% ../../nbs/19_scenes.docks.ipynb #f5fdaba3
@@ -401,20 +446,25 @@ def _check(seed, size, objects, hard):
         raise InputError(f"size {size!r}: it must be (height, width) in pixels, each from 64 to 4096")
     if objects is not None and (not whole(objects) or objects < 0):
         raise InputError(f"objects {objects!r}: it must be None or a whole number from 0 up")
-    if not isinstance(hard, (int, float)) or not 0 <= hard <= 1: raise InputError(f"hard {hard!r}: it must be from 0 (easy) to 1")
+    if not isinstance(hard, (int, float)) or not 0 <= hard <= 1:
+        raise InputError(f"hard {hard!r}: it must be from 0 (easy) to 1")
 
 # %% ../../nbs/19_scenes.docks.ipynb #fcbb2571
 def dock_scene(
     seed:int, # 0 or more; the same seed, the same scene
     size:tuple=(360, 640), # (h, w), pixels
-    objects:int=None, # how many sacks and people are put in at most; None: chosen by the seed, none in a tenth of the scenes
+    # how many sacks and people are put in at most; None: chosen by the seed, none in a tenth of the scenes
+    objects:int=None,
     hard:float=.5, # 0 easy .. 1: more clutter, worse light, a worse camera
 )->tuple: # image (h,w,3) uint8 BGR; boxes (N,4) float32 xyxy pixels; labels (N,) int64 into CLASSES
-    "A loading dock with sacks and people: a pure function of its arguments. Raises InputError on arguments out of range."
+    """A loading dock with sacks and people: a pure function of its arguments. Raises InputError on arguments out of
+    range."""
     _check(seed, size, objects, hard)
     rng = rng_for(seed, _ROOM)
-    cam, counts = make_camera(rng, size), rng_for(seed, _COUNT)
-    chosen, mess = _count(counts), int(counts.poisson(1 + 7 * hard))
+    cam = make_camera(rng, size)
+    counts = rng_for(seed, _COUNT)
+    chosen = _count(counts)
+    mess = int(counts.poisson(1 + 7 * hard))
     things = place_objects(seed, cam, chosen if objects is None else objects)
     sprites = drop_hidden(things + place_clutter(seed, cam, mess), cam.size)
     img = paint(draw_shadows(draw_room(rng, cam), sprites), sprites)
@@ -455,7 +505,8 @@ def coco_records(
     "One scene as COCO writes it: image ids and category ids from 1, boxes as x, y, width, height."
     image = {"id": k + 1, "file_name": f"{k + 1:06d}.jpg", "width": int(size[1]), "height": int(size[0])}
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).astype(float).tolist()
-    return image, [{"image_id": k + 1, "category_id": int(l) + 1, "bbox": b, "area": b[2] * b[3], "iscrowd": 0} for b, l in zip(xywh, labels)]
+    return image, [{"image_id": k + 1, "category_id": int(l) + 1, "bbox": b, "area": b[2]*b[3], "iscrowd": 0}
+                   for b, l in zip(xywh, labels)]
 
 # %% ../../nbs/19_scenes.docks.ipynb #11e56d9f
 _DRAWING = 1 # raised whenever the same seed would draw another scene
@@ -466,7 +517,8 @@ def _is_whole(folder, settings, counts)->bool:
     if not folder.is_dir(): raise InputError(f"{folder}: is a file; a folder for the scenes is needed")
     mark = folder / "scenes.json"
     if not mark.exists():
-        if any(folder.iterdir()): raise InputError(f"{folder}: holds files that are not generated scenes; choose an empty or a new folder")
+        if any(folder.iterdir()):
+            raise InputError(f"{folder}: holds files that are not generated scenes; choose an empty or a new folder")
         return False
     found = read_json(mark)
     if not isinstance(found, dict) or found.get("fingerprint") != fingerprint(settings):
@@ -479,7 +531,9 @@ def _is_whole(folder, settings, counts)->bool:
 # %% ../../nbs/19_scenes.docks.ipynb #428e2e75
 def _write_split(folder, name, numbers, settings)->Path: # the annotation file
     "The images of one split, then its annotations."
-    images, annotations, quality = folder / "images" / name, [], [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]]
+    images = folder / "images" / name
+    annotations = []
+    quality = [cv2.IMWRITE_JPEG_QUALITY, settings["quality"]]
     images.mkdir(parents=True, exist_ok=True)
     records = []
     for k in numbers:
@@ -489,7 +543,8 @@ def _write_split(folder, name, numbers, settings)->Path: # the annotation file
         records.append(record)
         annotations += [{"id": len(annotations) + i + 1, **a} for i, a in enumerate(found)]
     categories = [{"id": i + 1, "name": c, "supercategory": "dock"} for i, c in enumerate(CLASSES)]
-    return write_json_atomic(folder / "annotations" / f"{name}.json", {"images": records, "annotations": annotations, "categories": categories})
+    return write_json_atomic(folder/"annotations"/f"{name}.json",
+                             {"images": records, "annotations": annotations, "categories": categories})
 
 # %% ../../nbs/19_scenes.docks.ipynb #3497cb36
 def write_scenes(
@@ -501,18 +556,26 @@ def write_scenes(
     quality:int=90, # of the JPEG files, 1 to 100
     hard:float=.5, # difficulty, as in dock_scene
 )->Path: # the folder
-    "Write a COCO data set: images/SPLIT/000001.jpg and annotations/SPLIT.json. A whole set of the same settings is left as it is."
-    folder, splits = Path(folder), splits or {"train": .8, "val": .1, "test": .1}
+    """Write a COCO data set: images/SPLIT/000001.jpg and annotations/SPLIT.json. A whole set of the same settings is
+    left as it is."""
+    folder = Path(folder)
+    splits = splits or {"train": .8, "val": .1, "test": .1}
     _check(seed, size, count, hard)
     if not 1 <= quality <= 100: raise InputError(f"quality {quality!r}: it must be from 1 to 100")
-    settings = {"count": count, "size": [int(v) for v in size], "seed": seed, "splits": splits, "quality": quality, "hard": hard, "drawing": _DRAWING}
-    counts, start, files = split_counts(count, splits), 0, {}
+    settings = {
+        "count": count, "size": [int(v) for v in size], "seed": seed, "splits": splits, "quality": quality,
+        "hard": hard, "drawing": _DRAWING
+    }
+    counts = split_counts(count, splits)
+    start = 0
+    files = {}
     if _is_whole(folder, settings, counts): return folder
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     mark = {"fingerprint": fingerprint(settings), "settings": settings, "complete": False}
     write_json_atomic(folder / "scenes.json", mark)
     for name, n in counts.items():
         path = _write_split(folder, name, range(start, start + n), settings)
-        files[f"annotations/{name}.json"], start = sha256_file(path), start + n
+        files[f"annotations/{name}.json"] = sha256_file(path)
+        start = start + n
     write_json_atomic(folder / "scenes.json", {**mark, "complete": True, "files": files})
     return folder

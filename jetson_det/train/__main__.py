@@ -22,7 +22,10 @@ def main(
     _settle()
     world = distributed.world_of_environment(speak=_code_of)
     distributed.joined = world
-    try: app(["train", *(sys.argv[1:] if argv is None else argv)], prog_name="python -m jetson_det.train", standalone_mode=False)
+    try:
+        app(["train", *(sys.argv[1:] if argv is None else argv)],
+            prog_name="python -m jetson_det.train",
+            standalone_mode=False)
     except typer.Exit as e: return e.exit_code
     except (Exception, KeyboardInterrupt) as e: return world.fail(e)
     world.close()

@@ -13,8 +13,13 @@ from functools import lru_cache
 import torch
 
 # %% ../../nbs/31_train.allocator.ipynb #fb820657
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4 # malloc.h of glibc; see `man mallopt`
-LARGEST, PIECES = 1 << 25, 1 << 16 # glibc's own limits: 32 MB is the largest its moving threshold gets to, 65536 the blocks that it maps
+# malloc.h of glibc; see `man mallopt`
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+M_MMAP_MAX = -4
+# glibc's own limits: 32 MB is the largest its moving threshold gets to, 65536 the blocks that it maps
+LARGEST = 1 << 25
+PIECES = 1 << 16
 
 @lru_cache
 def _glibc():
@@ -52,5 +57,6 @@ def trim()->bool: # False where the C library is not glibc: nothing changed
 def give_memory_back()->bool: # False where the C library is not glibc: nothing changed
     "Large blocks are mapped by themselves again, and all pages that are free go back to the system."
     if (libc := _glibc()) is None: return False
-    for option, value in (M_MMAP_MAX, PIECES), (M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, 2 * LARGEST): libc.mallopt(option, value)
+    for option, value in (M_MMAP_MAX, PIECES), (M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, 2 * LARGEST):
+        libc.mallopt(option, value)
     return trim()

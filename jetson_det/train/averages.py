@@ -27,9 +27,16 @@ def evaluate_weights(
 ): # evaluate.coco.EvalResult
     "COCO average precision at the settings of the section `evaluate`."
     from jetson_det.models.session import torch_session
-    e, world = cfg.evaluate, world or World()
+    e = cfg.evaluate
+    world = world or World()
     session = torch_session(source, tuple(cfg.data.input_size), str(pick_device(cfg.train.device, world=world)))
-    return evaluate_shared(world, session, ds, e.confidence, e.iou, e.max_detections, progress=sys.stderr.isatty() and world.main)
+    return evaluate_shared(world,
+                           session,
+                           ds,
+                           e.confidence,
+                           e.iou,
+                           e.max_detections,
+                           progress=sys.stderr.isatty() and world.main)
 
 # %% ../../nbs/37_train.averages.ipynb #f44301dd
 REFRESH = 512 # images from which BatchNorm's statistics are measured
@@ -40,14 +47,19 @@ class Averages(Callback):
 
     def before_train(self, trainer):
         t = trainer.cfg.train
-        if not hasattr(self, "best"): self.swa, self.best = ModelSWA(trainer.stepper.model) if t.swa_epochs else None, BestSteps(t.average_best)
+        if not hasattr(self, "best"):
+            self.swa = ModelSWA(trainer.stepper.model) if t.swa_epochs else None
+            self.best = BestSteps(t.average_best)
         trainer.kept = set(self.best.steps)
-        if (t.swa_epochs or t.average_best) and trainer.val is None: raise InputError("train.swa_epochs and train.average_best need a val split with boxes to compare by")
+        if (t.swa_epochs or t.average_best) and trainer.val is None:
+            raise InputError("train.swa_epochs and train.average_best need a val split with boxes to compare by")
 
-    def state(self): return dict(swa=self.swa and self.swa.state_dict(), best=self.best.rows) if self.swa or self.best.rows else None
+    def state(self):
+        return dict(swa=self.swa and self.swa.state_dict(), best=self.best.rows) if self.swa or self.best.rows else None
 
     def load(self, trainer, state):
-        self.swa, self.best = ModelSWA(trainer.stepper.model) if state["swa"] else None, BestSteps(trainer.cfg.train.average_best, state["best"])
+        self.swa = ModelSWA(trainer.stepper.model) if state["swa"] else None
+        self.best = BestSteps(trainer.cfg.train.average_best, state["best"])
         if self.swa: self.swa.load_state_dict(state["swa"])
 
     def after_epoch(self, trainer):
@@ -62,7 +74,8 @@ class Averages(Callback):
             refresh_batchnorm(model, first_inputs(trainer, model), learning_norms(trainer.stepper.model))
             ap = evaluate_weights(model, trainer.val, trainer.cfg, trainer.world).stats["AP"]
             better = trainer.best is None or ap > trainer.best["AP"]
-            trainer.say(f"{name}: AP {ap:.4f}" + (", better than the best epoch: it ships" if better else ", no better than what there is"))
+            trainer.say(f"{name}: AP {ap:.4f}" +
+                        (", better than the best epoch: it ships" if better else ", no better than what there is"))
             if not better: continue
             trainer.best = {"AP": ap, "epoch": trainer.epoch, "step": trainer.step, "average": name}
             if trainer.world.main: trainer.ship(model)
@@ -72,7 +85,9 @@ class Averages(Callback):
         if self.swa and self.swa.count: yield f"mean of the last {self.swa.count} epochs", self.swa.module
         if len(self.best.steps) > 1:
             model = deepcopy(trainer.stepper.shipped).eval().requires_grad_(False)
-            model.load_state_dict(average_weights(load_checkpoint(checkpoint_path(trainer.out, s), training=False).shipped for s in self.best.steps))
+            model.load_state_dict(
+                average_weights(
+                    load_checkpoint(checkpoint_path(trainer.out, s), training=False).shipped for s in self.best.steps))
             yield f"mean of the {len(self.best.steps)} best epochs", model
 
 def first_inputs(

@@ -38,7 +38,9 @@ class Callback:
     def after_train(self, trainer): "After the last epoch."
     def state(self): "What a checkpoint must keep of it (JSON values and tensors); None: nothing."
     def load(self, trainer, state): "Take up what `state` gave; before `before_train`, when a training goes on."
-    def not_finite(self, trainer, error): "A loss or a gradient is infinite or no number, which ends the training; `error.batches` are the batches it came from."
+    def not_finite(self, trainer, error):
+        """A loss or a gradient is infinite or no number, which ends the training; `error.batches` are the batches it
+        came from."""
     def finish(self, trainer): "Last of all, also when the training broke off."
 
 # %% ../../nbs/34_train.callbacks.ipynb #bc82554b
@@ -48,8 +50,14 @@ class MetricsTable(Callback):
         self.rows = rows_before(trainer)
 
     def after_epoch(self, trainer):
-        row = dict(epoch=trainer.epoch, step=trainer.step, lr=trainer.lr, images_per_second=round(trainer.speed, 2), seconds=round(trainer.seconds, 1),
-                   **{k: trainer.metrics.get(k) for k in ("AP", "AP50")}, **trainer.epoch_losses)
+        row = dict(epoch=trainer.epoch,
+                   step=trainer.step,
+                   lr=trainer.lr,
+                   images_per_second=round(trainer.speed, 2),
+                   seconds=round(trainer.seconds, 1),
+                   **{k: trainer.metrics.get(k)
+                      for k in ("AP", "AP50")},
+                   **trainer.epoch_losses)
         self.rows.append({k: "" if v is None else str(v) for k, v in row.items()})
         write_bytes_atomic(trainer.out/"metrics.csv", table_text(self.rows).encode())
 
@@ -59,7 +67,10 @@ def table_text(
 )->str: # CSV with a header
     "Rows as CSV text."
     text = io.StringIO()
-    out = csv.DictWriter(text, columns or list(dict.fromkeys(k for r in rows for k in r)), restval="", lineterminator="\n")
+    out = csv.DictWriter(text,
+                         columns or list(dict.fromkeys(k for r in rows for k in r)),
+                         restval="",
+                         lineterminator="\n")
     out.writeheader()
     out.writerows(rows)
     return text.getvalue()
@@ -69,13 +80,16 @@ def read_table(
 )->list: # dictionaries of strings, one for each whole row; empty when there is no file
     "The rows of a table; one that a kill tore is left out."
     text = Path(path).read_text(errors="replace") if Path(path).exists() else ""
-    return [r for r in csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1])) if None not in r and None not in r.values()]
+    return [
+        r for r in csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1])) if None not in r and None not in r.values()
+    ]
 
 def rows_before(
     trainer, # before its first step
 )->list: # of `read_table`; empty for a new run
     "The epochs that a resumed training has behind it; those after its checkpoint are taken again."
-    return [r for r in read_table(trainer.out/"metrics.csv") if int(r["epoch"]) <= trainer.epoch] if trainer.resumed else []
+    return [r for r in read_table(trainer.out/"metrics.csv")
+            if int(r["epoch"]) <= trainer.epoch] if trainer.resumed else []
 
 # %% ../../nbs/34_train.callbacks.ipynb #67182244
 def duration(
@@ -90,15 +104,20 @@ def progress_line(
 )->str:
     "Epoch, step, loss, speed and the time left, in one line."
     left = (trainer.images_all - trainer.images_done) / max(trainer.speed, 1e-9)
-    return (f"epoch {min(trainer.epoch + 1, trainer.epochs)}/{trainer.epochs} step {trainer.step}/{trainer.steps} loss {trainer.losses['loss']:.3f} "
-            f"lr {trainer.lr:.2g} {trainer.speed:.1f} images/s, {duration(left)} left")
+    return (
+        f"epoch {min(trainer.epoch + 1, trainer.epochs)}/{trainer.epochs} step {trainer.step}/{trainer.steps} loss"
+        f" {trainer.losses['loss']:.3f} lr {trainer.lr:.2g} {trainer.speed:.1f} images/s, {duration(left)} left"
+    )
 
 # %% ../../nbs/34_train.callbacks.ipynb #a6afefce
 class Progress(Callback):
     "A bar on a terminal, a line now and then elsewhere."
     def __init__(self,
         every:float=10., # seconds between lines where there is no terminal
-    ): self.every, self.last, self.bar = every, time.monotonic(), None
+    ):
+        self.every = every
+        self.last = time.monotonic()
+        self.bar = None
 
     def before_train(self, trainer):
         if not sys.stderr.isatty(): return
@@ -129,8 +148,9 @@ class EpochLine(Callback):
         parts = ", ".join(f"{k} {v:.3f}" for k, v in trainer.epoch_losses.items() if k != "loss")
         found = "".join(f", {k} {v:.4f}" for k, v in trainer.metrics.items() if k in ("AP", "AP50") and v is not None)
         star = " (best so far)" if trainer.best and trainer.best["step"] == trainer.step else ""
-        trainer.say(f"epoch {trainer.epoch}/{trainer.epochs}: loss {trainer.epoch_losses['loss']:.3f} ({parts}){found}{star}, "
-                    f"{trainer.speed:.1f} images/s, {duration(trainer.seconds)}")
+        trainer.say(
+            f"epoch {trainer.epoch}/{trainer.epochs}: loss {trainer.epoch_losses['loss']:.3f} ({parts}){found}{star}, "
+            f"{trainer.speed:.1f} images/s, {duration(trainer.seconds)}")
 
 # %% ../../nbs/34_train.callbacks.ipynb #edbbb33f
 class Evaluate(Callback):
@@ -139,7 +159,8 @@ class Evaluate(Callback):
         due = trainer.epoch % trainer.cfg.train.eval_every == 0 or trainer.in_tail or trainer.epoch == trainer.epochs
         trainer.metrics = trainer.evaluate() if due and trainer.val is not None else {}
         ap = trainer.metrics.get("AP")
-        if ap is not None and (trainer.best is None or ap >= trainer.best["AP"]): # of equals the later, which has learnt for longer
+        # of equals the later, which has learnt for longer
+        if ap is not None and (trainer.best is None or ap >= trainer.best["AP"]):
             trainer.best = {"AP": ap, "epoch": trainer.epoch, "step": trainer.step}
 
 # %% ../../nbs/34_train.callbacks.ipynb #faa5c3f3
@@ -147,7 +168,9 @@ def epochs_without_gain(
     history, # (epoch, AP or None where there was no evaluation), in order
 )->int: # 0 when the last evaluation was the best, or none has found anything yet
     "Epochs between the first evaluation with the highest AP and the last evaluation."
-    best, at, last = 0., 0, 0
+    best = 0.
+    at = 0
+    last = 0
     for epoch, ap in history:
         if ap is None: continue
         if ap > best or not best: best, at = ap, epoch
@@ -155,7 +178,8 @@ def epochs_without_gain(
     return last - at
 
 class EarlyStop(Callback):
-    "Ends the training when AP rises no more. Stands after `Evaluate` and before `SaveCheckpoints`, which then saves the last state."
+    """Ends the training when AP rises no more. Stands after `Evaluate` and before `SaveCheckpoints`, which then
+    saves the last state."""
     everywhere = True # of several processes all must end
 
     def __init__(self,
@@ -164,7 +188,8 @@ class EarlyStop(Callback):
 
     def before_train(self, trainer):
         if self.patience is None: self.patience = trainer.cfg.train.patience
-        if self.patience and trainer.val is None: trainer.say("train.patience has nothing to go by: there is no val split with boxes")
+        if self.patience and trainer.val is None:
+            trainer.say("train.patience has nothing to go by: there is no val split with boxes")
         self.history = [(int(r["epoch"]), float(r["AP"]) if r["AP"] else None) for r in rows_before(trainer)]
         if not trainer.batch: self._judge(trainer) # it may have stopped before
 
@@ -175,29 +200,39 @@ class EarlyStop(Callback):
     def _judge(self, trainer):
         waited = epochs_without_gain(self.history)
         if not self.patience or waited < self.patience or trainer.epoch >= trainer.epochs: return
-        trainer.say(f"stopped early after epoch {trainer.epoch} of {trainer.epochs}: AP has not risen for {waited} epochs (train.patience {self.patience})")
+        trainer.say(
+            f"stopped early after epoch {trainer.epoch} of {trainer.epochs}: AP has not risen for {waited} epochs"
+            f" (train.patience {self.patience})"
+        )
         trainer.epochs = trainer.epoch
 
 # %% ../../nbs/34_train.callbacks.ipynb #970f57ef
 KNOWN = .95 # AP50 from which images count as learnt by heart
 
 class OverfitStop(Callback):
-    "With `train.overfit_batches`: ends the training when AP50 passes `KNOWN`. Stands after `Evaluate` and before `SaveCheckpoints`."
+    """With `train.overfit_batches`: ends the training when AP50 passes `KNOWN`. Stands after `Evaluate` and before
+    `SaveCheckpoints`."""
     everywhere = True # of several processes all must end
 
     def before_train(self, trainer):
-        self._judge(trainer, *(float(r["AP50"]) for r in rows_before(trainer)[-1:] if r["AP50"])) # it may have stopped before
+        # it may have stopped before
+        self._judge(trainer, *(float(r["AP50"]) for r in rows_before(trainer)[-1:] if r["AP50"]))
 
     def after_epoch(self, trainer): self._judge(trainer, trainer.metrics.get("AP50"))
 
     def _judge(self, trainer, ap=None):
         if not trainer.cfg.train.overfit_batches or ap is None: return
         if ap > KNOWN:
-            trainer.say(f"the images are known by heart after {trainer.step} steps ({duration(trainer.seconds)}): AP50 {ap:.3f}")
+            trainer.say(
+                f"the images are known by heart after {trainer.step} steps ({duration(trainer.seconds)}): AP50 {ap:.3f}"
+            )
             trainer.epochs = trainer.epoch
         elif trainer.epoch == trainer.epochs:
-            trainer.say(f"the images were not learnt: AP50 {ap:.3f} after {trainer.step} steps, {KNOWN} is expected; look at the labels (jetson-det data view), "
-                        "then try more epochs, a higher or lower train.lr_per_image, a larger data.input_size")
+            trainer.say(
+                f"the images were not learnt: AP50 {ap:.3f} after {trainer.step} steps, {KNOWN} is expected; look at"
+                " the labels (jetson-det data view), then try more epochs, a higher or lower train.lr_per_image, a"
+                " larger data.input_size"
+            )
 
 # %% ../../nbs/34_train.callbacks.ipynb #c8f53b1e
 class SaveCheckpoints(Callback):
@@ -208,11 +243,19 @@ class SaveCheckpoints(Callback):
         elif trainer.cfg.train.on_nan == "rollback": self._save(trainer) # the first steps can be taken back, too
 
     def after_step(self, trainer):
-        if trainer.stop_reason or time.monotonic() - self.last > 60 * trainer.cfg.train.save_minutes: self._save(trainer)
+        if trainer.stop_reason or time.monotonic() - self.last > 60 * trainer.cfg.train.save_minutes:
+            self._save(trainer)
 
     def after_epoch(self, trainer):
         best_now = trainer.best is not None and trainer.best["step"] == trainer.step
-        if best_now or trainer.step in trainer.kept or trainer.stop_reason or trainer.epoch % trainer.cfg.train.save_every == 0 or trainer.epoch == trainer.epochs: self._save(trainer)
+        if (
+            best_now
+            or trainer.step in trainer.kept
+            or trainer.stop_reason
+            or trainer.epoch % trainer.cfg.train.save_every == 0
+            or trainer.epoch == trainer.epochs
+        ):
+            self._save(trainer)
         if best_now: self._publish(trainer)
 
     def after_train(self, trainer):
@@ -221,14 +264,16 @@ class SaveCheckpoints(Callback):
 
     def _save(self, trainer):
         trainer.save(checkpoint_path(trainer.out, trainer.step))
-        prune_checkpoints(trainer.out, trainer.cfg.train.keep, trainer.kept | ({trainer.best["step"]} if trainer.best else set()))
+        prune_checkpoints(trainer.out, trainer.cfg.train.keep,
+                          trainer.kept | ({trainer.best["step"]} if trainer.best else set()))
         self.last = time.monotonic()
 
     def _publish(self, trainer):
         best = trainer.best and checkpoint_path(trainer.out, trainer.best["step"])
         if best and best.exists(): publish_checkpoint(best, trainer.out/"best")
         elif best and not (trainer.out/"best").exists(): # after a rollback
-            trainer.say(f"the best weights so far, of step {trainer.best['step']}, are no longer there: the best is found anew")
+            trainer.say(
+                f"the best weights so far, of step {trainer.best['step']}, are no longer there: the best is found anew")
             trainer.best = None
 
 # %% ../../nbs/34_train.callbacks.ipynb #47e58aa9
@@ -246,9 +291,12 @@ def batch_sheet(
     sheet = np.full((-(-len(images) // 4) * size[1], min(len(images), 4) * size[0], 3), 114, np.uint8)
     for k, image in enumerate(images):
         use = (labels[k] >= 0) & np.isfinite(boxes[k]).all(1)
-        found = Detections(np.clip(boxes[k][use], -2 * max(h, w), 2 * max(h, w)) * np.float32(scale), np.ones(use.sum(), np.float32), labels[k][use])
+        found = Detections(
+            np.clip(boxes[k][use], -2*max(h, w), 2*max(h, w))*np.float32(scale), np.ones(use.sum(), np.float32),
+            labels[k][use])
         tile = cv2.resize(np.ascontiguousarray(image.transpose(1, 2, 0)), size, interpolation=cv2.INTER_AREA)
-        y, x = k // 4 * size[1], k % 4 * size[0]
+        y = k // 4 * size[1]
+        x = k % 4 * size[0]
         sheet[y:y + size[1], x:x + size[0]] = draw(tile, found, classes, scores=False)
     return sheet
 
@@ -260,26 +308,37 @@ def save_batch(
     **facts, # more for the .json: what JSON can hold
 ):
     "Write a batch for inspection: arrays, a picture, and which images they are made from. Raises OSError."
-    arrays, path = {k: getattr(batch, k).cpu().numpy() for k in ("images", "boxes", "labels", "indices")}, Path(path)
+    arrays = {k: getattr(batch, k).cpu().numpy() for k in ("images", "boxes", "labels", "indices")}
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
     write_bytes_atomic(path.with_suffix(".npz"), packed.getvalue())
     write_bytes_atomic(path.with_suffix(".png"), cv2.imencode(".png", batch_sheet(batch, classes))[1].tobytes())
     broken = int((~np.isfinite(arrays["boxes"]).all(2) & (arrays["labels"] >= 0)).sum())
-    write_json_atomic(path.with_suffix(".json"), dict(facts, images=[str(paths[i]) for i in arrays["indices"]], classes=list(classes), boxes_not_finite=broken))
+    write_json_atomic(
+        path.with_suffix(".json"),
+        dict(facts, images=[str(paths[i]) for i in arrays["indices"]], classes=list(classes), boxes_not_finite=broken))
 
 class SaveBadBatch(Callback):
     "Keeps the batches whose loss or gradient was not finite in `nan/`."
     everywhere = True # of several processes any may meet one
 
     def not_finite(self, trainer, error):
-        folder, rank = trainer.out/"nan", trainer.world.rank
+        folder = trainer.out/"nan"
+        rank = trainer.world.rank
         try:
             for k, batch in enumerate(error.batches, 1):
-                save_batch(folder/f"step-{trainer.step + 1:08d}-{f'process{rank}-' if rank else ''}{k}", batch, trainer.ds.classes, trainer.train.paths, what=error.what, epoch=trainer.epoch + 1, step=trainer.step + 1)
+                save_batch(folder/f"step-{trainer.step + 1:08d}-{f'process{rank}-' if rank else ''}{k}",
+                           batch,
+                           trainer.ds.classes,
+                           trainer.train.paths,
+                           what=error.what,
+                           epoch=trainer.epoch + 1,
+                           step=trainer.step + 1)
             trainer.say(f"the batch is in {folder}, to be looked at")
-        except Exception as e: trainer.say(f"the batch could not be saved for inspection: {type(e).__name__}: {e}") # what happened before matters more
+        # what happened before matters more
+        except Exception as e: trainer.say(f"the batch could not be saved for inspection: {type(e).__name__}: {e}")
 
 # %% ../../nbs/34_train.callbacks.ipynb #34286008
 def bytes_of(
@@ -293,7 +352,11 @@ class DiskWatch(Callback):
     def __init__(self,
         every:float=10., # seconds between looks
         marks=((5, 256e6), (2, 64e6)), # warn below so many checkpoints or so many bytes, whichever is more
-    ): self.every, self.marks, self.next, self.passed = every, marks, 0., 0
+    ):
+        self.every = every
+        self.marks = marks
+        self.next = 0.
+        self.passed = 0
 
     def before_train(self, trainer): self.after_step(trainer)
 
@@ -301,12 +364,14 @@ class DiskWatch(Callback):
         if time.monotonic() < self.next: return
         self.next = time.monotonic() + self.every
         there = next(p for p in (trainer.out.absolute(), *trainer.out.absolute().parents) if p.exists())
-        free, saved = shutil.disk_usage(there).free, list_checkpoints(trainer.out)
+        free = shutil.disk_usage(there).free
+        saved = list_checkpoints(trainer.out)
         each = bytes_of(saved[-1]) if saved else 0
         passed = sum(free < max(n * each, least) for n, least in self.marks)
         if passed > self.passed:
-            trainer.say(f"warning: the disk of {trainer.out} is nearly full: {free / 1e6:.0f} MB are left" + (f", a checkpoint takes {each / 1e6:.0f} MB" if saved else "")
-                        + "; make room, a full disk stops the training")
+            trainer.say(f"warning: the disk of {trainer.out} is nearly full: {free / 1e6:.0f} MB are left" +
+                        (f", a checkpoint takes {each / 1e6:.0f} MB" if saved else "") +
+                        "; make room, a full disk stops the training")
         self.passed = passed
 
 # %% ../../nbs/34_train.callbacks.ipynb #d3092803
@@ -316,14 +381,18 @@ class Resources:
         folder=".", # on the disk to look at
     ):
         import psutil
-        self.psutil, self.folder, self.me, self.cards = psutil, folder, psutil.Process(), []
+        self.psutil = psutil
+        self.folder = folder
+        self.me = psutil.Process()
+        self.cards = []
         try:
             import pynvml
             pynvml.nvmlInit()
             self.nvml = pynvml
             self.cards = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         except Exception: pass # no package, no driver, or a board that has no such library
-        self.clock, self.taken = time.monotonic(), {}
+        self.clock = time.monotonic()
+        self.taken = {}
         self.sample()
 
     def sample(self)->dict: # column -> number, or "" where it can't be had
@@ -334,20 +403,26 @@ class Resources:
                 with p.oneshot(): times, memory = p.cpu_times(), p.memory_info()
             except self.psutil.Error: continue # gone by now
             taken[p.pid, p.create_time()] = times.user + times.system
-            ram += memory.rss - (getattr(memory, "shared", 0) if p != self.me else 0) # what a child shares is counted once
-        now, before = time.monotonic(), self.clock
+            # what a child shares is counted once
+            ram += memory.rss - (getattr(memory, "shared", 0) if p != self.me else 0)
+        now = time.monotonic()
+        before = self.clock
         used = sum(s - self.taken.get(k, 0.) for k, s in taken.items())
         self.clock, self.taken = now, taken
         machine = self.psutil.virtual_memory()
-        row = dict(cpu_percent=round(100 * used / max(now - before, 1e-3), 1), ram_mb=round(ram / 1e6), ram_free_mb=round(machine.available / 1e6),
-                   disk_free_mb=round(shutil.disk_usage(self.folder).free / 1e6))
+        row = dict(cpu_percent=round(100*used/max(now - before, 1e-3), 1),
+                   ram_mb=round(ram/1e6),
+                   ram_free_mb=round(machine.available/1e6),
+                   disk_free_mb=round(shutil.disk_usage(self.folder).free/1e6))
         for i, card in enumerate(self.cards): row.update({f"gpu{i}_{k}": v for k, v in self._card(card).items()})
         return row
 
     def _card(self, card):
         n = self.nvml
-        ask = dict(percent=lambda: n.nvmlDeviceGetUtilizationRates(card).gpu, mb=lambda: round(n.nvmlDeviceGetMemoryInfo(card).used / 1e6),
-                   watts=lambda: round(n.nvmlDeviceGetPowerUsage(card) / 1000), celsius=lambda: n.nvmlDeviceGetTemperature(card, n.NVML_TEMPERATURE_GPU))
+        ask = dict(percent=lambda: n.nvmlDeviceGetUtilizationRates(card).gpu,
+                   mb=lambda: round(n.nvmlDeviceGetMemoryInfo(card).used/1e6),
+                   watts=lambda: round(n.nvmlDeviceGetPowerUsage(card)/1000),
+                   celsius=lambda: n.nvmlDeviceGetTemperature(card, n.NVML_TEMPERATURE_GPU))
         def answer(question):
             try: return question()
             except n.NVMLError: return "" # not every card knows everything
@@ -370,14 +445,21 @@ class ResourceLog(Callback):
     "CPU, memory, graphics cards and disk in `resources.csv`."
     def __init__(self,
         seconds:float=None, # between rows, 0: none; None: `train.resource_seconds`
-    ): self.seconds, self.thread, self.trouble, self.spent = seconds, None, "", 0. # CPU seconds the thread has taken
+    ):
+        # CPU seconds the thread has taken
+        self.seconds = seconds
+        self.thread = None
+        self.trouble = ""
+        self.spent = 0.
 
     def before_train(self, trainer):
         if self.seconds is None: self.seconds = trainer.cfg.train.resource_seconds
         if not self.seconds: return
         try: import psutil # noqa: F401
         except ImportError: return trainer.say("psutil is not installed: there is no resources.csv")
-        self.ended, self.path, self.file = threading.Event(), trainer.out/"resources.csv", None
+        self.ended = threading.Event()
+        self.path = trainer.out/"resources.csv"
+        self.file = None
         self.thread = threading.Thread(target=self._run, args=(trainer,), name="resources", daemon=True)
         self.thread.start()
 
@@ -395,13 +477,19 @@ class ResourceLog(Callback):
     def _run(self, trainer):
         try:
             trainer.out.mkdir(parents=True, exist_ok=True)
-            resources, start, wait = Resources(trainer.out), time.monotonic(), self.seconds
+            resources = Resources(trainer.out)
+            start = time.monotonic()
+            wait = self.seconds
             going = True
             while going:
                 going = not self.ended.wait(wait) # one more row at the end
                 began = time.thread_time()
-                self._write({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "seconds": round(time.monotonic() - start, 1), "step": trainer.step, **resources.sample()})
-                wait, self.spent = max(self.seconds, 100 * (time.thread_time() - began)), time.thread_time()
+                self._write({
+                    "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "seconds": round(time.monotonic() - start, 1),
+                    "step": trainer.step, **resources.sample()
+                })
+                wait = max(self.seconds, 100 * (time.thread_time() - began))
+                self.spent = time.thread_time()
         except Exception as e: self.trouble = f"{type(e).__name__}: {e}" # said by the training, which goes on
         finally:
             if self.file: self.file.close()
@@ -417,7 +505,8 @@ class ResourceLog(Callback):
 
 # %% ../../nbs/34_train.callbacks.ipynb #cb8b2218
 class StopOnSignal(Callback):
-    "SIGINT and SIGTERM: save at the next step and leave. The last of the callbacks, so that the checkpoint is made by then."
+    """SIGINT and SIGTERM: save at the next step and leave. The last of the callbacks, so that the checkpoint is made
+    by then."""
     def before_train(self, trainer):
         self.old = {}
         for name in ("SIGINT", "SIGTERM"):
@@ -433,7 +522,10 @@ class StopOnSignal(Callback):
         for name, handler in self.__dict__.pop("old", {}).items(): signal.signal(getattr(signal, name), handler)
 
     def after_step(self, trainer):
-        if trainer.stop_reason: raise TrainingError(f"stopped by {trainer.stop_reason} after step {trainer.step} of {trainer.steps}; saved; {trainer.go_on}")
+        if trainer.stop_reason:
+            raise TrainingError(
+                f"stopped by {trainer.stop_reason} after step {trainer.step} of {trainer.steps}; saved; {trainer.go_on}"
+            )
 
     def after_epoch(self, trainer):
         if trainer.epoch < trainer.epochs: self.after_step(trainer)

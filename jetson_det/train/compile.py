@@ -21,7 +21,9 @@ def why_not_compiled(
 )->str: # one line; empty where it works
     "Compile a convolution, forward and backward, and run it."
     net = torch.nn.Conv2d(1, 1, 3).to(device)
-    try: torch.compile(lambda x: torch.nn.functional.silu(net(x)).sum(), backend=backend)(torch.zeros(1, 1, 8, 8, device=device)).backward()
+    try:
+        torch.compile(lambda x: torch.nn.functional.silu(net(x)).sum(),
+                      backend=backend)(torch.zeros(1, 1, 8, 8, device=device)).backward()
     except Exception as e:
         lines = [l.strip() for l in str(e).splitlines() if l.strip()]
         return f"{type(e).__name__}: {(lines or ['?'])[0]}"
@@ -48,7 +50,8 @@ def compile_model(
     if why := why_not_compiled(backend, next(model.parameters()).device):
         say(f"train.compile: NOT COMPILED, the network runs as it is: {why}")
         return []
-    parts, limits = compiled_parts(model), torch._dynamo.config
+    parts = compiled_parts(model)
+    limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _VARIANTS * len(parts)) # modules of a class count together
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 2 * _VARIANTS * len(parts))
     for m in parts.values(): m.compile(backend=backend, dynamic=dynamic or None)
@@ -60,14 +63,17 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG" # read when CUDA starts
 def deterministic(
     on:bool=True, # False: as torch has it by itself
 ):
-    "Every operation gives the same bits each time, or raises. For the whole process. Raises InputError when CUDA has started without what it needs."
+    """Every operation gives the same bits each time, or raises. For the whole process. Raises InputError when CUDA
+    has started without what it needs."""
     if on:
         if torch.cuda.is_initialized() and os.environ.get(_CUBLAS) not in (":4096:8", ":16:8"):
-            raise InputError(f"train.deterministic: CUDA has started without it; set {_CUBLAS}=:4096:8 before the program starts")
+            raise InputError(
+                f"train.deterministic: CUDA has started without it; set {_CUBLAS}=:4096:8 before the program starts")
         os.environ.setdefault(_CUBLAS, ":4096:8")
     torch.use_deterministic_algorithms(on)
     torch.utils.deterministic.fill_uninitialized_memory = False # no one reads memory that nothing was written to
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = on, False
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = False
 
 def not_deterministic(
     error:BaseException, # of a step

@@ -29,7 +29,8 @@ def training_data(
         from jetson_det.scenes.docks import write_scenes
         say("data.path is empty: training on generated scenes of a loading dock")
         d = d.model_copy(update={"path": str(write_scenes(Path(out)/"scenes"))})
-    ds, n = open_data(d, say), cfg.train.overfit_batches * cfg.train.batch_size
+    ds = open_data(d, say)
+    n = cfg.train.overfit_batches * cfg.train.batch_size
     return first_images(ds, n) if n else ds
 
 # %% ../../nbs/33_train.data.ipynb #5c623ab3
@@ -41,7 +42,11 @@ def labelled_split(
     "A split that has boxes."
     part = ds.split(name) if name in ds.split_names else None
     if part is not None and len(part.boxes): return part
-    if needed: raise InputError(f"{ds.root}: the split {name!r} has no {'boxes' if part is not None else 'images'}; there are {', '.join(filter(None, ds.split_names)) or 'no splits'}")
+    if needed:
+        raise InputError(
+            f"{ds.root}: the split {name!r} has no {'boxes' if part is not None else 'images'}; there are"
+            f" {', '.join(filter(None, ds.split_names)) or 'no splits'}"
+        )
 
 # %% ../../nbs/33_train.data.ipynb #317ca564
 def first_images(
@@ -74,13 +79,36 @@ def make_loader(
     say=print, # called with each line for the person
 )->TrainLoader:
     "The batches that the settings ask for. Raises InputError for transforms that cannot be."
-    d, a, t = cfg.data, cfg.augment, cfg.train
-    common = dict(repeats=repeats, transform=load_transforms(a.transforms, min_box=a.min_box, min_visible=a.min_visible), say=say)
+    d = cfg.data
+    a = cfg.augment
+    t = cfg.train
+    common = dict(repeats=repeats,
+                  transform=load_transforms(a.transforms, min_box=a.min_box, min_visible=a.min_visible),
+                  say=say)
     if plain: return TrainLoader(ds, tuple(d.input_size), a, t.batch_size, t.seed, workers=0, **common)
-    return TrainLoader(ds, tuple(d.input_size), a, t.batch_size, t.seed, d.workers, cache=d.cache, augment_on=d.augment_on, device=device, **common)
+    return TrainLoader(ds,
+                       tuple(d.input_size),
+                       a,
+                       t.batch_size,
+                       t.seed,
+                       d.workers,
+                       cache=d.cache,
+                       augment_on=d.augment_on,
+                       device=device,
+                       **common)
 
 # %% ../../nbs/33_train.data.ipynb #8a678553
-AS_THEY_ARE = dict(mosaic=0., mixup=0., hsv_prob=0., flip=0., flip_vertical=0., affine=0., crop=0., zoom_out=0., copy_paste=0., multiscale=0, transforms=None)
+AS_THEY_ARE = dict(mosaic=0.,
+                   mixup=0.,
+                   hsv_prob=0.,
+                   flip=0.,
+                   flip_vertical=0.,
+                   affine=0.,
+                   crop=0.,
+                   zoom_out=0.,
+                   copy_paste=0.,
+                   multiscale=0,
+                   transforms=None)
 
 def settle(
     cfg, # Config, changed in place
@@ -90,6 +118,12 @@ def settle(
     if cfg.train.overfit_batches:
         for key, value in AS_THEY_ARE.items(): setattr(cfg.augment, key, value)
     if isinstance(cfg.augment.transforms, str): cfg.augment.transforms = load_transforms(cfg.augment.transforms).values
-    alone = [key for key, on in (("on_nan=rollback", cfg.train.on_nan == "rollback"), ("fallback=cpu", cfg.train.fallback == "cpu"), ("compile", cfg.train.compile), ("checkpoint_stages", cfg.train.checkpoint_stages)) if on]
-    if alone and processes > 1: raise InputError(f"train.{alone[0]} is for a training in one process, not in {processes}")
-    if cfg.train.fallback == "cpu" and cfg.train.precision == "fp16": raise InputError("train.fallback: the CPU cannot go on in fp16; train.precision=bf16 or fp32 can")
+    alone = [
+        key for key, on in (("on_nan=rollback", cfg.train.on_nan == "rollback"), ("fallback=cpu",
+                                                                                  cfg.train.fallback == "cpu"),
+                            ("compile", cfg.train.compile), ("checkpoint_stages", cfg.train.checkpoint_stages)) if on
+    ]
+    if alone and processes > 1:
+        raise InputError(f"train.{alone[0]} is for a training in one process, not in {processes}")
+    if cfg.train.fallback == "cpu" and cfg.train.precision == "fp16":
+        raise InputError("train.fallback: the CPU cannot go on in fp16; train.precision=bf16 or fp32 can")

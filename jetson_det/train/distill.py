@@ -30,7 +30,9 @@ def shared_classes(
     "The classes that both know. Raises InputError when there is none."
     rows = match_classes(student, teacher)
     mine = [i for i, row in enumerate(rows) if row is not None]
-    if not mine: raise InputError(f"distill.teacher: no class in common: it knows {', '.join(teacher)}; the data has {', '.join(student)}")
+    if not mine:
+        raise InputError(
+            f"distill.teacher: no class in common: it knows {', '.join(teacher)}; the data has {', '.join(student)}")
     return mine, [rows[i] for i in mine]
 
 # %% ../../nbs/31_train.distill.ipynb #25cabd82
@@ -143,9 +145,11 @@ def map_takers(
     if model.family == "yolox": return list(model.head.stems)
     if model.family == "ultralytics":
         head = model.model[-1]
-        return list(head.cv2 if model.training or not hasattr(head, "one2one_cv2") else head.one2one_cv2) # YOLO26 asks only one of its heads in evaluation
+        # YOLO26 asks only one of its heads in evaluation
+        return list(head.cv2 if model.training or not hasattr(head, "one2one_cv2") else head.one2one_cv2)
     if model.family in ("rtdetr", "dfine"): return list(model.net.decoder_input_proj)
-    raise InputError(f"distill.features: it is not known where {model.name} has its maps; distill.features=0 distils without them")
+    raise InputError(
+        f"distill.features: it is not known where {model.name} has its maps; distill.features=0 distils without them")
 
 @contextmanager
 def watching(
@@ -165,7 +169,8 @@ def map_shapes(
 )->dict: # stride, px -> channels
     "The neck's maps."
     p = next(model.parameters())
-    with evaluating(model), watching(map_takers(model)) as maps: model(torch.zeros(1, 3, 64, 64, device=p.device, dtype=p.dtype))
+    with evaluating(model), watching(map_takers(model)) as maps:
+        model(torch.zeros(1, 3, 64, 64, device=p.device, dtype=p.dtype))
     return {64//m.shape[-1]: m.shape[1] for m in maps}
 
 # %% ../../nbs/31_train.distill.ipynb #0771fb32
@@ -174,12 +179,16 @@ def cell_weights(
     grid, # (h, w) cells of the map
     stride:int, # px to a cell
 )->torch.Tensor: # (B,h,w)
-    "How much each cell counts: the teacher's certainty by the number of the object's cells; of several objects the largest such share."
-    inside, middle = [], (told.boxes[..., :2] + told.boxes[..., 2:])/2
+    """How much each cell counts: the teacher's certainty by the number of the object's cells; of several objects the
+    largest such share."""
+    inside = []
+    middle = (told.boxes[..., :2] + told.boxes[..., 2:])/2
     for axis, n in ((0, grid[1]), (1, grid[0])):
         cells = torch.arange(n, device=told.boxes.device)
-        low, high = told.boxes[..., axis, None], told.boxes[..., axis + 2, None]
-        own = (middle[..., axis, None]/stride).floor().clamp(0, n - 1) == cells # the cell of its middle, where it is smaller than one
+        low = told.boxes[..., axis, None]
+        high = told.boxes[..., axis + 2, None]
+        # the cell of its middle, where it is smaller than one
+        own = (middle[..., axis, None]/stride).floor().clamp(0, n - 1) == cells
         inside.append(((cells + .5)*stride > low) & ((cells + .5)*stride < high) | own)
     x, y = inside
     share = told.sure/(x.sum(-1)*y.sum(-1))
@@ -224,8 +233,13 @@ def answers_of(
     heads = [("", outputs, one_for_each(model), outputs)]
     if "one2many" in outputs._fields:
         heads = [("one2one/", outputs, True, outputs.one2one)]
-        if outputs.one2many is not None: heads += [("one2many/", outputs._replace(one2one=outputs.one2many), False, outputs.one2many)]
-    return [Answer(part, *(t.float() for t in model.decode(said)), once, getattr(head, "grids", None)) for part, said, once, head in heads]
+        if outputs.one2many is not None:
+            heads += [("one2many/", outputs._replace(one2one=outputs.one2many), False, outputs.one2many)]
+    return [
+        Answer(part, *(t.float()
+                       for t in model.decode(said)), once, getattr(head, "grids", None))
+        for part, said, once, head in heads
+    ]
 
 def neck_part(
     model, # Detector
@@ -256,7 +270,10 @@ def adapters_for(
     shared = [s for s in mine if s in theirs]
     if not shared:
         words = [", ".join(map(str, strides)) for strides in (theirs, mine)]
-        raise InputError(f"distill.features: no stride in common ({words[0]} and {words[1]}); distill.features=0 distils without them")
+        raise InputError(
+            f"distill.features: no stride in common ({words[0]} and {words[1]}); distill.features=0 distils without"
+            " them"
+        )
     return nn.ModuleDict({str(s): nn.Conv2d(mine[s], theirs[s], 1, bias=False) for s in shared})
 
 # %% ../../nbs/31_train.distill.ipynb #f177ca60
@@ -272,13 +289,19 @@ class Distiller(nn.Module):
         mark:str="", # what the teacher's weights are known by: a resumed training must have the same
     ):
         super().__init__()
-        if not scores + boxes + features: raise InputError("distill: the gains of scores, boxes and features are all 0: nothing is taught")
-        self.networks, self.mark = (teacher.eval().requires_grad_(False), student), mark # in a tuple: not registered
-        self.gains, self.confidence, self.maps = dict(scores=scores, boxes=boxes, features=features), confidence, []
+        if not scores + boxes + features:
+            raise InputError("distill: the gains of scores, boxes and features are all 0: nothing is taught")
+        # in a tuple: not registered
+        self.networks = (teacher.eval().requires_grad_(False), student)
+        self.mark = mark
+        self.gains = dict(scores=scores, boxes=boxes, features=features)
+        self.confidence = confidence
+        self.maps = []
         self.mine, self.theirs = shared_classes(student.classes, teacher.classes)
         self.part = neck_part(student)
         self.all_strides = theirs, mine = tuple(map(map_shapes, self.networks)) if features else ({}, {})
-        self.adapters = adapters_for(theirs, mine).to(next(student.parameters()).device) if features else nn.ModuleDict()
+        self.adapters = adapters_for(theirs, mine).to(next(
+            student.parameters()).device) if features else nn.ModuleDict()
         self.strides = tuple(map(int, self.adapters))
 
     @contextmanager
@@ -303,29 +326,45 @@ class Distiller(nn.Module):
         "The teacher's terms, in float32."
         told, maps = self.ask(images)
         with torch.autocast(images.device.type, enabled=False):
-            objects, sums = objects_of(told.boxes, told.scores, self.confidence), {}
+            objects = objects_of(told.boxes, told.scores, self.confidence)
+            sums = {}
             for said in answers_of(self.networks[1], outputs) if self.gains["scores"] or self.gains["boxes"] else []:
-                terms = said_sums(said._replace(scores=said.scores[..., self.mine]), told, objects, tuple(images.shape[-2:]), self.confidence)
+                terms = said_sums(said._replace(scores=said.scores[..., self.mine]), told, objects,
+                                  tuple(images.shape[-2:]), self.confidence)
                 sums.update({f"{said.part}teacher_{k}": self.gains[k]*v for k, v in zip(("scores", "boxes"), terms)})
-            if self.strides: sums[f"{self.part}/teacher_features".lstrip("/")] = self.gains["features"]*self.map_sums(maps, objects)
+            if self.strides:
+                sums[f"{self.part}/teacher_features".lstrip("/")] = self.gains["features"]*self.map_sums(maps, objects)
         return sums
 
     def map_sums(self, maps, objects)->torch.Tensor: # scalar
         "The features' term, a mean over the strides that both have."
-        if not self.maps or self.maps[0] is None: raise InputError("distill.features: the student's maps were not seen: its forward pass goes inside `watch`, and is not compiled")
+        if not self.maps or self.maps[0] is None:
+            raise InputError(
+                "distill.features: the student's maps were not seen: its forward pass goes inside `watch`, and is not"
+                " compiled"
+            )
         theirs, mine = (dict(zip(strides, found)) for strides, found in zip(self.all_strides, (maps, self.maps)))
-        sums = [feature_sum(self.adapters[str(s)](mine[s].float()), theirs[s].float(), cell_weights(objects, mine[s].shape[-2:], s)) for s in self.strides]
+        sums = [
+            feature_sum(self.adapters[str(s)](mine[s].float()), theirs[s].float(),
+                        cell_weights(objects, mine[s].shape[-2:], s)) for s in self.strides
+        ]
         self.maps = []
         return sum(sums)/len(sums)*(TOP if self.part == "one2many" or not one_for_each(self.networks[1]) else 1)
 
     def param_groups(self, weight_decay:float=0.)->list: # of dicts, as torch.optim takes them
         "The adapters."
-        return [dict(name="adapters", params=list(self.parameters()), weight_decay=weight_decay, **({"part": self.part} if self.part else {}))] if self.strides else []
+        return [
+            dict(name="adapters",
+                 params=list(self.parameters()),
+                 weight_decay=weight_decay,
+                 **({"part": self.part} if self.part else {}))
+        ] if self.strides else []
 
     def get_extra_state(self): return self.mark
 
     def set_extra_state(self, mark):
-        if mark != self.mark: raise InputError("distill.teacher: the weights are not those that the training began with")
+        if mark != self.mark:
+            raise InputError("distill.teacher: the weights are not those that the training began with")
 
 # %% ../../nbs/31_train.distill.ipynb #e5e71fb6
 def load_teacher(
@@ -344,7 +383,8 @@ def make_distiller(
     "The teacher's part of a training, on the student's device."
     if not cfg.teacher: return None
     teacher, mark = load_teacher(cfg.teacher)
-    return Distiller(teacher.to(next(student.parameters()).device), student, cfg.scores, cfg.boxes, cfg.features, cfg.confidence, mark)
+    return Distiller(teacher.to(next(student.parameters()).device), student, cfg.scores, cfg.boxes, cfg.features,
+                     cfg.confidence, mark)
 
 # %% ../../nbs/31_train.distill.ipynb #538fda21
 class Learners(nn.Module):
@@ -354,7 +394,9 @@ class Learners(nn.Module):
         distiller:Distiller,
     ):
         super().__init__()
-        self.student, self.distiller, self.name = student, distiller, student.name
+        self.student = student
+        self.distiller = distiller
+        self.name = student.name
 
     def param_groups(self, weight_decay:float=0.)->list: # of dicts, as torch.optim takes them
         "The student's groups, then the adapters."
@@ -368,5 +410,6 @@ def teacher_row(
     teacher, student = distiller.networks
     known = [student.classes[i] for i in distiller.mine]
     what = [f"{k} x {v:g}" for k, v in distiller.gains.items() if v and k != "features"]
-    if distiller.strides: what.append(f"features x {distiller.gains['features']:g} at strides {', '.join(map(str, distiller.strides))}")
+    if distiller.strides:
+        what.append(f"features x {distiller.gains['features']:g} at strides {', '.join(map(str, distiller.strides))}")
     return "teacher", f"{teacher.name}, {path}", f"{'; '.join(what)}; classes {', '.join(known)}"

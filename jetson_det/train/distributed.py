@@ -35,7 +35,9 @@ from .callbacks import Callback, Evaluate, StopOnSignal, TrainingError
 # %% ../../nbs/32_train.distributed.ipynb #af3a1c2b
 class World:
     "A process alone: there is nothing to agree on."
-    rank, local_rank, size = 0, 0, 1
+    rank = 0
+    local_rank = 0
+    size = 1
     stop = "" # why all are to stop after this step
     active = 1 # processes that have a micro-batch in the present round
     ragged = False # whether some have none in the last round of this step
@@ -44,15 +46,25 @@ class World:
     @property
     def main(self)->bool: return self.rank == 0 # the one that writes and speaks
 
-    def ask(self, reason:str): "Wish to stop; all agree on it in their next step."; self.stop = reason
+    def ask(self, reason:str):
+        "Wish to stop; all agree on it in their next step."
+        self.stop = reason
     def all_sum(self, tensors): "Add tensors up over the processes, in place."
     def broadcast(self, tensors): "The first process's values in all, in place."
     def barrier(self): "Wait for all."
-    def gather(self, value)->list: "Everyone's value, in the order of the ranks."; return [value]
-    def share(self, value): "The first process's value."; return value
-    def fail(self, error)->int: "Tell the others what ends this process; its exit code."; return self.speak(error) if self.speak else 1
+    def gather(self, value)->list:
+        "Everyone's value, in the order of the ranks."
+        return [value]
+    def share(self, value):
+        "The first process's value."
+        return value
+    def fail(self, error)->int:
+        "Tell the others what ends this process; its exit code."
+        return self.speak(error) if self.speak else 1
     def close(self): "Leave, when all have come to the end."
-    def __deepcopy__(self, memo): "Copies of a network share it."; return self
+    def __deepcopy__(self, memo):
+        "Copies of a network share it."
+        return self
 
 # %% ../../nbs/32_train.distributed.ipynb #58161337
 def steps_of(
@@ -91,7 +103,8 @@ class RankLoader:
         world:World,
         group:int, # micro-batches in a step
     ):
-        self.loader, self.recipe = loader, loader.recipe
+        self.loader = loader
+        self.recipe = loader.recipe
         self.mine = [b for b in range(len(loader)) if b % group % world.size == world.rank]
         loader.recipe = RankRecipe(loader.recipe, self.mine)
 
@@ -118,7 +131,8 @@ def process_lives(
 )->bool: # a zombie does not
     "Is it running?"
     try:
-        if os.path.isdir("/proc/self"): return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        if os.path.isdir("/proc/self"):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
         os.kill(pid, 0)
     except (OSError, IndexError): return False
     return True
@@ -130,7 +144,8 @@ def claim(
     "Put an error into the store, unless there is one."
     try:
         if store.add("failed", 1) != 1: return False
-        store.set("why", json.dumps([type(error).__name__, isinstance(error, InputError), " ".join(str(error).split())]))
+        store.set("why", json.dumps([type(error).__name__,
+                                     isinstance(error, InputError), " ".join(str(error).split())]))
     except RuntimeError: print(f"error: {error}", file=sys.stderr, flush=True) # whoever kept the store is gone
     return True
 
@@ -143,7 +158,10 @@ class Watch(threading.Thread):
         parent:int=0, # number of the process that started it all; 0: this one's parent
     ):
         super().__init__(daemon=True)
-        self.peers, self.leave, self.parent, self.over = peers, leave, parent or os.getppid(), threading.Event()
+        self.peers = peers
+        self.leave = leave
+        self.parent = parent or os.getppid()
+        self.over = threading.Event()
 
     def lost(self,
         patience:float=0., # seconds to wait for one to go
@@ -173,7 +191,8 @@ def with_parent(
     finally: watch.over.set()
 
 # %% ../../nbs/32_train.distributed.ipynb #c481a4d4
-TIMEOUT = 1800. # seconds for a sum or a barrier, longer than any evaluation; who died is found by the watch, not by waiting
+# seconds for a sum or a barrier, longer than any evaluation; who died is found by the watch, not by waiting
+TIMEOUT = 1800.
 
 def _identity()->tuple: # (host and space of process numbers, process number)
     "What another process needs to see whether this one lives."
@@ -188,15 +207,31 @@ class Processes(World):
         size:int, # processes
         local_rank:int, # number on this host: that of its GPU
         timeout:float=TIMEOUT, # seconds
-        speak=None, # called with the error that ends all, in the process that is the one to say it; returns the exit code
+        # called with the error that ends all, in the process that is the one to say it; returns the exit code
+        speak=None,
         parent:int=0, # number of the process that started it all; 0: this one's parent
     ):
-        self.rank, self.size, self.local_rank, self.active, self.speak = rank, size, local_rank, size, speak
-        self.store, self.asked, self.names, self.groups = dist.PrefixStore("jetson_det", store), "", {}, {}
+        self.rank = rank
+        self.size = size
+        self.local_rank = local_rank
+        self.active = size
+        self.speak = speak
+        self.store = dist.PrefixStore("jetson_det", store)
+        self.asked = ""
+        self.names = {}
+        self.groups = {}
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=dist.PrefixStore("sums", store), rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
-        host, self.lock, self.code = _identity()[0], threading.Lock(), None
-        self.watch = Watch({r: pid for r, (h, pid) in enumerate(self.gather(_identity())) if h == host and r != rank}, lambda e: os._exit(self.fail(e)), parent)
+        dist.init_process_group(backend,
+                                store=dist.PrefixStore("sums", store),
+                                rank=rank,
+                                world_size=size,
+                                timeout=timedelta(seconds=timeout))
+        host = _identity()[0]
+        self.lock = threading.Lock()
+        self.code = None
+        self.watch = Watch({r: pid
+                            for r, (h, pid) in enumerate(self.gather(_identity()))
+                            if h == host and r != rank}, lambda e: os._exit(self.fail(e)), parent)
         self.watch.start()
 
     def ask(self, reason:str): self.asked = reason
@@ -242,7 +277,8 @@ def sum_step(
 )->dict: # name -> number
     "Sum gradients, in place, and figures over the processes."
     if world.size == 1: return figures
-    if key not in world.names: world.names[key] = world.share(list(figures)) # the first process has a micro-batch in every step
+    # the first process has a micro-batch in every step
+    if key not in world.names: world.names[key] = world.share(list(figures))
     there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
     numbers = torch.tensor([figures.get(n, 0.) for n in world.names[key]] + [float(bool(world.asked))])
     grads = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
@@ -285,11 +321,15 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         group = self.world.groups.get(self.world.active)
         self.num_batches_tracked.add_(1)
         if x.is_cuda:
-            return cuda_batch_norm.apply(x.contiguous(memory_format=torch.channels_last) if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous(),
-                                         self.weight, self.bias, self.running_mean, self.running_var, self.eps, self.momentum, group, self.world.active)
-        f, column = x.float(), (1, -1, 1, 1)
+            return cuda_batch_norm.apply(
+                x.contiguous(memory_format=torch.channels_last) if x.is_contiguous(
+                    memory_format=torch.channels_last) else x.contiguous(), self.weight, self.bias, self.running_mean,
+                self.running_var, self.eps, self.momentum, group, self.world.active)
+        f = x.float()
+        column = (1, -1, 1, 1)
         total = _Summed.apply(torch.cat([f.sum((0, 2, 3)), f.new_tensor([f.numel() / f.shape[1]])]), group)
-        mean, n = total[:-1] / total[-1].detach(), total[-1].detach()
+        mean = total[:-1] / total[-1].detach()
+        n = total[-1].detach()
         centred = f - mean.view(column)
         var = _Summed.apply(centred.square().sum((0, 2, 3)), group) / n
         with torch.no_grad():
@@ -313,7 +353,8 @@ def plan_rounds(
     group:int, # in a step
 ):
     "Make the groups of processes that have a micro-batch at the same time, where these are not all or one."
-    for k in sorted({n % world.size for n in (group, batches % group)} - {0, 1}): world.groups[k] = dist.new_group(range(k))
+    for k in sorted({n % world.size for n in (group, batches % group)} - {0, 1}):
+        world.groups[k] = dist.new_group(range(k))
 
 def hand_on(
     world:World,
@@ -353,8 +394,12 @@ class CheckRanks(Callback):
     def after_epoch(self, trainer):
         sums = trainer.world.gather((checksum(trainer.stepper.model), checksum(trainer.stepper.shipped)))
         others = [r for r, s in enumerate(sums) if s != sums[0]]
-        if others: raise TrainingError(f"after step {trainer.step} the weights of process {others[0]} differ from those of process 0 "
-                                       f"(sums {sums[others[0]]} and {sums[0]}): the devices don't compute alike, or a callback changed one of them alone")
+        if others:
+            raise TrainingError(
+                f"after step {trainer.step} the weights of process {others[0]} differ from those of process 0 (sums"
+                f" {sums[others[0]]} and {sums[0]}): the devices don't compute alike, or a callback changed one of them"
+                " alone"
+            )
 
 # %% ../../nbs/32_train.distributed.ipynb #60eccf92
 def callbacks_of(
@@ -363,7 +408,10 @@ def callbacks_of(
 )->list: # those that run in this process
     "All in the first process; in the others those that evaluate, stop, or say `everywhere = True`."
     if world.size == 1: return callbacks
-    return [CheckRanks(), *(c for c in callbacks if world.main or isinstance(c, (Evaluate, StopOnSignal)) or getattr(c, "everywhere", False))]
+    return [
+        CheckRanks(), *(c for c in callbacks
+                        if world.main or isinstance(c, (Evaluate, StopOnSignal)) or getattr(c, "everywhere", False))
+    ]
 
 @contextmanager
 def main_first(
@@ -387,24 +435,39 @@ def evaluate_shared(
     "`evaluate.coco.evaluate` by all processes together. Raises InputError in all of them."
     from jetson_det.evaluate.coco import coco_stats, evaluate
     if world.size == 1: return evaluate(session, ds, confidence, iou, max_detections, progress=progress)
-    start, outcome = time.perf_counter(), None
-    parts = world.gather(_share_of_images(world, session, ds, dict(confidence=confidence, iou=iou, max_detections=max_detections * len(session.contract.classes))))
+    start = time.perf_counter()
+    outcome = None
+    parts = world.gather(
+        _share_of_images(
+            world, session, ds,
+            dict(confidence=confidence, iou=iou, max_detections=max_detections*len(session.contract.classes))))
     if world.main:
         wrong = [p for p in parts if isinstance(p, str)]
-        try: outcome = wrong[0] if wrong else coco_stats(ds, [parts[i % world.size][i // world.size] for i in range(len(ds))], session.contract.classes, max_detections)
+        try:
+            outcome = wrong[0] if wrong else coco_stats(
+                ds, [parts[i % world.size][i // world.size]
+                     for i in range(len(ds))], session.contract.classes, max_detections)
         except InputError as e: outcome = str(e)
     shared = world.share(replace(outcome, detections=[]) if outcome and not isinstance(outcome, str) else outcome)
     if isinstance(shared, str): raise InputError(shared)
     result = outcome or shared
     result.seconds = dict(total=time.perf_counter() - start)
-    result.settings = dict(confidence=confidence, iou=iou, max_detections=max_detections, model=session.contract.name, data=ds.fingerprint())
+    result.settings = dict(confidence=confidence,
+                           iou=iou,
+                           max_detections=max_detections,
+                           model=session.contract.name,
+                           data=ds.fingerprint())
     return result
 
 def _share_of_images(world, session, ds, settings): # a list of Detections, or what went wrong
     "This process's images through the session."
     from jetson_det.evaluate.coco import _read_ahead, _set
     try:
-        with _set(session, **settings): return [d for images in _read_ahead(ds.subset(range(world.rank, len(ds), world.size)), 1) for d in session(images)]
+        with _set(session, **settings):
+            return [
+                d for images in _read_ahead(ds.subset(range(world.rank, len(ds), world.size)), 1)
+                for d in session(images)
+            ]
     except InputError as e: return str(e)
 
 # %% ../../nbs/32_train.distributed.ipynb #00ae31c1
@@ -433,14 +496,17 @@ def _passing_on(ranks):
     def handle(number, _):
         for p in ranks: p.pid and p.exitcode is None and os.kill(p.pid, signal.SIGKILL if seen else number)
         seen.append(number)
-    if threading.current_thread() is threading.main_thread(): old = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is threading.main_thread():
+        old = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try: yield seen
     finally:
         for n, handler in old.items(): signal.signal(n, handler)
 
 def _wait_for(ranks):
-    "Until all have ended; when one has failed the others get a few seconds. (rank, exit code) of those that failed first."
-    end, first = float("inf"), []
+    """Until all have ended; when one has failed the others get a few seconds. (rank, exit code) of those that failed
+    first."""
+    end = float("inf")
+    first = []
     while alive := [p for p in ranks if p.exitcode is None]:
         wait([p.sentinel for p in alive], timeout=.5)
         first = first or [(r, p.exitcode) for r, p in enumerate(ranks) if p.exitcode]
@@ -452,12 +518,18 @@ def _wait_for(ranks):
 # %% ../../nbs/32_train.distributed.ipynb #b4937d20
 def _what_failed(failed, store, signals)->Exception:
     "The error of the process that failed first."
-    kind, wrong_input, text = json.loads(store.get("why")) if store.check(["why"]) else ("PeerLost", False, "the processes ended")
+    kind, wrong_input, text = json.loads(store.get("why")) if store.check(["why"]) else ("PeerLost", False,
+                                                                                         "the processes ended")
     killed = [(r, -code) for r, code in failed if code < 0]
-    if signals and kind in ("PeerLost", "KeyboardInterrupt"): return TrainingError(f"stopped by {signal.Signals(signals[0]).name}; what was saved before is whole")
+    if signals and kind in ("PeerLost", "KeyboardInterrupt"):
+        return TrainingError(f"stopped by {signal.Signals(signals[0]).name}; what was saved before is whole")
     if kind == "PeerLost" and killed:
         r, number = killed[0]
-        text = f"process {r} was ended by {signal.Signals(number).name}{' (often a lack of memory)' if number == 9 else ''}; what was saved before is whole"
+        text = (
+            f"process {r} was ended by"
+            f" {signal.Signals(number).name}{' (often a lack of memory)' if number == 9 else ''}; what was saved before"
+            " is whole"
+        )
     elif kind not in ("TrainingError", "InputError", "PeerLost"): text = f"{kind}: {text}"
     return (InputError if wrong_input else TrainingError)(text)
 
@@ -468,10 +540,15 @@ def launch(
     timeout:float=TIMEOUT, # seconds for a sum or a barrier
     start:str="spawn", # how processes begin; fork can't be with CUDA
 ): # what `target` returned in the first process: JSON values
-    "Run a function in several processes. Raises the InputError or TrainingError of the one that failed; then all have ended."
+    """Run a function in several processes. Raises the InputError or TrainingError of the one that failed; then all
+    have ended."""
     context = multiprocessing.get_context(start)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = [context.Process(target=_rank, args=(target, r, processes, store.port, timeout, os.getpid(), args), name=f"rank-{r}") for r in range(processes)]
+    ranks = [
+        context.Process(target=_rank,
+                        args=(target, r, processes, store.port, timeout, os.getpid(), args),
+                        name=f"rank-{r}") for r in range(processes)
+    ]
     with _passing_on(ranks) as signals:
         try:
             for p in ranks: p.start()

@@ -33,9 +33,12 @@ class ModelEMA:
         tau:float=2000., # steps in which it gets there
     ):
         self.module = deepcopy(model).eval().requires_grad_(False)
-        self.decay, self.tau, self.updates = decay, tau, 0
+        self.decay = decay
+        self.tau = tau
+        self.updates = 0
         pairs = list(zip(_tensors(self.module), _tensors(model)))
-        self.floating = [list(side) for side in zip(*(p for p in pairs if p[0].is_floating_point()))] # averages, and what they follow
+        # averages, and what they follow
+        self.floating = [list(side) for side in zip(*(p for p in pairs if p[0].is_floating_point()))]
         self.counters = [p for p in pairs if not p[0].is_floating_point()]
 
     @torch.no_grad()
@@ -51,11 +54,13 @@ def _tensors(model)->list:
 
 # %% ../../nbs/30_train.ema.ipynb #897f2953
 class ModelSWA:
-    "The equal average of a network's weights at several moments. Buffers are those of the last one: `refresh_batchnorm` measures them anew."
+    """The equal average of a network's weights at several moments. Buffers are those of the last one:
+    `refresh_batchnorm` measures them anew."""
     def __init__(self,
         model, # the network that is trained, on the device where it stays
     ):
-        self.module, self.count = deepcopy(model).eval().requires_grad_(False), 0
+        self.module = deepcopy(model).eval().requires_grad_(False)
+        self.count = 0
         self.weights = [list(self.module.parameters()), list(model.parameters())]
         self.buffers = list(zip(self.module.buffers(), model.buffers()))
 
@@ -87,7 +92,10 @@ def learning_norms(
     model, # the network as it is trained
 )->list: # names of modules
     "The BatchNorm layers whose statistics follow the batches."
-    return [n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.running_mean is not None]
+    return [
+        n for n, m in model.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.running_mean is not None
+    ]
 
 @torch.no_grad()
 def refresh_batchnorm(
@@ -95,9 +103,12 @@ def refresh_batchnorm(
     inputs, # what `forward` takes, batch by batch, on the network's device
     names, # the layers to refresh, as of `learning_norms`
 )->int: # batches seen
-    "New running statistics: the mean over the batches. Everything else is in evaluation mode meanwhile. Nothing happens without batches."
-    modes, norms = [(m, m.training) for m in model.modules()], [model.get_submodule(n) for n in names]
-    momenta, seen = [m.momentum for m in norms], 0
+    """New running statistics: the mean over the batches. Everything else is in evaluation mode meanwhile. Nothing
+    happens without batches."""
+    modes = [(m, m.training) for m in model.modules()]
+    norms = [model.get_submodule(n) for n in names]
+    momenta = [m.momentum for m in norms]
+    seen = 0
     model.eval()
     try:
         for x in inputs if norms else ():
@@ -135,12 +146,19 @@ class BestSteps:
 def average_weights(
     states, # of {name: tensor}; a generator keeps one of them in memory at a time
 )->dict: # name -> tensor
-    "The equal average; what does not float is that of the first. Raises InputError when they are of different networks, or none."
+    """The equal average; what does not float is that of the first. Raises InputError when they are of different
+    networks, or none."""
     total, count = {}, 0
     for state in states:
         shapes = {k: v.shape for k, v in state.items()}
-        if not count: total, first = {k: v.to(torch.float64, copy=True) if v.is_floating_point() else v.clone() for k, v in state.items()}, {k: v.dtype for k, v in state.items()}
-        elif shapes != {k: v.shape for k, v in total.items()}: raise InputError("the weights to average are of different networks")
+        if not count:
+            total = {
+                k: v.to(torch.float64, copy=True) if v.is_floating_point() else v.clone()
+                for k, v in state.items()
+            }
+            first = {k: v.dtype for k, v in state.items()}
+        elif shapes != {k: v.shape for k, v in total.items()}:
+            raise InputError("the weights to average are of different networks")
         else:
             for k, v in state.items():
                 if v.is_floating_point(): total[k] += v.double()

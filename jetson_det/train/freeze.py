@@ -35,17 +35,24 @@ def plan_freeze(
     freeze_until_epoch:int=0, # epochs after which all of them learn; 0: they never do
     unfreeze=None, # epochs done -> names of stages that learn from then on; they are frozen until then
 )->FreezePlan:
-    "The three settings as one plan; `unfreeze` wins over `freeze_until_epoch`. Raises InputError for what can't be meant."
-    stages, unfreeze = list(stages), unfreeze or {}
+    """The three settings as one plan; `unfreeze` wins over `freeze_until_epoch`. Raises InputError for what can't be
+    meant."""
+    stages = list(stages)
+    unfreeze = unfreeze or {}
     thaws = {s: 0 for s in stages} | {_known(s, stages, "freeze"): freeze_until_epoch or None for s in freeze}
-    if freeze_until_epoch and not freeze: raise InputError(f"train.freeze_until_epoch: {freeze_until_epoch}, but train.freeze names no stage: {', '.join(stages)}")
+    if freeze_until_epoch and not freeze:
+        raise InputError(
+            f"train.freeze_until_epoch: {freeze_until_epoch}, but train.freeze names no stage: {', '.join(stages)}")
     named = {}
     for epoch, names in sorted(unfreeze.items()):
         if epoch < 1: raise InputError(f"train.unfreeze: after {epoch} epochs; 1 is the first that can be waited for")
         for s in names:
-            if named.setdefault(_known(s, stages, "unfreeze"), epoch) != epoch: raise InputError(f"train.unfreeze: {s!r} thaws after {named[s]} epochs and again after {epoch}")
+            if named.setdefault(_known(s, stages, "unfreeze"), epoch) != epoch:
+                raise InputError(f"train.unfreeze: {s!r} thaws after {named[s]} epochs and again after {epoch}")
     plan = FreezePlan(thaws | named)
-    if stages and not plan.at(0): raise InputError(f"train.freeze: every stage is frozen in the first epoch; at least one of {', '.join(stages)} must learn")
+    if stages and not plan.at(0):
+        raise InputError(
+            f"train.freeze: every stage is frozen in the first epoch; at least one of {', '.join(stages)} must learn")
     return plan
 
 def _known(name, stages, key)->str:
@@ -60,9 +67,16 @@ class Freezer:
         model, # Detector in training mode; stages that never learn are frozen at once
         plan:FreezePlan, # of `plan_freeze`
     ):
-        self.plan, parts = plan, {s: [m for part in parts for m in part.modules()] for s, parts in model.stages().items()}
+        self.plan = plan
+        parts = {s: [m for part in parts for m in part.modules()] for s, parts in model.stages().items()}
         self.modules = {s: [m for m in ms if m.training] for s, ms in parts.items()}
-        self.params = {s: [p for m in ms for p in m.parameters(recurse=False) if p.requires_grad] for s, ms in parts.items()}
+        self.params = {
+            s: [p
+                for m in ms
+                for p in m.parameters(recurse=False)
+                if p.requires_grad]
+            for s, ms in parts.items()
+        }
         self._set([s for s, at in plan.thaws.items() if at is None], False)
 
     def apply(self,

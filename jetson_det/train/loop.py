@@ -21,11 +21,19 @@ from ..data.augment.on_device import pixel_table
 from ..data.open import split_settings
 from ..models.zoo import count_params
 from ..runtime.files import write_json_atomic
-from .callbacks import (DiskWatch, EarlyStop, EpochLine, Evaluate, MetricsTable, OverfitStop, Progress, ResourceLog, SaveBadBatch, SaveCheckpoints,
-                                        StopOnSignal, TrainingError, duration, peak_memory)
+from .callbacks import (DiskWatch, EarlyStop, EpochLine, Evaluate, MetricsTable, OverfitStop, Progress,
+                                        ResourceLog, SaveBadBatch, SaveCheckpoints, StopOnSignal, TrainingError,
+                                        duration, peak_memory)
 from .trackers import Tracking, make_trackers
-from ..models.checkpoint import list_checkpoints, load_checkpoint, newest_whole, save_checkpoint, whole_checkpoints
-from . import distributed; from jetson_det.train import allocator as heap
+from jetson_det.models.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    newest_whole,
+    save_checkpoint,
+    whole_checkpoints,
+)
+from . import distributed
+from . import allocator as heap
 from .data import balance_of, labelled_split, make_loader, settle, training_data
 from .distributed import World, callbacks_of, main_first, plan_rounds, share_of, steps_of
 from .distill import make_distiller, teacher_row
@@ -35,15 +43,26 @@ from .memory import TooLarge, auto_batch, continue_on_cpu, lost_device
 from .optim import lr_at, lr_rule, make_schedule, plan_phases, schedule_text, warmup_epochs
 from .step import LossMeter, NotFinite, Stepper, all_finite, build_model, norms_text, pick_device
 from .compile import compile_model, deterministic, not_deterministic
-from .run_folder import check_run_folder, check_same_data, default_run_folder, hold_run, origin_of, write_run_folder
+from jetson_det.train.run_folder import (
+    check_run_folder,
+    check_same_data,
+    default_run_folder,
+    hold_run,
+    origin_of,
+    write_run_folder,
+)
 
 # %% ../../nbs/38_train.loop.ipynb #5add17c8
 class Counts:
     "How far a training is, and what its steps have said."
     def __init__(self):
         self.epoch = self.batch = self.step = 0 # done so far: epochs, micro-batches of the next one, optimizer steps
-        self.seconds, self.clock = 0., time.perf_counter()
-        self.meter, self.epoch_meter, self.recent = LossMeter(), LossMeter(), deque(maxlen=50) # of the last step, of this epoch; (images, seconds) of steps
+        self.seconds = 0.
+        self.clock = time.perf_counter()
+        # of the last step, of this epoch; (images, seconds) of steps
+        self.meter = LossMeter()
+        self.epoch_meter = LossMeter()
+        self.recent = deque(maxlen=50)
 
     def count(self,
         meter:LossMeter, # of a step
@@ -53,7 +72,9 @@ class Counts:
         "Take a step's figures into account."
         taken = time.perf_counter() - self.clock
         self.recent.append((meter.images, taken))
-        self.meter, self.epoch_meter, self.seconds = meter, self.epoch_meter + meter, self.seconds + taken
+        self.meter = meter
+        self.epoch_meter = self.epoch_meter + meter
+        self.seconds = self.seconds + taken
         self.step, self.batch = self.step + 1, min(self.batch + group, batches)
 
     losses = property(lambda self: self.meter.losses)
@@ -66,13 +87,22 @@ def halve(
     error:TooLarge, # of its step
 ):
     "Smaller pieces from now on, once. Raises TrainingError where they are small already."
-    stepper, size, step, frozen = trainer.stepper, trainer.cfg.train.batch_size, trainer.step + 1, trainer.cfg.train.freeze_bn
+    stepper = trainer.stepper
+    size = trainer.cfg.train.batch_size
+    step = trainer.step + 1
+    frozen = trainer.cfg.train.freeze_bn
     if stepper.pieces > 1 or size == 1:
-        raise TrainingError(f"{error}, in pieces of {-(-size // stepper.pieces)} images, in step {step}; a smaller train.batch_size (with a larger train.accumulate), "
-                            f"a smaller model or input, or train.precision=bf16 may help; what was saved before is whole")
+        raise TrainingError(
+            f"{error}, in pieces of {-(-size // stepper.pieces)} images, in step {step}; a smaller train.batch_size"
+            " (with a larger train.accumulate), a smaller model or input, or train.precision=bf16 may help; what was"
+            " saved before is whole"
+        )
     stepper.pieces = 2
-    trainer.say(f"OUT OF MEMORY in step {step}: {error}. The step is taken again, and all others from now on, in micro-batches of {-(-size // 2)} instead of {size} "
-                f"and twice as many of them: the same gradient" + ("" if frozen else ", but BatchNorm's statistics are those of the smaller ones"))
+    trainer.say(
+        f"OUT OF MEMORY in step {step}: {error}. The step is taken again, and all others from now on, in micro-batches"
+        f" of {-(-size // 2)} instead of {size} and twice as many of them: the same gradient"
+        + ("" if frozen else ", but BatchNorm's statistics are those of the smaller ones")
+    )
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 # %% ../../nbs/38_train.loop.ipynb #f1fd1664
@@ -89,28 +119,45 @@ class Trainer(Counts):
     ):
         super().__init__()
         self.world = world = world or World()
-        t, self.cfg, self.ds, self.out, self.say = cfg.train, cfg, ds, Path(out), say
+        t = cfg.train
+        self.cfg = cfg
+        self.ds = ds
+        self.out = Path(out)
+        self.say = say
         if t.threads: torch.set_num_threads(t.threads)
         torch.manual_seed(t.seed)
         self.train = labelled_split(ds, "train")
         self.val = self.train if t.overfit_batches else labelled_split(ds, "val", needed=False)
-        device, (repeats, weights) = pick_device(t.device, t.precision, world), balance_of(cfg, self.train, say)
+        device = pick_device(t.device, t.precision, world)
+        (repeats, weights) = balance_of(cfg, self.train, say)
         if device.type == "cpu": heap.keep_memory()
-        model = build_model(cfg, ds.classes, device, None if checkpoint else make_loader(cfg, self.train, plain=True), say, checkpoint.contract.extra.get("pruned") if checkpoint else None)
+        model = build_model(cfg, ds.classes, device, None if checkpoint else make_loader(cfg, self.train, plain=True),
+                            say,
+                            checkpoint.contract.extra.get("pruned") if checkpoint else None)
         if weights is not None: model.class_weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self.origin = checkpoint.contract.extra.get("origin") if checkpoint else origin_of(cfg.model.weights)
-        self.group = checkpoint.state.get("group", t.accumulate) if checkpoint else t.accumulate * world.size # micro-batches in a step, over all processes
+        # micro-batches in a step, over all processes
+        self.group = checkpoint.state.get("group", t.accumulate) if checkpoint else t.accumulate * world.size
         self.stepper = Stepper(model, t, t.batch_size * self.group, world, make_distiller(cfg.distill, model))
         self.loader = share_of(make_loader(cfg, self.train, repeats, device, say=say), world, self.group)
-        if t.compile: compile_model(model, dynamic=cfg.augment.multiscale > 0, say=say) # the average has its copy by now
+        # the average has its copy by now
+        if t.compile: compile_model(model, dynamic=cfg.augment.multiscale > 0, say=say)
         plan_rounds(world, len(self.loader), self.group)
         per_epoch = -(-len(self.loader) // self.group)
         self.phases = plan_phases(t.epochs, warmup_epochs(t, per_epoch), t.no_aug_epochs)
         self.schedule = make_schedule(t, self.phases, per_epoch, t.batch_size * self.group)
-        self.epochs, self.steps, self.images_all = t.epochs, self.schedule.steps, t.epochs * self.loader.recipe.samples
-        self.peak, self.lr, self.lr_factor, self.best, self.metrics, self.in_tail = 0, 0., 1., None, {}, False
+        self.epochs = t.epochs
+        self.steps = self.schedule.steps
+        self.images_all = t.epochs * self.loader.recipe.samples
+        self.peak = 0
+        self.lr = 0.
+        self.lr_factor = 1.
+        self.best = None
+        self.metrics = {}
+        self.in_tail = False
         self.kept = set() # steps whose checkpoints must stay
-        self.callbacks, self.resumed = callbacks_of(world, default_callbacks() if callbacks is None else callbacks), checkpoint is not None
+        self.callbacks = callbacks_of(world, default_callbacks() if callbacks is None else callbacks)
+        self.resumed = checkpoint is not None
         if checkpoint: restore(self, checkpoint)
 
     def fit(self):
@@ -120,7 +167,8 @@ class Trainer(Counts):
             while self.epoch < self.epochs:
                 self.in_tail = self.epoch >= self.epochs - self.phases.tail
                 self.stepper.model.progress = self.epoch / max(self.cfg.train.epochs - 1, 1)
-                if thawed := self.stepper.freezer.apply(self.epoch): self.say(f"epoch {self.epoch + 1}: {', '.join(thawed)} learn from now on")
+                if thawed := self.stepper.freezer.apply(self.epoch):
+                    self.say(f"epoch {self.epoch + 1}: {', '.join(thawed)} learn from now on")
                 batches = self.loader.epoch(self.epoch, start=self.batch, augment=not self.in_tail)
                 try:
                     for group in steps_of(self.world, batches, self.batch, len(self.loader), self.group):
@@ -130,7 +178,8 @@ class Trainer(Counts):
                 except TooLarge as e:
                     halve(self, e)
                     continue # with the same step
-                self.epoch, self.batch = self.epoch + 1, 0
+                self.epoch = self.epoch + 1
+                self.batch = 0
                 self.call("after_epoch")
                 self.epoch_meter = LossMeter()
             self.call("after_train")
@@ -152,18 +201,35 @@ class Trainer(Counts):
 
     def ship(self, model):
         "Write weights as the ones that ship, without what a training would need."
-        save_checkpoint(self.out/"best", model, None, None, dict(epoch=self.epoch, step=self.step, best=self.best), contract_of(self))
+        save_checkpoint(self.out/"best", model, None, None, dict(epoch=self.epoch, step=self.step, best=self.best),
+                        contract_of(self))
 
-    stop_reason = property(lambda self: self.world.stop, lambda self, reason: self.world.ask(reason)) # of several processes all stop after the same step
-    peak_memory = property(lambda self: max(self.peak, peak_memory(self.stepper.device))) # bytes, those before a resume too
-    images_done = property(lambda self: self.epoch * self.loader.recipe.samples + min(self.batch * self.cfg.train.batch_size, self.loader.recipe.samples))
+    # of several processes all stop after the same step
+    stop_reason = property(lambda self: self.world.stop, lambda self, reason: self.world.ask(reason))
+    # bytes, those before a resume too
+    peak_memory = property(lambda self: max(self.peak, peak_memory(self.stepper.device)))
+    images_done = property(lambda self: self.epoch*self.loader.recipe.samples + min(
+        self.batch*self.cfg.train.batch_size, self.loader.recipe.samples))
     go_on = property(lambda self: f"go on with: jetson-det train --out {self.out} --resume")
 
 # %% ../../nbs/38_train.loop.ipynb #c52f1830
 def default_callbacks()->list:
     "What every training does, in this order."
-    return [Progress(), Evaluate(), EpochLine(), MetricsTable(), EarlyStop(), OverfitStop(), Tracking(), Averages(), SaveCheckpoints(), SaveBadBatch(),
-            DiskWatch(), ResourceLog(), StopOnSignal()]
+    return [
+        Progress(),
+        Evaluate(),
+        EpochLine(),
+        MetricsTable(),
+        EarlyStop(),
+        OverfitStop(),
+        Tracking(),
+        Averages(),
+        SaveCheckpoints(),
+        SaveBadBatch(),
+        DiskWatch(),
+        ResourceLog(),
+        StopOnSignal()
+    ]
 
 class LossNotFinite(TrainingError): "A loss, a gradient or an output is infinite or no number."
 class DeviceLost(TrainingError): "The GPU is of no more use to this process."
@@ -177,13 +243,23 @@ def explained(
     except NotFinite as e:
         for callback in trainer.callbacks: callback.not_finite(trainer, e)
         names = ", ".join(trainer.train.paths[e.indices.numpy()])
-        raise LossNotFinite(f"{e.what} is not finite in epoch {trainer.epoch + 1}, step {trainer.step + 1} (images {names}); nothing of this step was kept; "
-                            f"a lower train.lr_per_image, train.clip or train.precision=fp32 may help") from None
+        raise LossNotFinite(
+            f"{e.what} is not finite in epoch {trainer.epoch + 1}, step {trainer.step + 1} (images {names}); nothing of"
+            " this step was kept; a lower train.lr_per_image, train.clip or train.precision=fp32 may help"
+        ) from None
     except RuntimeError as e:
-        if op := not_deterministic(e): raise TrainingError(f"train.deterministic: {op} has no deterministic form on {trainer.stepper.device}; train.deterministic=false, or train.device=cpu") from e
+        if op := not_deterministic(e):
+            raise TrainingError(
+                f"train.deterministic: {op} has no deterministic form on {trainer.stepper.device};"
+                " train.deterministic=false, or train.device=cpu"
+            ) from e
         if not lost_device(e): raise
-        raise DeviceLost(f"{trainer.stepper.device} is lost: {str(e).splitlines()[0]}; what was saved before is whole; {trainer.go_on}") from e
-    except OSError as e: raise TrainingError(f"{e}; what was saved before is whole; make room, then {trainer.go_on}") from e
+        raise DeviceLost(
+            f"{trainer.stepper.device} is lost: {str(e).splitlines()[0]}; what was saved before is whole;"
+            f" {trainer.go_on}"
+        ) from e
+    except OSError as e:
+        raise TrainingError(f"{e}; what was saved before is whole; make room, then {trainer.go_on}") from e
     finally:
         for callback in trainer.callbacks: callback.finish(trainer)
         trainer.loader.close()
@@ -194,20 +270,37 @@ def training_state(
     trainer:Trainer,
 )->dict: # JSON values and tensors, for `save_checkpoint`
     "All that changes from step to step and is neither weight nor momentum."
-    s, cuda = trainer.stepper, torch.cuda.is_available()
-    return dict({k: getattr(trainer, k) for k in ("epoch", "batch", "group", "step", "seconds", "lr", "lr_factor", "best")}, peak=trainer.peak_memory,
-                epoch_meter=asdict(trainer.epoch_meter if trainer.batch else LossMeter()), micro=[trainer.cfg.train.batch_size, trainer.cfg.train.accumulate], callbacks={type(c).__name__: c.state() for c in trainer.callbacks if c.state()},
-                distiller=s.distiller and s.distiller.state_dict(), ema_updates=s.ema.updates if s.ema else 0, scaler=s.scaler.state_dict(),
-                rng=dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if cuda else []))
+    s = trainer.stepper
+    cuda = torch.cuda.is_available()
+    return dict(
+        {k: getattr(trainer, k)
+         for k in ("epoch", "batch", "group", "step", "seconds", "lr", "lr_factor", "best")},
+        peak=trainer.peak_memory,
+        epoch_meter=asdict(trainer.epoch_meter if trainer.batch else LossMeter()),
+        micro=[trainer.cfg.train.batch_size, trainer.cfg.train.accumulate],
+        callbacks={type(c).__name__: c.state()
+                   for c in trainer.callbacks
+                   if c.state()},
+        distiller=s.distiller and s.distiller.state_dict(),
+        ema_updates=s.ema.updates if s.ema else 0,
+        scaler=s.scaler.state_dict(),
+        rng=dict(cpu=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if cuda else []))
 
 def contract_of(
     trainer:Trainer,
 ): # runtime.contract.Contract
     "What the trained network will say of itself."
-    cfg, model = trainer.cfg, trainer.stepper.model
-    return model.contract(tuple(cfg.data.input_size), confidence=cfg.export.confidence, iou=cfg.export.iou,
-                                          dataset=trainer.ds.fingerprint(), config=cfg.fingerprint(),
-                                          extra={"split": split_settings(cfg.data, trainer.ds), "origin": trainer.origin, **({"pruned": model.pruned} if model.pruned else {})})
+    cfg = trainer.cfg
+    model = trainer.stepper.model
+    return model.contract(tuple(cfg.data.input_size),
+                          confidence=cfg.export.confidence,
+                          iou=cfg.export.iou,
+                          dataset=trainer.ds.fingerprint(),
+                          config=cfg.fingerprint(),
+                          extra={
+                              "split": split_settings(cfg.data, trainer.ds), "origin": trainer.origin,
+                              **({"pruned": model.pruned} if model.pruned else {})
+                          })
 
 # %% ../../nbs/38_train.loop.ipynb #85bc9455
 def restore(
@@ -215,11 +308,18 @@ def restore(
     ckpt, # Checkpoint
 ):
     "Put a training where it was. Raises InputError when the checkpoint is of another network or other classes."
-    now, s, state = contract_of(trainer), trainer.stepper, ckpt.state
+    now = contract_of(trainer)
+    s = trainer.stepper
+    state = ckpt.state
     for key in ("family", "name", "classes", "input_size"):
         if getattr(now, key) != getattr(ckpt.contract, key):
-            raise InputError(f"{ckpt.path}: {key} is {getattr(ckpt.contract, key)!r} there and {getattr(now, key)!r} in this training")
-    if ckpt.optimizer is None: raise InputError(f"{ckpt.path}: weights that ship, without the optimizer; resume from a checkpoint in checkpoints/")
+            raise InputError(
+                f"{ckpt.path}: {key} is {getattr(ckpt.contract, key)!r} there and {getattr(now, key)!r} in this"
+                " training"
+            )
+    if ckpt.optimizer is None:
+        raise InputError(
+            f"{ckpt.path}: weights that ship, without the optimizer; resume from a checkpoint in checkpoints/")
     if s.distiller: s.distiller.load_state_dict(state["distiller"])
     s.model.load_state_dict(ckpt.weights)
     s.optimizer.load_state_dict(ckpt.optimizer)
@@ -229,7 +329,8 @@ def restore(
     s.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"]["cpu"])
     if len(state["rng"]["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-    for key in ("epoch", "batch", "step", "seconds", "peak", "best", "lr", "lr_factor"): setattr(trainer, key, state[key])
+    for key in ("epoch", "batch", "step", "seconds", "peak", "best", "lr", "lr_factor"):
+        setattr(trainer, key, state[key])
     trainer.epoch_meter = LossMeter(**state["epoch_meter"])
     for c in trainer.callbacks:
         if type(c).__name__ in state["callbacks"]: c.load(trainer, state["callbacks"][type(c).__name__])
@@ -239,36 +340,61 @@ def resolved_rows(
     trainer:Trainer,
 )->list: # (name, value, rule) rows; the rule is empty where the value is as it was set
     "Batch, learning rates, schedule, precision: what the settings came to."
-    cfg, t, s, phases, n = trainer.cfg, trainer.cfg.train, trainer.schedule, trainer.phases, trainer.loader.recipe.samples
+    cfg = trainer.cfg
+    t = trainer.cfg.train
+    s = trainer.schedule
+    phases = trainer.phases
+    n = trainer.loader.recipe.samples
     splits = {k: int((trainer.ds.splits == k).sum()) for k in trainer.ds.split_names}
     per_epoch = s.steps // t.epochs
     return [
-        ("network", f"{trainer.stepper.model.name}, {count_params(trainer.stepper.model):.2f} M parameters to train", ""),
-        *([("pruned", f"{cfg.model.prune:.0%} of the work", "model.prune, of the weights that it began with")] if cfg.model.prune else []),
+        ("network", f"{trainer.stepper.model.name}, {count_params(trainer.stepper.model):.2f} M parameters to train",
+         ""),
+        *([("pruned", f"{cfg.model.prune:.0%} of the work",
+            "model.prune, of the weights that it began with")] if cfg.model.prune else []),
         *([teacher_row(trainer.stepper.distiller, cfg.distill.teacher)] if trainer.stepper.distiller else []),
         ("classes", ", ".join(trainer.ds.classes), ""),
         ("images", ", ".join(f"{k} {v}" for k, v in splits.items()), ""),
-        *([("balance", f"{n} images an epoch", f"repeat factors for classes in under {cfg.data.balance_threshold:.0%} of {len(trainer.train)} images")] if cfg.data.balance != "none" else []),
+        *([("balance", f"{n} images an epoch",
+            f"repeat factors for classes in under {cfg.data.balance_threshold:.0%} of {len(trainer.train)} images")]
+          if cfg.data.balance != "none" else []),
         *([("class weights", t.class_weights, "in the class loss")] if t.class_weights != "none" else []),
-        ("cache", cfg.data.cache, ""), ("augmentation", f"on the {'training device' if cfg.data.augment_on == 'device' else 'CPU'}", ""),
-        ("input size", "x".join(map(str, cfg.data.input_size)), "height x width" + (f"; {cfg.augment.multiscale} steps of 32 up and down" if cfg.augment.multiscale else "")),
+        ("cache", cfg.data.cache, ""),
+        ("augmentation", f"on the {'training device' if cfg.data.augment_on == 'device' else 'CPU'}", ""),
+        ("input size", "x".join(map(str, cfg.data.input_size)),
+         "height x width" + (f"; {cfg.augment.multiscale} steps of 32 up and down" if cfg.augment.multiscale else "")),
         ("device", str(trainer.stepper.device), f"train.device = {t.device}" if t.device == "auto" else ""),
         ("threads", torch.get_num_threads(), "" if t.threads else "torch's own choice"),
-        ("micro-batch", t.batch_size, ""), ("accumulation", t.accumulate, ""), ("devices", trainer.world.size, ""),
-        ("effective batch", t.batch_size * trainer.group, "micro-batch x accumulation x devices" + (", those of the beginning" if trainer.group != t.accumulate * trainer.world.size else "")),
-        ("steps", f"{s.steps} ({per_epoch} an epoch)", f"{n} images / {t.batch_size * trainer.group}, rounded up; the last step of an epoch counts by what it holds"),
+        ("micro-batch", t.batch_size, ""),
+        ("accumulation", t.accumulate, ""),
+        ("devices", trainer.world.size, ""),
+        ("effective batch", t.batch_size*trainer.group, "micro-batch x accumulation x devices" +
+         (", those of the beginning" if trainer.group != t.accumulate*trainer.world.size else "")),
+        ("steps", f"{s.steps} ({per_epoch} an epoch)",
+         f"{n} images / {t.batch_size * trainer.group}, rounded up; the last step of an epoch counts by what it holds"),
         ("optimizer", t.optimizer + (f", Lookahead every {t.lookahead} steps" if t.lookahead else ""), ""),
-        *[(f"learning rate of {g.get('name', i)}", s.lr * g.get("lr_scale", 1.), f"{lr_rule(t)}; weight decay {g['weight_decay']:g}; {len(g['params'])} tensors")
+        *[(f"learning rate of {g.get('name', i)}", s.lr*g.get("lr_scale", 1.),
+           f"{lr_rule(t)}; weight decay {g['weight_decay']:g}; {len(g['params'])} tensors")
           for i, g in enumerate(trainer.stepper.optimizer.param_groups)],
-        ("warm-up", f"{phases.warmup:g} epochs", phases.rule), ("main part", f"{t.epochs - phases.warmup - phases.tail:g} epochs", schedule_text(t, t.epochs)),
+        ("warm-up", f"{phases.warmup:g} epochs", phases.rule),
+        ("main part", f"{t.epochs - phases.warmup - phases.tail:g} epochs", schedule_text(t, t.epochs)),
         ("tail", f"{phases.tail} epochs", f"no mosaic, no mixup, L1 loss, learning rate {lr_at(s.steps - 1, s):g}"),
-        *([(f"stage {name}", f"{millions} M", when) for name, millions, when in freeze_rows(trainer.stepper.model, trainer.stepper.freezer.plan, t.epochs)] if t.freeze or t.unfreeze else []),
-        ("clip", t.clip or "off", ""), ("EMA", f"decay {t.ema_decay} over {t.ema_tau:g} steps" if t.ema else "off", ""),
-        ("precision", t.precision, ""), ("BatchNorm", norms_text(trainer.stepper.model), ""),
-        *([("average", f"the last {t.swa_epochs} epochs", "with BatchNorm measured anew; ships where it is better")] if t.swa_epochs else []),
-        *([("average", f"the {t.average_best} best epochs", "with BatchNorm measured anew; ships where it is better")] if t.average_best else []),
-        *([("overfit", f"the first {len(trainer.train)} images", "evaluated on themselves, without augmentation: a test of the recipe, not a detector")] if t.overfit_batches else []),
-        ("evaluation", f"every {t.eval_every} epochs and in each of the tail" if trainer.val is not None else "none", "" if trainer.val is not None else "there is no val split with boxes"),
+        *([(f"stage {name}", f"{millions} M", when)
+           for name, millions, when in freeze_rows(trainer.stepper.model, trainer.stepper.freezer.plan, t.epochs)]
+          if t.freeze or t.unfreeze else []),
+        ("clip", t.clip or "off", ""),
+        ("EMA", f"decay {t.ema_decay} over {t.ema_tau:g} steps" if t.ema else "off", ""),
+        ("precision", t.precision, ""),
+        ("BatchNorm", norms_text(trainer.stepper.model), ""),
+        *([("average", f"the last {t.swa_epochs} epochs",
+            "with BatchNorm measured anew; ships where it is better")] if t.swa_epochs else []),
+        *([("average", f"the {t.average_best} best epochs",
+            "with BatchNorm measured anew; ships where it is better")] if t.average_best else []),
+        *([("overfit", f"the first {len(trainer.train)} images",
+            "evaluated on themselves, without augmentation: a test of the recipe, not a detector")]
+          if t.overfit_batches else []),
+        ("evaluation", f"every {t.eval_every} epochs and in each of the tail" if trainer.val is not None else "none",
+         "" if trainer.val is not None else "there is no val split with boxes"),
     ]
 
 # %% ../../nbs/38_train.loop.ipynb #dc0dd817
@@ -308,9 +434,11 @@ def begin_log(
 # %% ../../nbs/38_train.loop.ipynb #466de85e
 def train(
     cfg, # Config
-    out=None, # run folder: a new one, or with `resume` that of the run; None: runs/ and a name made of network, data and settings
+    # run folder: a new one, or with `resume` that of the run; None: runs/ and a name made of network, data and settings
+    out=None,
     resume:bool=False, # go on from the newest whole checkpoint
-    world=None, # World, when this process is one of several (`train.distributed` starts them); None: the one that torchrun has made
+    # World, when this process is one of several (`train.distributed` starts them); None: the one that torchrun has made
+    world=None,
 )->dict: # split -> figures of the weights that ship, and how long it took; also in metrics.json
     "Train a detector. Raises InputError before anything is written, TrainingError when the work can't go on."
     if resume and not out: raise InputError("to resume, say which run: its folder (--out)")
@@ -330,7 +458,12 @@ def train(
     try:
         with hold_run(out) if world.main else nullcontext():
             if world.main: begin_log(trainer, resolved_rows(trainer), cfg)
-            if resume: say(f"resumed after epoch {trainer.epoch}, step {trainer.step}; lines above about later steps are of the training that broke off" + "".join(f"; {c}" for c in changed))
+            if resume:
+                say(
+                    f"resumed after epoch {trainer.epoch}, step {trainer.step}; lines above about later steps are of"
+                    " the training that broke off"
+                    + "".join(f"; {c}" for c in changed)
+                )
             return final_figures(fit_to_the_end(trainer))
     except DeviceLost as e:
         if cfg.train.fallback != "cpu": raise
@@ -348,7 +481,8 @@ def sized(
     "The settings, with `train.auto_batch` carried out; a resumed training keeps the micro-batch it began with."
     if not cfg.train.auto_batch: return cfg
     train = labelled_split(ds, "train")
-    held = 4 * pixel_table(train, tuple(cfg.data.input_size)).total if cfg.data.augment_on == "device" else 0 # the images themselves
+    # the images themselves
+    held = 4 * pixel_table(train, tuple(cfg.data.input_size)).total if cfg.data.augment_on == "device" else 0
     if not checkpoint: return auto_batch(cfg, train, held, world, say)
     cfg = cfg.model_copy(deep=True)
     cfg.train.batch_size, cfg.train.accumulate = checkpoint.state["micro"]
@@ -359,7 +493,8 @@ def newest_finite(
     out, # run folder
     say=print, # called with one line for each checkpoint that is passed over
 ): # Checkpoint. Raises InputError when there is none
-    "The newest whole checkpoint whose weights are numbers: those of a step that went too far were saved before it showed."
+    """The newest whole checkpoint whose weights are numbers: those of a step that went too far were saved before it
+    showed."""
     for path in whole_checkpoints(out, say):
         if all_finite((ckpt := load_checkpoint(path)).weights): return ckpt
         say(f"{path.name} is passed over: its weights are not finite")
@@ -368,15 +503,20 @@ def newest_finite(
 def fit_to_the_end(
     trainer:Trainer,
 )->Trainer: # the one that came to the end: another one after a roll back
-    "Train. With `train.on_nan: rollback` a loss that is not finite is tried again from the newest checkpoint at half the learning rate, three times at most."
+    """Train. With `train.on_nan: rollback` a loss that is not finite is tried again from the newest checkpoint at
+    half the learning rate, three times at most."""
     while True:
         try:
             trainer.fit()
             return trainer
         except LossNotFinite as e:
             if trainer.cfg.train.on_nan != "rollback" or trainer.lr_factor < .2: raise
-            factor, ckpt = trainer.lr_factor / 2, newest_finite(trainer.out, trainer.say)
-            trainer.say(f"{e}; rolled back to step {ckpt.state['step']}, from where it goes on with {factor:g} of the learning rate")
+            factor = trainer.lr_factor / 2
+            ckpt = newest_finite(trainer.out, trainer.say)
+            trainer.say(
+                f"{e}; rolled back to step {ckpt.state['step']}, from where it goes on with {factor:g} of the learning"
+                " rate"
+            )
             trainer = Trainer(trainer.cfg, trainer.ds, trainer.out, ckpt, say=trainer.say)
             trainer.lr_factor = factor
 
@@ -386,8 +526,12 @@ def final_figures(
 )->dict: # also in metrics.json
     "Evaluate the folder that ships on val and test."
     trainer.world.barrier() # the folder is there
-    figures = dict(epochs=trainer.epoch, steps=trainer.step, seconds=round(trainer.seconds, 1), peak_memory_mb=round(trainer.peak_memory / 1e6),
-                   best=trainer.best, artifact=str(trainer.out/"best"))
+    figures = dict(epochs=trainer.epoch,
+                   steps=trainer.step,
+                   seconds=round(trainer.seconds, 1),
+                   peak_memory_mb=round(trainer.peak_memory/1e6),
+                   best=trainer.best,
+                   artifact=str(trainer.out/"best"))
     for name, part in (("val", trainer.val), ("test", labelled_split(trainer.ds, "test", needed=False))):
         if part is None: continue
         try: result = evaluate_weights(trainer.out/"best", part, trainer.cfg, trainer.world)
@@ -395,5 +539,8 @@ def final_figures(
         figures[name] = result.to_json()
         trainer.say(f"{name}:\n{result}")
     if trainer.world.main: write_json_atomic(trainer.out/"metrics.json", figures)
-    trainer.say(f"trained in {duration(trainer.seconds)}, at most {figures['peak_memory_mb']} MB; the detector is {trainer.out/'best'}")
+    trainer.say(
+        f"trained in {duration(trainer.seconds)}, at most {figures['peak_memory_mb']} MB; the detector is"
+        f" {trainer.out/'best'}"
+    )
     return figures

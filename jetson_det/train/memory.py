@@ -68,7 +68,9 @@ class LiveBytes(TorchDispatchMode):
             self._add(s.nbytes())
             weakref.finalize(s, self._add, -s.nbytes()).atexit = False
 
-    def _add(self, n): self.now += n; self.peak = max(self.peak, self.now)
+    def _add(self, n):
+        self.now += n
+        self.peak = max(self.peak, self.now)
 
 # %% ../../nbs/35_train.memory.ipynb #438ff262
 def made_up(
@@ -80,7 +82,8 @@ def made_up(
     "Noise with boxes all over it; the same each time."
     from jetson_det.data.loader import Batch
     (h, w), g = size, torch.Generator().manual_seed(n)
-    images = torch.randint(0, 256, (n, 3, h, w), dtype=torch.uint8, generator=g).contiguous(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (n, 3, h, w), dtype=torch.uint8,
+                           generator=g).contiguous(memory_format=torch.channels_last)
     corner, side = (torch.rand(n, max(boxes, 1), 2, generator=g) for _ in range(2))
     xyxy = torch.cat([corner * .7, corner * .7 + .05 + side * .25], -1) * torch.tensor([w, h, w, h])
     return Batch(images, xyxy, torch.randint(0, classes, xyxy.shape[:2], generator=g), torch.arange(n))
@@ -90,13 +93,16 @@ def called_parts(
     model, # Detector
 )->dict: # name in the model -> module with layers of its own
     "The modules of all stages that `forward` calls, the largest ones: no one is inside of another."
-    ran, p = set(), next(model.parameters())
+    ran = set()
+    p = next(model.parameters())
     hooks = [m.register_forward_pre_hook(lambda m, _: ran.add(m)) for m in model.modules()]
     try:
-        with torch.no_grad(), evaluating(model): model(model.normalize(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=p.device)))
+        with torch.no_grad(), evaluating(model):
+            model(model.normalize(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=p.device)))
     finally:
         for h in hooks: h.remove()
-    def of(m): return [m] if m in ran and next(m.children(), None) is not None else [p for c in m.children() for p in of(c)]
+    def of(m):
+        return [m] if m in ran and next(m.children(), None) is not None else [p for c in m.children() for p in of(c)]
     wanted = {p for parts in model.stages().values() for m in parts for p in of(m)}
     return {name: m for name, m in model.named_modules() if m in wanted}
 
@@ -104,19 +110,31 @@ def called_parts(
 @contextmanager
 def _quiet_norms(module):
     "Within it BatchNorm's averages and counters stay as they are."
-    norms = [(m, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training]
-    for m, _, count in norms: m.momentum, m.num_batches_tracked = 0., None if count is None else count.clone()
+    norms = [(m, m.momentum, m.num_batches_tracked)
+             for m in module.modules()
+             if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training]
+    for m, _, count in norms:
+        m.momentum = 0.
+        m.num_batches_tracked = None if count is None else count.clone()
     try: yield
     finally:
-        for m, momentum, count in norms: m.momentum, m.num_batches_tracked = momentum, count
+        for m, momentum, count in norms:
+            m.momentum = momentum
+            m.num_batches_tracked = count
 
 class Forgetful:
-    "Mixed into a module's class: with gradients, it keeps its input alone and goes forward again when the gradient arrives."
+    """Mixed into a module's class: with gradients, it keeps its input alone and goes forward again when the gradient
+    arrives."""
     def __call__(self, *args, **kw):
         if not torch.is_grad_enabled() or torch.jit.is_tracing(): return super().__call__(*args, **kw)
         forward = super().__call__
-        def again(*args, **kw): return forward(*_own_lists(args), **_own_lists(kw)) # some modules change the list that they are given
-        return checkpoint(again, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _quiet_norms(self)), **kw)
+        # some modules change the list that they are given
+        def again(*args, **kw): return forward(*_own_lists(args), **_own_lists(kw))
+        return checkpoint(again,
+                          *args,
+                          use_reentrant=False,
+                          context_fn=lambda: (nullcontext(), _quiet_norms(self)),
+                          **kw)
 
 def _own_lists(tree): return tree_map(lambda t: t, tree)
 
@@ -127,7 +145,8 @@ def _forgetful(kind): return type(f"Forgetful{kind.__name__}", (Forgetful, kind)
 def checkpoint_stages(
     model, # Detector, changed in place: the classes of some modules
 )->list: # their names
-    "Gradient checkpointing: each stage keeps its input alone. Same losses and gradients to rounding; random numbers and BatchNorm as without."
+    """Gradient checkpointing: each stage keeps its input alone. Same losses and gradients to rounding; random
+    numbers and BatchNorm as without."""
     parts = {k: m for k, m in called_parts(model).items() if not isinstance(m, Forgetful)}
     for m in parts.values(): m.__class__ = _forgetful(type(m))
     return list(parts)
@@ -161,7 +180,8 @@ def fit_batch(
     effective:int, # images in a step
     limit:float, # bytes
 )->BatchFit:
-    "The largest divisor of `effective` whose step stays under the limit; sizes about double from trial to trial. Raises InputError when one image is too much."
+    """The largest divisor of `effective` whose step stays under the limit; sizes about double from trial to trial.
+    Raises InputError when one image is too much."""
     peaks = {}
     def fits(n):
         peaks[n] = measure(n)
@@ -178,8 +198,10 @@ def fit_batch(
             if fits(n): best, todo = n, [d for d in todo if d > n]
             else: todo = [d for d in todo if d < n]
         return BatchFit(best, peaks, limit)
-    raise InputError(f"train.auto_batch: one image takes {peaks[1] / 1e9:.2f} GB of the {limit / 1e9:.2f} GB that may be used; a smaller input or network, "
-                     "train.checkpoint_stages=true or train.precision=bf16 may help")
+    raise InputError(
+        f"train.auto_batch: one image takes {peaks[1] / 1e9:.2f} GB of the {limit / 1e9:.2f} GB that may be used; a"
+        " smaller input or network, train.checkpoint_stages=true or train.precision=bf16 may help"
+    )
 
 # %% ../../nbs/35_train.memory.ipynb #d7a31686
 def largest_size(
@@ -191,7 +213,8 @@ def largest_size(
 
 def _resident(field): # bytes: "VmRSS" now, "VmHWM" at most so far
     status = Path("/proc/self/status")
-    if status.exists(): return next(int(l.split()[1]) << 10 for l in status.read_text().splitlines() if l.startswith(field))
+    if status.exists():
+        return next(int(l.split()[1]) << 10 for l in status.read_text().splitlines() if l.startswith(field))
     import psutil
     info = psutil.Process().memory_info()
     if field == "VmRSS": return info.rss
@@ -202,7 +225,8 @@ def _resident(field): # bytes: "VmRSS" now, "VmHWM" at most so far
 def _room(device)->tuple: # bytes in all, bytes that can be had
     import psutil
     from jetson_det.data.augment.pixel_store import free_memory
-    return torch.cuda.mem_get_info(device)[::-1] if device.type == "cuda" else (psutil.virtual_memory().total, free_memory())
+    return torch.cuda.mem_get_info(device)[::-1] if device.type == "cuda" else (psutil.virtual_memory().total,
+                                                                                free_memory())
 
 # %% ../../nbs/35_train.memory.ipynb #1ff42d93
 class Trial:
@@ -215,15 +239,21 @@ class Trial:
     ):
         from jetson_det.train.step import Stepper, build_model, pick_device
         self.device = pick_device(cfg.train.device, cfg.train.precision)
-        if self.device.type == "cuda": self.device = torch.device("cuda", local_rank or self.device.index or 0); torch.cuda.set_device(self.device)
-        self.room, self.before = _room(self.device), _resident("VmRSS")
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", local_rank or self.device.index or 0)
+            torch.cuda.set_device(self.device)
+        self.room = _room(self.device)
+        self.before = _resident("VmRSS")
         model = build_model(cfg, [str(c) for c in range(classes)], self.device, None, say=lambda line: None)
-        self.stepper, self.make = Stepper(model, cfg.train, 1), lambda n: made_up(n, largest_size(cfg), classes, boxes)
+        self.stepper = Stepper(model, cfg.train, 1)
+        self.make = lambda n: made_up(n, largest_size(cfg), classes, boxes)
 
     def __call__(self, n:int)->float: # bytes over what was taken before the network was built
         "Take a step with a micro-batch of one and one of `n` images."
         cuda = self.device.type == "cuda"
-        if cuda: torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats(self.device)
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
         try:
             for group in ([self.make(1)], [self.make(1), self.make(n)]): self.stepper.step(group, 0., l1=True)
         except (TooLarge, torch.OutOfMemoryError): return float("inf")
@@ -246,14 +276,20 @@ class TrialProcess:
         cfg, # Config
         **more # of `Trial`
     ):
-        self.settings, self.process = json.dumps(dict(cfg=cfg.model_dump(mode="json"), **more)), None
+        self.settings = json.dumps(dict(cfg=cfg.model_dump(mode="json"), **more))
+        self.process = None
         self.room = self._start()
 
     def _start(self):
         here = str(Path(sys.modules["jetson_det"].__file__).parents[1])
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
-        self.process = subprocess.Popen([sys.executable, "-c", "from jetson_det.train.memory import trial_main; trial_main()"],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from jetson_det.train.memory import trial_main; trial_main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env)
         room = self._ask(self.settings)
         if room is not None: return room
         said = self.process.communicate()[1].strip().splitlines()[-1:] or [f"exit code {self.process.returncode}"]
@@ -293,25 +329,40 @@ def auto_batch(
     world=None, # World; None: a process alone
     say=print, # called with a line for the person
 ): # Config with another train.batch_size and train.accumulate, their product the same
-    "The largest micro-batch that leaves `1 - train.memory_share` of the memory free, on the process that has the least. Raises InputError."
+    """The largest micro-batch that leaves `1 - train.memory_share` of the memory free, on the process that has the
+    least. Raises InputError."""
     from jetson_det.train.distributed import World
-    world, t = world or World(), cfg.train
-    trial = TrialProcess(cfg, classes=len(ds.classes), boxes=usual_boxes(ds, cfg.augment.mosaic > 0), local_rank=world.local_rank)
+    world = world or World()
+    t = cfg.train
+    trial = TrialProcess(cfg,
+                         classes=len(ds.classes),
+                         boxes=usual_boxes(ds, cfg.augment.mosaic > 0),
+                         local_rank=world.local_rank)
     total, free = trial.room
-    try: fit = fit_batch(trial, t.batch_size * t.accumulate, (free - (1 - t.memory_share) * total) / (world.size if t.device == "cpu" else 1) - held)
+    try:
+        fit = fit_batch(trial, t.batch_size*t.accumulate,
+                        (free - (1 - t.memory_share)*total)/(world.size if t.device == "cpu" else 1) - held)
     finally: trial.close()
     size = min(world.gather(fit.size))
     cfg = cfg.model_copy(deep=True)
-    cfg.train.accumulate, cfg.train.batch_size = t.batch_size * t.accumulate // size, size
-    say(f"train.auto_batch: micro-batch {size} x accumulation {cfg.train.accumulate} instead of {t.batch_size} x {t.accumulate}; measured "
-        + ", ".join(f"{n}: {'too much' if b == float('inf') else f'{b / 1e9:.2f} GB'}" for n, b in fit.peaks.items()) + f"; limit {fit.limit / 1e9:.2f} GB")
+    cfg.train.accumulate = t.batch_size * t.accumulate // size
+    cfg.train.batch_size = size
+    say(
+        f"train.auto_batch: micro-batch {size} x accumulation {cfg.train.accumulate} instead of {t.batch_size} x"
+        f" {t.accumulate}; measured "
+        + ", ".join(f"{n}: {'too much' if b == float('inf') else f'{b / 1e9:.2f} GB'}" for n, b in fit.peaks.items())
+        + f"; limit {fit.limit / 1e9:.2f} GB"
+    )
     return cfg
 
 # %% ../../nbs/35_train.memory.ipynb #105734c0
-_LOST_CODES = {3, 46, 100, 214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 802, 999} # cudaError_t of driver_types.h
-_LOST = ("device-side assert", "unspecified launch failure", "illegal memory access", "gpu is lost", "fallen off the bus", "busy or unavailable", "no cuda-capable device",
-         "uncorrectable ecc error", "uncorrectable nvlink error", "hardware stack error", "an illegal instruction was encountered", "misaligned address", "launch timed out",
-         "cuda unknown error", "unknown error", "cublas_status_execution_failed", "cudnn_status_execution_failed", "driver shutting down",
+# cudaError_t of driver_types.h
+_LOST_CODES = {3, 46, 100, 214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 802, 999}
+_LOST = ("device-side assert", "unspecified launch failure", "illegal memory access", "gpu is lost",
+         "fallen off the bus", "busy or unavailable", "no cuda-capable device", "uncorrectable ecc error",
+         "uncorrectable nvlink error", "hardware stack error", "an illegal instruction was encountered",
+         "misaligned address", "launch timed out", "cuda unknown error", "unknown error",
+         "cublas_status_execution_failed", "cudnn_status_execution_failed", "driver shutting down",
          "cudaerrordevicesunavailable", "unable to determine the device handle")
 
 def lost_device(
@@ -319,24 +370,32 @@ def lost_device(
 )->bool:
     "Does it say that the GPU is of no more use to this process? Neither a lack of memory nor a wrong call does."
     if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError): return False
-    text, code = str(error).lower(), getattr(error, "error_code", None)
+    text = str(error).lower()
+    code = getattr(error, "error_code", None)
     if "out of memory" in text: return False
     device = isinstance(error, torch.AcceleratorError) if hasattr(torch, "AcceleratorError") else False
-    return code in _LOST_CODES or (device or any(w in text for w in ("cuda", "cublas", "cudnn", "nccl", "gpu"))) and any(w in text for w in _LOST)
+    return code in _LOST_CODES or (device or any(w in text
+                                                 for w in ("cuda", "cublas", "cudnn", "nccl", "gpu"))) and any(
+                                                     w in text for w in _LOST)
 
 # %% ../../nbs/35_train.memory.ipynb #6d51f5f4
 def continue_on_cpu(
     out, # run folder
     *words, # more settings
 )->dict: # figures of the finished run
-    "Resume a run on the CPU in a process of its own, which gets the signals that end this one. Raises InputError when it does not come to its end."
+    """Resume a run on the CPU in a process of its own, which gets the signals that end this one. Raises InputError
+    when it does not come to its end."""
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.Popen([sys.executable, "-m", "jetson_det.train", "--out", str(out), "--resume", "train.device=cpu", *words], env=env)
-    before = {s: signal.signal(s, lambda n, _: child.send_signal(n)) for s in (signal.SIGINT, signal.SIGTERM)} if _main_thread() else {}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jetson_det.train", "--out",
+         str(out), "--resume", "train.device=cpu", *words], env=env)
+    before = {s: signal.signal(s, lambda n, _: child.send_signal(n))
+              for s in (signal.SIGINT, signal.SIGTERM)} if _main_thread() else {}
     try: code = child.wait()
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
-    if code: raise InputError(f"{out}: the training on the CPU ended with exit code {code}; what was saved before is whole")
+    if code:
+        raise InputError(f"{out}: the training on the CPU ended with exit code {code}; what was saved before is whole")
     return json.loads((Path(out)/"metrics.json").read_text(encoding="utf-8"))
 
 def _main_thread():

@@ -38,7 +38,8 @@ def _kind(
     name:str, # of the parameter in the module
     p:nn.Parameter,
 )->str: # norms, biases or weights
-    "Which of the three a parameter is; a vector that is neither a norm's nor a bias (a layer scale) counts with the norms."
+    """Which of the three a parameter is; a vector that is neither a norm's nor a bias (a layer scale) counts with
+    the norms."""
     if name.endswith("bias"): return "biases"
     if isinstance(module, NORMS) or "norm" in type(module).__name__.lower(): return "norms"
     return "weights" if p.ndim > 1 else "norms"
@@ -48,8 +49,12 @@ def sorted_groups(
     weight_decay:float, # of the weights alone
     lr_scale=None, # name prefix of a part -> factor on its learning rate; the longest prefix that fits counts
 )->list: # of dicts, as torch.optim takes them
-    "Weights (decayed), norms and biases (not decayed), apart for each factor; a parameter that is shared appears once. Raises InputError for a prefix that fits nothing."
-    scales, groups, seen, used = lr_scale or {}, {}, set(), set()
+    """Weights (decayed), norms and biases (not decayed), apart for each factor; a parameter that is shared appears
+    once. Raises InputError for a prefix that fits nothing."""
+    scales = lr_scale or {}
+    groups = {}
+    seen = set()
+    used = set()
     for path, module in model.named_modules():
         for name, p in module.named_parameters(path, recurse=False):
             if id(p) in seen: continue
@@ -57,10 +62,16 @@ def sorted_groups(
             part = max((k for k in scales if f"{name}.".startswith(f"{k}.")), key=len, default="")
             used.add(part)
             kind = _kind(module, name, p)
-            group = groups.setdefault((part, kind), dict(name=f"{part} {kind}".strip(), params=[], weight_decay=weight_decay if kind == "weights" else 0., lr_scale=scales.get(part, 1.)))
+            group = groups.setdefault((part, kind),
+                                      dict(name=f"{part} {kind}".strip(),
+                                           params=[],
+                                           weight_decay=weight_decay if kind == "weights" else 0.,
+                                           lr_scale=scales.get(part, 1.)))
             group["params"].append(p)
     for k in scales:
-        if k not in used: raise InputError(f"lr_scale: no parameter's name begins with {k!r}: {did_you_mean(k, dict(model.named_children()))}")
+        if k not in used:
+            raise InputError(
+                f"lr_scale: no parameter's name begins with {k!r}: {did_you_mean(k, dict(model.named_children()))}")
     return list(groups.values())
 
 # %% ../../nbs/30_train.optim.ipynb #aa19b427
@@ -79,12 +90,17 @@ def build_optimizer(
     cfg, # the `train` section: optimizer, lr, lr_per_image, momentum, betas, weight_decay, lookahead, lookahead_alpha
     batch:int, # images in one optimizer step
 ): # torch optimizer, or a Lookahead around it
-    "The optimizer over the parameters that learn. Raises InputError for an unknown name, when nothing learns, or when a group was forgotten."
-    if cfg.optimizer not in OPTIMIZERS: raise InputError(f"train.optimizer: unknown {cfg.optimizer!r}: {did_you_mean(cfg.optimizer, OPTIMIZERS)}")
+    """The optimizer over the parameters that learn. Raises InputError for an unknown name, when nothing learns, or
+    when a group was forgotten."""
+    if cfg.optimizer not in OPTIMIZERS:
+        raise InputError(f"train.optimizer: unknown {cfg.optimizer!r}: {did_you_mean(cfg.optimizer, OPTIMIZERS)}")
     groups = learning_groups(model, cfg.weight_decay)
     lr = base_lr(cfg, batch)
-    if cfg.optimizer == "sgd": optimizer = torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0)
-    else: optimizer = _adam(torch.optim.AdamW if cfg.optimizer == "adamw" else torch.optim.Adam, groups, lr, tuple(cfg.betas))
+    if cfg.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0)
+    else:
+        optimizer = _adam(torch.optim.AdamW if cfg.optimizer == "adamw" else torch.optim.Adam, groups, lr,
+                          tuple(cfg.betas))
     set_lr(optimizer, lr)
     optimizer.register_load_state_dict_post_hook(_own_layout)
     return Lookahead(optimizer, cfg.lookahead, cfg.lookahead_alpha) if cfg.lookahead else optimizer
@@ -94,11 +110,18 @@ def learning_groups(
     weight_decay:float,
 )->list: # its parameter groups, without what is frozen and without empty ones; each with an lr_scale
     "The groups that an optimizer gets. Raises InputError when nothing learns or when a parameter is in no group."
-    groups = [dict(lr_scale=1.) | dict(g, params=[p for p in g["params"] if p.requires_grad]) for g in model.param_groups(weight_decay)]
+    groups = [
+        dict(lr_scale=1.)
+        | dict(g, params=[p for p in g["params"] if p.requires_grad]) for g in model.param_groups(weight_decay)
+    ]
     if not any(g["params"] for g in groups): raise InputError("nothing to train: every parameter is frozen")
     known = {id(p) for g in groups for p in g["params"]}
     lost = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in known]
-    if lost: raise InputError(f"param_groups of {getattr(model, 'name', type(model).__name__)} leaves out {', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}")
+    if lost:
+        raise InputError(
+            f"param_groups of {getattr(model, 'name', type(model).__name__)} leaves out"
+            f" {', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}"
+        )
     return [g for g in groups if g["params"]]
 
 # %% ../../nbs/30_train.optim.ipynb #e945956d
@@ -122,10 +145,12 @@ def _grads_as_weights(optimizer, *_):
 
 @torch.no_grad()
 def _own_layout(optimizer):
-    "Bring a loaded state into the memory order of the weights, and use the kernels of this device, not of the one it was saved on."
+    """Bring a loaded state into the memory order of the weights, and use the kernels of this device, not of the one
+    it was saved on."""
     for p, state in optimizer.state.items():
         for k, v in state.items():
-            if isinstance(v, torch.Tensor) and v.shape == p.shape and v.stride() != p.stride(): state[k] = torch.empty_like(p, dtype=v.dtype).copy_(v)
+            if isinstance(v, torch.Tensor) and v.shape == p.shape and v.stride() != p.stride():
+                state[k] = torch.empty_like(p, dtype=v.dtype).copy_(v)
     for g in optimizer.param_groups:
         if g.get("fused") is not None: g["fused"] = optimizer.defaults["fused"]
 
@@ -150,7 +175,12 @@ def plan_phases(
     shrink = room / (warmup + tail)
     short = min(math.floor(tail * shrink + 1/3), math.floor(room + 1e-9)) # whole epochs
     new = round(max(min(warmup * shrink, room - short), 0.), 2), short
-    return Phases(epochs, *new, f"warm-up {warmup:g} and tail {tail} shrunk to {new[0]:g} and {new[1]}: together at most two thirds of {epochs} epochs")
+    return Phases(
+        epochs,
+        *new,
+        f"warm-up {warmup:g} and tail {tail} shrunk to {new[0]:g} and {new[1]}: together at most two thirds of {epochs}"
+        " epochs",
+    )
 
 # %% ../../nbs/30_train.optim.ipynb #6c1cd27a
 def warmup_epochs(
@@ -161,7 +191,8 @@ def warmup_epochs(
     return cfg.warmup_epochs if cfg.warmup_steps is None else cfg.warmup_steps / steps_per_epoch
 
 # %% ../../nbs/30_train.optim.ipynb #6f01843f
-SCHEDULES, WARMUPS = ("cosine", "linear", "exponential", "multistep", "constant"), ("quadratic", "linear")
+SCHEDULES = ("cosine", "linear", "exponential", "multistep", "constant")
+WARMUPS = ("quadratic", "linear")
 
 class Schedule(NamedTuple):
     "Everything that the learning rate of a step depends on."
@@ -180,9 +211,11 @@ def lr_at(
     step:int, # optimizer steps done before this one
     schedule:Schedule,
 )->float: # learning rate of this step, for a group whose lr_scale is 1
-    "The rate of a step: warm-up, then the schedule (yolox/utils/lr_scheduler.py; warm-up by a straight line as in RT-DETR)."
+    """The rate of a step: warm-up, then the schedule (yolox/utils/lr_scheduler.py; warm-up by a straight line as in
+    RT-DETR)."""
     lr, steps, warmup, tail, ratio, kind, shape, milestones, gamma = schedule
-    if warmup and step <= warmup: return lr * (step / warmup)**2 if shape == "quadratic" else lr * min((step + 1) / warmup, 1.)
+    if warmup and step <= warmup:
+        return lr * (step / warmup)**2 if shape == "quadratic" else lr * min((step + 1) / warmup, 1.)
     if kind == "constant": return lr
     if kind == "multistep": return lr * gamma**sum(step >= m for m in milestones)
     if step >= steps - tail: return lr * ratio
@@ -202,10 +235,16 @@ def make_schedule(
     for key, word, known in (("schedule", cfg.schedule, SCHEDULES), ("warmup_shape", cfg.warmup_shape, WARMUPS)):
         if word not in known: raise InputError(f"train.{key}: unknown {word!r}: {did_you_mean(word, known)}")
     m = list(cfg.milestones)
-    if cfg.schedule == "multistep" and (not m or m != sorted(set(m)) or m[0] < 1): raise InputError(f"train.milestones: rising epochs from 1 on for the multistep schedule, not {m}")
-    if cfg.schedule != "multistep" and m: raise InputError(f"train.milestones: {m} says nothing to the {cfg.schedule} schedule; train.schedule=multistep has milestones")
-    return Schedule(base_lr(cfg, batch), phases.epochs * steps_per_epoch, phases.warmup * steps_per_epoch, phases.tail * steps_per_epoch, cfg.min_lr_ratio,
-                    cfg.schedule, cfg.warmup_shape, tuple(e * steps_per_epoch for e in m), cfg.gamma)
+    if cfg.schedule == "multistep" and (not m or m != sorted(set(m)) or m[0] < 1):
+        raise InputError(f"train.milestones: rising epochs from 1 on for the multistep schedule, not {m}")
+    if cfg.schedule != "multistep" and m:
+        raise InputError(
+            f"train.milestones: {m} says nothing to the {cfg.schedule} schedule; train.schedule=multistep has"
+            " milestones"
+        )
+    return Schedule(base_lr(cfg, batch), phases.epochs*steps_per_epoch, phases.warmup*steps_per_epoch,
+                    phases.tail*steps_per_epoch, cfg.min_lr_ratio, cfg.schedule, cfg.warmup_shape,
+                    tuple(e*steps_per_epoch for e in m), cfg.gamma)
 
 # %% ../../nbs/30_train.optim.ipynb #7b294a98
 def schedule_text(
@@ -216,7 +255,8 @@ def schedule_text(
     if cfg.schedule == "constant": return "constant"
     if cfg.schedule != "multistep": return f"{cfg.schedule} to {cfg.min_lr_ratio:g} of the rate"
     late = [str(m) for m in cfg.milestones if m >= epochs]
-    return f"multistep: x {cfg.gamma:g} after epochs {', '.join(map(str, cfg.milestones))}" + (f"; {', '.join(late)} beyond the end" if late else "")
+    return f"multistep: x {cfg.gamma:g} after epochs {', '.join(map(str, cfg.milestones))}" + (
+        f"; {', '.join(late)} beyond the end" if late else "")
 
 # %% ../../nbs/30_train.optim.ipynb #77c68dcf
 def gradients(
@@ -224,7 +264,10 @@ def gradients(
     part:str=None, # the groups of this part of the network alone; None: all
 )->list: # tensors, those that exist
     "The gradients of the parameters that the optimizer moves."
-    return [p.grad for g in optimizer.param_groups if part in (None, g.get("part", "")) for p in g["params"] if p.grad is not None]
+    return [
+        p.grad for g in optimizer.param_groups if part in (None, g.get("part", "")) for p in g["params"]
+        if p.grad is not None
+    ]
 
 def clip_gradients(
     optimizer, # its parameters' gradients are shortened in place
@@ -246,7 +289,10 @@ class Lookahead:
     ):
         if k < 1: raise InputError(f"train.lookahead: 1 step or more, not {k}")
         if not 0 < alpha <= 1: raise InputError(f"train.lookahead_alpha: above 0 and up to 1, not {alpha}")
-        self.inner, self.k, self.alpha, self.steps = inner, k, alpha, 0
+        self.inner = inner
+        self.k = k
+        self.alpha = alpha
+        self.steps = 0
         self.slow = [p.detach().clone() for p in self._fast()]
 
     param_groups = property(lambda self: self.inner.param_groups)
@@ -273,8 +319,10 @@ class Lookahead:
 
     def load_state_dict(self, state:dict):
         "Put everything where it was. Raises InputError when the state is of another optimizer or network."
-        if set(state) != {"inner", "slow", "steps"}: raise InputError("the optimizer's state was saved without Lookahead (train.lookahead)")
-        if [tuple(t.shape) for t in state["slow"]] != [tuple(t.shape) for t in self.slow]: raise InputError("the slow weights are of another network")
+        if set(state) != {"inner", "slow", "steps"}:
+            raise InputError("the optimizer's state was saved without Lookahead (train.lookahead)")
+        if [tuple(t.shape) for t in state["slow"]] != [tuple(t.shape) for t in self.slow]:
+            raise InputError("the slow weights are of another network")
         self.inner.load_state_dict(state["inner"])
         torch._foreach_copy_(self.slow, [t.to(s.device) for s, t in zip(self.slow, state["slow"])])
         self.steps = state["steps"]

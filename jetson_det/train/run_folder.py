@@ -37,17 +37,26 @@ def flat_config(
     cfg, # Config
 )->dict: # "section.key" -> value
     "The settings as one flat dictionary."
-    return {f"{section}.{key}": value for section, keys in cfg.model_dump(mode="json").items() for key, value in keys.items()}
+    return {
+        f"{section}.{key}": value
+        for section, keys in cfg.model_dump(mode="json").items()
+        for key, value in keys.items()
+    }
 
 def check_same_config(
     before, # Config that the run began with
     now, # Config to go on with
 )->list: # "key: old -> new" of the free settings that changed
     "Raise InputError that names the first setting which differs and has a say in the weights."
-    old, new = flat_config(before), flat_config(now)
+    old = flat_config(before)
+    new = flat_config(now)
     changed = [k for k in old if old[k] != new.get(k)]
     for key in changed:
-        if key not in FREE_KEYS: raise InputError(f"{key} is {new.get(key)!r} and was {old[key]!r} when the run began: a resumed run can't change it; start a new one")
+        if key not in FREE_KEYS:
+            raise InputError(
+                f"{key} is {new.get(key)!r} and was {old[key]!r} when the run began: a resumed run can't change it;"
+                " start a new one"
+            )
     return [f"{k}: {old[k]!r} -> {new[k]!r}" for k in changed]
 
 # %% ../../nbs/34_train.run_folder.ipynb #f083ee6a
@@ -81,7 +90,8 @@ def dataset_text(
     ds, # DetDataset with its splits
 )->str:
     "The rows as text: the classes in the first line, then split, hash and path, separated by tabs."
-    return "".join([json.dumps(list(ds.classes), ensure_ascii=False) + "\n"] + [f"{s}\t{h}\t{p}\n" for p, (s, h) in dataset_rows(ds).items()])
+    return "".join([json.dumps(list(ds.classes), ensure_ascii=False) + "\n"] +
+                   [f"{s}\t{h}\t{p}\n" for p, (s, h) in dataset_rows(ds).items()])
 
 # %% ../../nbs/34_train.run_folder.ipynb #e2cd09ab
 def check_same_data(
@@ -90,7 +100,9 @@ def check_same_data(
 ):
     "Raise InputError that names the class list or the first image which differs."
     first, *lines = Path(path).read_text(encoding="utf-8").splitlines()
-    if json.loads(first) != list(ds.classes): raise InputError(f"{ds.root}: the classes are {list(ds.classes)} and were {json.loads(first)} when the run began")
+    if json.loads(first) != list(ds.classes):
+        raise InputError(
+            f"{ds.root}: the classes are {list(ds.classes)} and were {json.loads(first)} when the run began")
     before = {p: (s, h) for s, h, p in (line.split("\t", 2) for line in lines)}
     now = dataset_rows(ds)
     for p in [*before, *now]:
@@ -99,7 +111,8 @@ def check_same_data(
         elif p not in before: what = "is new"
         elif before[p][0] != now[p][0]: what = f"is in the split {now[p][0]!r} and was in {before[p][0]!r}"
         else: what = "has other labels"
-        raise InputError(f"{Path(ds.root)/p}: {what} since the run began: a resumed run needs the same data; start a new one")
+        raise InputError(
+            f"{Path(ds.root)/p}: {what} since the run began: a resumed run needs the same data; start a new one")
 
 # %% ../../nbs/34_train.run_folder.ipynb #9f4579fa
 PATCH_LIMIT = 1 << 18 # bytes; a larger patch is named and not kept
@@ -115,11 +128,17 @@ def git_state(
     "The commit, and what differs from it."
     try:
         root = os.fsdecode(_git(folder, "rev-parse", "--show-toplevel").strip())
-        commit, branch = _git(root, "rev-parse", "HEAD").decode().strip(), _git(root, "rev-parse", "--abbrev-ref", "HEAD").decode().strip()
+        commit = _git(root, "rev-parse", "HEAD").decode().strip()
+        branch = _git(root, "rev-parse", "--abbrev-ref", "HEAD").decode().strip()
         lines = os.fsdecode(_git(root, "status", "--porcelain")).splitlines()
         patch = _git(root, "diff", "HEAD", "--binary") if any(l[:2] != "??" for l in lines) else b""
     except (OSError, subprocess.SubprocessError): return {}, None
-    state = dict(root=root, commit=commit, branch=branch, changed=lines[:100], changes=len(lines), patch_bytes=len(patch))
+    state = dict(root=root,
+                 commit=commit,
+                 branch=branch,
+                 changed=lines[:100],
+                 changes=len(lines),
+                 patch_bytes=len(patch))
     return state, patch if 0 < len(patch) <= PATCH_LIMIT else None
 
 # %% ../../nbs/34_train.run_folder.ipynb #f889f519
@@ -143,10 +162,22 @@ def environment(
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     git = {k: v[0] for k, v in (git_states() if states is None else states).items()}
     package = git.get("package", {})
-    return dict(jetson_det=__version__, commit=package.get("commit", "")[:9] + (" (changed)" if package.get("changes") else ""), python=platform.python_version(),
-                torch=torch.__version__, numpy=numpy.__version__, opencv=cv2.__version__, cuda=torch.version.cuda, gpus=gpus,
-                machine=f"{platform.system()} {platform.machine()}", host=platform.node(), cpus=os.cpu_count(), command=sys.argv, folder=os.getcwd(),
-                started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), git=git, packages=package_versions())
+    return dict(jetson_det=__version__,
+                commit=package.get("commit", "")[:9] + (" (changed)" if package.get("changes") else ""),
+                python=platform.python_version(),
+                torch=torch.__version__,
+                numpy=numpy.__version__,
+                opencv=cv2.__version__,
+                cuda=torch.version.cuda,
+                gpus=gpus,
+                machine=f"{platform.system()} {platform.machine()}",
+                host=platform.node(),
+                cpus=os.cpu_count(),
+                command=sys.argv,
+                folder=os.getcwd(),
+                started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                git=git,
+                packages=package_versions())
 
 @lru_cache(1) # half a second
 def package_versions()->dict: # name -> version, in alphabetical order
@@ -172,7 +203,8 @@ def read_journal(
     run, # run folder
 )->list: # of dictionaries, oldest first
     "The whole lines of a run's journal."
-    path, rows = Path(run)/"journal.jsonl", []
+    path = Path(run)/"journal.jsonl"
+    rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try: rows.append(json.loads(line))
         except ValueError: pass # torn
@@ -189,11 +221,17 @@ def check_run_folder(
     "Look at the folder before anything is read or written. Raises InputError when it can't take this run."
     out = Path(out)
     if out.exists() and not out.is_dir(): raise InputError(f"{out}: is a file; a folder for the run is needed")
-    found = sorted(f.name for f in out.iterdir() if not f.name.startswith(".") and not f.name.endswith(_BEFORE)) if out.exists() else []
+    found = sorted(f.name
+                   for f in out.iterdir()
+                   if not f.name.startswith(".") and not f.name.endswith(_BEFORE)) if out.exists() else []
     if not resume and found:
-        raise InputError(f"{out}: is not empty ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}); choose another folder with --out, or go on with the run in it with --resume")
+        raise InputError(
+            f"{out}: is not empty ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}); choose another folder"
+            " with --out, or go on with the run in it with --resume"
+        )
     if resume and not out.exists(): raise InputError(f"{out}: no run to resume; without --resume a new one begins")
-    if resume and found and "config.yaml" not in found: raise InputError(f"{out}: not the folder of a run (config.yaml is missing)")
+    if resume and found and "config.yaml" not in found:
+        raise InputError(f"{out}: not the folder of a run (config.yaml is missing)")
     return check_same_config(load_config(out/"config.yaml"), cfg) if resume and found else []
 
 # %% ../../nbs/34_train.run_folder.ipynb #59b89fd6
@@ -203,23 +241,35 @@ def write_run_folder(
     ds, # DetDataset with its splits
     resolved:list, # (name, value, rule) rows
 ):
-    "Write down what is about to run; what a resumed run finds there stays. Raises InputError when the folder can't be written."
+    """Write down what is about to run; what a resumed run finds there stays. Raises InputError when the folder can't
+    be written."""
     out = Path(out)
     states = git_states()
     now = environment(states)
     now["data"] = dict(path=str(ds.root), fingerprint=ds.fingerprint(), images=len(ds), boxes=len(ds.boxes))
-    files = {"config.yaml": lambda f: save_config(cfg, f), "dataset.tsv": lambda f: write_bytes_atomic(f, dataset_text(ds).encode("utf-8")),
-             **{f"git-{k}.patch": lambda f, patch=patch: write_bytes_atomic(f, patch) for k, (_, patch) in states.items() if patch},
-             "environment.json": lambda f: write_json_atomic(f, now)}
+    files = {
+        "config.yaml": lambda f: save_config(cfg, f),
+        "dataset.tsv": lambda f: write_bytes_atomic(f,
+                                                    dataset_text(ds).encode("utf-8")),
+        **{
+            f"git-{k}.patch": lambda f, patch=patch: write_bytes_atomic(f, patch)
+            for k, (_, patch) in states.items() if patch
+        }, "environment.json": lambda f: write_json_atomic(f, now)
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob(".*.part"): shutil.rmtree(left) if left.is_dir() else left.unlink() # of a process that was killed
+        # of a process that was killed
+        for left in out.glob(".*.part"): shutil.rmtree(left) if left.is_dir() else left.unlink()
         begun = (out/"environment.json").exists()
         for name, write in files.items():
             if not begun and not (out/name).exists(): write(out/name)
         write_json_atomic(out/"resolved.json", {name: {"value": value, "rule": rule} for name, value, rule in resolved})
         saved = [p.name for p in list_checkpoints(out)]
-        journal(out, "resumed" if begun else "began", **{k: now[k] for k in ("host", "jetson_det", "commit", "torch", "command")}, checkpoint=saved[-1] if saved else None)
+        journal(out,
+                "resumed" if begun else "began",
+                **{k: now[k]
+                   for k in ("host", "jetson_det", "commit", "torch", "command")},
+                checkpoint=saved[-1] if saved else None)
     except OSError as e: raise InputError(f"{out}: the run folder cannot be written: {e.strerror or e}") from None
 
 # %% ../../nbs/34_train.run_folder.ipynb #f007ca07
@@ -239,7 +289,8 @@ def hold_run(
         try: fcntl and fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
-            raise InputError(f"{out}: process {file.read().strip() or '?'} is at work in this run; wait for it, or end it") from None
+            raise InputError(
+                f"{out}: process {file.read().strip() or '?'} is at work in this run; wait for it, or end it") from None
         except OSError: pass # a file system without locks
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -269,7 +320,11 @@ def _origin_of_folder(path):
     files = verify_checkpoint(path)["files"]
     contract = Contract.from_json((path/"contract.json").read_text(encoding="utf-8"), str(path/"contract.json"))
     state = read_json(path/"state.json")["training"] if "state.json" in files else {}
-    return dict(path=str(path), sha256=next(files[n]["sha256"] for n in _WEIGHTS if n in files), **{k: state[k] for k in ("epoch", "step") if k in state},
+    return dict(path=str(path),
+                sha256=next(files[n]["sha256"] for n in _WEIGHTS if n in files),
+                **{k: state[k]
+                   for k in ("epoch", "step")
+                   if k in state},
                 **_of_contract(contract))
 
 def _onnx_contract(path): # Contract or None
@@ -284,7 +339,8 @@ def lineage(
 )->list: # dictionaries, itself first: path, sha256, name, found ("as it was", "changed since" or "gone"), maybe epoch, step, dataset, config
     "The chain of weights that led here. Raises InputError when there is nothing at `path`."
     if not Path(path).exists(): raise InputError(f"{path}: no such file or folder")
-    entry, chain = origin_of(path), []
+    entry = origin_of(path)
+    chain = []
     while entry:
         chain.append({**{k: v for k, v in entry.items() if k != "origin"}, "found": _found(entry)})
         chain[-1]["begins"] = "" if entry.get("origin") else "with random weights" if "origin" in entry else "unknown"
@@ -303,8 +359,13 @@ def lineage_text(
     rows = []
     for k, e in enumerate(chain):
         at = f", epoch {e['epoch']}, step {e['step']}" if "step" in e else ""
-        rows.append(f"{'  ' * k}{'made from ' if k else ''}{e['path']}: {e['name']}{at}, sha256 {(e['sha256'] or 'unknown')[:12]}" + (f", {e['found']}" if k else ""))
-    end = {"with random weights": "begun with random weights", "unknown": "nothing is recorded of what came before"}.get(chain[-1]["begins"])
+        rows.append(
+            f"{'  ' * k}{'made from ' if k else ''}{e['path']}: {e['name']}{at}, sha256"
+            f" {(e['sha256'] or 'unknown')[:12]}"
+            + (f", {e['found']}" if k else "")
+        )
+    end = {"with random weights": "begun with random weights",
+           "unknown": "nothing is recorded of what came before"}.get(chain[-1]["begins"])
     return "\n".join(rows + ([f"{'  ' * len(chain)}{end}"] if end else []))
 
 # %% ../../nbs/34_train.run_folder.ipynb #cd7d1514
@@ -331,7 +392,8 @@ def _later_than(
     target:Path, # a checkpoint
 )->list: # files and folders that the training made after it, in the order in which they go
     "What is of a later step. The newest checkpoint goes first, so that those left are the oldest."
-    step, best = int(target.name[5:]), (_training(target).get("best") or {}).get("step")
+    step = int(target.name[5:])
+    best = (_training(target).get("best") or {}).get("step")
     later = [p for p in reversed(list_checkpoints(run)) if p.name > target.name]
     for name, keeps in (("best", lambda s: s == best), ("last", lambda s: s <= step)):
         if (run/name).is_dir() and not keeps(_training(run/name)["step"]): later.insert(0, run/name)
@@ -344,7 +406,8 @@ def rollback(
     to="best", # "best", or the step of a checkpoint
     say=print, # called with each line for the person
 )->Path: # the checkpoint that is now the newest
-    "Make an earlier checkpoint the newest, so that `--resume` goes on from there. Raises InputError, with nothing changed, when it can't be."
+    """Make an earlier checkpoint the newest, so that `--resume` goes on from there. Raises InputError, with nothing
+    changed, when it can't be."""
     run = Path(run)
     if not (run/"config.yaml").exists(): raise InputError(f"{run}: not the folder of a run (config.yaml is missing)")
     with hold_run(run):
@@ -357,5 +420,8 @@ def rollback(
         if (run/"metrics.csv").exists(): shutil.copy2(run/"metrics.csv", away)
         for p in later: os.rename(p, away/p.name)
         for folder in (away, run/"checkpoints", run): fsync_dir(folder)
-    say(f"{target.name} is now the newest; moved to {away}: {', '.join(p.name for p in later)}; go on with: jetson-det train --out {run} --resume")
+    say(
+        f"{target.name} is now the newest; moved to {away}: {', '.join(p.name for p in later)}; go on with: jetson-det"
+        f" train --out {run} --resume"
+    )
     return target

@@ -34,16 +34,22 @@ def pick_device(
     world=None, # World; of several processes each takes the GPU of its number
 )->torch.device:
     "The device that is meant. Raises InputError when it is not there or can't do the precision."
-    world, seen = world or World(), torch.cuda.device_count()
+    world = world or World()
+    seen = torch.cuda.device_count()
     if name == "auto": name = "cuda" if torch.cuda.is_available() else "cpu"
     try: device = torch.device(name)
     except RuntimeError: device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"): raise InputError(f"train.device: {name!r} is unknown; it is auto, cpu, cuda, cuda:N or mps")
-    if world.size > 1 and (device.type == "mps" or device.index is not None): raise InputError(f"train.device: {name} is one device; for {world.size} processes it is auto, cpu or cuda")
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"train.device: {name!r} is unknown; it is auto, cpu, cuda, cuda:N or mps")
+    if world.size > 1 and (device.type == "mps" or device.index is not None):
+        raise InputError(f"train.device: {name} is one device; for {world.size} processes it is auto, cpu or cuda")
     if world.size > 1 and device.type == "cuda": device = torch.device("cuda", world.local_rank)
-    if device.type == "cuda" and (device.index or 0) >= seen: raise InputError(f"train.device: {str(device)!r} is not there: torch sees {seen} CUDA devices")
-    if device.type == "mps" and not torch.backends.mps.is_available(): raise InputError("train.device: 'mps' is not there: it takes a Mac with Apple silicon")
-    if precision == "fp16" and device.type == "cpu": raise InputError("train.precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
+    if device.type == "cuda" and (device.index or 0) >= seen:
+        raise InputError(f"train.device: {str(device)!r} is not there: torch sees {seen} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("train.device: 'mps' is not there: it takes a Mac with Apple silicon")
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("train.precision: fp16 needs a GPU; on a CPU use fp32 or bf16")
     return device
 
 # %% ../../nbs/36_train.step.ipynb #30622316
@@ -68,12 +74,14 @@ def build_model(
     cfg, # Config
     classes, # class names
     device:torch.device, # where it goes
-    loader=None, # TrainLoader whose first batches show what images look like; None: no weights are loaded, a checkpoint brings them
+    # TrainLoader whose first batches show what images look like; None: no weights are loaded, a checkpoint brings them
+    loader=None,
     say=print, # called with the report of what was loaded
     pruned=None, # widths of the layers of a checkpoint's network, where it was pruned
 ): # Detector in training mode
     "The network of the settings, on its device, in its memory layout."
-    learn = cfg.train.freeze_bn is False or not cfg.model.weights # published statistics are of no use to weights that are random
+    # published statistics are of no use to weights that are random
+    learn = cfg.train.freeze_bn is False or not cfg.model.weights
     model = create_model(cfg.model.name, classes, cfg.model.gains, freeze_norm=False if learn else None)
     if model.licence: say(model.licence)
     model.to(device, memory_format=torch.channels_last if cfg.train.channels_last else torch.contiguous_format).train()
@@ -81,7 +89,9 @@ def build_model(
         from jetson_det.models.weights.load import load_weights
         some = islice(loader.epoch(0), -(-128 // cfg.train.batch_size)) # 128 images or a little more
         say(str(load_weights(model, cfg.model.weights, batches=(b.images for b in some))))
-    if cfg.model.prune and not cfg.model.weights: raise InputError(f"model.prune is {cfg.model.prune:g}: what is pruned must be trained first; model.weights says from where")
+    if cfg.model.prune and not cfg.model.weights:
+        raise InputError(
+            f"model.prune is {cfg.model.prune:g}: what is pruned must be trained first; model.weights says from where")
     if pruned: rebuild_pruned(model, pruned)
     elif cfg.model.prune and loader is not None: say(str(prune_model(model, cfg.data.input_size, cfg.model.prune)))
     if cfg.train.freeze_bn: freeze_batchnorm(model)
@@ -99,7 +109,8 @@ class LossMeter:
 
     def __add__(self, other):
         add = lambda a, b: {k: a.get(k, 0.) + b.get(k, 0.) for k in {**a, **b}}
-        return LossMeter(add(self.sums, other.sums), add(self.normalisers, other.normalisers), self.images + other.images, self.batches + other.batches)
+        return LossMeter(add(self.sums, other.sums), add(self.normalisers, other.normalisers),
+                         self.images + other.images, self.batches + other.batches)
 
     def divisor(self, part:str="")->float: # of the part's sums and gradients
         "At least 1: a batch without a box has nothing to divide by."
@@ -123,8 +134,12 @@ def meter_of(
 # %% ../../nbs/36_train.step.ipynb #7396e21d
 class NotFinite(ArithmeticError):
     "A loss or a gradient is infinite or no number; `batches` are the micro-batches it came from."
-    def __init__(self, what, batches): super().__init__(what); self.what, self.batches = what, batches
-    indices = property(lambda self: torch.cat([torch.empty(0, dtype=torch.long)] + [b.indices.cpu() for b in self.batches])) # of their images
+    def __init__(self, what, batches):
+        super().__init__(what)
+        self.what, self.batches = what, batches
+    # of their images
+    indices = property(
+        lambda self: torch.cat([torch.empty(0, dtype=torch.long)] + [b.indices.cpu() for b in self.batches]))
 
 def all_finite(
     outputs, # tensors in tuples, lists, dictionaries; anything else is passed over
@@ -134,7 +149,8 @@ def all_finite(
     if isinstance(outputs, dict): outputs = tuple(outputs.values())
     tensors = [t for t in outputs if isinstance(t, torch.Tensor) and t.is_floating_point()]
     rest = [o for o in outputs if isinstance(o, (tuple, list, dict))]
-    return all(map(all_finite, rest)) and (not tensors or bool(torch.stack([t.isfinite().all() for t in tensors]).all()))
+    return all(map(all_finite, rest)) and (not tensors
+                                           or bool(torch.stack([t.isfinite().all() for t in tensors]).all()))
 
 # %% ../../nbs/36_train.step.ipynb #77606123
 class Stepper:
@@ -146,14 +162,20 @@ class Stepper:
         world=None, # World; None: a process alone
         distiller=None, # Distiller, the teacher's part; None: no teacher
     ):
-        self.model, self.cfg, self.device, self.world, self.distiller = model, cfg, next(model.parameters()).device, world or World(), distiller
+        self.model = model
+        self.cfg = cfg
+        self.device = next(model.parameters()).device
+        self.world = world or World()
+        self.distiller = distiller
         for module in filter(None, (model, distiller)): broadcast_state(self.world, module)
         self.freezer = Freezer(model, plan_freeze(model.stages(), cfg.freeze, cfg.freeze_until_epoch, cfg.unfreeze))
         self.optimizer = build_optimizer(Learners(model, distiller) if distiller else model, cfg, images)
         self.ema = ModelEMA(model, cfg.ema_decay, cfg.ema_tau) if cfg.ema else None
         self.scaler = torch.GradScaler(self.device.type, init_scale=2.**10, enabled=cfg.precision == "fp16")
         self.synced = sync_batchnorm(model, self.world) # after the average has its copy, which has no need of it
-        self.statistics, self.pieces = statistics_of(model), 1 # of a micro-batch, when the memory is short
+        # of a micro-batch, when the memory is short
+        self.statistics = statistics_of(model)
+        self.pieces = 1
         self.unsettled = heap.SETTLING if self.device.type == "cpu" else 0 # steps
         if self.unsettled: heap.keep_gradients(p for g in self.optimizer.param_groups for p in g["params"])
 
@@ -166,7 +188,8 @@ class Stepper:
         meter, parts = self.passes(group, l1)
         meter = self.joined(meter, l1)
         self.scaler.unscale_(self.optimizer)
-        for part in meter.normalisers: torch._foreach_div_(gradients(self.optimizer, part), meter.divisor(part)) # the one division
+        # the one division
+        for part in meter.normalisers: torch._foreach_div_(gradients(self.optimizer, part), meter.divisor(part))
         norm = clip_gradients(self.optimizer, self.cfg.clip)
         if not self.scaler.is_enabled() and not norm.isfinite(): raise NotFinite("the gradient", parts)
         self.scaler.step(self.optimizer) # fp16: left out where the gradient ran over
@@ -178,11 +201,19 @@ class Stepper:
         return meter
 
     def passes(self, group, l1)->tuple: # LossMeter; the micro-batches
-        "All micro-batches forward and backward. Raises TooLarge when it is too much for the memory: then nothing was done."
-        kept, full, done = [b.clone() for b in self.statistics], "", [] # outside of `except`, which holds on to what fills the memory
+        """All micro-batches forward and backward. Raises TooLarge when it is too much for the memory: then nothing
+        was done."""
+        # outside of `except`, which holds on to what fills the memory
+        kept = [b.clone() for b in self.statistics]
+        full = ""
+        done = []
         try: done = [(self.backward(part, l1), part) for batch in group for part in pieces_of(batch, self.pieces)]
         except torch.OutOfMemoryError as e: full = str(e).split(". ")[0] or "out of memory"
-        if full and self.synced: raise TrainingError(f"{full}: processes whose BatchNorm learns can't take a step again; a lower train.batch_size or train.freeze_bn=true may help")
+        if full and self.synced:
+            raise TrainingError(
+                f"{full}: processes whose BatchNorm learns can't take a step again; a lower train.batch_size or"
+                " train.freeze_bn=true may help"
+            )
         anyone = torch.tensor(float(bool(full)))
         if not self.synced: self.world.all_sum([anyone])
         if anyone:
@@ -195,8 +226,13 @@ class Stepper:
     def joined(self, meter, l1)->LossMeter:
         "Gradients and figures of all processes together."
         if self.world.size == 1: return meter
-        figures = {**{("loss", k): v for k, v in meter.sums.items()}, **{("normaliser", k): v for k, v in meter.normalisers.items()},
-                   **{("count", k): getattr(meter, k) for k in ("images", "batches")}} if meter.batches else {}
+        figures = {
+            **{("loss", k): v
+               for k, v in meter.sums.items()}, **{("normaliser", k): v
+                                                   for k, v in meter.normalisers.items()},
+            **{("count", k): getattr(meter, k)
+               for k in ("images", "batches")}
+        } if meter.batches else {}
         figures = sum_step(self.world, [p for g in self.optimizer.param_groups for p in g["params"]], figures, l1)
         hand_on(self.world, self.synced)
         return meter_of(figures, figures["count", "images"], figures["count", "batches"])
@@ -206,16 +242,22 @@ class Stepper:
         layout = torch.channels_last if self.cfg.channels_last else torch.contiguous_format
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.cfg.precision)
         images = batch.images.to(self.device, memory_format=layout, non_blocking=True)
-        boxes, labels = batch.boxes.to(self.device), batch.labels.to(self.device)
+        boxes = batch.boxes.to(self.device)
+        labels = batch.labels.to(self.device)
         with torch.autocast(self.device.type, dtype=half, enabled=half is not None):
             with self.distiller.watch() if self.distiller else nullcontext():
-                outputs = self.model(self.model.normalize(images), *([boxes, labels] if self.model.needs_targets else []))
+                outputs = self.model(self.model.normalize(images),
+                                     *([boxes, labels] if self.model.needs_targets else []))
             if not all_finite(outputs): raise NotFinite("what the network says", [batch])
             taught = self.distiller.losses(images, outputs) if self.distiller else {}
         loss = self.model.loss(outputs, boxes, labels, l1=l1)
         sums = {**loss.sums, **taught}
         self.scaler.scale(sum(sums.values())).backward()
-        return {**{("loss", k): v.detach() for k, v in sums.items()}, **{("normaliser", k): v for k, v in loss.normalisers.items()}}
+        return {
+            **{("loss", k): v.detach()
+               for k, v in sums.items()}, **{("normaliser", k): v
+                                             for k, v in loss.normalisers.items()}
+        }
 
 # %% ../../nbs/36_train.step.ipynb #60dfdaf4
 def summed(
@@ -223,8 +265,10 @@ def summed(
     batches, # the micro-batches
 )->LossMeter:
     "The figures of all micro-batches added up, fetched from the device in one go. Raises NotFinite."
-    names, meter = list(figures[0]), LossMeter()
-    for row, batch in zip(torch.stack([f[n].float() for f in figures for n in names]).view(len(figures), -1).tolist(), batches):
+    names = list(figures[0])
+    meter = LossMeter()
+    for row, batch in zip(
+            torch.stack([f[n].float() for f in figures for n in names]).view(len(figures), -1).tolist(), batches):
         if not all(map(isfinite, row)): raise NotFinite("the loss", [batch])
         meter += meter_of(dict(zip(names, row)), len(batch.indices))
     return meter

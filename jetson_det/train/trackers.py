@@ -27,7 +27,9 @@ class Tracker:
     "A place where figures are kept. What its methods raise ends the tracking and not the training."
     name = "" # as in `train.trackers`
     where = "" # a line for the person, once it has started
-    def start(self, run, config): "Before the first step. `run`: Path of the run folder, `config`: {section.key: value}. Goes on where the run has been tracked before."
+    def start(self, run, config):
+        """Before the first step. `run`: Path of the run folder, `config`: {section.key: value}. Goes on where the
+        run has been tracked before."""
     def log(self, step, figures): "`step`: optimizer steps done, `figures`: {name: float}."
     def finish(self, status): 'At the end. `status`: "finished", "stopped" (by a signal) or "failed".'
 
@@ -37,12 +39,14 @@ class TensorBoardTracker(Tracker):
     name = "tensorboard"
 
     def __init__(self):
-        try: import torch.utils.tensorboard # noqa: F401; now, and not in a thread beside which the loader forks its workers
+        try:
+            import torch.utils.tensorboard  # noqa: F401; now, and not in a thread beside which the loader forks its workers
         except ImportError: pass # told by `start`
 
     def start(self, run, config):
         from torch.utils.tensorboard import SummaryWriter
-        self.make, self.writer = lambda step: SummaryWriter(run/"tensorboard", purge_step=step), None
+        self.make = lambda step: SummaryWriter(run/"tensorboard", purge_step=step)
+        self.writer = None
         self.before = any((run/"tensorboard").glob("events*"))
         if not self.before: self.writer = self.make(None)
 
@@ -79,8 +83,10 @@ class WandbTracker(Tracker):
     def __init__(self,
         project:str="jetson_det", # where runs are compared
     ):
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false") # nothing goes anywhere but to the place that was asked for
-        self.wandb, self.project = require("wandb", "wandb"), os.environ.get("WANDB_PROJECT") or project
+        # nothing goes anywhere but to the place that was asked for
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        self.wandb = require("wandb", "wandb")
+        self.project = os.environ.get("WANDB_PROJECT") or project
 
     def start(self, run, config):
         same = remembered(run, self.name).get("id") or secrets.token_hex(4)
@@ -88,10 +94,21 @@ class WandbTracker(Tracker):
         mode = os.environ.get("WANDB_MODE") or self.wandb.setup().settings.mode # `wandb offline` has a say too
         if mode == "online" and not self.wandb.login(prompt=False, verify=False): mode = "offline"
         quiet = self.wandb.Settings(console="off", silent=True)
-        self.run = self.wandb.init(project=self.project, name=run.name, id=same, resume="allow", dir=str(run), config=config, mode=mode,
-                                   reinit="create_new", settings=quiet)
+        self.run = self.wandb.init(project=self.project,
+                                   name=run.name,
+                                   id=same,
+                                   resume="allow",
+                                   dir=str(run),
+                                   config=config,
+                                   mode=mode,
+                                   reinit="create_new",
+                                   settings=quiet)
         self.run.define_metric("*", step_metric="step") # W&B's own count of steps never goes back, a resumed run's does
-        self.where = f"wandb: run {same} in {Path(self.run.dir).parent}, to be sent with `wandb sync`" if mode == "offline" else f"wandb: run {same} at {self.run.url}"
+        self.where = (
+            f"wandb: run {same} in {Path(self.run.dir).parent}, to be sent with `wandb sync`"
+            if mode == "offline"
+            else f"wandb: run {same} at {self.run.url}"
+        )
 
     def log(self, step, figures): self.run.log({**figures, "step": step})
 
@@ -108,7 +125,8 @@ class MLflowTracker(Tracker):
         project:str="jetson_det", # the experiment, in which runs are compared
     ):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        self.mlflow, self.project = require("mlflow", "mlflow"), os.environ.get("MLFLOW_EXPERIMENT_NAME") or project
+        self.mlflow = require("mlflow", "mlflow")
+        self.project = os.environ.get("MLFLOW_EXPERIMENT_NAME") or project
         logging.getLogger("mlflow").setLevel(logging.WARNING) # not a line for each table it makes
 
     def start(self, run, config):
@@ -117,7 +135,8 @@ class MLflowTracker(Tracker):
         self.client, self.id = self.mlflow.MlflowClient(tracking_uri=uri), remembered(run, self.name).get("id")
         if self.id: self.client.update_run(self.id, status="RUNNING")
         else:
-            self.id = self.client.create_run(self._experiment(uri, home), run_name=run.name, tags={"folder": str(run)}).info.run_id
+            self.id = self.client.create_run(self._experiment(uri, home), run_name=run.name,
+                                             tags={"folder": str(run)}).info.run_id
             remember(run, self.name, id=self.id)
             params = [self.mlflow.entities.Param(k, str(v)[:500]) for k, v in config.items()]
             for k in range(0, len(params), 100): self.client.log_batch(self.id, params=params[k:k + 100])
@@ -125,11 +144,13 @@ class MLflowTracker(Tracker):
 
     def _experiment(self, uri, home):
         found = self.client.get_experiment_by_name(self.project)
-        return found.experiment_id if found else self.client.create_experiment(self.project, (home/"mlartifacts").as_uri() if uri.startswith("sqlite") else None)
+        return found.experiment_id if found else self.client.create_experiment(
+            self.project, (home/"mlartifacts").as_uri() if uri.startswith("sqlite") else None)
 
     def log(self, step, figures):
         now = int(time.time() * 1000)
-        self.client.log_batch(self.id, metrics=[self.mlflow.entities.Metric(k, float(v), now, step) for k, v in figures.items()])
+        self.client.log_batch(self.id,
+                              metrics=[self.mlflow.entities.Metric(k, float(v), now, step) for k, v in figures.items()])
 
     def finish(self, status): self.client.set_terminated(self.id, _MLFLOW_STATUS[status])
 
@@ -142,7 +163,8 @@ def make_trackers(
 )->list: # of Tracker
     "The trackers of these names. Raises InputError for one that is unknown, or whose package is missing."
     for name in names:
-        if name not in TRACKERS: raise InputError(f"train.trackers: {name!r} is unknown: {did_you_mean(name, TRACKERS)}")
+        if name not in TRACKERS:
+            raise InputError(f"train.trackers: {name!r} is unknown: {did_you_mean(name, TRACKERS)}")
     return [TRACKERS[name]() if name == "tensorboard" else TRACKERS[name](project) for name in dict.fromkeys(names)]
 
 # %% ../../nbs/35_train.trackers.ipynb #44c80648
@@ -152,7 +174,10 @@ class Background:
         tracker, # Tracker
         most:int=1000, # calls that may wait
     ):
-        self.tracker, self.calls, self.trouble, self.lost = tracker, queue.Queue(most), "", 0
+        self.tracker = tracker
+        self.calls = queue.Queue(most)
+        self.trouble = ""
+        self.lost = 0
         self.thread = threading.Thread(target=self._run, name=f"tracker-{tracker.name}", daemon=True)
         self.thread.start()
 
@@ -163,7 +188,9 @@ class Background:
 
     def end(self, status:str):
         "Ask it to finish; where the queue is full, in the place of the oldest call."
-        if self.calls.full(): self.calls.get_nowait(); self.lost += 1
+        if self.calls.full():
+            self.calls.get_nowait()
+            self.lost += 1
         self("finish", status)
 
     def wait(self, seconds:float):
@@ -178,7 +205,8 @@ class Background:
             method, args = self.calls.get()
             try: getattr(self.tracker, method)(*args)
             except BaseException as e:
-                self.trouble = re.sub(r"://[^/@\s]*@", "://", " ".join(f"{type(e).__name__}: {e}".split()))[:300] # no password of a server's address
+                # no password of a server's address
+                self.trouble = re.sub(r"://[^/@\s]*@", "://", " ".join(f"{type(e).__name__}: {e}".split()))[:300]
                 return
 
 # %% ../../nbs/35_train.trackers.ipynb #5ee9afa0
@@ -187,19 +215,28 @@ class Tracking(Callback):
     def __init__(self,
         trackers=None, # of Tracker; None: those of `train.trackers`
         seconds:float=30., # that they get at the end, together
-    ): self.trackers, self.seconds, self.places = trackers, seconds, []
+    ):
+        self.trackers = trackers
+        self.seconds = seconds
+        self.places = []
 
     def before_train(self, trainer):
-        self.status, config = "failed", json.loads(json.dumps(flat_config(trainer.cfg)))
+        self.status = "failed"
+        config = json.loads(json.dumps(flat_config(trainer.cfg)))
         t = trainer.cfg.train
         trackers = make_trackers(t.trackers, t.project) if self.trackers is None else self.trackers
-        self.places, self.told = [Background(t) for t in trackers], set()
+        self.places = [Background(t) for t in trackers]
+        self.told = set()
         self._all("start", trainer.out, config)
 
     def after_step(self, trainer):
         self._tell(trainer)
         if trainer.step % trainer.cfg.train.log_every: return
-        self._all("log", trainer.step, {**{f"train/{k}": v for k, v in trainer.losses.items()}, "train/lr": trainer.lr, "train/images_per_second": trainer.speed})
+        self._all(
+            "log", trainer.step, {
+                **{f"train/{k}": v
+                   for k, v in trainer.losses.items()}, "train/lr": trainer.lr, "train/images_per_second": trainer.speed
+            })
 
     def after_epoch(self, trainer):
         found = {f"val/{k}": v for k, v in trainer.metrics.items() if v is not None}
@@ -210,7 +247,8 @@ class Tracking(Callback):
     def finish(self, trainer):
         if not self.places: return
         end = time.monotonic() + self.seconds
-        for place in self.places: place.end("stopped" if self.status == "failed" and trainer.stop_reason else self.status)
+        for place in self.places:
+            place.end("stopped" if self.status == "failed" and trainer.stop_reason else self.status)
         for place in self.places: place.wait(max(end - time.monotonic(), .1))
         self._tell(trainer)
         self.places = []
@@ -220,7 +258,13 @@ class Tracking(Callback):
 
     def _tell(self, trainer):
         for place in self.places:
-            name, where = place.tracker.name, place.tracker.where
-            lines = {where: where, (name, "trouble"): place.trouble and f"{name}: {place.trouble}; the training goes on without it"}
+            name = place.tracker.name
+            where = place.tracker.where
+            lines = {
+                where: where, (name, "trouble"): place.trouble
+                and f"{name}: {place.trouble}; the training goes on without it"
+            }
             for key, line in lines.items():
-                if line and key not in self.told: trainer.say(line); self.told.add(key)
+                if line and key not in self.told:
+                    trainer.say(line)
+                    self.told.add(key)

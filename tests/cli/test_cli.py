@@ -8,8 +8,12 @@ import pytest
 
 def run(*words, cwd=None):
     "The verb in a process of its own."
-    return subprocess.run([sys.executable, "-c", "import sys; from jetson_det.cli import main; sys.exit(main())", *map(str, words)],
-                          capture_output=True, text=True, cwd=cwd, timeout=280)
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from jetson_det.cli import main; sys.exit(main())", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=280)
 
 
 def one_line(result, *parts):
@@ -22,9 +26,11 @@ def one_line(result, *parts):
 
 
 def test_help_imports_nothing_heavy():
-    code = ("import sys; from jetson_det.cli import main; main(['--help']); "
-            "heavy = {'torch', 'numpy', 'cv2', 'onnx', 'onnxruntime', 'pydantic', 'matplotlib', 'yaml', 'transformers'} & set(sys.modules); "
-            "sys.exit(str(heavy) if heavy else 0)")
+    code = (
+        "import sys; from jetson_det.cli import main; main(['--help']); heavy = {'torch', 'numpy', 'cv2', 'onnx',"
+        " 'onnxruntime', 'pydantic', 'matplotlib', 'yaml', 'transformers'} & set(sys.modules); sys.exit(str(heavy) if"
+        " heavy else 0)"
+    )
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
 
@@ -67,7 +73,8 @@ SMALL = ["data.input_size=[64,96]", "data.workers=0", "train.batch_size=8", "tra
 
 def test_the_whole_way(tmp_path):
     "Labels in, a measured ONNX out, by the verbs alone."
-    data, out = scenes(tmp_path / "dock"), tmp_path / "run"
+    data = scenes(tmp_path / "dock")
+    out = tmp_path / "run"
     r = run("train", "--data", data, "--out", out, "train.epochs=1", *SMALL)
     assert r.returncode == 0, r.stderr
     one_line(run("train", "--data", data, "--out", out, *SMALL), "run", "--resume")

@@ -22,11 +22,18 @@ CALL = "import sys; from jetson_det import cli, cli_init; cli_init.attach(cli.ap
 
 
 def run(*words, cwd=None, **kw):
-    return subprocess.run([sys.executable, "-c", CALL, *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=120, stdin=subprocess.DEVNULL, **kw)
+    return subprocess.run([sys.executable, "-c", CALL, *map(str, words)],
+                          capture_output=True,
+                          text=True,
+                          cwd=cwd,
+                          timeout=120,
+                          stdin=subprocess.DEVNULL,
+                          **kw)
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("init")/"dock", 12, (360, 640), splits={"train": .75, "val": .25})
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("init")/"dock", 12, (360, 640), splits={"train": .75, "val": .25})
 
 
 class Terminal:
@@ -34,7 +41,12 @@ class Terminal:
     def __init__(self, *words, cwd):
         import fcntl, pty, termios
         self.master, slave = pty.openpty()
-        self.p = subprocess.Popen([sys.executable, "-c", CALL, *map(str, words)], stdin=slave, stdout=slave, stderr=slave, cwd=cwd, start_new_session=True,
+        self.p = subprocess.Popen([sys.executable, "-c", CALL, *map(str, words)],
+                                  stdin=slave,
+                                  stdout=slave,
+                                  stderr=slave,
+                                  cwd=cwd,
+                                  start_new_session=True,
                                   preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         os.close(slave)
         self.said, self.at = "", 0
@@ -50,7 +62,9 @@ class Terminal:
         self.at = self.said.index(text, self.at) + len(text)
         return self
 
-    def type(self, text): os.write(self.master, text.encode()); return self
+    def type(self, text):
+        os.write(self.master, text.encode())
+        return self
 
     def end(self, press="", seconds=60):
         "The exit code, after all was read. A key is pressed again when nothing comes of it, as a person does."
@@ -75,21 +89,28 @@ def terminal():
         return open_ones[-1]
     yield make
     for t in open_ones:
-        if t.p.poll() is None: t.p.kill(); t.p.wait()
+        if t.p.poll() is None:
+            t.p.kill()
+            t.p.wait()
 
 
 @posix
 def test_questions_with_wrong_answers_first(scenes, tmp_path, terminal):
     t = terminal("init", cwd=tmp_path)
     t.until("Folder with images and labels: ").type("\n").until("Folder with images and labels: ").type("nowhere\n")
-    t.until("nowhere: no such file or folder").until("Folder with images and labels: ").type(f"{scenes}\n").until("12 images").until("Sack, Person")
-    t.until("Jetson Nano 4GB").until("by name or number [orin-nano]: ").type("orin-nanu\n").until("did you mean 'orin-nano'?").until("by name or number").type("9\n")
+    t.until("nowhere: no such file or folder").until("Folder with images and labels: ").type(f"{scenes}\n").until(
+        "12 images").until("Sack, Person")
+    t.until("Jetson Nano 4GB").until("by name or number [orin-nano]: ").type("orin-nanu\n").until(
+        "did you mean 'orin-nano'?").until("by name or number").type("9\n")
     t.until("[30]: ").type("fast\n").until("over 0 up to 1000").until("[30]: ").type("25\n")
-    t.until("input_size").until("File to write [config.yaml]: ").type("\n").until("wrote config.yaml; next: jetson-det train -c config.yaml")
+    t.until("input_size").until("File to write [config.yaml]: ").type("\n").until(
+        "wrote config.yaml; next: jetson-det train -c config.yaml")
     assert t.end() == 0
     assert list(BOARDS)[8] == "orin-nx"
     cfg = load_config(tmp_path/"config.yaml")
-    assert cfg.data.path == str(scenes) and cfg.data.classes == ["Sack", "Person"] and [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    assert cfg.data.path == str(scenes) and cfg.data.classes == ["Sack", "Person"
+                                                                 ] and [p.name
+                                                                        for p in tmp_path.iterdir()] == ["config.yaml"]
     assert "Orin NX 16GB, 25 frames a second" in (tmp_path/"config.yaml").read_text()
 
 
@@ -97,12 +118,15 @@ def test_questions_with_wrong_answers_first(scenes, tmp_path, terminal):
 def test_what_is_given_is_not_asked_and_a_file_is_kept(scenes, tmp_path, terminal):
     (tmp_path/"config.yaml").write_text("mine")
     t = terminal("init", "--data", scenes, "--board", "nano", "--fps", "10", cwd=tmp_path)
-    t.until("File to write [config.yaml]: ").type("\n").until("config.yaml is there already. Replace it? [n]: ").type("\n")
-    t.until("another name").until("File to write [config.yaml]: ").type("sub/x.yaml\n").until("sub: no such folder").until("File to write").type("new.yaml\n").until("wrote new.yaml")
+    t.until("File to write [config.yaml]: ").type("\n").until("config.yaml is there already. Replace it? [n]: ").type(
+        "\n")
+    t.until("another name").until("File to write [config.yaml]: ").type("sub/x.yaml\n").until(
+        "sub: no such folder").until("File to write").type("new.yaml\n").until("wrote new.yaml")
     assert t.end() == 0 and "Board" not in t.said and "Frames" not in t.said and "Folder" not in t.said
     assert (tmp_path/"config.yaml").read_text() == "mine" and load_config(tmp_path/"new.yaml").data.path == str(scenes)
     t = terminal("init", "--data", scenes, "--board", "nano", "--fps", "10", cwd=tmp_path)
-    t.until("File to write").type("config.yaml\n").until("Replace it?").type("maybe\n").until("y or n?").type("y\n").until("wrote config.yaml")
+    t.until("File to write").type("config.yaml\n").until("Replace it?").type("maybe\n").until("y or n?").type(
+        "y\n").until("wrote config.yaml")
     assert t.end() == 0 and load_config(tmp_path/"config.yaml") == load_config(tmp_path/"new.yaml")
 
 
@@ -111,7 +135,8 @@ def test_what_is_given_is_not_asked_and_a_file_is_kept(scenes, tmp_path, termina
 @pytest.mark.parametrize("question", [0, 1, 3])
 def test_ctrl_c_leaves_nothing(scenes, tmp_path, terminal, key, question):
     t = terminal("init", cwd=tmp_path)
-    for i, (text, answer) in enumerate((("labels: ", f"{scenes}\n"), ("number [", "1\n"), ("want [30]: ", "\n"), ("File to write [", "\n"))):
+    for i, (text, answer) in enumerate(
+        (("labels: ", f"{scenes}\n"), ("number [", "1\n"), ("want [30]: ", "\n"), ("File to write [", "\n"))):
         t.until(text)
         if i == question: break
         t.type(answer)
@@ -121,7 +146,17 @@ def test_ctrl_c_leaves_nothing(scenes, tmp_path, terminal, key, question):
 
 
 def test_flags_alone(scenes, tmp_path):
-    done = run("init", "--data", scenes, "--board", "orin-nano", "--fps", "30", "--out", "config.yaml", "--yes", cwd=tmp_path)
+    done = run("init",
+               "--data",
+               scenes,
+               "--board",
+               "orin-nano",
+               "--fps",
+               "30",
+               "--out",
+               "config.yaml",
+               "--yes",
+               cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "" and "wrote config.yaml" in done.stdout
     text = (tmp_path/"config.yaml").read_text()
     load_config(tmp_path/"config.yaml")
@@ -129,7 +164,8 @@ def test_flags_alone(scenes, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
     again = run("init", "--data", scenes, "--yes", cwd=tmp_path)
     assert again.returncode == 2 and "--force" in again.stderr and again.stderr.count("\n") == 1
-    assert run("init", "--data", scenes, "--yes", "--force", "--fps", "5", cwd=tmp_path).returncode == 0 and "5 frames a second" in (tmp_path/"config.yaml").read_text()
+    assert run("init", "--data", scenes, "--yes", "--force", "--fps", "5",
+               cwd=tmp_path).returncode == 0 and "5 frames a second" in (tmp_path/"config.yaml").read_text()
 
 
 @pytest.mark.parametrize("words, part", [
@@ -141,7 +177,8 @@ def test_flags_alone(scenes, tmp_path):
     (("--data", "DIR", "--yes", "--bord", "nano"), "--bord")])
 def test_a_mistake_is_one_line_and_nothing_is_written(scenes, tmp_path, monkeypatch, capsys, words, part):
     monkeypatch.chdir(tmp_path)
-    code, err = cli.main(["init", *[w.replace("DIR", str(scenes)) for w in words]]), capsys.readouterr().err
+    code = cli.main(["init", *[w.replace("DIR", str(scenes)) for w in words]])
+    err = capsys.readouterr().err
     assert code == 2 and part in err and err.count("\n") == 1 and err.startswith("error: "), (code, err)
     assert list(tmp_path.iterdir()) == []
 
@@ -178,7 +215,8 @@ def test_a_choice_never_claims_more_than_was_published():
 def test_larger_inputs_and_networks_take_longer():
     for board in BOARDS.values():
         for rows in board.ms.values(): assert list(rows.values()) == sorted(rows.values())
-        for side in {s for rows in board.ms.values() for s in rows}: assert (t := [board.ms[n][side] for n in FAMILY if side in board.ms.get(n, {})]) == sorted(t)
+        for side in {s for rows in board.ms.values() for s in rows}:
+            assert (t := [board.ms[n][side] for n in FAMILY if side in board.ms.get(n, {})]) == sorted(t)
 
 
 def test_names_are_those_of_the_zoo():
@@ -188,20 +226,28 @@ def test_names_are_those_of_the_zoo():
     for name in BOARDS: assert board_named(name) == board_named(name.upper().replace("-", " ")) == name
 
 
-def plan(scenes, **kw): return {f"{l.section}.{l.key}": l for l in plan_lines(read_indexed(scenes), "d", **{"board": "orin-nano", "fps": 30, **kw})[0]}
+def plan(scenes, **kw):
+    return {
+        f"{l.section}.{l.key}": l
+        for l in plan_lines(read_indexed(scenes), "d", **{"board": "orin-nano", "fps": 30, **kw})[0]
+    }
 
 
 def test_length_and_batch_follow_the_images():
     for images, epochs, batch in ((5, 300, 2), (40, 300, 4), (205, 80, 8), (1000, 50, 8), (118_000, 50, 8)):
         lines = {l.key: l.value for l in cli_init._training_lines(images, "yolox-tiny", False)}
         assert (lines["epochs"], lines["batch_size"]) == (epochs, batch), images
-    assert {l.key: l.value for l in cli_init._training_lines(1000, "yolox-s", True)} == {"epochs": 300, "batch_size": 8, "mosaic_scale": [.1, 2.], "mixup": 1.}
+    assert {l.key: l.value
+            for l in cli_init._training_lines(1000, "yolox-s", True)
+            } == {"epochs": 300, "batch_size": 8, "mosaic_scale": [.1, 2.], "mixup": 1.}
 
 
 def test_weights_and_splits(scenes, tmp_path):
     lines = plan(scenes)
-    assert lines["model.weights"].value == lines["model.name"].value and "Person carried over" in lines["model.weights"].why and "data.val" not in lines
-    assert "model.weights" not in plan(scenes, weights=None) and plan(scenes, weights="w.pth")["model.weights"].value == "w.pth"
+    assert lines["model.weights"].value == lines["model.name"].value and "Person carried over" in lines[
+        "model.weights"].why and "data.val" not in lines
+    assert "model.weights" not in plan(scenes, weights=None) and plan(scenes,
+                                                                      weights="w.pth")["model.weights"].value == "w.pth"
     whole = write_scenes(tmp_path/"one", 6, (96, 160), splits={"train": 1.})
     assert plan(whole)["data.val"].value == .2
     empty = tmp_path/"one"/"annotations"/"train.json"
@@ -214,7 +260,8 @@ def test_a_demanded_speed_makes_the_input_smaller(scenes):
     ds = read_indexed(scenes)
     far = replace(ds, sizes=ds.sizes*3) # the same boxes in larger images
     plan = lambda _, fps: {f"{l.section}.{l.key}": l for l in plan_lines(far, "d", "orin-nano", fps)[0]}
-    slow, fast = plan(scenes, fps=5), plan(scenes, fps=140)
+    slow = plan(scenes, fps=5)
+    fast = plan(scenes, fps=140)
     area = lambda p: p["data.input_size"].value[0]*p["data.input_size"].value[1]
     assert area(fast) < area(slow) and "TOO SLOW" not in fast["model.name"].why
     assert "TOO SLOW" in plan(scenes, fps=900)["model.name"].why
@@ -229,7 +276,13 @@ def test_config_verbs(tmp_path):
     (tmp_path/"a.yaml").write_text("train:\n  epochs: 20\n")
     done = run("config", "explain", "epochs", "-c", "a.yaml", cwd=tmp_path)
     assert "train.epochs = 20  (a.yaml, line 2)" in done.stdout and "default: 100" in done.stdout
-    assert "train.epochs = 7  (override 'train.epochs=7')" in run("config", "explain", "epochs", "train.epochs=7", "-c", "a.yaml", cwd=tmp_path).stdout
+    assert "train.epochs = 7  (override 'train.epochs=7')" in run("config",
+                                                                  "explain",
+                                                                  "epochs",
+                                                                  "train.epochs=7",
+                                                                  "-c",
+                                                                  "a.yaml",
+                                                                  cwd=tmp_path).stdout
     assert run("config", "diff", "a.yaml", "demo", cwd=tmp_path).stdout.count("train.epochs: 20 -> 12") == 1
     assert run("config", "diff", "a.yaml", "a.yaml", cwd=tmp_path).stdout == "no setting differs\n"
 
@@ -242,6 +295,9 @@ def test_a_misspelt_key_is_one_line(words, part, capsys):
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys, jetson_det.cli_init; heavy = {'torch', 'numpy', 'cv2', 'pydantic', 'yaml'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    code = (
+        "import sys, jetson_det.cli_init; heavy = {'torch', 'numpy', 'cv2', 'pydantic', 'yaml'} & set(sys.modules);"
+        " sys.exit(str(heavy) if heavy else 0)"
+    )
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr

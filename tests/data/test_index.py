@@ -1,4 +1,5 @@
-"""The index of a dataset: the same dataset again, never a stale or a torn one; sizes without decoding; columns in bulk."""
+"""The index of a dataset: the same dataset again, never a stale or a torn one; sizes without decoding; columns in
+bulk."""
 import json
 import multiprocessing
 import os
@@ -29,7 +30,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def read_only_scenes(tmp_path_factory): return write_scenes(tmp_path_factory.mktemp("scenes") / "s", 6, (240, 320), seed=3)
+def read_only_scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "s", 6, (240, 320), seed=3)
 
 
 @pytest.fixture
@@ -40,10 +42,12 @@ def scenes(tmp_path):
 
 
 def same(a, b):
-    assert a.fingerprint() == b.fingerprint() and a.flaws == b.flaws and a.root == b.root and a.format == b.format and a.classes == b.classes
+    assert a.fingerprint() == b.fingerprint(
+    ) and a.flaws == b.flaws and a.root == b.root and a.format == b.format and a.classes == b.classes
     assert all(type(f) is Flaw for f in a.flaws) and a.attributes.keys() == b.attributes.keys()
     for name in ("paths", "sizes", "box_image", "boxes", "labels", "splits", "groups", "image_ids", "flags"):
-        x, y = getattr(a, name), getattr(b, name)
+        x = getattr(a, name)
+        y = getattr(b, name)
         assert x.dtype == y.dtype and x.shape == y.shape and (x == y).all(), name
 
 
@@ -93,7 +97,8 @@ def test_format_and_classes_are_asked_for(scenes):
     turned = tuple(reversed(read_dataset(scenes).classes))
     assert opened(scenes, format="coco")[1] is False and opened(scenes, format="coco")[1]
     ds, found = opened(scenes, classes=turned)
-    assert not found and ds.classes == turned and opened(scenes, classes=turned)[0].classes == turned and opened(scenes)[0].classes != turned
+    assert not found and ds.classes == turned and opened(
+        scenes, classes=turned)[0].classes == turned and opened(scenes)[0].classes != turned
     with pytest.raises(InputError): read_indexed(scenes, format="voc")
     with pytest.raises(InputError): read_indexed(scenes / "nothing")
 
@@ -102,8 +107,10 @@ def test_all_columns_survive(tmp_path, cache):
     root = tmp_path / "d"
     root.mkdir()
     paths = ["Straße & \"x\"\n2.jpg", "写真/1 #%.png", "\udcff.jpg"]
-    ds = DetDataset(root, ("a\u2028b", "ü"), paths, [(3, 4), (5, 6), (7, 8)], [0, 0, 2], [(0, 0, 1, 1), (-1, 0, 1.5, 2), (0, 0, 3e6, 1)], [1, 0, 1], ["train", "", "val"], ["", "g\0h", "g"],
-                    [2**62, -5, 7], [CROWD, IGNORE | DIFFICULT, 0], "coco", [Flaw("error", "no-images", "x\ud800", "", "m", "noted")],
+    ds = DetDataset(root, ("a\u2028b", "ü"), paths, [(3, 4), (5, 6), (7, 8)], [0, 0, 2], [(0, 0, 1, 1), (-1, 0, 1.5, 2),
+                                                                                          (0, 0, 3e6, 1)], [1, 0, 1],
+                    ["train", "", "val"], ["", "g\0h", "g"], [2**62, -5, 7], [CROWD, IGNORE | DIFFICULT, 0], "coco",
+                    [Flaw("error", "no-images", "x\ud800", "", "m", "noted")],
                     {"text": ["", "B MW 12 京", "\0"], "attribute x": ["1", "", ""], "none": ["", "", ""]})
     assert keep_index(ds, time.time_ns() + 10**9, root)
     back = load_index(root)
@@ -116,12 +123,25 @@ def test_all_columns_survive(tmp_path, cache):
 @given(st.data())
 def test_any_dataset_survives(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("d")
-    n, m = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 8))
+    n = data.draw(st.integers(1, 5))
+    m = data.draw(st.integers(0, 8))
     word = st.text(max_size=5)
-    paths = data.draw(st.lists(st.text(min_size=1, max_size=5).filter(lambda p: not p.startswith(("/", "../"))), min_size=n, max_size=n, unique=True))
+    paths = data.draw(
+        st.lists(st.text(min_size=1, max_size=5).filter(lambda p: not p.startswith(("/", "../"))),
+                 min_size=n,
+                 max_size=n,
+                 unique=True))
     take = lambda values, k: data.draw(st.lists(values, min_size=k, max_size=k))
-    ds = DetDataset(root, ("a", "b"), paths, [(2, 3)] * n, sorted(take(st.integers(0, n - 1), m)), np.array(take(st.floats(-1e7, 1e7, width=32), 4 * m)).reshape(m, 4), take(st.integers(0, 1), m),
-                    take(word, n), take(word, n), flags=take(st.integers(0, 7), m), attributes={k: take(word, m) for k in data.draw(st.sets(word, max_size=3))})
+    ds = DetDataset(root, ("a", "b"),
+                    paths, [(2, 3)]*n,
+                    sorted(take(st.integers(0, n - 1), m)),
+                    np.array(take(st.floats(-1e7, 1e7, width=32), 4*m)).reshape(m, 4),
+                    take(st.integers(0, 1), m),
+                    take(word, n),
+                    take(word, n),
+                    flags=take(st.integers(0, 7), m),
+                    attributes={k: take(word, m)
+                                for k in data.draw(st.sets(word, max_size=3))})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JETSON_DET_CACHE", str(tmp_path_factory.mktemp("c")))
         assert keep_index(ds, time.time_ns() + 10**9, root)
@@ -163,7 +183,9 @@ def test_hidden_files_and_the_cache_are_no_change(scenes):
 
 
 def test_an_image_that_appears_beside_a_json(tmp_path):
-    labels = dict(images=[dict(id=1, file_name="1.png", width=4, height=4)], annotations=[dict(image_id=1, category_id=1, bbox=[0, 0, 2, 2])], categories=[dict(id=1, name="a")])
+    labels = dict(images=[dict(id=1, file_name="1.png", width=4, height=4)],
+                  annotations=[dict(image_id=1, category_id=1, bbox=[0, 0, 2, 2])],
+                  categories=[dict(id=1, name="a")])
     (tmp_path / "d").mkdir()
     (tmp_path / "d/a.json").write_text(json.dumps(labels))
     time.sleep(.03)
@@ -201,7 +223,8 @@ def test_other_readers_made_it(scenes, monkeypatch):
 def test_damage_is_no_index(scenes):
     first, _ = opened(scenes)
     file = index_file(scenes)
-    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
     for k in range(120):
         bad = bytearray(whole)
         if k % 2: del bad[rng.integers(len(bad)):]
@@ -219,7 +242,8 @@ def test_a_cache_that_cannot_be_written(scenes, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path / "file"))
     said = []
-    assert len(read_indexed(scenes, say=said.append)) == 6 and "no index could be kept" in said[0] and "\n" not in said[0]
+    assert len(read_indexed(scenes,
+                            say=said.append)) == 6 and "no index could be kept" in said[0] and "\n" not in said[0]
 
 
 def _open(path): return read_indexed(path).fingerprint()
@@ -259,7 +283,8 @@ def test_walking_follows_links_once(tmp_path):
     os.symlink(tmp_path / "nowhere", tmp_path / "a/dead.jpg")
     (tmp_path / "other").mkdir()
     os.symlink(tmp_path / "a", tmp_path / "z")
-    assert walk_files(tmp_path / "a") == ["b/x.jpg", "dead.jpg", "loop", "up/other/.".rstrip("/.")] or set(walk_files(tmp_path / "a")) == {"b/x.jpg", "dead.jpg", "loop"}
+    assert walk_files(tmp_path/"a") == ["b/x.jpg", "dead.jpg", "loop", "up/other/.".rstrip("/.")] or set(
+        walk_files(tmp_path/"a")) == {"b/x.jpg", "dead.jpg", "loop"}
     assert folder_state(tmp_path / "a")[0] == folder_state(tmp_path / "a")[0] != folder_state(tmp_path / "other")[0]
 
 
@@ -276,7 +301,8 @@ def test_sizes_without_decoding(tmp_path_factory, h, w, kind, grey, notes, lossl
     image = np.zeros((h, w) if grey else (h, w, 3), np.uint8)
     flags = [cv2.IMWRITE_WEBP_QUALITY, 101 if lossless else 60] if kind == ".webp" else []
     data = cv2.imencode(kind, image, flags)[1].tobytes()
-    if kind == ".jpg": data = data[:2] + b"".join(chunk(b"\xff\xe1", n) for n in notes) + b"\xff\xff" * (len(notes) % 2) + data[2:]
+    if kind == ".jpg":
+        data = data[:2] + b"".join(chunk(b"\xff\xe1", n) for n in notes) + b"\xff\xff" * (len(notes) % 2) + data[2:]
     path.write_bytes(data)
     assert image_size(path) == (h, w) == read_image(path).shape[:2]
 
@@ -291,8 +317,12 @@ def test_sizes_of_files_of_another_library(tmp_path, save):
 
 def test_what_has_no_size(tmp_path):
     jpg = cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
-    bad = {"empty": b"", "text": b"no picture", "gif": b"GIF89a" + bytes(100), "cut.jpg": jpg[:30], "only.jpg": b"\xff\xd8" + b"\xff\xd0" * 50_000, "pixels.jpg": b"\xff\xd8\xff\xda\0\1",
-           "huge.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\xff" * 8 + bytes(20), "tags.tif": b"II*\0" + b"\xff" * 100, "riff.webp": b"RIFF" + bytes(4) + b"WEBPVP8 " + bytes(30)}
+    bad = {
+        "empty": b"", "text": b"no picture", "gif": b"GIF89a" + bytes(100), "cut.jpg": jpg[:30],
+        "only.jpg": b"\xff\xd8" + b"\xff\xd0"*50_000, "pixels.jpg": b"\xff\xd8\xff\xda\0\1",
+        "huge.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\xff"*8 + bytes(20), "tags.tif": b"II*\0" + b"\xff"*100,
+        "riff.webp": b"RIFF" + bytes(4) + b"WEBPVP8 " + bytes(30)
+    }
     for name, data in bad.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InputError) as e: image_size(tmp_path / name)
@@ -303,7 +333,8 @@ def test_what_has_no_size(tmp_path):
 
 
 def test_damaged_headers_give_a_size_or_one_line(tmp_path):
-    rng, path = np.random.default_rng(0), tmp_path / "x"
+    rng = np.random.default_rng(0)
+    path = tmp_path / "x"
     for kind in (".jpg", ".png", ".bmp", ".webp", ".tif"):
         data = cv2.imencode(kind, rng.integers(0, 255, (40, 50, 3), np.uint8))[1].tobytes()
         for _ in range(60):
@@ -322,7 +353,9 @@ def test_many_sizes_on_a_slow_disk(tmp_path, monkeypatch):
     quick = image_sizes(tmp_path, paths)
     monkeypatch.setattr(imagefile, "_SLOW", 0)
     slow = image_sizes(tmp_path, paths)
-    assert quick[::2] == slow[::2] == [(4, 5)] * 250 and [str(e) for e in quick[1::2]] == [str(e) for e in slow[1::2]] and isinstance(slow[1], InputError)
+    assert quick[::2] == slow[::2] == [(4, 5)]*250 and [str(e)
+                                                        for e in quick[1::2]] == [str(e) for e in slow[1::2]
+                                                                                  ] and isinstance(slow[1], InputError)
 
 
 # Rows in bulk
@@ -330,15 +363,18 @@ def test_many_sizes_on_a_slow_disk(tmp_path, monkeypatch):
 def test_single_and_many_are_the_same(tmp_path):
     for k in range(3): cv2.imwrite(str(tmp_path / f"{k}.png"), np.zeros((4 + k, 5, 3), np.uint8))
     (tmp_path / "3.png").write_bytes(b"")
-    paths, declared = [f"{k}.png" for k in range(4)], [(4, 5), (9, 9), None, None]
-    one, many = Rows(tmp_path, "x"), Rows(tmp_path, "x")
+    paths = [f"{k}.png" for k in range(4)]
+    declared = [(4, 5), (9, 9), None, None]
+    one = Rows(tmp_path, "x")
+    many = Rows(tmp_path, "x")
     at = [one.image(p, "s", "train", d, k, "g") for k, (p, d) in enumerate(zip(paths, declared))]
     assert many.images(paths, "s", "train", declared, list(range(4)), ["g"] * 4) == at == [0, 1, 2, None]
     boxes = np.arange(24.).reshape(6, 4)
     for k, i in enumerate((2, 0, 1, 0, 2, 2)): one.box(i, boxes[k], k % 2, k, **({"text": f"{k}"} if k > 3 else {}))
     many.box_arrays([2, 0], boxes[:2], [0, 1], np.array([0, 1], np.uint8))
     many.box_arrays([1, 0, 2, 2], boxes[2:], [0, 1, 0, 1], np.array([2, 3, 4, 5], np.uint8), {"text": {2: "4", 3: "5"}})
-    a, b = one.dataset(("a", "b")), many.dataset(("a", "b"))
+    a = one.dataset(("a", "b"))
+    b = many.dataset(("a", "b"))
     same(a, b)
     assert a.attributes["text"].tolist() == b.attributes["text"].tolist() == ["", "", "", "", "4", "5"]
     with pytest.raises(InputError, match="both speak of"): many.images(["0.png"], "t")
@@ -357,5 +393,7 @@ def test_real_sets(data, name):
 def test_a_hundred_thousand_images(tmp_path):
     "Time and memory of fresh processes stay within the limits of the benchmark."
     bench = Path(__file__).parents[2] / "bench/bench_data.py"
-    done = subprocess.run([sys.executable, str(bench), "--only", "scale", "--rounds", "1"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(bench), "--only", "scale", "--rounds", "1"],
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,5 @@
-"""The loader: the same batches in every way of asking for them, and workers that neither leak nor outlive their parent."""
+"""The loader: the same batches in every way of asking for them, and workers that neither leak nor outlive their
+parent."""
 import gc
 import os
 import signal
@@ -22,12 +23,15 @@ SIZE = (96, 160)
 
 
 def make_dataset(folder, n, boxes_each=lambda i: i % 4):
-    rng, index, boxes = np.random.default_rng(n), [], []
+    rng = np.random.default_rng(n)
+    index = []
+    boxes = []
     for i in range(n):
         image = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (128, 72))
         cv2.imwrite(str(folder / f"{i}.jpg"), image)
         for _ in range(boxes_each(i)):
-            x, y = rng.integers(0, 90), rng.integers(0, 40)
+            x = rng.integers(0, 90)
+            y = rng.integers(0, 40)
             index.append(i), boxes.append((x, y, x + 30, y + 30))
     return DetDataset(folder, ("a", "b"), [f"{i}.jpg" for i in range(n)], [(72, 128)] * n, index,
                       np.array(boxes, np.float32).reshape(-1, 4), np.arange(len(boxes)) % 2)
@@ -41,14 +45,16 @@ def same(a, b): return all(x.shape == y.shape and torch.equal(x, y) for x, y in 
 
 
 def assert_same(one, other):
-    one, other = list(one), list(other)
+    one = list(one)
+    other = list(other)
     assert len(one) == len(other) and all(map(same, one, other))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_workers_change_nothing(ds, workers):
     augment = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=3)
-    alone, loader = TrainLoader(ds, SIZE, augment, 8, seed=3, workers=0), TrainLoader(ds, SIZE, augment, 8, seed=3, workers=workers)
+    alone = TrainLoader(ds, SIZE, augment, 8, seed=3, workers=0)
+    loader = TrainLoader(ds, SIZE, augment, 8, seed=3, workers=workers)
     for epoch in 0, 1: assert_same(alone.epoch(epoch), loader.epoch(epoch))
     assert_same(alone.epoch(2, augment=False), loader.epoch(2, augment=False))
     loader.close()
@@ -60,7 +66,9 @@ def test_starting_anywhere_changes_nothing(ds):
     for start in 18, 5, 1: assert_same(whole[start:], loader.epoch(4, start=start))
     assert list(loader.epoch(4, start=19)) == []
     list(islice(loader.epoch(4), 3)) # left in the middle
-    a, b = loader.epoch(4), loader.epoch(4, start=2) # two at a time: slow, but right
+    # two at a time: slow, but right
+    a = loader.epoch(4)
+    b = loader.epoch(4, start=2)
     for k in range(3):
         assert same(next(a), whole[k])
         assert same(next(b), whole[k + 2])
@@ -83,7 +91,15 @@ def test_neither_caches_nor_workers_nor_starts_change_a_batch(ds, tmp_path, monk
     augment = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=3, copy_paste=.3, crop=.3, mosaic=.7)
     for repeats in None, REPEATS:
         plain = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=0, repeats=repeats)
-        loader = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=workers, repeats=repeats, cache=cache, say=lambda line: None)
+        loader = TrainLoader(ds,
+                             SIZE,
+                             augment,
+                             8,
+                             seed=1,
+                             workers=workers,
+                             repeats=repeats,
+                             cache=cache,
+                             say=lambda line: None)
         assert len(loader) == len(plain)
         whole = list(plain.epoch(1))
         assert_same(whole, loader.epoch(1))
@@ -99,18 +115,28 @@ def test_what_is_cached_is_not_decoded_again(ds, tmp_path, monkeypatch):
     for _ in loader.epoch(0): pass
     assert loader.recipe.cache.decoded == 0 and len(lines) == 1 and lines[0].startswith("cache: 150 images, ")
     monkeypatch.setattr(pixel_cache, "free_memory", lambda: 0)
-    with pytest.raises(InputError, match="data.cache=ram: 150 images take"): next(TrainLoader(ds, SIZE, AugmentConfig(), 8, cache="ram").epoch(0))
-    with pytest.raises(InputError, match="none, ram or disk"): next(TrainLoader(ds, SIZE, AugmentConfig(), 8, cache="tape").epoch(0))
+    with pytest.raises(InputError, match="data.cache=ram: 150 images take"):
+        next(TrainLoader(ds, SIZE, AugmentConfig(), 8, cache="ram").epoch(0))
+    with pytest.raises(InputError, match="none, ram or disk"):
+        next(TrainLoader(ds, SIZE, AugmentConfig(), 8, cache="tape").epoch(0))
 
 
 def test_workers_share_the_cache(ds):
     "The images are in memory once, whatever the number of workers: their private pages do not grow by it."
-    loader = TrainLoader(ds, (416, 416), AugmentConfig(multiscale=0), 8, workers=2, cache="ram", cache_mb=1, say=lambda line: None)
+    loader = TrainLoader(ds, (416, 416),
+                         AugmentConfig(multiscale=0),
+                         8,
+                         workers=2,
+                         cache="ram",
+                         cache_mb=1,
+                         say=lambda line: None)
     for _ in loader.epoch(0): pass
     store = loader.recipe.cache.store
     for p in loader._pool._processes:
         maps = open(f"/proc/{p.pid}/smaps").read().split("\n")
-        areas = [(int(a.split()[0].split("-")[1], 16) - int(a.split()[0].split("-")[0], 16), a) for a in maps if "/dev/zero (deleted)" in a]
+        areas = [(int(a.split()[0].split("-")[1], 16) - int(a.split()[0].split("-")[0], 16), a)
+                 for a in maps
+                 if "/dev/zero (deleted)" in a]
         assert any(size >= store.nbytes and " rw-s " in a for size, a in areas)
     loader.close()
 
@@ -121,7 +147,8 @@ def test_repeats_give_images_their_share(ds, workers):
     for epoch in 0, 1:
         seen = torch.cat([b.indices for b in loader.epoch(epoch)]).numpy()
         counts = np.bincount(seen, minlength=150)
-        assert len(seen) == round(REPEATS.sum()) and (counts >= np.floor(REPEATS)).all() and (counts <= np.ceil(REPEATS)).all()
+        assert len(seen) == round(
+            REPEATS.sum()) and (counts >= np.floor(REPEATS)).all() and (counts <= np.ceil(REPEATS)).all()
     assert len(loader) == -(-len(seen) // 8)
     loader.close()
     dropping = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0, repeats=REPEATS, drop_last=True)
@@ -129,7 +156,8 @@ def test_repeats_give_images_their_share(ds, workers):
 
 
 def test_wrong_repeats(ds):
-    with pytest.raises(InputError, match="repeat factors must be 150 numbers"): TrainLoader(ds, SIZE, AugmentConfig(), 8, repeats=[1., 2.])
+    with pytest.raises(InputError, match="repeat factors must be 150 numbers"):
+        TrainLoader(ds, SIZE, AugmentConfig(), 8, repeats=[1., 2.])
 
 
 def test_the_batch_size_changes_no_sample(ds):
@@ -163,7 +191,8 @@ def test_layout_and_types(ds):
             assert batch.images.shape == (b, 3, *SIZE) and batch.images.dtype == torch.uint8
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
             assert batch.boxes.shape == (b, batch.labels.shape[1], 4) and batch.labels.shape[1] >= 1
-            assert (batch.boxes.dtype, batch.labels.dtype, batch.indices.dtype) == (torch.float32, torch.int64, torch.int64)
+            assert (batch.boxes.dtype, batch.labels.dtype, batch.indices.dtype) == (torch.float32, torch.int64,
+                                                                                    torch.int64)
             assert (batch.boxes[batch.labels < 0] == 0).all()
         assert b == 150 % 8 and len(loader) == 19
         loader.close()
@@ -223,7 +252,8 @@ def test_errors_name_the_file(tmp_path, workers):
     loader.close()
     def broken(image, boxes, labels, rng): raise ZeroDivisionError("oh")
     loader = TrainLoader(few.subset([0, 1]), SIZE, AugmentConfig(), 2, workers=workers, transform=broken)
-    with pytest.raises(RuntimeError, match=r"[01]\.jpg: no sample could be made of it: ZeroDivisionError: oh"): next(loader.epoch(0))
+    with pytest.raises(RuntimeError, match=r"[01]\.jpg: no sample could be made of it: ZeroDivisionError: oh"):
+        next(loader.epoch(0))
     loader.close()
 
 
@@ -291,7 +321,10 @@ if sys.argv[2] == "wait": time.sleep(60)
 
 @pytest.mark.parametrize("how", ["kill", "term", "end"])
 def test_no_worker_outlives_its_parent(ds, how):
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(ds.root), "end" if how == "end" else "wait"], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(ds.root), "end" if how == "end" else "wait"],
+        stdout=subprocess.PIPE,
+        text=True)
     pids = list(map(int, parent.stdout.readline().split()))
     assert len(pids) == 4
     if how != "end": parent.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
@@ -319,7 +352,8 @@ def test_one_worker_has_a_whole_group(ds):
 
 def test_only_a_training_that_waits_gets_more_batches_ahead(ds):
     "A slow training finds its batch made; a fast one never does, and gets work for all workers."
-    pool, used = WorkerPool(Recipe(ds, SIZE, AugmentConfig(mosaic=0), 8), 2), set()
+    pool = WorkerPool(Recipe(ds, SIZE, AugmentConfig(mosaic=0), 8), 2)
+    used = set()
     fill = pool._slots.array
     pool._slots.array = lambda slot, shape: (used.add(slot), fill(slot, shape))[1]
     pool.take(Key(0, 0, True))

@@ -11,16 +11,17 @@ from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.images.facts import look_at_images
-from jetson_det.data.split import (ensure_splits, eval_split, random_split, read_split_lists, split_counts, split_digest, split_table, split_units, stratified_split,
-                                   with_groups, write_split_lists)
+from jetson_det.data.split import (ensure_splits, eval_split, random_split, read_split_lists, split_counts,
+                                   split_digest, split_table, split_units, stratified_split, with_groups,
+                                   write_split_lists)
 
 
 def dataset(n=100, labels=None, splits=None, groups=None, root="nowhere", names=None):
     "n images, one box each; labels: of each image, or a list of (image, label)"
     pairs = np.array(sorted(labels if labels is not None else [(k, 0) for k in range(n)])).reshape(-1, 2)
     m = len(pairs)
-    return DetDataset(root, [f"c{k}" for k in range(pairs[:, 1].max() + 1)], names or [f"a/{k}.jpg" for k in range(n)], [(60, 80)] * n, pairs[:, 0],
-                      [(1, 1, 9, 9)] * m, pairs[:, 1], splits, groups)
+    return DetDataset(root, [f"c{k}" for k in range(pairs[:, 1].max() + 1)], names or [f"a/{k}.jpg" for k in range(n)],
+                      [(60, 80)]*n, pairs[:, 0], [(1, 1, 9, 9)]*m, pairs[:, 1], splits, groups)
 
 
 def sizes(ds): return {s: int((ds.splits == s).sum()) for s in ds.split_names}
@@ -43,7 +44,8 @@ def test_own_lists_win():
     with pytest.raises(InputError, match="has no split 'test'"): eval_split(no_test, "test")
     no_val = ensure_splits(dataset(splits=["train"] * 60 + ["test"] * 40))
     assert sizes(no_val) == dict(train=48, val=12, test=40) and (no_val.splits[60:] == "test").all()
-    for name in ("", "train", "val", "test"): assert sizes(ensure_splits(dataset(splits=[name] * 100))) == dict(train=70, val=20, test=10)
+    for name in ("", "train", "val", "test"):
+        assert sizes(ensure_splits(dataset(splits=[name] * 100))) == dict(train=70, val=20, test=10)
     with pytest.raises(InputError, match="no train"): ensure_splits(dataset(splits=["test"] * 60 + ["val"] * 40))
 
 
@@ -63,7 +65,8 @@ def test_function_of_seed_and_path(by):
 
 
 def test_an_added_image_moves_few():
-    a, b = ensure_splits(dataset(300)), ensure_splits(dataset(301))
+    a = ensure_splits(dataset(300))
+    b = ensure_splits(dataset(301))
     assert sum(where(b)[p] != s for p, s in where(a).items()) <= 2
 
 
@@ -73,7 +76,10 @@ def test_tiny(n, want, by):
     ds = ensure_splits(dataset(n), by=by)
     assert sizes(ds) == want
     assert len(eval_split(ds)) >= 1
-    assert [f.message for f in ds.flaws] == ([] if n > 1 else ["nothing is left for val: training goes without evaluation, and `evaluate` takes the training images"])
+    assert [
+        f.message for f in ds.flaws
+    ] == ([] if n > 1 else
+          ["nothing is left for val: training goes without evaluation, and `evaluate` takes the training images"])
 
 
 def test_no_val_wanted():
@@ -83,12 +89,15 @@ def test_no_val_wanted():
 
 def test_stratified_keeps_shares_of_rare_classes():
     rng = np.random.default_rng(0)
-    labels = [(k, 0) for k in range(400)] + [(k, 1) for k in range(400) if rng.random() < .3] + [(k, 2) for k in range(40)] + [(k, 3) for k in (17, 90, 200, 201, 202, 203, 204, 205, 206, 207)]
+    labels = [(k, 0) for k in range(400)] + [(k, 1) for k in range(400) if rng.random() < .3] + [
+        (k, 2) for k in range(40)
+    ] + [(k, 3) for k in (17, 90, 200, 201, 202, 203, 204, 205, 206, 207)]
     ds = ensure_splits(dataset(400, labels), by="stratified")
     assert sum(sizes(ds).values()) == 400 and abs(sizes(ds)["val"] - 80) <= 4 and abs(sizes(ds)["test"] - 40) <= 4
     for c in range(4):
         rows = ds.splits[ds.box_image[ds.labels == c]]
-        for s, share in (("train", .7), ("val", .2), ("test", .1)): assert abs((rows == s).sum() - share * len(rows)) <= max(1, .03 * len(rows)), (c, s)
+        for s, share in (("train", .7), ("val", .2), ("test", .1)):
+            assert abs((rows == s).sum() - share * len(rows)) <= max(1, .03 * len(rows)), (c, s)
 
 
 @pytest.mark.parametrize("by", ["random", "stratified", "group"])
@@ -126,7 +135,8 @@ def test_lists_of_odd_names(tmp_path):
     ds = replace(dataset(5, names=names), splits=["train", "train", "train", "val", "test"])
     write_split_lists(ds, tmp_path)
     assert where(read_split_lists(replace(ds, splits=None), tmp_path)) == where(ds) and len(split_digest(ds)) == 16
-    with pytest.raises(InputError, match="line break"): write_split_lists(replace(ds, paths=["a\nb.jpg", *names[1:]]), tmp_path)
+    with pytest.raises(InputError, match="line break"):
+        write_split_lists(replace(ds, paths=["a\nb.jpg", *names[1:]]), tmp_path)
     (tmp_path / "train.txt").write_text("\ufeffg .jpg\r\n\r\ng .jpg\r\n", encoding="utf-8")
     with pytest.raises(InputError, match="train.txt, line 3: g .jpg stands twice"): read_split_lists(ds, tmp_path)
 
@@ -134,7 +144,8 @@ def test_lists_of_odd_names(tmp_path):
 def skewed(n, n_classes, a_image, seed):
     "(n, C) bool: the k-th class is as frequent as 1 / k^1.2"
     rng = np.random.default_rng(seed)
-    p, has = 1 / np.arange(1, n_classes + 1) ** 1.2, np.zeros((n, n_classes), bool)
+    p = 1 / np.arange(1, n_classes + 1) ** 1.2
+    has = np.zeros((n, n_classes), bool)
     for i, k in enumerate(rng.poisson(a_image, n)): has[i, rng.choice(n_classes, k, p=p / p.sum())] = True
     return has
 
@@ -142,7 +153,9 @@ def skewed(n, n_classes, a_image, seed):
 @pytest.mark.parametrize("n, n_classes, a_image, most", [(200, 5, 2, 1), (400, 20, 3, 1), (2000, 40, 3, 1.1), (3000, 80, 7, 2)])
 def test_stratified_is_an_image_off_at_most(n, n_classes, a_image, most):
     for seed in range(3):
-        has, units, counts = skewed(n, n_classes, a_image, seed), [np.array([i]) for i in range(n)], split_counts(n, .2, .1)
+        has = skewed(n, n_classes, a_image, seed)
+        units = [np.array([i]) for i in range(n)]
+        counts = split_counts(n, .2, .1)
         at = stratified_split(units, counts, *np.nonzero(has), n_classes)
         off = [np.abs(has[at == s].sum(0) - c / n * has.sum(0)).max() for s, c in enumerate(counts)]
         assert max(off) <= most and all(abs((at == s).sum() - c) <= 2 for s, c in enumerate(counts)), (seed, off)
@@ -153,18 +166,21 @@ def test_stratified_is_an_image_off_at_most(n, n_classes, a_image, most):
 def test_stratified_in_units_of_all_sizes():
     rng = np.random.default_rng(0)
     size = np.r_[[150, 90, 60], rng.integers(1, 25, 60), np.ones(200, int)]
-    has, units = skewed(size.sum(), 12, 2, 1), np.split(np.arange(size.sum()), np.cumsum(size)[:-1])
+    has = skewed(size.sum(), 12, 2, 1)
+    units = np.split(np.arange(size.sum()), np.cumsum(size)[:-1])
     at = stratified_split(units, split_counts(size.sum(), .2, .1), *np.nonzero(has), 12)
     of_image = np.repeat(at, size)
     for s, share in enumerate((.7, .2, .1)):
-        assert np.abs(has[of_image == s].sum(0) - share * has.sum(0)).max() <= 4 and abs((of_image == s).sum() - share * size.sum()) <= 2
+        assert np.abs(has[of_image == s].sum(0) - share*has.sum(0)).max() <= 4 and abs((of_image == s).sum() -
+                                                                                       share*size.sum()) <= 2
 
 
 @settings(max_examples=60, deadline=None)
 @example([3, 3], 1, .5, .25, 0)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 4), st.floats(.01, .6), st.floats(0, .39), st.integers(0, 99))
 def test_every_unit_goes_somewhere(size, n_classes, val, test, seed):
-    has, units = np.random.default_rng(seed).random((sum(size), n_classes)) < .4, np.split(np.arange(sum(size)), np.cumsum(size)[:-1])
+    has = np.random.default_rng(seed).random((sum(size), n_classes)) < .4
+    units = np.split(np.arange(sum(size)), np.cumsum(size)[:-1])
     counts = split_counts(sum(size), val, test)
     for at in (stratified_split(units, counts, *np.nonzero(has), n_classes), random_split(units, counts)):
         assert len(at) == len(units) and set(at.tolist()) <= {0, 1, 2} and (at == 0).any()
@@ -185,10 +201,12 @@ def test_groups_from_paths():
     ds = dataset(200, names=names)
     assert set(with_groups(ds, "folder").groups) == {f"cam {k}" for k in range(4)}
     videos = with_groups(ds, r"_(\d\d)_")
-    assert len(set(videos.groups)) == 20 and videos.flaws[-1].message == r"group_by '_(\\d\\d)_' finds 20 groups in 200 images"
+    assert len(set(
+        videos.groups)) == 20 and videos.flaws[-1].message == r"group_by '_(\\d\\d)_' finds 20 groups in 200 images"
     part = with_groups(ds, r"(?P<video>_0\d)_")
     assert (part.groups != "").sum() == 100 and part.flaws[-1].message.endswith("; 100 images are in none")
-    assert with_groups(replace(ds, groups=["x"] * 200), "").groups[0] == "x" and with_groups(replace(ds, groups=["x"] * 200), "folder").groups[0] == "cam 0"
+    assert with_groups(replace(ds, groups=["x"]*200), "").groups[0] == "x" and with_groups(
+        replace(ds, groups=["x"]*200), "folder").groups[0] == "cam 0"
     for by in ("random", "stratified", "group"):
         made = ensure_splits(ds, by=by, group_by=r"_(\d\d)_")
         assert sizes(made) == dict(train=140, val=40, test=20)
@@ -198,33 +216,40 @@ def test_groups_from_paths():
 
 @pytest.mark.parametrize("group_by, says", [("(cam", "nor a regular expression"), ("cam", "no bracket"), ("(dog)", "finds no group"), ("x*()", "finds no group"), ("[", "regular expression")])
 def test_groups_that_cannot_be(group_by, says):
-    with pytest.raises(InputError, match=says) as e: ensure_splits(dataset(names=[f"cam/{k}.jpg" for k in range(100)]), group_by=group_by)
+    with pytest.raises(InputError, match=says) as e:
+        ensure_splits(dataset(names=[f"cam/{k}.jpg" for k in range(100)]), group_by=group_by)
     assert "\n" not in str(e.value)
 
 
 def test_folder_where_there_is_none():
-    with pytest.raises(InputError, match="every image lies in the one folder"): ensure_splits(dataset(names=[f"{k}.jpg" for k in range(100)]), group_by="folder")
+    with pytest.raises(InputError, match="every image lies in the one folder"):
+        ensure_splits(dataset(names=[f"{k}.jpg" for k in range(100)]), group_by="folder")
 
 
 def test_one_group_holds_everything():
     ds = dataset(100, groups=["gate"] * 100)
     with pytest.raises(InputError, match="the group 'gate' holds all 100 images"): ensure_splits(ds, by="group")
-    with pytest.raises(InputError, match="the group 'a' holds all 100 images"): ensure_splits(replace(ds, groups=None), group_by="folder")
+    with pytest.raises(InputError, match="the group 'a' holds all 100 images"):
+        ensure_splits(replace(ds, groups=None), group_by="folder")
     assert sizes(ensure_splits(ds, val=0, test=0, by="group")) == dict(train=100)
     made = ensure_splits(ds)
-    assert sizes(made) == dict(train=100) and made.flaws[-1].message.startswith("nothing is left for val, as the group 'gate' holds all 100 images: training goes")
+    assert sizes(made) == dict(train=100) and made.flaws[-1].message.startswith(
+        "nothing is left for val, as the group 'gate' holds all 100 images: training goes")
 
 
 @pytest.mark.parametrize("by", ["random", "stratified", "group"])
 @pytest.mark.parametrize("groups, most", [(["a"] * 50 + ["b"] * 50, 1), (["a"] * 95 + ["b"] * 5, 1), (["a"] * 60 + ["b"] * 25 + ["c"] * 15, 2)])
 def test_few_large_groups_still_give_val(by, groups, most):
     ds = ensure_splits(dataset(groups=groups), by=by)
-    assert 1 <= len(ds.split_names) - 1 <= most and sizes(ds)["train"] >= 40 and len(set(zip(ds.groups, ds.splits))) == len(set(groups))
+    assert 1 <= len(ds.split_names) - 1 <= most and sizes(ds)["train"] >= 40 and len(set(zip(
+        ds.groups, ds.splits))) == len(set(groups))
     assert ("test" in ds.split_names) == (most == 2) or by == "stratified"
     if "test" not in ds.split_names: assert ds.flaws[-1].kind == "no-test"
 
 
-def picture(seed): return cv2.resize(np.random.default_rng(seed).integers(0, 255, (9, 12, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
+def picture(seed):
+    return cv2.resize(np.random.default_rng(seed).integers(0, 255, (9, 12, 3), np.uint8), (160, 120),
+                      interpolation=cv2.INTER_CUBIC)
 
 
 @pytest.fixture
@@ -234,44 +259,60 @@ def pictures(tmp_path, monkeypatch):
     for k in range(30):
         image = picture(k - 10 if k in (10, 11, 12) else k)
         if k == 10: image = cv2.resize(image, (240, 180), interpolation=cv2.INTER_LINEAR)
-        (tmp_path / f"{k}.jpg").write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60 if k == 11 else 95])[1].tobytes())
+        (tmp_path/f"{k}.jpg").write_bytes(
+            cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60 if k == 11 else 95])[1].tobytes())
     return dataset(30, [(k, k % 3) for k in range(30)], root=tmp_path, names=[f"{k}.jpg" for k in range(30)])
 
 
 @pytest.mark.parametrize("by", ["random", "stratified", "group"])
 def test_near_duplicates_never_cross(pictures, by):
     facts = look_at_images(pictures)
-    apart, groups = 0, [f"g{k // 2}" for k in range(30)]
+    apart = 0
+    groups = [f"g{k // 2}" for k in range(30)]
     for seed in range(8):
         ds = replace(pictures, groups=groups if by == "group" else None)
         at = ensure_splits(ds, seed=seed, by=by, facts=facts).splits
         assert all(at[k] == at[k + 10] for k in range(3))
-        if by == "group": assert all(at[k] == at[k + 1] for k in range(0, 30, 2)) and at[3] == at[12] # 3 is grouped with 2
+        # 3 is grouped with 2
+        if by == "group": assert all(at[k] == at[k + 1] for k in range(0, 30, 2)) and at[3] == at[12]
         blind = ensure_splits(ds, seed=seed, by=by).splits
         assert blind[2] == blind[12]
         apart += any(blind[k] != blind[k + 10] for k in range(2))
     assert apart # without the facts they do cross
     ds = ensure_splits(pictures, by=by if by != "group" else "random", facts=facts)
-    assert ds.flaws[-1].message == "kept in one split each: 1 file under two names or more (2 images), 2 clusters of near duplicates (4 images)"
-    with pytest.raises(InputError, match="facts of 30 images for a dataset of 10"): split_units(ds.subset(np.arange(10)), 0, facts)
+    assert (
+        ds.flaws[-1].message
+        == "kept in one split each: 1 file under two names or more (2 images), 2 clusters of near duplicates (4 images)"
+    )
+    with pytest.raises(InputError, match="facts of 30 images for a dataset of 10"):
+        split_units(ds.subset(np.arange(10)), 0, facts)
 
 
 def test_what_the_lists_tear_apart_is_said(pictures):
     facts = look_at_images(pictures)
     ds = replace(pictures, splits=["train"] * 10 + ["val"] * 20, groups=[f"cam {k % 2}" for k in range(30)])
     told = [f.message for f in ensure_splits(ds, facts=facts).flaws if f.kind == "split-leak"]
-    assert told == ["2 groups in more than one split, such as 'cam 0' (train, val)", "1 file under two names or more in more than one split, such as 2.jpg and 12.jpg (train, val)",
-                    "2 clusters of near duplicates in more than one split, such as 0.jpg and 10.jpg (train, val)"]
+    assert told == [
+        "2 groups in more than one split, such as 'cam 0' (train, val)",
+        "1 file under two names or more in more than one split, such as 2.jpg and 12.jpg (train, val)",
+        "2 clusters of near duplicates in more than one split, such as 0.jpg and 10.jpg (train, val)"
+    ]
     assert [f.kind for f in ensure_splits(ds).flaws] == ["split-leak"] # no file is read
     table = split_table(ds, facts)
     assert all(f"crosses: {t}" in table for t in told) and "kept" not in table
 
 
 def test_table():
-    ds = ensure_splits(dataset(200, [(k, 0) for k in range(150)] + [(k, 1) for k in range(20)] * 2, groups=["cam"] * 30 + [""] * 170), by="stratified")
+    ds = ensure_splits(dataset(200, [(k, 0) for k in range(150)] + [(k, 1) for k in range(20)]*2,
+                               groups=["cam"]*30 + [""]*170),
+                       by="stratified")
     lines = split_table(ds).splitlines()
     of = ds.split("train")
-    assert lines[1].split() == ["train", "140", "70.0%", str(len(of.boxes)), f"{len(of.boxes) / 190:.1%}", str(140 - len(set(of.box_image)))] and lines[4].split() == ["class", "boxes", "train", "val", "test"]
+    assert lines[1].split() == [
+        "train", "140", "70.0%",
+        str(len(of.boxes)), f"{len(of.boxes) / 190:.1%}",
+        str(140 - len(set(of.box_image)))
+    ] and lines[4].split() == ["class", "boxes", "train", "val", "test"]
     assert lines[5].split()[:3] == ["c0", "150", "105"] and lines[7] == "kept in one split each: 1 group (30 images)"
     assert "and 1 classes with fewer boxes" in split_table(ds, most=1) and "c1" not in split_table(ds, most=1)
     assert "(none)" in split_table(dataset())
@@ -280,14 +321,21 @@ def test_table():
 def test_digest():
     ds = ensure_splits(dataset())
     order = np.random.default_rng(0).permutation(100)
-    assert split_digest(ds) == split_digest(ds.subset(order)) == split_digest(replace(ds, root="elsewhere")) and len(split_digest(ds)) == 16
+    assert split_digest(ds) == split_digest(ds.subset(order)) == split_digest(replace(ds, root="elsewhere")) and len(
+        split_digest(ds)) == 16
     one = ds.splits.copy()
     one[0] = "test" if one[0] != "test" else "val"
-    assert len({split_digest(ds), split_digest(ensure_splits(dataset(), seed=1)), split_digest(replace(ds, splits=one)), split_digest(ds.subset(order[1:]))}) == 4
+    assert len({
+        split_digest(ds),
+        split_digest(ensure_splits(dataset(), seed=1)),
+        split_digest(replace(ds, splits=one)),
+        split_digest(ds.subset(order[1:]))
+    }) == 4
 
 
 def test_equal_files_of_one_length_and_one_middle(tmp_path):
-    for k in range(40): (tmp_path / f"{k}.jpg").write_bytes(bytes(9000) + b"%02d" % (k % 10 if k < 38 else k) + bytes(20000))
+    for k in range(40):
+        (tmp_path / f"{k}.jpg").write_bytes(bytes(9000) + b"%02d" % (k % 10 if k < 38 else k) + bytes(20000))
     (tmp_path / "40.jpg").write_bytes(b"")
     ds = dataset(42, root=tmp_path, names=[f"{k}.jpg" for k in range(42)]) # the last is not there
     assert sorted(map(len, split_units(ds, 0))) == [1] * 4 + [3, 3] + [4] * 8
@@ -296,9 +344,12 @@ def test_equal_files_of_one_length_and_one_middle(tmp_path):
 @pytest.mark.slow
 def test_coco_sized():
     rng = np.random.default_rng(0)
-    n, m, p = 120_000, 860_000, 1 / np.arange(1, 81)
-    ds = DetDataset("nowhere", [f"c{k}" for k in range(80)], [f"train2017/{k:012d}.jpg" for k in range(n)], np.full((n, 2), 480), np.sort(rng.integers(0, n, m)),
-                    np.tile([1, 1, 9, 9], (m, 1)), rng.choice(80, m, p=p / p.sum()))
+    n = 120_000
+    m = 860_000
+    p = 1 / np.arange(1, 81)
+    ds = DetDataset("nowhere", [f"c{k}" for k in range(80)], [f"train2017/{k:012d}.jpg" for k in range(n)],
+                    np.full((n, 2), 480), np.sort(rng.integers(0, n, m)), np.tile([1, 1, 9, 9], (m, 1)),
+                    rng.choice(80, m, p=p/p.sum()))
     for by in ("random", "stratified"):
         start = time.perf_counter()
         assert sizes(ensure_splits(ds, by=by))["val"] == pytest.approx(24_000, abs=10)
@@ -316,4 +367,5 @@ def test_real(data):
     raccoon = ensure_splits(read_dataset(data / "datasets/raccoon"))
     assert sizes(raccoon) == dict(train=140, val=40, test=20)
     at = where(raccoon)
-    for a, b in ((116, 11), (74, 52), (83, 120), (98, 65)): assert at[f"images/raccoon-{a}.jpg"] == at[f"images/raccoon-{b}.jpg"]
+    for a, b in ((116, 11), (74, 52), (83, 120), (98, 65)):
+        assert at[f"images/raccoon-{a}.jpg"] == at[f"images/raccoon-{b}.jpg"]

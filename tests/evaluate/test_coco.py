@@ -16,7 +16,10 @@ from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from jetson_det.evaluate.coco import coco_of, coco_results, coco_stats, evaluate, shared_classes
 from jetson_det.runtime.geometry import Detections, as_detections
 
-NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
+NAMES = [
+    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium",
+    "AR_large"
+]
 
 
 def pycocotools_stats(gt, rows):
@@ -46,12 +49,18 @@ def same(result, job):
 def scene(seed, n=30, classes=4, p_flag=.25, most=14):
     "A dataset with crowd, ignored and difficult boxes and empty images, and detections of all qualities."
     rng = rng_for(11, seed)
-    where, boxes, labels, flags, found = [], [], [], [], []
+    where = []
+    boxes = []
+    labels = []
+    flags = []
+    found = []
     for i in range(n):
         k = 0 if rng.random() < .2 else int(rng.integers(1, most))
         wh = np.exp(rng.uniform(np.log(6), np.log(200), (k, 2)))
         xy = rng.uniform(0, 400, (k, 2))
-        here, cls = np.concatenate([xy, xy + wh], 1), rng.integers(0, classes - 1, k) # the last class has no boxes
+        # the last class has no boxes
+        here = np.concatenate([xy, xy + wh], 1)
+        cls = rng.integers(0, classes - 1, k)
         where += [i] * k
         boxes.append(here), labels.append(cls)
         flags.append(np.where(rng.random(k) < p_flag, rng.choice([CROWD, IGNORE, DIFFICULT, CROWD | IGNORE], k), 0))
@@ -59,8 +68,11 @@ def scene(seed, n=30, classes=4, p_flag=.25, most=14):
         if k: near = here[rng.integers(0, k, m)] + rng.normal(0, rng.choice([1, 4, 12], (m, 1)), (m, 4))
         else: near = rng.uniform(0, 300, (m, 4))
         d = np.concatenate([np.minimum(near[:, :2], near[:, 2:]), np.maximum(near[:, :2], near[:, 2:])], 1)
-        if m and rng.random() < .3: d = np.concatenate([d, d]); m *= 2 # copies
-        found.append(as_detections(d, rng.random(m).round(int(rng.integers(1, 6))), rng.integers(0, classes, m))) # many ties
+        if m and rng.random() < .3:
+            d = np.concatenate([d, d])
+            m *= 2 # copies
+        # many ties
+        found.append(as_detections(d, rng.random(m).round(int(rng.integers(1, 6))), rng.integers(0, classes, m)))
     return DetDataset(".", [f"c{k}" for k in range(classes)], [f"{i}.png" for i in range(n)], [[600, 600]] * n, where,
                       np.concatenate(boxes), np.concatenate(labels), flags=np.concatenate(flags),
                       image_ids=rng.permutation(1000)[:n]), found
@@ -69,7 +81,8 @@ def scene(seed, n=30, classes=4, p_flag=.25, most=14):
 @pytest.mark.parametrize("seed", range(6))
 def test_twelve_numbers_of_random_scenes(seed):
     ds, found = scene(seed)
-    gt, rows = coco_of(ds), coco_results(found, ds.image_ids)
+    gt = coco_of(ds)
+    rows = coco_results(found, ds.image_ids)
     same(coco_stats(ds, found), pycocotools_stats(gt, rows))
     same(coco_stats(gt, found, ds.classes), pycocotools_stats(gt, rows))
 
@@ -87,15 +100,18 @@ def test_over_a_hundred_of_a_class_in_an_image():
 
 
 def test_ignored_means_neither_right_nor_wrong():
-    boxes, three = [[0, 0, 50, 50], [100, 100, 150, 150]], [[0, 0, 50, 50], [100, 100, 150, 150], [300, 300, 350, 350]]
+    boxes = [[0, 0, 50, 50], [100, 100, 150, 150]]
+    three = [[0, 0, 50, 50], [100, 100, 150, 150], [300, 300, 350, 350]]
     make = lambda flags: DetDataset(".", ("a",), ["0.png"], [[400, 400]], [0, 0], boxes, [0, 0], flags=flags)
     for flag in (IGNORE, DIFFICULT):
         r = coco_stats(make([0, flag]), [as_detections(boxes, [.5, .9], [0, 0])])
         assert r.stats["AP"] == pytest.approx(1) and (r.boxes, r.ignored) == (1, 1) # found: no harm
-        assert coco_stats(make([0, flag]), [as_detections(boxes[:1], [.5], [0])]).stats["AP"] == pytest.approx(1) # missed: no harm
+        # missed: no harm
+        assert coco_stats(make([0, flag]), [as_detections(boxes[:1], [.5], [0])]).stats["AP"] == pytest.approx(1)
     r = coco_stats(make([0, CROWD]), [as_detections(three[:2] + [[105, 105, 120, 120]], [.5, .9, .8], [0, 0, 0])])
     assert r.stats["AP"] == pytest.approx(1) # any number inside a crowd
-    assert coco_stats(make([0, CROWD]), [as_detections(three, [.5, .9, .8], [0, 0, 0])]).stats["AP50"] == pytest.approx(.5)
+    assert coco_stats(make([0, CROWD]),
+                      [as_detections(three, [.5, .9, .8], [0, 0, 0])]).stats["AP50"] == pytest.approx(.5)
     raw = make([0, IGNORE]).to_coco() # pycocotools reads `ignore` of a COCO file and overwrites it
     found = [as_detections(boxes[:1], [.5], [0])]
     same(coco_stats(raw, found), pycocotools_stats(raw, coco_results(found, [1])))
@@ -103,7 +119,9 @@ def test_ignored_means_neither_right_nor_wrong():
 
 
 def test_annotation_id_zero_is_found_too():
-    gt = dict(images=[{"id": 1}], categories=[{"id": 1, "name": "a"}], annotations=[{"id": 0, "image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40]}])
+    gt = dict(images=[{"id": 1}],
+              categories=[{"id": 1, "name": "a"}],
+              annotations=[{"id": 0, "image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40]}])
     assert coco_stats(gt, [as_detections([[0, 0, 40, 40]], [.9], [0])]).stats["AP"] == pytest.approx(1)
 
 
@@ -112,12 +130,18 @@ def test_classes_by_name():
     shuffled = ("zebra", "c2", "C1", "c0") # the model's own order and one class more; C1 is c1
     to = {0: 3, 1: 2, 2: 1}
     renamed = [as_detections(d.boxes, d.scores, [to[l] for l in d.labels.tolist()]) for d in found]
-    a, b = coco_stats(ds, found), coco_stats(ds, renamed, shuffled)
+    a = coco_stats(ds, found)
+    b = coco_stats(ds, renamed, shuffled)
     assert a.stats == b.stats and b.unused == ["zebra"] and b.unknown == []
-    some = coco_stats(ds, [as_detections(d.boxes[d.labels == 0], d.scores[d.labels == 0], [0] * int((d.labels == 0).sum())) for d in found], ("c0",))
-    assert some.unknown == ["c1", "c2"] and some.per_class[1]["AP"] == 0 and some.per_class[0]["AP"] == a.per_class[0]["AP"]
+    some = coco_stats(
+        ds,
+        [as_detections(d.boxes[d.labels == 0], d.scores[d.labels == 0], [0]*int((d.labels == 0).sum()))
+         for d in found], ("c0", ))
+    assert some.unknown == ["c1", "c2"
+                            ] and some.per_class[1]["AP"] == 0 and some.per_class[0]["AP"] == a.per_class[0]["AP"]
     assert some.stats["AP"] == pytest.approx(a.per_class[0]["AP"] / 2) # c2 has no boxes and counts nowhere
-    with pytest.raises(InputError, match="the model knows cat; the data has c0, c1, c2"): coco_stats(ds, found, ("cat",))
+    with pytest.raises(InputError, match="the model knows cat; the data has c0, c1, c2"):
+        coco_stats(ds, found, ("cat",))
     to, _, unused = shared_classes(("person", "Person"), ("Person",))
     assert shared_classes(("traffic light",), ("Traffic_Light",))[0].tolist() == [0]
     assert to.tolist() == [-1, 0] and unused == ["person"]
@@ -137,8 +161,13 @@ def test_bad_calls_are_one_line():
 class Replay:
     "A session that gives stored detections, and notes how it was asked."
     def __init__(self, ds, found):
-        self.contract, self.timings = SimpleNamespace(classes=ds.classes, name="replay"), {"inference": .001}
-        self.confidence, self.iou, self.max_detections, self.found, self.asked = .3, .45, 77, iter(found), []
+        self.contract = SimpleNamespace(classes=ds.classes, name="replay")
+        self.timings = {"inference": .001}
+        self.confidence = .3
+        self.iou = .45
+        self.max_detections = 77
+        self.found = iter(found)
+        self.asked = []
     def __call__(self, frames):
         self.asked.append((len(frames), self.confidence, self.iou, self.max_detections))
         return [next(self.found) for _ in frames]
@@ -171,18 +200,27 @@ def test_counting_is_quick():
     found = []
     for i in range(72):
         xy = rng.uniform(0, 400, (120, 2))
-        found.append(as_detections(np.concatenate([xy, xy + rng.uniform(5, 150, (120, 2))], 1), rng.random(120), rng.integers(0, 4, 120)))
-    ours, theirs, rows = [], [], coco_results(found, ds.image_ids)
+        found.append(
+            as_detections(np.concatenate([xy, xy + rng.uniform(5, 150, (120, 2))], 1), rng.random(120),
+                          rng.integers(0, 4, 120)))
+    ours = []
+    theirs = []
+    rows = coco_results(found, ds.image_ids)
     for _ in range(3):
-        start = time.perf_counter(); coco_stats(ds, found); ours.append(time.perf_counter() - start)
-        start = time.perf_counter(); pycocotools_stats(coco_of(ds), rows); theirs.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        coco_stats(ds, found)
+        ours.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        pycocotools_stats(coco_of(ds), rows)
+        theirs.append(time.perf_counter() - start)
     print(f"counting 72 images: {min(ours) * 1e3:.0f} ms, pycocotools {min(theirs) * 1e3:.0f} ms")
     assert min(ours) < min(theirs)
 
 
 def fixtures():
     root = os.environ.get("JETSON_DET_DATA")
-    if not root or not (Path(root) / "datasets/coco_fixtures").is_dir(): pytest.skip("JETSON_DET_DATA names no folder with datasets/coco_fixtures")
+    if not root or not (Path(root) / "datasets/coco_fixtures").is_dir():
+        pytest.skip("JETSON_DET_DATA names no folder with datasets/coco_fixtures")
     return Path(root) / "datasets/coco_fixtures"
 
 
@@ -191,15 +229,18 @@ def per_image(gt, rows):
     cats = {c: k for k, c in enumerate(sorted(c["id"] for c in gt["categories"]))}
     by = {int(im["id"]): [] for im in gt["images"]}
     for r in rows: by[int(r["image_id"])].append(r)
-    make = lambda rs: Detections(np.array([[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in rs)]).reshape(-1, 4), # float64: two overlaps
-                                 np.array([r["score"] for r in rs]), np.array([cats[r["category_id"]] for r in rs], np.int64)) # are just at a threshold
+    # float64: two overlaps
+    make = lambda rs: Detections(
+        np.array([[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in rs)]).reshape(-1, 4),
+        np.array([r["score"] for r in rs]), np.array([cats[r["category_id"]]
+                                                      for r in rs], np.int64))  # are just at a threshold
     return [make(by[int(im["id"])]) for im in gt["images"]]
 
 
 @pytest.mark.data
 def test_a_hundred_real_images():
     folder = fixtures() / "val2014_100"
-    gt, rows = (json.loads((folder / f"instances_val2014_{n}.json").read_text()) for n in ("100", "fakebbox100_results"))
+    gt, rows = (json.loads((folder/f"instances_val2014_{n}.json").read_text()) for n in ("100", "fakebbox100_results"))
     found = per_image(gt, rows)
     result = coco_stats(gt, found)
     same(result, pycocotools_stats(gt, rows))
@@ -212,7 +253,9 @@ def test_a_hundred_real_images():
 def test_crowd_and_ignore_fixtures(names):
     gt, rows = (json.loads((fixtures() / f"{n}.json").read_text()) for n in names)
     for im in gt["images"]: im["id"] = int(im["id"])
-    for a in gt["annotations"]: a["image_id"] = int(a["image_id"]); a.setdefault("area", a["bbox"][2] * a["bbox"][3])
+    for a in gt["annotations"]:
+        a["image_id"] = int(a["image_id"])
+        a.setdefault("area", a["bbox"][2] * a["bbox"][3])
     found = per_image(gt, rows)
     gt_one = dict(gt, annotations=[dict(a, id=k) for k, a in enumerate(gt["annotations"], 1)])
     same(coco_stats(gt, found), pycocotools_stats(gt_one, rows))
@@ -220,21 +263,28 @@ def test_crowd_and_ignore_fixtures(names):
 
 @pytest.mark.data
 def test_the_coco_model_on_other_classes():
-    "The stored ONNX through a preset, on a photograph whose labels name the same things in another order and with capitals."
+    """The stored ONNX through a preset, on a photograph whose labels name the same things in another order and with
+    capitals."""
     from jetson_det.models.session import open_artifact
     root = fixtures().parents[1]
-    where = [[14, 231, 801, 740], [50, 398, 240, 902], [222, 404, 345, 860], [670, 390, 810, 878]] # as one sees them, to some pixels
-    ds = DetDataset(root / "datasets/images", ("Forklift", "bus", "Person"), ["bus.jpg"], [[1080, 810]], [0] * 4, where, [1, 2, 2, 2])
+    # as one sees them, to some pixels
+    where = [[14, 231, 801, 740], [50, 398, 240, 902], [222, 404, 345, 860], [670, 390, 810, 878]]
+    ds = DetDataset(root/"datasets/images", ("Forklift", "bus", "Person"), ["bus.jpg"], [[1080, 810]], [0]*4, where,
+                    [1, 2, 2, 2])
     session = open_artifact(root / "models/yolox_nano_coco_416.onnx", contract="yolox", threads=1)
     r = evaluate(session, ds, progress=False)
-    assert r.stats["AP50"] > .8 and r.unknown == ["Forklift"] and len(r.unused) == 78 and len(r.detections[0].scores) > 4
-    with pytest.raises(InputError, match="no class in common: the model knows person, bicycle, .* and 72 more; the data has RBC"):
+    assert r.stats["AP50"] > .8 and r.unknown == ["Forklift"] and len(r.unused) == 78 and len(
+        r.detections[0].scores) > 4
+    with pytest.raises(InputError,
+                       match="no class in common: the model knows person, bicycle, .* and 72 more; the data has RBC"):
         evaluate(session, DetDataset(ds.root, ("RBC",), ds.paths, ds.sizes, [0], where[:1], [0]), progress=False)
 
 
 def test_an_area_of_no_class_forgives_every_class():
     "KITTI's DontCare: a detection inside it is neither right nor wrong, whatever its class."
-    ds = DetDataset("d", ("car", "van"), ["a.png"], [(100, 200)], [0, 0], [(10, 10, 50, 50), (100, 0, 200, 100)], [0, 0], flags=[0, CROWD | IGNORE])
+    ds = DetDataset("d", ("car", "van"), ["a.png"], [(100, 200)], [0, 0], [(10, 10, 50, 50), (100, 0, 200, 100)],
+                    [0, 0],
+                    flags=[0, CROWD | IGNORE])
     found = [as_detections([(10, 10, 50, 50), (110, 10, 140, 40), (150, 50, 180, 90)], [.5, .9, .8], [0, 0, 1])]
     assert coco_stats(ds, found).stats["AP50"] == 1.
     assert coco_stats(ds.keep_boxes(np.array([True, False])), found).stats["AP50"] < 1.

@@ -20,9 +20,16 @@ from jetson_det.runtime.contract import METADATA_KEY, Contract
 from jetson_det.runtime.files import sha256_file
 from jetson_det.models.checkpoint import save_checkpoint
 
-SIZE, CLASSES = (96, 160), ("Sack", "Person")
-ABSENT = {"GridSample", "LayerNormalization", "GroupNormalization", "Mod", "NonZero", "RoiAlign", "OneHot", "Unique", "HardSwish", "Gelu", "Mish"}
-COMPUTED = {"Shape", "Gather", "GatherND", "ConstantOfShape", "Range", "Expand", "Tile", "NonMaxSuppression", "TopK", "Loop", "If", "Where", "Cast"}
+SIZE = (96, 160)
+CLASSES = ("Sack", "Person")
+ABSENT = {
+    "GridSample", "LayerNormalization", "GroupNormalization", "Mod", "NonZero", "RoiAlign", "OneHot", "Unique",
+    "HardSwish", "Gelu", "Mish"
+}
+COMPUTED = {
+    "Shape", "Gather", "GatherND", "ConstantOfShape", "Range", "Expand", "Tile", "NonMaxSuppression", "TopK", "Loop",
+    "If", "Where", "Cast"
+}
 
 
 def network(seed=1, name="yolox-nano"):
@@ -34,7 +41,9 @@ def network(seed=1, name="yolox-nano"):
     with torch.no_grad():
         large = torch.nn.functional.interpolate(torch.rand(4, 3, 6, 10) * 255, SIZE, mode="bilinear")
         model(large + torch.nn.functional.avg_pool2d(torch.rand(4, 3, 98, 162) * 255, 3, 1))
-        for p in [*model.head.obj_preds, *model.head.cls_preds]: p.weight.mul_(10); p.bias.fill_(-1)
+        for p in [*model.head.obj_preds, *model.head.cls_preds]:
+            p.weight.mul_(10)
+            p.bias.fill_(-1)
     return model
 
 
@@ -49,7 +58,8 @@ def one_thread():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "A training's folder: its best checkpoint has averaged weights that are not the raw ones, and the ONNX made of it."
-    folder, averaged = tmp_path_factory.mktemp("run"), network()
+    folder = tmp_path_factory.mktemp("run")
+    averaged = network()
     contract = averaged.contract(SIZE, dataset="0123456789abcdef", config="fedcba9876543210", extra={"epoch": 3})
     save_checkpoint(folder / "best", network(seed=0), averaged, None, {"step": 3}, contract)
     export_onnx(folder, folder / "m.onnx")
@@ -59,13 +69,15 @@ def run(tmp_path_factory):
 def test_graph_is_for_tensorrt_8(run):
     model = onnx.load(str(run / "m.onnx"))
     onnx.checker.check_model(model, full_check=True)
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", 13)] and model.ir_version <= 8 # ONNX Runtime 1.10 reads IR 8
+    # ONNX Runtime 1.10 reads IR 8
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 13)] and model.ir_version <= 8
     ops = set(operators(run / "m.onnx"))
     assert not ops & (ABSENT | COMPUTED | {"BatchNormalization", "Identity", "Constant"})
     shape = lambda v: (v.name, v.type.tensor_type.elem_type, [d.dim_value for d in v.type.tensor_type.shape.dim])
     assert [shape(v) for v in model.graph.input] == [("images", 1, [1, 3, 96, 160])]
     assert [shape(v) for v in model.graph.output] == [("boxes", 1, [1, 315, 4]), ("scores", 1, [1, 315, 2])]
-    for t in model.graph.initializer: # TensorRT casts INT64 to INT32: only small constants of shapes and slices may be INT64
+    # TensorRT casts INT64 to INT32: only small constants of shapes and slices may be INT64
+    for t in model.graph.initializer:
         assert t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64)
         if t.data_type == onnx.TensorProto.INT64: assert np.prod(t.dims) <= 8
 
@@ -73,11 +85,17 @@ def test_graph_is_for_tensorrt_8(run):
 def test_contract_in_the_file(run):
     from jetson_det.runtime.sessions import open_session
     contract = open_session(run / "m.onnx", threads=1).contract
-    assert contract.classes == CLASSES and contract.input_size == SIZE and contract.output == "boxes_scores" and contract.opset == 13
+    assert (
+        contract.classes == CLASSES
+        and contract.input_size == SIZE
+        and contract.output == "boxes_scores"
+        and contract.opset == 13
+    )
     assert (contract.dataset, contract.config, contract.extra) == ("0123456789abcdef", "fedcba9876543210", {"epoch": 3})
     assert contract.made_from == sha256_file(run / "best" / "ema.safetensors") # the averaged weights ship
     assert (contract.confidence, contract.iou) == (.25, .45)
-    assert 0 <= contract.parity["boxes"] < 1e-4 and 0 <= contract.parity["scores"] < 1e-4 and contract.parity["frames"] == 3
+    assert 0 <= contract.parity["boxes"] < 1e-4 and 0 <= contract.parity["scores"] < 1e-4 and contract.parity[
+        "frames"] == 3
 
 
 def test_contract_survives_another_onnxslim(run, tmp_path):
@@ -103,8 +121,10 @@ def test_same_file_twice_replaced_whole_and_in_silence(run, tmp_path, capfd):
 def test_any_height_and_width(tmp_path, name, size, dynamic):
     model = network(name=name)
     contract = export_onnx(model, tmp_path / "m.onnx", size, dynamic_batch=dynamic, confidence=.1, iou=.6)
-    assert contract.input_size == size and contract.made_from == weights_sha256(model) and (contract.confidence, contract.iou) == (.1, .6)
-    session, in_torch = open_artifact(tmp_path / "m.onnx", threads=1), torch_session(model, size)
+    assert contract.input_size == size and contract.made_from == weights_sha256(model) and (contract.confidence,
+                                                                                            contract.iou) == (.1, .6)
+    session = open_artifact(tmp_path / "m.onnx", threads=1)
+    in_torch = torch_session(model, size)
     assert session.batch_size == (None if dynamic else 1)
     session.max_detections = in_torch.max_detections = 1000
     in_torch.confidence, in_torch.iou = .1, .6
@@ -126,12 +146,14 @@ def test_the_network_is_left_as_it_was(tmp_path):
     model = network().train()
     model.backbone.backbone.stem.eval()
     strides = [p.stride() for p in model.parameters()]
-    before, modes = {k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
     export_onnx(model, tmp_path / "m.onnx", SIZE)
     torch_session(model, SIZE)(parity_frames(SIZE))
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert [p.stride() for p in model.parameters()] == strides # the memory order too: it decides how a training's sums are rounded
+    # the memory order too: it decides how a training's sums are rounded
+    assert [p.stride() for p in model.parameters()] == strides
     boxes, scores = model.decode(model(torch.zeros(2, 3, *SIZE)))
     (boxes.sum() + scores.sum()).backward() # still trainable: no inference tensors were left behind
     assert all(p.grad is not None for p in model.parameters())
@@ -146,7 +168,8 @@ def test_a_graph_that_computes_something_else_is_refused(run, tmp_path, monkeypa
         return graph
     monkeypatch.setattr(export, "_slim", broken)
     (tmp_path / "m.onnx").write_bytes(b"the old file")
-    with pytest.raises(RuntimeError, match="does not compute what the network does"): export_onnx(run, tmp_path / "m.onnx")
+    with pytest.raises(RuntimeError, match="does not compute what the network does"):
+        export_onnx(run, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == b"the old file" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -158,8 +181,12 @@ def test_a_network_of_nan_is_refused(tmp_path):
 
 
 def scenes(folder, session, n=16):
-    "Images, and as their truth what `session` finds: shifted a little, some left out. So its AP is far from 0 and from 1."
-    rng, where, boxes, labels = rng_for(21), [], [], []
+    """Images, and as their truth what `session` finds: shifted a little, some left out. So its AP is far from 0 and
+    from 1."""
+    rng = rng_for(21)
+    where = []
+    boxes = []
+    labels = []
     for i in range(n):
         noise = rng.integers(0, 256, (120, 200, 3), np.uint8)
         image = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), float(rng.uniform(1, 6))), None, 0, 255, cv2.NORM_MINMAX)
@@ -168,12 +195,16 @@ def scenes(folder, session, n=16):
         for b, l in zip(found.boxes[:12], found.labels[:12]):
             if rng.random() < .3: continue
             b = np.clip(b + rng.normal(0, .06, 4) * max(b[2] - b[0], b[3] - b[1]), 0, [200, 120, 200, 120])
-            if (b[2:] - b[:2]).min() > 3: where.append(i); boxes.append(b); labels.append(l)
+            if (b[2:] - b[:2]).min() > 3:
+                where.append(i)
+                boxes.append(b)
+                labels.append(l)
     return DetDataset(folder, CLASSES, [f"{i:02d}.png" for i in range(n)], [[120, 200]] * n, where, boxes, labels)
 
 
 def test_checkpoint_and_onnx_have_the_same_ap(run, tmp_path):
-    in_torch, on_ort = open_artifact(run), open_artifact(run / "m.onnx", threads=1)
+    in_torch = open_artifact(run)
+    on_ort = open_artifact(run / "m.onnx", threads=1)
     in_torch.confidence = .05
     ds = scenes(tmp_path, in_torch)
     a, b = (evaluate(s, ds, batch=4, progress=False) for s in (in_torch, on_ort))
@@ -219,20 +250,26 @@ def test_damaged_checkpoints(run, tmp_path):
         damage(tmp_path / "best" / "ema.safetensors")
         for call in (lambda: open_artifact(tmp_path), lambda: export_onnx(tmp_path / "best", tmp_path / "m.onnx")):
             with pytest.raises(InputError, match=f"ema.safetensors.*{text}"): call()
-    save_checkpoint(tmp_path / "other", network(), None, None, {}, network().contract(SIZE)._replace(classes=("Sack", "Person", "Forklift")))
+    save_checkpoint(tmp_path/"other", network(), None, None, {},
+                    network().contract(SIZE)._replace(classes=("Sack", "Person", "Forklift")))
     with pytest.raises(InputError, match="not those of yolox-nano"): load_detector(tmp_path / "other")
 
 
 def test_newest_whole_checkpoint_of_a_run_without_a_best_one(tmp_path):
     model = network()
-    for step in (10, 20): save_checkpoint(tmp_path / "checkpoints" / f"step-{step:08d}", model, None, None, {"step": step}, model.contract(SIZE))
+    for step in (10, 20):
+        save_checkpoint(tmp_path/"checkpoints"/f"step-{step:08d}", model, None, None, {"step": step},
+                        model.contract(SIZE))
     assert checkpoint_of(tmp_path).name == "step-00000020"
     (tmp_path / "checkpoints" / "step-00000020" / "state.json").write_text("{")
     assert checkpoint_of(tmp_path).name == "step-00000010"
 
 
 def test_an_onnx_is_opened_without_torch(run):
-    code = f"import sys\nfrom jetson_det.models.session import open_artifact\nopen_artifact({str(run / 'm.onnx')!r}, threads=1)\nprint('torch' in sys.modules)"
+    code = (
+        f"import sys\nfrom jetson_det.models.session import open_artifact\nopen_artifact({str(run / 'm.onnx')!r},"
+        " threads=1)\nprint('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
@@ -253,4 +290,5 @@ def test_a_trained_network_has_the_same_ap_everywhere(data, tmp_path):
     a, b, c = (evaluate(s, ds, batch=4, progress=False) for s in sessions)
     assert a.stats["AP50"] > .3, a # Person is known, Sack is not
     for k, v in a.stats.items():
-        if v is not None: assert abs(v - b.stats[k]) < 1e-3 and abs(v - c.stats[k]) < 1e-3, (k, v, b.stats[k], c.stats[k])
+        if v is not None:
+            assert abs(v - b.stats[k]) < 1e-3 and abs(v - c.stats[k]) < 1e-3, (k, v, b.stats[k], c.stats[k])

@@ -13,15 +13,21 @@ from torch import nn
 import jetson_det.models.checkpoint as checkpoint
 from jetson_det.runtime.contract import Contract
 from jetson_det.runtime.files import InputError
-from jetson_det.models.checkpoint import (checkpoint_path, list_checkpoints, load_checkpoint, newest_whole, pack, prune_checkpoints, publish_checkpoint,
-                                         save_checkpoint, unpack, verify_checkpoint)
+from jetson_det.models.checkpoint import (checkpoint_path, list_checkpoints, load_checkpoint, newest_whole, pack,
+                                          prune_checkpoints, publish_checkpoint, save_checkpoint, unpack,
+                                          verify_checkpoint)
 
-CONTRACT = Contract(family="yolox", name="yolox-nano", classes=("Sack", "Person"), input_size=(64, 96), output="boxes_scores")
+CONTRACT = Contract(family="yolox",
+                    name="yolox-nano",
+                    classes=("Sack", "Person"),
+                    input_size=(64, 96),
+                    output="boxes_scores")
 
 
 def network(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)).to(memory_format=torch.channels_last)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4,
+                                                                          1)).to(memory_format=torch.channels_last)
 
 
 def stepped(model, make=lambda p: torch.optim.SGD(p, lr=.1 / 3, momentum=.9, nesterov=True)):
@@ -35,25 +41,32 @@ def stepped(model, make=lambda p: torch.optim.SGD(p, lr=.1 / 3, momentum=.9, nes
 
 def save(path, seed=0, step=1):
     model = network(seed)
-    return save_checkpoint(path, model, network(seed + 1), stepped(model), {"step": step, "rng": torch.get_rng_state()}, CONTRACT)
+    return save_checkpoint(path, model, network(seed + 1), stepped(model), {"step": step, "rng": torch.get_rng_state()},
+                           CONTRACT)
 
 
 @pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=.1 / 3, momentum=.9), lambda p: torch.optim.AdamW(p, lr=1e-3 / 7, amsgrad=True)])
 def test_everything_comes_back_bit_for_bit(tmp_path, make):
-    model, ema = network(), network(1)
+    model = network()
+    ema = network(1)
     optimizer = stepped(model, make)
-    state = {"epoch": 3, "best": None, "text": "Säcke", "third": 1 / 3, "tiny": 5e-324, "rng": torch.get_rng_state(), "nested": [{"t": torch.arange(3), "u": (1, 2.5)}]}
+    state = {
+        "epoch": 3, "best": None, "text": "Säcke", "third": 1/3, "tiny": 5e-324, "rng": torch.get_rng_state(),
+        "nested": [{"t": torch.arange(3), "u": (1, 2.5)}]
+    }
     ckpt = load_checkpoint(save_checkpoint(tmp_path/"c", model, ema, optimizer, state, CONTRACT))
     for mine, loaded in ((model, ckpt.weights), (ema, ckpt.ema)):
         assert {k: v.dtype for k, v in mine.state_dict().items()} == {k: v.dtype for k, v in loaded.items()}
         assert all(torch.equal(v, loaded[k]) for k, v in mine.state_dict().items())
-    assert ckpt.contract == CONTRACT and ckpt.state["third"] == 1 / 3 and ckpt.state["tiny"] == 5e-324 and ckpt.state["text"] == "Säcke"
+    assert ckpt.contract == CONTRACT and ckpt.state["third"] == 1/3 and ckpt.state["tiny"] == 5e-324 and ckpt.state[
+        "text"] == "Säcke"
     assert torch.equal(ckpt.state["rng"], state["rng"]) and torch.equal(ckpt.state["nested"][0]["t"], torch.arange(3))
     other = network(2)
     other.load_state_dict(ckpt.weights)
     again = make(other.parameters())
     again.load_state_dict(ckpt.optimizer)
-    for a, b in zip(optimizer.param_groups, again.param_groups): assert {k: v for k, v in a.items() if k != "params"} == {k: v for k, v in b.items() if k != "params"}
+    for a, b in zip(optimizer.param_groups, again.param_groups):
+        assert {k: v for k, v in a.items() if k != "params"} == {k: v for k, v in b.items() if k != "params"}
     for m, o in ((model, optimizer), (other, again)): # one more step of each gives the same weights
         torch.manual_seed(5)
         o.zero_grad()
@@ -63,7 +76,8 @@ def test_everything_comes_back_bit_for_bit(tmp_path, make):
 
 
 def test_the_same_state_gives_the_same_bytes(tmp_path):
-    a, b = save(tmp_path/"a"), save(tmp_path/"b")
+    a = save(tmp_path/"a")
+    b = save(tmp_path/"b")
     assert {f.name: f.read_bytes() for f in a.iterdir()} == {f.name: f.read_bytes() for f in b.iterdir()}
 
 
@@ -80,12 +94,14 @@ def test_pack_takes_any_nest_apart():
     tree = {"a": [1, {"b": torch.zeros(2)}], 3: {None: torch.ones(1)}, "c": True, "d": None}
     plain, tensors = pack(tree)
     back = unpack(json.loads(json.dumps(plain)), tensors)
-    assert list(back) == list(tree) and torch.equal(back["a"][1]["b"], torch.zeros(2)) and torch.equal(back[3][None], torch.ones(1))
+    assert list(back) == list(tree) and torch.equal(back["a"][1]["b"], torch.zeros(2)) and torch.equal(
+        back[3][None], torch.ones(1))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "contract.json", "manifest.json"])
 def test_every_harm_is_found_and_named(tmp_path, name):
-    path, rng = save(tmp_path/"c"), random.Random(name)
+    path = save(tmp_path/"c")
+    rng = random.Random(name)
     whole = (path/name).read_bytes()
     flipped = bytearray(whole)
     at = rng.randrange(len(whole)) if name != "manifest.json" else whole.index(b'"bytes": ') + 9
@@ -112,7 +128,8 @@ def test_files_outside_the_folder_are_not_read(tmp_path):
 
 def test_a_full_disk_at_any_moment_leaves_the_old_one(tmp_path, monkeypatch):
     "The n-th operation on the disk fails, for every n there is."
-    path, calls = save(tmp_path/"c"), [0]
+    path = save(tmp_path/"c")
+    calls = [0]
     before = {f.name: f.read_bytes() for f in path.iterdir()}
     def failing(real, n):
         def call(*a, **kw):
@@ -130,8 +147,11 @@ def test_a_full_disk_at_any_moment_leaves_the_old_one(tmp_path, monkeypatch):
             except OSError as e: assert e.errno == errno.ENOSPC and "No space left" in str(e) and "\n" not in str(e)
             else: break
         found = [p for p in (path, tmp_path/".c.old") if p.exists()]
-        assert found and all(verify_checkpoint(p) for p in found) # between the two renames the old one stands aside, whole
-        if n < 8: assert {f.name: f.read_bytes() for f in path.iterdir()} == before and [p.name for p in tmp_path.iterdir()] == ["c"]
+        # between the two renames the old one stands aside, whole
+        assert found and all(verify_checkpoint(p) for p in found)
+        if n < 8:
+            assert {f.name: f.read_bytes()
+                    for f in path.iterdir()} == before and [p.name for p in tmp_path.iterdir()] == ["c"]
         if not path.exists(): shutil.move(tmp_path/".c.old", path)
     assert n > 8, "no operation failed"
     verify_checkpoint(path)
@@ -140,10 +160,12 @@ def test_a_full_disk_at_any_moment_leaves_the_old_one(tmp_path, monkeypatch):
 def test_a_write_that_the_kernel_cuts_off(tmp_path):
     "A limit on the size of files stops a write in the middle of a file."
     path = save(tmp_path/"checkpoints"/"step-00000001")
-    size, (soft, hard) = (path/"optimizer.safetensors").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (path/"optimizer.safetensors").stat().st_size
+    (soft, hard) = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, hard))
     try:
-        with pytest.raises(OSError, match="step-00000002 could not be written"): save(tmp_path/"checkpoints"/"step-00000002")
+        with pytest.raises(OSError, match="step-00000002 could not be written"):
+            save(tmp_path/"checkpoints"/"step-00000002")
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in (tmp_path/"checkpoints").iterdir()] == ["step-00000001"]
     assert newest_whole(tmp_path) == path
@@ -175,7 +197,8 @@ def test_pruning_never_takes_the_last_whole_one(tmp_path):
 
 
 def test_what_ships_has_no_optimizer_and_is_replaced(tmp_path):
-    a, b = save(checkpoint_path(tmp_path, 1), 0, 1), save(checkpoint_path(tmp_path, 2), 5, 2)
+    a = save(checkpoint_path(tmp_path, 1), 0, 1)
+    b = save(checkpoint_path(tmp_path, 2), 5, 2)
     for source in (a, b):
         best = publish_checkpoint(source, tmp_path/"best")
         assert (best/"ema.safetensors").read_bytes() == (source/"ema.safetensors").read_bytes()

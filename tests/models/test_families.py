@@ -1,4 +1,5 @@
-"""Every family trains exactly and takes what data there is: the same steps however a batch is cut, crowds, emptiness, one image, a wide picture."""
+"""Every family trains exactly and takes what data there is: the same steps however a batch is cut, crowds,
+emptiness, one image, a wide picture."""
 import json
 import os
 
@@ -6,7 +7,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from train_helpers import FAMILIES, PACKAGES, PRELOAD, Watch, config, distance, each_family, family_words, fitted, installed, scenes, small_detrs
+from train_helpers import (
+    FAMILIES,
+    PACKAGES,
+    PRELOAD,
+    Watch,
+    config,
+    distance,
+    each_family,
+    family_words,
+    fitted,
+    installed,
+    scenes,
+    small_detrs,
+)
 
 from jetson_det.models.detr.loss import overlap
 from jetson_det.models.zoo import create_model
@@ -27,14 +41,22 @@ def small(monkeypatch): small_detrs(monkeypatch.setitem)
 
 HERE = [n for n in FAMILIES if installed(n)]
 # AdamW moves every weight that has a gradient, however small
-EXACT = ["data.input_size=[64,96]", "train.epochs=2", "train.no_aug_epochs=1", "train.warmup_epochs=0", "augment.multiscale=0", "train.optimizer=adamw", "train.lr=0.0001", "train.clip=0.1"] # 36 images: steps of 32 and of 4, twice
+# 36 images: steps of 32 and of 4, twice
+EXACT = [
+    "data.input_size=[64,96]", "train.epochs=2", "train.no_aug_epochs=1", "train.warmup_epochs=0",
+    "augment.multiscale=0", "train.optimizer=adamw", "train.lr=0.0001", "train.clip=0.1"
+]
 
 
-LEARNING = ["train.epochs=1", "train.no_aug_epochs=0", "train.optimizer=sgd", "train.clip=0", "train.lr=0.00001"] # fresh BatchNorm over a few pixels magnifies rounding from step to step
+# fresh BatchNorm over a few pixels magnifies rounding from step to step
+LEARNING = ["train.epochs=1", "train.no_aug_epochs=0", "train.optimizer=sgd", "train.clip=0", "train.lr=0.00001"]
 
 
 def exactly(data, name, batch, accumulate, frozen):
-    return config(data, *family_words(name, *EXACT, f"train.batch_size={batch}", f"train.accumulate={accumulate}", f"train.freeze_bn={frozen}", *([] if frozen else LEARNING)))
+    return config(
+        data,
+        *family_words(name, *EXACT, f"train.batch_size={batch}", f"train.accumulate={accumulate}",
+                      f"train.freeze_bn={frozen}", *([] if frozen else LEARNING)))
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +95,11 @@ def same_steps(a, b):
 
 @pytest.mark.parametrize("name", each_family())
 def test_one_times_32_is_4_times_8_is_2_processes_times_16(name, data, two, tmp_path, small):
-    "BatchNorm frozen: weights and averages after four steps, the second and fourth of them short, equal to a thousandth of the way they went; measured: 1e-4 and less."
+    """BatchNorm frozen: weights and averages after four steps, the second and fourth of them short, equal to a
+    thousandth of the way they went; measured: 1e-4 and less."""
     start, whole, steps = fitted(exactly(data, name, 32, 1, True), str(tmp_path))
-    for end, theirs in (fitted(exactly(data, name, 8, 4, True), str(tmp_path))[1:], torch.load(two/f"{name}-True.pt", weights_only=False)):
+    for end, theirs in (fitted(exactly(data, name, 8, 4, True),
+                               str(tmp_path))[1:], torch.load(two/f"{name}-True.pt", weights_only=False)):
         same_steps(steps, theirs)
         print(name, distance(whole, end, start))
         assert distance(whole, end, start) < 1e-3
@@ -99,7 +123,11 @@ def edited(folder, change):
         file = folder/"annotations"/f"{split}.json"
         coco = json.loads(file.read_text())
         coco["categories"].append({"id": 3, "name": "Pallet"})
-        if split == "train": coco["annotations"] = [dict(a, id=i + 1, iscrowd=0, area=a["bbox"][2]*a["bbox"][3]) for i, a in enumerate(change(coco["images"], coco["annotations"]))]
+        if split == "train":
+            coco["annotations"] = [
+                dict(a, id=i + 1, iscrowd=0, area=a["bbox"][2]*a["bbox"][3])
+                for i, a in enumerate(change(coco["images"], coco["annotations"]))
+            ]
         file.write_text(json.dumps(coco))
     return folder
 
@@ -109,12 +137,18 @@ def crowded(images, annotations):
     dice = np.random.default_rng(0)
     wh = dice.uniform(6, 14, (500, 2))
     boxes = np.concatenate([dice.uniform(0, 1, (500, 2))*(96 - wh), wh], 1).round(2).tolist()
-    return [*(dict(image_id=images[0]["id"], category_id=1 + k % 2, bbox=b) for k, b in enumerate(boxes)), *(a for a in annotations if a["image_id"] == images[1]["id"]),
-            dict(image_id=images[1]["id"], category_id=3, bbox=[30, 20, 24, 36])]
+    return [
+        *(dict(image_id=images[0]["id"], category_id=1 + k % 2, bbox=b) for k, b in enumerate(boxes)),
+        *(a for a in annotations if a["image_id"] == images[1]["id"]),
+        dict(image_id=images[1]["id"], category_id=3, bbox=[30, 20, 24, 36])
+    ]
 
 
-CASES = {"a crowd, empty batches, a class with one example": (12, crowded, ["train.accumulate=1", "augment.mosaic=0"]), "one image": (2, None, ["train.batch_size=1"]),
-         "one image, batch of 4": (2, None, ["train.batch_size=4"]), "three images, batch of 8": (4, None, ["train.batch_size=8"])}
+CASES = {
+    "a crowd, empty batches, a class with one example": (12, crowded, ["train.accumulate=1", "augment.mosaic=0"]),
+    "one image": (2, None, ["train.batch_size=1"]), "one image, batch of 4": (2, None, ["train.batch_size=4"]),
+    "three images, batch of 8": (4, None, ["train.batch_size=8"])
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -122,30 +156,51 @@ CASES = {"a crowd, empty batches, a class with one example": (12, crowded, ["tra
 def test_trains_on_what_there_is(name, case, tmp_path, small, monkeypatch):
     "Through the whole of `train`: finite losses, a whole checkpoint, an evaluation."
     count, change, words = CASES[case]
-    folder = write_scenes(tmp_path/"data", count, size=(96, 96), splits={"train": .75, "val": .25} if count > 2 else {"train": .5, "val": .5}, hard=0.)
+    folder = write_scenes(tmp_path/"data",
+                          count,
+                          size=(96, 96),
+                          splits={"train": .75, "val": .25} if count > 2 else {"train": .5, "val": .5},
+                          hard=0.)
     if change: edited(folder, change)
-    watch, usual = Watch(), loop.default_callbacks
+    watch = Watch()
+    usual = loop.default_callbacks
     monkeypatch.setattr(loop, "default_callbacks", lambda: [watch, *usual()])
-    figures = train(config(folder, *family_words(name, "data.input_size=[64,96]", "train.epochs=2", "train.trackers=[]", *words)), tmp_path/"run")
+    figures = train(
+        config(folder, *family_words(name, "data.input_size=[64,96]", "train.epochs=2", "train.trackers=[]", *words)),
+        tmp_path/"run")
     normalisers = [min(s[1]) for s in watch.steps]
-    assert len(watch.steps) == figures["steps"] >= 2 and np.isfinite([s[2] for s in watch.steps]).all() and max(normalisers) > 0
+    assert len(watch.steps) == figures["steps"] >= 2 and np.isfinite([s[2] for s in watch.steps
+                                                                      ]).all() and max(normalisers) > 0
     if change: assert min(normalisers) == 0 and load_checkpoint(tmp_path/"run"/"last").contract.classes[-1] == "Pallet"
-    assert np.isfinite(figures["val"]["stats"]["AP50"]) and all(verify_checkpoint(tmp_path/"run"/p) for p in ("best", "last"))
+    assert np.isfinite(figures["val"]["stats"]["AP50"]) and all(
+        verify_checkpoint(tmp_path/"run"/p) for p in ("best", "last"))
 
 
 # ---- height is not width: from the loader to the decoded box
 
-WIDE, SPOT = (64, 160), (112, 6, 150, 28) # (h, w) of the input; x1, y1, x2, y2 of an object in the upper right corner
+# (h, w) of the input; x1, y1, x2, y2 of an object in the upper right corner
+WIDE = (64, 160)
+SPOT = (112, 6, 150, 28)
 
 
 @pytest.fixture(scope="module")
 def corner(tmp_path_factory):
-    "One picture, twice as large as the input, in whose upper right corner is something bright; the batch that the loader makes of it."
+    """One picture, twice as large as the input, in whose upper right corner is something bright; the batch that the
+    loader makes of it."""
     folder = tmp_path_factory.mktemp("corner")
-    image, (x1, y1, x2, y2) = np.full((128, 320, 3), 60, np.uint8), (2*v for v in SPOT)
+    image = np.full((128, 320, 3), 60, np.uint8)
+    (x1, y1, x2, y2) = (2*v for v in SPOT)
     image[y1:y2, x1:x2] = 240
-    coco = dict(images=[dict(id=1, file_name="a.png", width=320, height=128)], categories=[dict(id=1, name="Sack"), dict(id=2, name="Person")],
-                annotations=[dict(id=1, image_id=1, category_id=2, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1)*(y2 - y1), iscrowd=0)])
+    coco = dict(images=[dict(id=1, file_name="a.png", width=320, height=128)],
+                categories=[dict(id=1, name="Sack"), dict(id=2, name="Person")],
+                annotations=[
+                    dict(id=1,
+                         image_id=1,
+                         category_id=2,
+                         bbox=[x1, y1, x2 - x1, y2 - y1],
+                         area=(x2 - x1)*(y2 - y1),
+                         iscrowd=0)
+                ])
     for part in ("annotations", "images/train"): (folder/part).mkdir(parents=True)
     cv2.imwrite(str(folder/"images/train/a.png"), image)
     (folder/"annotations/train.json").write_text(json.dumps(coco))
@@ -155,7 +210,8 @@ def corner(tmp_path_factory):
 
 
 def leaves_of(outputs): # the numbers of a network, to be changed one by one
-    if isinstance(outputs, torch.Tensor): return outputs.detach().clone().requires_grad_() if outputs.is_floating_point() else outputs
+    if isinstance(outputs, torch.Tensor):
+        return outputs.detach().clone().requires_grad_() if outputs.is_floating_point() else outputs
     return type(outputs)(*map(leaves_of, outputs)) if hasattr(outputs, "_fields") else outputs
 
 
@@ -165,11 +221,13 @@ def tensors_of(outputs):
 
 
 def best_box(name, batch, steps=150):
-    "What is decoded when the outputs of a fresh network, instead of its weights, have followed the loss: the surest box, its class, its IoU with the object."
+    """What is decoded when the outputs of a fresh network, instead of its weights, have followed the loss: the
+    surest box, its class, its IoU with the object."""
     torch.manual_seed(0)
     model = create_model(name, ("Sack", "Person"))
     with torch.no_grad(): outputs = leaves_of(model(model.normalize(batch.images)))
-    optimizer = torch.optim.Adam(tensors_of(outputs), lr=.1 if name not in PACKAGES or PACKAGES[name] == "ultralytics" else .02)
+    optimizer = torch.optim.Adam(tensors_of(outputs),
+                                 lr=.1 if name not in PACKAGES or PACKAGES[name] == "ultralytics" else .02)
     for _ in range(steps):
         optimizer.zero_grad()
         model.loss(outputs, batch.boxes, batch.labels).total.backward()
@@ -183,7 +241,8 @@ def test_the_loader_puts_the_object_where_it_is_labelled(corner):
     bright = (corner.images[0].float().mean(0) > 150).nonzero()
     (y1, x1), (y2, x2) = bright.min(0).values.tolist(), (bright.max(0).values + 1).tolist()
     assert corner.images.shape == (1, 3, *WIDE) and corner.labels.tolist() == [[1]]
-    assert np.abs(np.array([x1, y1, x2, y2]) - SPOT).max() <= 1 and (corner.boxes[0, 0] - torch.tensor(SPOT).float()).abs().max() <= 1
+    assert np.abs(np.array([x1, y1, x2, y2]) - SPOT).max() <= 1 and (corner.boxes[0, 0] -
+                                                                     torch.tensor(SPOT).float()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", each_family())
@@ -199,22 +258,27 @@ def test_exchanged_axes_would_be_noticed(name, corner, small, monkeypatch):
     assert best_box(name, swapped)[2] < .5
     family = type(create_model(name, ("Sack", "Person")))
     usual = family.decode
-    monkeypatch.setattr(family, "decode", lambda self, outputs: (usual(self, outputs)[0][..., [1, 0, 3, 2]], usual(self, outputs)[1]))
+    monkeypatch.setattr(family, "decode", lambda self, outputs:
+                        (usual(self, outputs)[0][..., [1, 0, 3, 2]], usual(self, outputs)[1]))
     assert best_box(name, corner)[2] < .5
 
 
 def place_and_sight(name, at, size=(128, 320)):
-    "Of the point of the finest scale that says a box around `at`, px: that box's middle, and the middle of what of the picture it looks at (by its gradient)."
+    """Of the point of the finest scale that says a box around `at`, px: that box's middle, and the middle of what of
+    the picture it looks at (by its gradient)."""
     torch.manual_seed(0)
     model = create_model(name, ("Sack", "Person")).eval()
-    x = model.normalize(torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0)).byte()).requires_grad_()
+    x = model.normalize(torch.randint(0, 256, (1, 3, *size),
+                                      generator=torch.Generator().manual_seed(0)).byte()).requires_grad_()
     outputs = model(x)
     outputs = getattr(outputs, "one2one", outputs) # YOLO26
-    middle = (lambda b: (b[0, :, :2] + b[0, :, 2:])/2)(model.decode(model(x))[0].detach())[:outputs.grids[0][0]*outputs.grids[0][1]]
+    middle = (lambda b: (b[0, :, :2] + b[0, :, 2:])/2)(model.decode(
+        model(x))[0].detach())[:outputs.grids[0][0]*outputs.grids[0][1]]
     point = (middle - torch.tensor(at)).norm(dim=1).argmin()
     logits = outputs.cls if hasattr(outputs, "cls") else outputs.scores.transpose(1, 2)
     seen = torch.autograd.grad(logits[0, point].sum(), x)[0][0].double().square().sum(0)
-    return middle[point], torch.tensor([(seen.sum(0)*torch.arange(size[1])).sum(), (seen.sum(1)*torch.arange(size[0])).sum()])/seen.sum()
+    return middle[point], torch.tensor([(seen.sum(0)*torch.arange(size[1])).sum(),
+                                        (seen.sum(1)*torch.arange(size[0])).sum()])/seen.sum()
 
 
 @pytest.mark.parametrize("name", each_family([n for n in FAMILIES if PACKAGES.get(n) != "transformers"]))
@@ -227,10 +291,13 @@ def test_a_point_looks_at_where_its_box_is(name):
 
 def embedded(name):
     "Of the map that attends to itself: tokens, what they are cells of, and the sines and cosines that they are given."
-    model, seen = create_model(name, ("Sack", "Person")).eval(), {}
+    model = create_model(name, ("Sack", "Person")).eval()
+    seen = {}
     aifi = model.net.encoder.aifi[0]
-    aifi.register_forward_pre_hook(lambda m, args, kw: seen.update(map=args[0] if args else kw["hidden_states"]), with_kwargs=True)
-    aifi.layers[0].register_forward_pre_hook(lambda m, args, kw: seen.update(tokens=args[0], where=kw["spatial_position_embeddings"]), with_kwargs=True)
+    aifi.register_forward_pre_hook(lambda m, args, kw: seen.update(map=args[0] if args else kw["hidden_states"]),
+                                   with_kwargs=True)
+    aifi.layers[0].register_forward_pre_hook(
+        lambda m, args, kw: seen.update(tokens=args[0], where=kw["spatial_position_embeddings"]), with_kwargs=True)
     with torch.no_grad(): model(torch.rand(1, 3, *WIDE))
     return seen
 
@@ -241,7 +308,8 @@ def in_order(seen):
     omega = 1/10000**(np.arange(d//4)/(d//4))
     at = lambda y, x: np.concatenate([np.sin(y*omega), np.cos(y*omega), np.sin(x*omega), np.cos(x*omega)])
     right = np.stack([at(y, x) for y in range(h) for x in range(w)])
-    return h != w and torch.equal(seen["tokens"], seen["map"].flatten(2).transpose(1, 2)) and np.allclose(seen["where"][0], right, atol=1e-5)
+    return h != w and torch.equal(seen["tokens"], seen["map"].flatten(2).transpose(1, 2)) and np.allclose(
+        seen["where"][0], right, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", each_family([n for n in FAMILIES if PACKAGES.get(n) == "transformers"]))

@@ -1,4 +1,5 @@
-"""Pruning: what hangs together goes together, the right channels go, the small network computes what the full one does without them, and is rebuilt from JSON."""
+"""Pruning: what hangs together goes together, the right channels go, the small network computes what the full one
+does without them, and is rebuilt from JSON."""
 import copy
 import json
 from types import SimpleNamespace
@@ -17,13 +18,31 @@ from jetson_det.runtime.contract import Contract  # noqa: E402
 from jetson_det.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from jetson_det.train.ema import ModelEMA  # noqa: E402
 from jetson_det.train.optim import build_optimizer, gradients  # noqa: E402
-from jetson_det.models.prune import merged_widths, plan_pruning, prune_model, rebuild_pruned, removable, trace_channels  # noqa: E402
+from jetson_det.models.prune import (
+    merged_widths,
+    plan_pruning,
+    prune_model,
+    rebuild_pruned,
+    removable,
+    trace_channels,
+)  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (64, 96)
-FAMILIES = ["yolox-nano", "yolo11n", *(pytest.param(n, marks=pytest.mark.slow) for n in ("yolox-tiny", "yolov8n", "yolo11n-p2-lite", "yolo26n", "rtdetr-r18", "dfine-n"))]
+FAMILIES = [
+    "yolox-nano", "yolo11n",
+    *(pytest.param(n, marks=pytest.mark.slow)
+      for n in ("yolox-tiny", "yolov8n", "yolo11n-p2-lite", "yolo26n", "rtdetr-r18", "dfine-n"))
+]
 NEEDS = dict(yolov="ultralytics", yolo1="ultralytics", yolo2="ultralytics", rtdet="transformers", dfine="transformers")
-CFG = SimpleNamespace(lr=.002, lr_per_image=1., optimizer="adamw", momentum=.9, betas=(.9, .999), weight_decay=.1, lookahead=0, lookahead_alpha=.5)
+CFG = SimpleNamespace(lr=.002,
+                      lr_per_image=1.,
+                      optimizer="adamw",
+                      momentum=.9,
+                      betas=(.9, .999),
+                      weight_decay=.1,
+                      lookahead=0,
+                      lookahead_alpha=.5)
 
 
 def trained(name, classes=("sack", "person"), seed=0):
@@ -34,7 +53,9 @@ def trained(name, classes=("sack", "person"), seed=0):
     model = create_model(name, classes).eval()
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
-            for t, low, high in ((m.weight, .5, 1.5), (m.bias, -.3, .3), (m.running_mean, -.2, .2), (m.running_var, .5, 1.5)): nn.init.uniform_(t, low, high)
+            for t, low, high in ((m.weight, .5, 1.5), (m.bias, -.3, .3), (m.running_mean, -.2, .2), (m.running_var, .5,
+                                                                                                     1.5)):
+                nn.init.uniform_(t, low, high)
     return model
 
 
@@ -59,7 +80,8 @@ def silenced(model, plan):
         with torch.no_grad():
             m.weight[gone] = 0
             m.bias[gone] = 0
-    for name, m in model.named_modules(): # D-FINE's backbone adds a number after the activation: a removed channel sends that, unless it is 0
+    # D-FINE's backbone adds a number after the activation: a removed channel sends that, unless it is 0
+    for name, m in model.named_modules():
         if type(m).__name__ == "HGNetV2LearnableAffineBlock": nn.init.zeros_(m.bias)
     return model
 
@@ -69,14 +91,20 @@ def test_pruned_computes_what_the_full_network_does_with_those_channels_at_zero(
     full = trained(name)
     for m in full.modules():
         if type(m).__name__ == "HGNetV2LearnableAffineBlock": nn.init.zeros_(m.bias)
-    small, plan = copy.deepcopy(full), plan_pruning(full, SIZE, .3)
+    small = copy.deepcopy(full)
+    plan = plan_pruning(full, SIZE, .3)
     report = prune_model(small, SIZE, .3)
     assert .3 <= report.removed < .45 and report.params[1] < report.params[0] and small.pruned == plan.widths
     full = silenced(full, plan)
     x = torch.rand(2, 3, *SIZE)*(255 if "yolox" in name else 1)
     for training in (False, True):
         full.train(training), small.train(training)
-        for ours, theirs in zip(features(small, x), features(full, x)): torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=(1e-3 if training else 1e-4)*max(1, theirs.abs().max().item()))
+        for ours, theirs in zip(features(small, x), features(full, x)):
+            torch.testing.assert_close(ours,
+                                       theirs,
+                                       rtol=1e-4,
+                                       atol=(1e-3 if training else 1e-4)*max(1,
+                                                                             theirs.abs().max().item()))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -88,10 +116,16 @@ def test_it_is_rebuilt_from_json_and_trains(name):
     x = torch.rand(1, 3, *SIZE)
     for a, b in zip(tensors(model(x)), tensors(fresh.eval()(x))): assert torch.equal(a, b)
     for m in fresh.modules():
-        if isinstance(m, nn.Conv2d): assert m.weight.shape[:2] == (m.out_channels, m.in_channels//m.groups) and (m.groups == 1 or m.groups == m.out_channels)
-        if isinstance(m, nn.BatchNorm2d): assert {len(t) for t in (m.weight, m.bias, m.running_mean, m.running_var)} == {m.num_features}
-    ema, optimizer = ModelEMA(fresh, .5, 1.), build_optimizer(fresh.train(), CFG, 2)
-    boxes, labels, x = torch.tensor([[[8., 8, 60, 50]], [[20., 30, 50, 60]]]), torch.tensor([[0], [1]]), torch.rand(2, 3, *SIZE)
+        if isinstance(m, nn.Conv2d):
+            assert m.weight.shape[:2] == (m.out_channels, m.in_channels // m.groups) and (m.groups == 1
+                                                                                          or m.groups == m.out_channels)
+        if isinstance(m, nn.BatchNorm2d):
+            assert {len(t) for t in (m.weight, m.bias, m.running_mean, m.running_var)} == {m.num_features}
+    ema = ModelEMA(fresh, .5, 1.)
+    optimizer = build_optimizer(fresh.train(), CFG, 2)
+    boxes = torch.tensor([[[8., 8, 60, 50]], [[20., 30, 50, 60]]])
+    labels = torch.tensor([[0], [1]])
+    x = torch.rand(2, 3, *SIZE)
     before = {k: v.clone() for k, v in fresh.named_parameters()}
     fresh.loss(fresh(x, boxes, labels) if fresh.needs_targets else fresh(x), boxes, labels).total.backward()
     assert all(g.isfinite().all() for g in gradients(optimizer))
@@ -103,24 +137,30 @@ def test_it_is_rebuilt_from_json_and_trains(name):
 
 
 def test_channels_that_nobody_hears_go_first_and_nothing_changes():
-    model, names = trained("yolox-tiny"), ["backbone.backbone.dark3.1.m.0.conv1", "backbone.C3_p4.conv2", "head.cls_convs.1.0"]
+    model = trained("yolox-tiny")
+    names = ["backbone.backbone.dark3.1.m.0.conv1", "backbone.C3_p4.conv2", "head.cls_convs.1.0"]
     dead = {}
     with torch.no_grad():
         for i, name in enumerate(names):
             bn = model.get_submodule(name).bn
-            dead[name + ".bn"] = torch.randperm(bn.num_features, generator=torch.Generator().manual_seed(i))[:16].sort().values
+            dead[name + ".bn"] = torch.randperm(bn.num_features,
+                                                generator=torch.Generator().manual_seed(i))[:16].sort().values
             bn.weight[dead[name + ".bn"]] = 0
             bn.bias[dead[name + ".bn"]] = 0
     x = torch.rand(1, 3, *SIZE)*255
-    before, plan = tensors(model(x)), plan_pruning(model, SIZE, 1e-4)
+    before = tensors(model(x))
+    plan = plan_pruning(model, SIZE, 1e-4)
     assert set(plan.norms) == set(dead)
-    for name, gone in dead.items(): assert sorted(plan.norms[name] + gone.tolist()) == list(range(model.get_submodule(name).num_features))
+    for name, gone in dead.items():
+        assert sorted(plan.norms[name] + gone.tolist()) == list(range(model.get_submodule(name).num_features))
     prune_model(model, SIZE, 1e-4)
-    for a, b in zip(before, tensors(model(x))): torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5*a.abs().max().item())
+    for a, b in zip(before, tensors(model(x))):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5*a.abs().max().item())
 
 
 def test_a_channel_nobody_reads_counts_as_little_as_one_that_sends_nothing():
-    model, deaf = trained("yolox-tiny"), list(range(8, 24))
+    model = trained("yolox-tiny")
+    deaf = list(range(8, 24))
     with torch.no_grad(): model.get_submodule("head.reg_convs.0.1").conv.weight[:, deaf] = 0
     plan = plan_pruning(model, SIZE, 1e-4)
     assert list(plan.norms) == ["head.reg_convs.0.0.bn"] and not set(plan.norms["head.reg_convs.0.0.bn"]) & set(deaf)
@@ -137,7 +177,9 @@ def test_what_must_stay_stays():
             n = widths.get(k, [None])[0]
             if n is None or not isinstance(m, nn.Conv2d): continue
             assert n % 8 == 0 and n >= .1*m.out_channels
-            if type(model.get_submodule(k.rpartition(".")[0].rpartition(".")[0])).__name__ in ("C2f", "C3k2") and k.endswith("cv1.conv"): assert n % 16 == 0
+            if type(model.get_submodule(
+                    k.rpartition(".")[0].rpartition(".")[0])).__name__ in ("C2f", "C3k2") and k.endswith("cv1.conv"):
+                assert n % 16 == 0
 
 
 class Odd(nn.Module):
@@ -147,8 +189,13 @@ class Odd(nn.Module):
     def __init__(self):
         super().__init__()
         conv = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 1), nn.BatchNorm2d(b))
-        self.plain, self.shuffled, self.summed, self.padded, self.gate, self.grouped, self.last = (
-            conv(3, 16), conv(16, 16), conv(16, 16), conv(16, 16), conv(16, 1), nn.Conv2d(16, 16, 1, groups=4), nn.Conv2d(17, 4, 1))
+        self.plain = conv(3, 16)
+        self.shuffled = conv(16, 16)
+        self.summed = conv(16, 16)
+        self.padded = conv(16, 16)
+        self.gate = conv(16, 1)
+        self.grouped = nn.Conv2d(16, 16, 1, groups=4)
+        self.last = nn.Conv2d(17, 4, 1)
 
     def forward(self, x):
         x = self.shuffled(self.plain(x))
@@ -167,11 +214,17 @@ def test_what_is_not_known_is_kept():
 
 def test_scopes_and_rounding():
     model = trained("yolox-tiny")
-    layer, fine = plan_pruning(model, SIZE, .4, scope="layer").widths, plan_pruning(model, SIZE, .4, round_to=1).widths
-    shares = [w[0]/model.get_submodule(k).out_channels for k, w in layer.items() if k.endswith(".conv") and w[0] and model.get_submodule(k).out_channels > 96]
+    layer = plan_pruning(model, SIZE, .4, scope="layer").widths
+    fine = plan_pruning(model, SIZE, .4, round_to=1).widths
+    shares = [
+        w[0]/model.get_submodule(k).out_channels
+        for k, w in layer.items()
+        if k.endswith(".conv") and w[0] and model.get_submodule(k).out_channels > 96
+    ]
     assert max(shares) - min(shares) < .15
     assert any(w[0] % 8 for k, w in fine.items() if w[0])
-    work = lambda widths: count_gflops(rebuild_pruned(create_model("yolox-tiny", model.classes), widths), SIZE)/count_gflops(model, SIZE)
+    work = lambda widths: count_gflops(rebuild_pruned(create_model("yolox-tiny", model.classes), widths), SIZE
+                                       )/count_gflops(model, SIZE)
     assert .599 < work(fine) <= .6 and .5 < work(layer) <= .6
 
 
@@ -181,12 +234,14 @@ def test_twice():
     prune_model(model, SIZE, .2)
     fresh = rebuild_pruned(create_model("yolox-tiny", model.classes), model.pruned)
     fresh.load_state_dict(model.state_dict())
-    assert merged_widths({}, model.pruned) == model.pruned and .6 < count_gflops(model, SIZE)/count_gflops(trained("yolox-tiny"), SIZE) <= .64
+    assert merged_widths({}, model.pruned) == model.pruned and .6 < count_gflops(model, SIZE)/count_gflops(
+        trained("yolox-tiny"), SIZE) <= .64
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -.1, 1.5, True, "half", float("nan"), None])
 def test_bad_ratios(ratio):
-    with pytest.raises(InputError, match="over 0 and under 1"): prune_model(create_model("yolox-nano", ["a"]), SIZE, ratio)
+    with pytest.raises(InputError, match="over 0 and under 1"):
+        prune_model(create_model("yolox-nano", ["a"]), SIZE, ratio)
 
 
 def test_refused_in_one_line_with_the_model_untouched():
@@ -194,9 +249,11 @@ def test_refused_in_one_line_with_the_model_untouched():
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(InputError, match=r"at most 0\.\d\d can be removed"): prune_model(model, SIZE, .95)
     with pytest.raises(InputError, match="global or layer"): prune_model(model, SIZE, .5, scope="both")
-    for widths in ({"nowhere": [8, None]}, {"head.stems.0.conv": [8]}, {"head.stems.0.conv": [80, None]}, {"head.stems.0.bn": [0]}, {"head.stems.0.bn": "8"}, {"head": [8]}):
+    for widths in ({"nowhere": [8, None]}, {"head.stems.0.conv": [8]}, {"head.stems.0.conv": [80, None]},
+                   {"head.stems.0.bn": [0]}, {"head.stems.0.bn": "8"}, {"head": [8]}):
         with pytest.raises(InputError, match="not those of yolox-nano"): rebuild_pruned(model, widths)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and rebuild_pruned(model, None) is model
+    assert all(torch.equal(v, before[k])
+               for k, v in model.state_dict().items()) and rebuild_pruned(model, None) is model
 
 
 def test_device_layout_and_grad_flags_stay():
@@ -205,7 +262,9 @@ def test_device_layout_and_grad_flags_stay():
     prune_model(model, SIZE, .3)
     convs = [model.get_submodule(k) for k, w in model.pruned.items() if len(w) == 2]
     assert len(convs) > 30 and all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convs)
-    assert not any(p.requires_grad for p in model.backbone.backbone.parameters()) and all(p.requires_grad for p in model.head.parameters())
+    assert not any(p.requires_grad
+                   for p in model.backbone.backbone.parameters()) and all(p.requires_grad
+                                                                          for p in model.head.parameters())
 
 
 @pytest.mark.parametrize("name", ["yolox-nano", *(pytest.param(n, marks=pytest.mark.slow) for n in ("yolo11n", "dfine-n"))])
@@ -225,23 +284,31 @@ def test_saved_loaded_exported(name, tmp_path):
 
 
 def test_torch_pruning_finds_the_same_channels():
-    "The package torch-pruning (DepGraph) ties the same channels together as our trace. (C2f and the attention of YOLO11 are beyond it.)"
+    """The package torch-pruning (DepGraph) ties the same channels together as our trace. (C2f and the attention of
+    YOLO11 are beyond it.)"""
     tp = pytest.importorskip("torch_pruning")
     for name in ("yolox-nano", "yolox-tiny"):
         model = trained(name)
-        names, trace = {m: n for n, m in model.named_modules()}, trace_channels(model, SIZE)
-        graph = tp.DependencyGraph().build_dependency(model, torch.zeros(1, 3, *SIZE), forward_fn=lambda m, x: [t for t in m(x) if isinstance(t, torch.Tensor)])
-        of, free = trace.channels.of, {i for u in removable(trace) for b in u for i in b}
+        names = {m: n for n, m in model.named_modules()}
+        trace = trace_channels(model, SIZE)
+        graph = tp.DependencyGraph().build_dependency(
+            model, torch.zeros(1, 3, *SIZE), forward_fn=lambda m, x: [t for t in m(x) if isinstance(t, torch.Tensor)])
+        of = trace.channels.of
+        free = {i for u in removable(trace) for b in u for i in b}
         seen = 0
         for conv, use in trace.convs.items():
             if not all(of(i) in free for i in use.out): continue
-            module, seen = model.get_submodule(conv), seen + 1
-            for item in graph.get_pruning_group(module, tp.prune_conv_out_channels, list(range(module.out_channels))).items:
+            module = model.get_submodule(conv)
+            seen = seen + 1
+            for item in graph.get_pruning_group(module, tp.prune_conv_out_channels,
+                                                list(range(module.out_channels))).items:
                 target = names.get(item.dep.target.module)
                 if target not in trace.convs or not isinstance(model.get_submodule(target), nn.Conv2d): continue
                 made = graph.is_out_channel_pruning_fn(item.dep.handler)
-                numbers = trace.convs[target].out if made or trace.convs[target].into is None else trace.convs[target].into
-                for place, root in zip(item.idxs, item.root_idxs): assert of(numbers[place]) == of(use.out[root]), (conv, target)
+                numbers = trace.convs[target].out if made or trace.convs[target].into is None else trace.convs[
+                    target].into
+                for place, root in zip(item.idxs, item.root_idxs):
+                    assert of(numbers[place]) == of(use.out[root]), (conv, target)
         assert seen > 40
 
 
@@ -268,7 +335,8 @@ def test_in_the_loop(full_run, tmp_path):
     assert "pruned yolox-nano: 0.90 ->" in (tmp_path/"whole"/"log.txt").read_text()
     small, contract = load_detector(tmp_path/"whole")
     full, _ = load_detector(full_run/"full")
-    assert small.pruned == contract.extra["pruned"] and count_gflops(small, SIZE) < .75*count_gflops(full, SIZE) and not full.pruned
+    assert small.pruned == contract.extra["pruned"] and count_gflops(
+        small, SIZE) < .75*count_gflops(full, SIZE) and not full.pruned
     assert export_onnx(tmp_path/"whole", tmp_path/"small.onnx").parity["scores"] < 1e-3
     evaluate_weights(tmp_path/"whole", training_data(cfg, None, print).split("val"), cfg)
     from jetson_det.train.callbacks import Callback
@@ -283,10 +351,12 @@ def test_in_the_loop(full_run, tmp_path):
     write_run_folder(tmp_path/"broken", cfg, ds, [])
     with pytest.raises(TrainingError): trainer.fit()
     train(cfg, tmp_path/"broken", resume=True)
-    assert result_of(tmp_path/"broken")["best/weights.safetensors"] == result_of(tmp_path/"whole")["best/weights.safetensors"]
+    assert result_of(tmp_path/"broken")["best/weights.safetensors"] == result_of(
+        tmp_path/"whole")["best/weights.safetensors"]
     other = create_model("yolox-nano", ["Person", "Truck"])
     assert "carried over: Person" in str(load_weights(other, tmp_path/"whole")) and other.pruned == small.pruned
-    again = config(full_run/"data", f"model.weights={tmp_path/'whole'}", "train.epochs=1") # fine-tuned once more, as wide as it came
+    # fine-tuned once more, as wide as it came
+    again = config(full_run/"data", f"model.weights={tmp_path/'whole'}", "train.epochs=1")
     train(again, tmp_path/"again")
     assert load_detector(tmp_path/"again")[0].pruned == small.pruned
 
@@ -294,4 +364,5 @@ def test_in_the_loop(full_run, tmp_path):
 def test_pruning_needs_something_trained(full_run, tmp_path):
     from jetson_det.train.loop import train
     from train_helpers import config
-    with pytest.raises(InputError, match="model.prune is 0.3: what is pruned must be trained first"): train(config(full_run/"data", "model.prune=0.3"), tmp_path/"run")
+    with pytest.raises(InputError, match="model.prune is 0.3: what is pruned must be trained first"):
+        train(config(full_run/"data", "model.prune=0.3"), tmp_path/"run")

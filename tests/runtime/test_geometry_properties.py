@@ -8,14 +8,16 @@ from jetson_det.runtime.preprocess import letterbox
 
 coordinate = st.integers(0, 40).map(float) | st.floats(-50, 50, width=32)
 corner_box = st.tuples(coordinate, coordinate, coordinate, coordinate)
-candidate = st.tuples(corner_box, st.sampled_from([0, .1, .25, .5, .5, .9, 1]) | st.floats(0, 1, width=32), st.integers(0, 2))
+candidate = st.tuples(corner_box,
+                      st.sampled_from([0, .1, .25, .5, .5, .9, 1]) | st.floats(0, 1, width=32), st.integers(0, 2))
 candidates = st.lists(candidate, max_size=40)
 side = st.integers(1, 2000)
 
 
 def arrays(rows):
     "Boxes, scores and labels of drawn candidates."
-    return (np.float32([r[0] for r in rows]).reshape(-1, 4), np.float32([r[1] for r in rows]), np.array([r[2] for r in rows], np.int64))
+    return (np.float32([r[0] for r in rows]).reshape(-1, 4), np.float32([r[1] for r in rows]),
+            np.array([r[2] for r in rows], np.int64))
 
 
 def plain_nms(boxes, scores, labels, threshold, agnostic):
@@ -24,7 +26,8 @@ def plain_nms(boxes, scores, labels, threshold, agnostic):
     area = [max(b[2] - b[0], zero) * max(b[3] - b[1], zero) for b in boxes]
 
     def suppresses(j, i):
-        a, b = boxes[j], boxes[i]
+        a = boxes[j]
+        b = boxes[i]
         shared = max(min(a[2], b[2]) - max(a[0], b[0]), zero) * max(min(a[3], b[3]) - max(a[1], b[1]), zero)
         return (agnostic or labels[i] == labels[j]) and shared > np.float32(threshold) * ((area[j] + area[i]) - shared)
     keep = []

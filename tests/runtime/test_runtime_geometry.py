@@ -2,20 +2,23 @@
 import numpy as np
 import pytest
 
-from jetson_det.runtime.geometry import (FITS, Detections, as_detections, box_area, box_iou, clip_boxes, cxcywh_to_xyxy, detection_rows, fit_image, nms,
-                                      xyxy_to_cxcywh)
+from jetson_det.runtime.geometry import (FITS, Detections, as_detections, box_area, box_iou, clip_boxes, cxcywh_to_xyxy,
+                                         detection_rows, fit_image, nms, xyxy_to_cxcywh)
 from jetson_det.runtime.files import InputError
 
 
 def plain_nms(boxes, scores, labels, iou_threshold, class_agnostic=False):
     "Greedy suppression, box by box, with the same float32 arithmetic."
-    keep, area = [], box_area(boxes)
+    keep = []
+    area = box_area(boxes)
     for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
         for j in keep:
             w = max(min(boxes[i, 2], boxes[j, 2]) - max(boxes[i, 0], boxes[j, 0]), np.float32(0))
             h = max(min(boxes[i, 3], boxes[j, 3]) - max(boxes[i, 1], boxes[j, 1]), np.float32(0))
             shared = w * h
-            if (class_agnostic or labels[i] == labels[j]) and shared > np.float32(iou_threshold) * (area[j] + area[i] - shared): break
+            if (class_agnostic
+                    or labels[i] == labels[j]) and shared > np.float32(iou_threshold)*(area[j] + area[i] - shared):
+                break
         else: keep.append(i)
     return keep
 
@@ -23,7 +26,8 @@ def plain_nms(boxes, scores, labels, iou_threshold, class_agnostic=False):
 def crowd(seed, n, objects, classes=3):
     "Candidates around a few objects; scores in steps, so that many tie."
     rng = np.random.RandomState(seed)
-    corner, size = rng.uniform(0, 300, (objects, 2)), rng.uniform(0, 120, (objects, 2))
+    corner = rng.uniform(0, 300, (objects, 2))
+    size = rng.uniform(0, 120, (objects, 2))
     which = rng.randint(0, objects, n)
     boxes = np.concatenate([corner[which], corner[which] + size[which]], 1) + rng.normal(0, 6, (n, 4))
     return boxes.astype(np.float32), rng.uniform(0, 1, n).round(2).astype(np.float32), rng.randint(0, classes, n)
@@ -36,7 +40,8 @@ def test_nms_is_the_loop(n, objects, agnostic):
     for threshold in (0, .3, .45, 1):
         expected = plain_nms(boxes, scores, labels, threshold, agnostic)
         assert nms(boxes, scores, labels, threshold, agnostic).tolist() == expected
-        for limit in (0, 1, 7): assert nms(boxes, scores, labels, threshold, agnostic, limit).tolist() == expected[:limit]
+        for limit in (0, 1, 7):
+            assert nms(boxes, scores, labels, threshold, agnostic, limit).tolist() == expected[:limit]
 
 
 def test_nms_of_boxes_without_area_and_of_a_chain():

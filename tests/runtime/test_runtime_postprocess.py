@@ -7,7 +7,8 @@ from jetson_det.runtime.contract import OUTPUTS, anchor_count, preset
 from jetson_det.runtime.files import InputError
 from jetson_det.runtime.postprocess import postprocess
 
-SIZE, CLASSES = (64, 96), ("a", "b", "c")
+SIZE = (64, 96)
+CLASSES = ("a", "b", "c")
 A = anchor_count(SIZE)
 
 
@@ -17,7 +18,8 @@ def answer(kind, seed, batch=2):
     boxes = np.concatenate([rng.uniform(0, 96, (batch, A, 2)), rng.uniform(4, 40, (batch, A, 2))], 2).astype(np.float32)
     scores = (rng.uniform(0, 1, (batch, A, 3)) ** 3).astype(np.float32)
     obj = rng.uniform(0, 1, (batch, A, 1)).astype(np.float32)
-    if kind in ("boxes_scores", "queries"): return [np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], 2), scores]
+    if kind in ("boxes_scores", "queries"):
+        return [np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], 2), scores]
     if kind == "detr": return [boxes / np.float32([SIZE[1], SIZE[0]] * 2), np.log(scores + 1e-6) - np.log1p(-scores)]
     if kind == "ultralytics": return [np.ascontiguousarray(np.concatenate([boxes, scores], 2).transpose(0, 2, 1))]
     if kind == "yolox-raw": boxes = rng.normal(0, 1, boxes.shape).astype(np.float32)
@@ -29,14 +31,19 @@ def plain_candidates(kind, outputs, i, confidence):
     found, a = [], 0
     grid = [(x, y, s) for s in (8, 16, 32) for y in range(SIZE[0] // s) for x in range(SIZE[1] // s)]
     for a in range(A):
-        if kind in ("boxes_scores", "queries"): box, p = outputs[0][i, a], outputs[1][i, a]
-        elif kind == "detr": box, p = outputs[0][i, a] * np.float32([SIZE[1], SIZE[0]] * 2), 1 / (1 + np.exp(-outputs[1][i, a]))
+        if kind in ("boxes_scores", "queries"):
+            box = outputs[0][i, a]
+            p = outputs[1][i, a]
+        elif kind == "detr":
+            box = outputs[0][i, a] * np.float32([SIZE[1], SIZE[0]] * 2)
+            p = 1 / (1 + np.exp(-outputs[1][i, a]))
         elif kind == "ultralytics": box, p = outputs[0][i, :4, a], outputs[0][i, 4:, a]
         else: box, p = outputs[0][i, a, :4], outputs[0][i, a, 5:] * outputs[0][i, a, 4]
         if kind == "yolox-raw":
             x, y, s = grid[a]
             box = [(box[0] + x) * s, (box[1] + y) * s, np.exp(box[2]) * s, np.exp(box[3]) * s]
-        if kind not in ("boxes_scores", "queries"): box = [box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2]
+        if kind not in ("boxes_scores", "queries"):
+            box = [box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2]
         if kind in ("queries", "detr"): found += [(box, p[k], k) for k in range(3) if p[k] > confidence]
         elif p.max() > confidence: found.append((box, p.max(), p.argmax()))
     return sorted(found, key=lambda c: -c[1])[:A]
@@ -44,9 +51,11 @@ def plain_candidates(kind, outputs, i, confidence):
 
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_against_anchor_by_anchor(kind):
-    c, outputs = preset("yolox", CLASSES, SIZE)._replace(output=kind), answer(kind, 1)
+    c = preset("yolox", CLASSES, SIZE)._replace(output=kind)
+    outputs = answer(kind, 1)
     fits = [fit_image((128, 192), SIZE), fit_image((50, 40), SIZE)]
-    for i, (got, fit) in enumerate(zip(postprocess(c, outputs, fits, .5, 1), fits)): # IoU is never over 1: nothing is suppressed
+    # IoU is never over 1: nothing is suppressed
+    for i, (got, fit) in enumerate(zip(postprocess(c, outputs, fits, .5, 1), fits)):
         plain = plain_candidates(kind, outputs, i, .5)
         boxes = fit.to_image(np.float32([b for b, _, _ in plain]))
         inside = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
@@ -58,12 +67,16 @@ def test_against_anchor_by_anchor(kind):
 
 @pytest.mark.parametrize("kind", OUTPUTS)
 def test_properties_of_detections(kind):
-    c, outputs, fit = preset("yolox", CLASSES, SIZE)._replace(output=kind), answer(kind, 2), fit_image((70, 210), SIZE)
+    c = preset("yolox", CLASSES, SIZE)._replace(output=kind)
+    outputs = answer(kind, 2)
+    fit = fit_image((70, 210), SIZE)
     all_of, = postprocess(c, [o[:1] for o in outputs], [fit], .3, .5)
     few, = postprocess(c, [o[:1] for o in outputs], [fit], .3, .5, max_detections=5)
     none, = postprocess(c, [o[:1] for o in outputs], [fit], 1)
-    assert (np.diff(all_of.scores) <= 0).all() and all_of.boxes.min() >= 0 and (all_of.boxes <= [210, 70, 210, 70]).all()
-    assert [a.shape for a in none] == [(0, 4), (0,), (0,)] and [a.dtype for a in none] == [np.float32, np.float32, np.int64]
+    assert (np.diff(all_of.scores) <= 0).all() and all_of.boxes.min() >= 0 and (all_of.boxes <= [210, 70, 210, 70
+                                                                                                 ]).all()
+    assert [a.shape for a in none] == [(0, 4), (0, ),
+                                       (0, )] and [a.dtype for a in none] == [np.float32, np.float32, np.int64]
     assert len(few.scores) <= 5 and few.scores.tolist() == all_of.scores[:len(few.scores)].tolist()
 
 
@@ -71,8 +84,11 @@ def test_properties_of_detections(kind):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_no_nonsense_gets_through(kind, value):
     "One number of an answer at a time: detections are finite, or it is refused."
-    c, fit, refused = preset("yolox", CLASSES, SIZE)._replace(output=kind), fit_image(SIZE, SIZE), 0
-    clean, rng = answer(kind, 3, 1), np.random.RandomState(0)
+    c = preset("yolox", CLASSES, SIZE)._replace(output=kind)
+    fit = fit_image(SIZE, SIZE)
+    refused = 0
+    clean = answer(kind, 3, 1)
+    rng = np.random.RandomState(0)
     for which in range(len(clean)):
         for at in rng.choice(clean[which].size, 40, replace=False):
             outputs = [o.copy() for o in clean]
@@ -88,7 +104,8 @@ def test_no_nonsense_gets_through(kind, value):
 
 
 def test_untrained_yolox_overflows_nothing():
-    c, fit = preset("yolox", CLASSES, SIZE), fit_image(SIZE, SIZE)
+    c = preset("yolox", CLASSES, SIZE)
+    fit = fit_image(SIZE, SIZE)
     outputs = answer("yolox-raw", 4, 1)
     outputs[0][0, :, 2:4] = 300
     with np.errstate(all="raise"): got, = postprocess(c, outputs, [fit], .5)
@@ -97,9 +114,12 @@ def test_untrained_yolox_overflows_nothing():
 
 @pytest.mark.parametrize("kind", ["queries", "detr"])
 def test_queries_are_not_suppressed(kind):
-    "Two equal boxes, one of them sure of two classes: three detections, whatever the IoU threshold; two where there are two queries to ask."
-    c, fit = preset("rtdetr", CLASSES, SIZE)._replace(output=kind), fit_image(SIZE, SIZE)
-    p, box = np.float32([[[.9, .1, .6], [.7, .1, .1], [.1, .1, .1]]]), np.float32([[[.25, .25, .25, .25]] * 3])
+    """Two equal boxes, one of them sure of two classes: three detections, whatever the IoU threshold; two where
+    there are two queries to ask."""
+    c = preset("rtdetr", CLASSES, SIZE)._replace(output=kind)
+    fit = fit_image(SIZE, SIZE)
+    p = np.float32([[[.9, .1, .6], [.7, .1, .1], [.1, .1, .1]]])
+    box = np.float32([[[.25, .25, .25, .25]] * 3])
     outputs = [box * [96, 64, 96, 64] + [-12, -8, 0, 0], p] if kind == "queries" else [box, np.log(p) - np.log1p(-p)]
     got, = postprocess(c, outputs, [fit], .5, 0)
     assert got.labels.tolist() == [0, 0, 2] and np.allclose(got.scores, [.9, .7, .6])

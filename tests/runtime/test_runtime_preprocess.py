@@ -18,7 +18,8 @@ def yolox_preproc(img, size):
     "yolox.data.data_augment.preproc of yolox 0.3.0."
     padded = np.ones((size[0], size[1], 3), dtype=np.uint8) * 114
     r = min(size[0] / img.shape[0], size[1] / img.shape[1])
-    resized = cv2.resize(img, (int(img.shape[1] * r), int(img.shape[0] * r)), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+    resized = cv2.resize(img, (int(img.shape[1]*r), int(img.shape[0]*r)),
+                         interpolation=cv2.INTER_LINEAR).astype(np.uint8)
     padded[:int(img.shape[0] * r), :int(img.shape[1] * r)] = resized
     return np.ascontiguousarray(padded.transpose(2, 0, 1), dtype=np.float32)
 
@@ -26,16 +27,25 @@ def yolox_preproc(img, size):
 def ultralytics_letterbox(img, size):
     "ultralytics.data.augment.LetterBox(auto=False) and the division of its predictor."
     r = min(size[0] / img.shape[0], size[1] / img.shape[1])
-    w, h = int(round(img.shape[1] * r)), int(round(img.shape[0] * r))
-    dw, dh = (size[1] - w) / 2, (size[0] - h) / 2
+    w = int(round(img.shape[1] * r))
+    h = int(round(img.shape[0] * r))
+    dw = (size[1] - w) / 2
+    dh = (size[0] - h) / 2
     img = cv2.resize(img, (w, h), interpolation=cv2.INTER_LINEAR) if img.shape[:2] != (h, w) else img
-    img = cv2.copyMakeBorder(img, int(round(dh - .1)), int(round(dh + .1)), int(round(dw - .1)), int(round(dw + .1)), cv2.BORDER_CONSTANT, value=(114,) * 3)
+    img = cv2.copyMakeBorder(img,
+                             int(round(dh - .1)),
+                             int(round(dh + .1)),
+                             int(round(dw - .1)),
+                             int(round(dw + .1)),
+                             cv2.BORDER_CONSTANT,
+                             value=(114, )*3)
     return img[..., ::-1].transpose(2, 0, 1).astype(np.float32) / 255
 
 
 @pytest.mark.parametrize("size", [(416, 416), (320, 640)])
 def test_upstream_letterboxes(size):
-    yolox, v8 = Preprocessor(preset("yolox", input_size=size)), Preprocessor(preset("ultralytics", input_size=size))
+    yolox = Preprocessor(preset("yolox", input_size=size))
+    v8 = Preprocessor(preset("ultralytics", input_size=size))
     for h, w in SIZES[3:7]:
         image = photo(h, w)
         np.testing.assert_array_equal(yolox([image])[0][0], yolox_preproc(image, size))
@@ -45,7 +55,12 @@ def test_upstream_letterboxes(size):
 @pytest.mark.parametrize("fit", ["letterbox-topleft", "letterbox-center", "stretch"])
 @pytest.mark.parametrize("color", ["bgr", "rgb"])
 def test_fast_is_plain(fit, color):
-    c = preset("yolox", input_size=(96, 160))._replace(fit=fit, color=color, scale=1 / 255, mean=(.4, .5, .6), std=(.2, .25, .3), pad=50)
+    c = preset("yolox", input_size=(96, 160))._replace(fit=fit,
+                                                       color=color,
+                                                       scale=1/255,
+                                                       mean=(.4, .5, .6),
+                                                       std=(.2, .25, .3),
+                                                       pad=50)
     fast = Preprocessor(c)
     for batch in (SIZES[:3], SIZES[3:6], SIZES[::-1][:2], SIZES[2:]):
         images = [photo(*s) for s in batch]
@@ -54,7 +69,7 @@ def test_fast_is_plain(fit, color):
         for got, place, image in zip(x, fits, images):
             plain, place2 = letterbox(image, (96, 160), fit, 50)
             plain = plain[..., ::1 if color == "bgr" else -1]
-            np.testing.assert_allclose(got, ((plain * c.scale - np.array(c.mean)) / c.std).transpose(2, 0, 1), atol=1e-5)
+            np.testing.assert_allclose(got, ((plain*c.scale - np.array(c.mean))/c.std).transpose(2, 0, 1), atol=1e-5)
             assert place == place2
 
 
@@ -70,12 +85,17 @@ def test_memory_is_reused_and_frames_are_untouched():
 def test_all_kinds_of_images():
     bgr = photo(20, 30)
     grey = np.ascontiguousarray(bgr[..., 0])
-    views = [bgr[::-1], bgr[:, ::-1], bgr[::2, ::3], bgr[..., ::-1], bgr.transpose(1, 0, 2), np.asfortranarray(bgr), bgr[2:9, 3:20]]
+    views = [
+        bgr[::-1], bgr[:, ::-1], bgr[::2, ::3], bgr[..., ::-1],
+        bgr.transpose(1, 0, 2),
+        np.asfortranarray(bgr), bgr[2:9, 3:20]
+    ]
     for image in views: np.testing.assert_array_equal(as_bgr(image), image)
     for image in (grey, grey[..., None], grey.astype(np.uint16) * 257, np.dstack([grey] * 3 + [bgr[..., 1]])):
         np.testing.assert_array_equal(as_bgr(image), np.dstack([grey] * 3))
     fast = Preprocessor(preset("yolox", input_size=(64, 64)))
-    for image in views + [grey]: np.testing.assert_array_equal(fast([image])[0][0], letterbox(image, (64, 64))[0].transpose(2, 0, 1))
+    for image in views + [grey]:
+        np.testing.assert_array_equal(fast([image])[0][0], letterbox(image, (64, 64))[0].transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("bad", [None, "a.jpg", [[1, 2]], np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((4,), np.uint8), np.zeros((0, 4, 3), np.uint8),

@@ -16,12 +16,15 @@ COLOURS = Path(__file__).parents[1] / "fixtures" / "colours.onnx"
 def scene():
     "A blue, a green and a red square on grey."
     frame = np.full((512, 640, 3), 114, np.uint8)
-    frame[64:128, 128:192], frame[256:320, 448:512], frame[384:448, 64:128] = (250, 10, 10), (5, 240, 20), (0, 0, 255)
+    frame[64:128, 128:192] = (250, 10, 10)
+    frame[256:320, 448:512] = (5, 240, 20)
+    frame[384:448, 64:128] = (0, 0, 255)
     return frame
 
 
 def test_frames_lists_and_pieces():
-    session, frame = open_session(COLOURS, threads=1), scene()
+    session = open_session(COLOURS, threads=1)
+    frame = scene()
     found = session(frame)
     assert session.contract.classes == ("Blue", "Green", "Red") and found.labels.tolist() == [2, 0, 1]
     np.testing.assert_allclose(found.boxes, [[64, 384, 128, 448], [128, 64, 192, 128], [448, 256, 512, 320]], atol=1e-3)
@@ -29,12 +32,14 @@ def test_frames_lists_and_pieces():
     many = session([frame, frame[::2, ::2], frame[..., 0]] * 5)
     assert [len(d.scores) for d in many] == [3, 3, 0] * 5 and session([]) == []
     np.testing.assert_allclose(many[13].boxes * 2, found.boxes, atol=1e-3)
-    session.confidence, session.max_detections = .9, 1
+    session.confidence = .9
+    session.max_detections = 1
     assert session(frame).labels.tolist() == [2]
 
 
 def test_a_fixed_batch_is_filled_up():
-    inner, sizes = open_session(COLOURS), []
+    inner = open_session(COLOURS)
+    sizes = []
 
     def infer(x):
         sizes.append(len(x))
@@ -48,14 +53,18 @@ def test_what_is_refused(tmp_path):
     (tmp_path / "torn.onnx").write_bytes(COLOURS.read_bytes()[:900])
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "text.onnx").write_text("not a model")
-    calls = [
-        (lambda: open_session(tmp_path), "needs torch"), (lambda: open_session("a.pt"), "not an artefact"), (lambda: open_session(tmp_path / "absent.onnx"), "no such file"),
-        (lambda: open_session(tmp_path / "torn.onnx"), "cannot open it"), (lambda: open_session(tmp_path / "empty.onnx"), ""), (lambda: open_session(tmp_path / "text.onnx"), "cannot open it"),
-        (lambda: open_session(COLOURS, "yolox"), "2 outputs"), (lambda: open_session(COLOURS, "yolo9"), "no preset of that name"),
-        (lambda: open_session(COLOURS, session.contract._replace(input_size=(416, 416))), "[batch, 3, 416, 416]"),
-        (lambda: open_session(COLOURS, session.contract._replace(classes=("Sack",))), "1 classes"),
-        (lambda: open_session(COLOURS, providers=["TensorrtExecutionProvider", "NoSuchProvider"]), "is not installed"),
-        (lambda: session(np.zeros((3, 3))), "uint8"), (lambda: session([scene(), None]), "unreadable file")]
+    calls = [(lambda: open_session(tmp_path), "needs torch"), (lambda: open_session("a.pt"), "not an artefact"),
+             (lambda: open_session(tmp_path/"absent.onnx"), "no such file"),
+             (lambda: open_session(tmp_path/"torn.onnx"), "cannot open it"),
+             (lambda: open_session(tmp_path/"empty.onnx"), ""),
+             (lambda: open_session(tmp_path/"text.onnx"), "cannot open it"),
+             (lambda: open_session(COLOURS, "yolox"), "2 outputs"),
+             (lambda: open_session(COLOURS, "yolo9"), "no preset of that name"),
+             (lambda: open_session(COLOURS, session.contract._replace(input_size=(416, 416))), "[batch, 3, 416, 416]"),
+             (lambda: open_session(COLOURS, session.contract._replace(classes=("Sack", ))), "1 classes"),
+             (lambda: open_session(COLOURS, providers=["TensorrtExecutionProvider", "NoSuchProvider"]),
+              "is not installed"), (lambda: session(np.zeros((3, 3))), "uint8"),
+             (lambda: session([scene(), None]), "unreadable file")]
     for call, says in calls:
         with pytest.raises(InputError) as e: call()
         assert says in str(e.value) and "\n" not in str(e.value), str(e.value)
@@ -63,7 +72,9 @@ def test_what_is_refused(tmp_path):
 
 def test_an_answer_that_contradicts_the_contract():
     inner = open_session(COLOURS)
-    for infer, says in ((lambda x: inner.infer(x)[:1], "1 outputs"), (lambda x: inner.infer(x)[::-1], "'boxes' of the graph"), (lambda x: [o * np.nan for o in inner.infer(x)], "not finite")):
+    for infer, says in ((lambda x: inner.infer(x)[:1], "1 outputs"), (lambda x: inner.infer(x)[::-1],
+                                                                      "'boxes' of the graph"),
+                        (lambda x: [o*np.nan for o in inner.infer(x)], "not finite")):
         with pytest.raises(InputError, match=says): Session(inner.contract, infer)(scene())
 
 

@@ -18,17 +18,20 @@ COLOURS = Path(__file__).parents[1] / "fixtures" / "colours.onnx"
 def test_windows_cover_evenly_with_the_overlap():
     rng = np.random.RandomState(0)
     for _ in range(400):
-        (h, w), (th, tw), overlap = rng.randint(1, 3000, 2).tolist(), rng.randint(16, 900, 2).tolist(), rng.choice([0, .1, .2, .25, 1 / 3, .5, .9])
+        (h, w), (th, tw), overlap = rng.randint(1, 3000, 2).tolist(), rng.randint(16, 900, 2).tolist(), rng.choice(
+            [0, .1, .2, .25, 1/3, .5, .9])
         grid = tile_grid((h, w), (th, tw), overlap)
         for length, tile, low, high in ((w, tw, grid[:, 0], grid[:, 2]), (h, th, grid[:, 1], grid[:, 3])):
-            a, b = np.unique(low), np.unique(high)
+            a = np.unique(low)
+            b = np.unique(high)
             assert a[0] == 0 and b[-1] == length and (b - a == min(tile, length)).all() and len(a) == len(b)
             if len(a) == 1: assert length <= tile
             else:
                 step = max(int(tile * (1 - overlap) + 1e-6), 1)
                 assert np.diff(a).max() <= step and np.ptp(np.diff(a)) <= 1 # the overlap, everywhere the same
                 assert (len(a) - 2) * step + tile < length # one window less would not do
-        assert len(grid) == len(np.unique(grid[:, 0])) * len(np.unique(grid[:, 1])) and len(np.unique(grid, axis=0)) == len(grid)
+        assert len(grid) == len(np.unique(grid[:, 0]))*len(np.unique(grid[:, 1])) and len(np.unique(
+            grid, axis=0)) == len(grid)
 
 
 @pytest.mark.parametrize("size, overlap, says", [(640, 1, "from 0 to .9"), (640, -.1, "from 0"), (640, float("nan"), "from 0"), (8, .2, "from 16 up"), (640., .2, "from 16"),
@@ -39,21 +42,30 @@ def test_windows_that_cannot_be(size, overlap, says):
 
 
 class Finder(object):
-    "Finds each rectangle of a scene, by its number in blue and green, as much of it as is in the frame; its class is the red."
+    """Finds each rectangle of a scene, by its number in blue and green, as much of it as is in the frame; its class
+    is the red."""
     def __init__(self, jitter=0):
         self.contract = preset("yolox", tuple("c%d" % k for k in range(4)), (128, 160))
-        self.confidence, self.iou, self.max_detections, self.timings, self.jitter = .25, .45, 300, {}, jitter
+        self.confidence = .25
+        self.iou = .45
+        self.max_detections = 300
+        self.timings = {}
+        self.jitter = jitter
 
     def __call__(self, frames):
         self.timings = {"preprocess": .1, "inference": .2, "postprocess": 0.}
         return [self.find(f) for f in frames]
 
     def find(self, frame):
-        number, boxes, labels, scores = frame[..., 0].astype(int) + 256 * frame[..., 1].astype(int), [], [], []
+        number = frame[..., 0].astype(int) + 256 * frame[..., 1].astype(int)
+        boxes = []
+        labels = []
+        scores = []
         h, w = number.shape
         for k in np.unique(number)[1:].tolist():
             here = number == k
-            x, y = np.flatnonzero(here.any(0)), np.flatnonzero(here.any(1))
+            x = np.flatnonzero(here.any(0))
+            y = np.flatnonzero(here.any(1))
             box = np.array([x[0], y[0], x[-1] + 1, y[-1] + 1], float)
             rng = np.random.RandomState([k] + box.astype(int).tolist()) # another score in every window
             if self.jitter: box = np.clip(box + rng.uniform(-self.jitter, self.jitter, 4), 0, [w, h, w, h])
@@ -66,12 +78,16 @@ class Finder(object):
 
 def scene(seed, size=(420, 560), n=40, largest=40, classes=4):
     "Rectangles that do not touch, in an image: (boxes, labels, image)."
-    rng, boxes, image, room = np.random.RandomState(seed), [], np.zeros(size + (3,), np.uint8), np.zeros(size, bool)
+    rng = np.random.RandomState(seed)
+    boxes = []
+    image = np.zeros(size + (3,), np.uint8)
+    room = np.zeros(size, bool)
     labels = rng.randint(0, classes, n)
     for _ in range(5000):
         if len(boxes) == n: break
         w, h = rng.randint(6, largest + 1, 2)
-        x, y = rng.randint(0, size[1] - w + 1), rng.randint(0, size[0] - h + 1)
+        x = rng.randint(0, size[1] - w + 1)
+        y = rng.randint(0, size[0] - h + 1)
         if room[y:y + h, x:x + w].any(): continue
         boxes.append((x, y, x + w, y + h))
         room[max(y - 1, 0):y + h + 1, max(x - 1, 0):x + w + 1] = True
@@ -120,7 +136,8 @@ def test_boxes_that_are_not_exact(size, overlap):
 
 def test_neighbours_of_one_class_stay_apart():
     "A crowd in a row, each 20 px wide and 3 px from the next, over many seams."
-    image, boxes = np.zeros((100, 600, 3), np.uint8), []
+    image = np.zeros((100, 600, 3), np.uint8)
+    boxes = []
     for k in range(25):
         boxes.append((23 * k, 10 + k % 5, 23 * k + 20, 90))
         image[10 + k % 5:90, 23 * k:23 * k + 20] = (k + 1, 0, 1)
@@ -129,7 +146,10 @@ def test_neighbours_of_one_class_stay_apart():
 
 def test_a_small_one_before_a_large_one_of_its_class_stays():
     windows = [(0, 0, 100, 100), (60, 0, 160, 100)]
-    found = [as_detections([(20, 10, 100, 90), (70, 40, 90, 60)], [.9, .8], [0, 0]), as_detections([(0, 10, 80, 90), (10, 40, 30, 60)], [.7, .85], [0, 0])]
+    found = [
+        as_detections([(20, 10, 100, 90), (70, 40, 90, 60)], [.9, .8], [0, 0]),
+        as_detections([(0, 10, 80, 90), (10, 40, 30, 60)], [.7, .85], [0, 0])
+    ]
     once = merge_tiles(found, windows, (100, 160))
     np.testing.assert_allclose(once.boxes, [[20, 10, 140, 90], [70, 40, 90, 60]])
     np.testing.assert_allclose(once.scores, [.9, .85])
@@ -137,7 +157,8 @@ def test_a_small_one_before_a_large_one_of_its_class_stays():
 
 def test_what_one_window_tells_apart_stays_apart():
     "Two boxes of a class that overlap by .6: below the threshold of NMS, so both stay, though two windows see them."
-    windows, box = [(0, 0, 100, 100), (40, 0, 140, 100)], np.float32([(50, 10, 90, 50), (60, 10, 100, 50)])
+    windows = [(0, 0, 100, 100), (40, 0, 140, 100)]
+    box = np.float32([(50, 10, 90, 50), (60, 10, 100, 50)])
     found = [as_detections(box, [.9, .8], [0, 0]), as_detections(box - (40, 0, 40, 0), [.85, .95], [0, 0])]
     once = merge_tiles(found, windows, (100, 140), iou=.65)
     np.testing.assert_allclose(once.boxes, box[::-1])
@@ -152,9 +173,13 @@ def test_classes_do_not_mix():
 
 def test_merge_edges():
     none = as_detections()
-    assert len(merge_tiles([], [], (10, 10)).scores) == 0 and len(merge_tiles([none, none], [(0, 0, 9, 9), (5, 0, 14, 9)], (9, 14)).scores) == 0
+    assert len(merge_tiles([], [], (10, 10)).scores) == 0 and len(
+        merge_tiles([none, none], [(0, 0, 9, 9), (5, 0, 14, 9)], (9, 14)).scores) == 0
     with pytest.raises(InputError, match="2 windows for 1"): merge_tiles([none, none], [(0, 0, 9, 9)], (9, 9))
-    many = as_detections(np.random.RandomState(0).randint(0, 50, (900, 2)).repeat(2, 0).reshape(-1, 4) + np.float32([0, 0, 9, 9]), np.linspace(1, .01, 900), np.arange(900) % 3)
+    many = as_detections(
+        np.random.RandomState(0).randint(0, 50, (900, 2)).repeat(2, 0).reshape(-1, 4) + np.float32([0, 0, 9, 9]),
+        np.linspace(1, .01, 900),
+        np.arange(900) % 3)
     assert len(merge_tiles([many, many], [(0, 0, 64, 64), (32, 0, 96, 64)], (64, 96), max_detections=7).scores) == 7
 
 
@@ -163,7 +188,9 @@ def test_it_stands_for_the_session():
     inner = Finder()
     session = Tiled(inner, overlap=.4)
     assert session.size == (128, 160) and session.contract is inner.contract and session.jitter == 0
-    session.confidence, session.iou, session.max_detections = .5, .6, 12
+    session.confidence = .5
+    session.iou = .6
+    session.max_detections = 12
     assert (inner.confidence, inner.iou, inner.max_detections) == (.5, .6, 12) and session.confidence == .5
     assert len(session(image).scores) == 12
     session.max_detections = 300
@@ -183,7 +210,8 @@ def test_an_onnx_file_in_tiles():
     pytest.importorskip("onnxruntime")
     rng = np.random.RandomState(1)
     cells = rng.randint(0, 6, (14, 17)) # 0 blue, 1 green, 2 red, else grey
-    colour = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (114, 114, 114), (114, 114, 114), (114, 114, 114)], np.uint8)
+    colour = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (114, 114, 114), (114, 114, 114), (114, 114, 114)],
+                      np.uint8)
     frame = cv2.resize(colour[cells], (17 * 32, 14 * 32), interpolation=cv2.INTER_NEAREST)
     y, x = np.nonzero(cells < 3)
     truth = np.stack([x, y, x + 1, y + 1], 1) * 32
@@ -201,10 +229,13 @@ def test_official_yolox_nano_on_four_photographs_in_one(data):
     inner = open_session(data / "models" / "yolox_nano_coco_416.onnx", "yolox", threads=1)
     bus = cv2.imread(str(data / "datasets" / "images" / "bus.jpg"))
     h, w = bus.shape[:2]
-    alone, four = inner(bus), Tiled(inner, (h, w), 0)(np.tile(bus, (2, 2, 1)))
+    alone = inner(bus)
+    four = Tiled(inner, (h, w), 0)(np.tile(bus, (2, 2, 1)))
     assert len(four.scores) == 4 * len(alone.scores)
     want = np.concatenate([alone.boxes + (x, y, x, y) for x in (0, w) for y in (0, h)])
     assert (box_iou(want, four.boxes).max(1) > .999).all()
     cut = Tiled(inner, (h, w), .5)(np.tile(bus, (2, 2, 1))) # its windows cut every person somewhere
-    persons, want = cut.boxes[(cut.labels == 0) & (cut.scores > .6)], want[np.tile(alone.labels == 0, 4)]
-    assert len(persons) == len(want) == 12 and (box_iou(want, persons).max(1) > .5).all() and (box_iou(want, persons).max(0) > .5).all()
+    persons = cut.boxes[(cut.labels == 0) & (cut.scores > .6)]
+    want = want[np.tile(alone.labels == 0, 4)]
+    assert len(persons) == len(want) == 12 and (box_iou(want, persons).max(1) > .5).all() and (box_iou(
+        want, persons).max(0) > .5).all()

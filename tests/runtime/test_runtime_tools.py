@@ -27,7 +27,10 @@ def test_folder_in_natural_order(tmp_path):
     (tmp_path / ".cache").mkdir()
     png(tmp_path / ".cache" / "x.png")
     source = open_source(str(tmp_path))
-    assert [(f.name.replace("\\", "/"), f.index, f.image.shape) for f in source] == [("f2.PNG", 0, (8, 9, 3)), ("f10.png", 1, (8, 9, 3)), ("sub/ünïcode 1.png", 2, (8, 9, 3))]
+    assert [(f.name.replace("\\",
+                            "/"), f.index, f.image.shape) for f in source] == [("f2.PNG", 0, (8, 9, 3)),
+                                                                               ("f10.png", 1, (8, 9, 3)),
+                                                                               ("sub/ünïcode 1.png", 2, (8, 9, 3))]
     assert (source.count, source.others, source.fps) == (3, 1, None) and "1 other files" in str(source)
 
 
@@ -60,7 +63,8 @@ def test_video(tmp_path):
     assert (video.fps, video.count, video.size, video.live) == (12, 9, (48, 64), False)
     for _ in range(2): assert [int(round(f.image.mean() / 20)) for f in video] == list(range(9))
     (tmp_path / "broken.mp4").write_bytes(b"nothing of a video" * 100)
-    with pytest.raises(InputError, match="broken.mp4: neither an image nor a video"): open_source(tmp_path / "broken.mp4")
+    with pytest.raises(InputError, match="broken.mp4: neither an image nor a video"):
+        open_source(tmp_path / "broken.mp4")
 
 
 def test_no_password_in_messages():
@@ -69,7 +73,8 @@ def test_no_password_in_messages():
 
 
 def test_draw_stays_in_the_picture():
-    classes, rng = ("Sack", "Person with a very long name"), np.random.RandomState(0)
+    classes = ("Sack", "Person with a very long name")
+    rng = np.random.RandomState(0)
     for h, w in ((1, 1), (20, 30), (480, 640), (2160, 3840)):
         image = np.full((h, w, 3), 100, np.uint8)
         xy = rng.uniform(-20, max(h, w) + 20, (8, 4)).astype(np.float32)
@@ -81,7 +86,8 @@ def test_draw_stays_in_the_picture():
 
 
 def test_bench_report():
-    session = Session(preset("yolox", ("a",), (64, 64)), lambda x: [np.zeros((len(x), anchor_count((64, 64)), 6), np.float32)])
+    session = Session(preset("yolox", ("a", ), (64, 64)),
+                      lambda x: [np.zeros((len(x), anchor_count((64, 64)), 6), np.float32)])
     report = bench(session, [np.zeros((48, 64, 3), np.uint8)] * 2, warmup=1, repeats=4)
     assert (report.calls, report.frames, report.boxes) == (8, 2, 0) and set(report.stages) == set(STAGES)
     for s in report.stages.values(): assert 0 < s["min"] <= s["p50"] <= s["p95"] <= s["p99"]
@@ -95,4 +101,5 @@ def test_real_video(data):
     video = open_source(path)
     if video.count is None: pytest.skip("this OpenCV has no video decoder")
     first = next(iter(video))
-    assert first.image.shape == (360, 640, 3) and video.count == 1189 and Path(first.name).name == "bottle-detection.mp4"
+    assert first.image.shape == (360, 640, 3) and video.count == 1189 and Path(
+        first.name).name == "bottle-detection.mp4"

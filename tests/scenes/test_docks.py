@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from jetson_det.core import rng_for
 from jetson_det.scenes.cutouts import CLUTTER, POSES, SACK_POSES, clutter_cutout, person_cutout, sack_cutout
 from jetson_det.runtime.files import InputError, read_json, write_json_atomic
-from jetson_det.scenes.docks import (Sprite, boxes_of, dock_scene, draw_room, drop_hidden, light_map, make_camera, paint,
-                              place_clutter, place_objects, scene_seed, shine, split_counts, write_scenes)
+from jetson_det.scenes.docks import (Sprite, boxes_of, dock_scene, draw_room, drop_hidden, light_map, make_camera,
+                                     paint, place_clutter, place_objects, scene_seed, shine, split_counts, write_scenes)
 
 SIZE = (360, 640)
 
@@ -39,8 +39,10 @@ def labelled(seed, count=6):
 # --- one scene
 
 def test_the_same_in_another_process():
-    code = ("import hashlib, numpy as np; from jetson_det.scenes.docks import dock_scene\n"
-            "for s in (3, 11): print(hashlib.sha256(b''.join(np.ascontiguousarray(a).tobytes() for a in dock_scene(s))).hexdigest())")
+    code = (
+        "import hashlib, numpy as np; from jetson_det.scenes.docks import dock_scene\nfor s in (3, 11):"
+        " print(hashlib.sha256(b''.join(np.ascontiguousarray(a).tobytes() for a in dock_scene(s))).hexdigest())"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert out == [digest(dock_scene(s)) for s in (3, 11)]
 
@@ -92,8 +94,11 @@ def test_one_object_more_leaves_the_room_alone():
 
 
 def test_hard_scenes_have_more_noise():
-    def rough(hard): # the median passes over edges, which differ from room to room, and keeps the noise that is everywhere
-        return np.mean([np.median(np.abs(cv2.Laplacian(dock_scene(s, objects=0, hard=hard)[0][:40], cv2.CV_32F))) for s in range(30)])
+    # the median passes over edges, which differ from room to room, and keeps the noise that is everywhere
+    def rough(hard):
+        return np.mean([
+            np.median(np.abs(cv2.Laplacian(dock_scene(s, objects=0, hard=hard)[0][:40], cv2.CV_32F))) for s in range(30)
+        ])
     assert rough(1) > rough(0)
 
 
@@ -132,7 +137,8 @@ def test_boxes_still_fit_under_the_light():
 @pytest.mark.parametrize("px", [10, 33, 90, 300, 700])
 def test_cutouts_are_trimmed_and_premultiplied(px):
     rng = rng_for(px)
-    cuts = [sack_cutout(rng, px, px * .6, p) for p in SACK_POSES] + [person_cutout(rng, px, p, f) for p in POSES for f in (-1, 1)]
+    cuts = [sack_cutout(rng, px, px*.6, p)
+            for p in SACK_POSES] + [person_cutout(rng, px, p, f) for p in POSES for f in (-1, 1)]
     cuts += [clutter_cutout(rng, n, px, px) for n in CLUTTER]
     for c in cuts:
         a = c.bgra[..., 3]
@@ -204,7 +210,8 @@ def test_a_torn_set_is_made_whole(tmp_path, damage):
     whole = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     if damage == "image": (folder / "images/train/000002.jpg").unlink()
     if damage == "annotations": (folder / "annotations/val.json").write_text("{")
-    if damage == "mark": write_json_atomic(folder / "scenes.json", {**read_json(folder / "scenes.json"), "complete": False})
+    if damage == "mark":
+        write_json_atomic(folder / "scenes.json", {**read_json(folder / "scenes.json"), "complete": False})
     write_scenes(folder, count=5, size=(96, 160))
     assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == whole
 
@@ -233,7 +240,8 @@ def test_foreign_folders_are_not_touched(tmp_path, dock):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(InputError, match="is a file"): write_scenes(tmp_path / "notes.txt", count=5)
     for other in (dict(seed=5), dict(count=21), dict(quality=80), dict(hard=.1), dict(size=(96, 192))):
-        with pytest.raises(InputError, match="other settings"): write_scenes(dock, **{**dict(count=20, size=(96, 160), seed=4), **other})
+        with pytest.raises(InputError, match="other settings"):
+            write_scenes(dock, **{**dict(count=20, size=(96, 160), seed=4), **other})
 
 
 @pytest.mark.parametrize("bad", [dict(count=2), dict(count=-3), dict(count=2.5), dict(quality=0), dict(seed=-1), dict(size=(3, 3)), dict(hard=2),

@@ -43,9 +43,11 @@ def test_no_request_to_other_hosts(site):
 
 
 def test_the_check_for_requests_sees_them(tmp_path):
-    (tmp_path / "a.html").write_text('<script src="https://cdn.example/x.js"></script><link rel="stylesheet" href="//fonts.example/f.css">'
-                                     '<a href="https://example.org">fine</a><style>@import "https://fonts.example/g.css";</style>')
-    (tmp_path / "b.css").write_text("body { background: url(https://cdn.example/x.png) } p { background: url(local.png) }")
+    (tmp_path/"a.html").write_text(
+        '<script src="https://cdn.example/x.js"></script><link rel="stylesheet" href="//fonts.example/f.css">'
+        '<a href="https://example.org">fine</a><style>@import "https://fonts.example/g.css";</style>')
+    (tmp_path/
+     "b.css").write_text("body { background: url(https://cdn.example/x.png) } p { background: url(local.png) }")
     assert len(build_site.external_requests(tmp_path)) == 4
 
 
@@ -101,6 +103,8 @@ def test_formulas_become_mathml_and_code_does_not():
 def test_names_link_to_where_they_are_defined():
     names = {"evaluate": "evaluate.coco.md#evaluate", "34_train.loop": "train.loop.md"}
     assert build_site.linked("see `38_train.loop`.", "core.md", names) == "see [`38_train.loop`](train.loop.md)."
-    assert build_site.linked("use `evaluate()` here", "jobs/train.md", names) == "use [`evaluate()`](../evaluate.coco.md#evaluate) here"
+    assert build_site.linked("use `evaluate()` here", "jobs/train.md",
+                             names) == "use [`evaluate()`](../evaluate.coco.md#evaluate) here"
     assert build_site.linked("`evaluate`", "evaluate.coco.md", names) == "`evaluate`"
-    assert build_site.linked("```\n`evaluate`\n```\n# `evaluate`", "core.md", names) == "```\n`evaluate`\n```\n# `evaluate`"
+    assert build_site.linked("```\n`evaluate`\n```\n# `evaluate`", "core.md",
+                             names) == "```\n`evaluate`\n```\n# `evaluate`"

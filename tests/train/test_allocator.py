@@ -63,12 +63,16 @@ def test_trimming_once_gives_back_and_the_next_step_keeps_again(found):
 
 
 def net_and_steps(keep):
-    "A network with a layer that has no part in it and one that doesn't learn; the gradients of three steps of two micro-batches, and where they lay."
+    """A network with a layer that has no part in it and one that doesn't learn; the gradients of three steps of two
+    micro-batches, and where they lay."""
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.SiLU(), torch.nn.Conv2d(8, 2, 1)).to(memory_format=torch.channels_last)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.SiLU(),
+                              torch.nn.Conv2d(8, 2, 1)).to(memory_format=torch.channels_last)
     net[3].bias.requires_grad_(False)
     aside = torch.nn.Linear(2, 2)
-    parameters, found, places = [*net.parameters(), *aside.parameters()], [], []
+    parameters = [*net.parameters(), *aside.parameters()]
+    found = []
+    places = []
     if keep: heap.keep_gradients(parameters)
     for _ in range(3):
         for p in parameters: p.grad = None

@@ -25,12 +25,18 @@ class Scores(Callback):
 
 class Ends(Callback):
     "Keeps the weights of each epoch's end, and breaks off after a step."
-    def __init__(self, cut=None, folder=None): self.cut, self.folder, self.weights, self.shipped = cut, folder, [], {}
+    def __init__(self, cut=None, folder=None):
+        self.cut = cut
+        self.folder = folder
+        self.weights = []
+        self.shipped = {}
     def after_epoch(self, t):
         self.weights.append({k: v.clone() for k, v in t.stepper.model.state_dict().items()})
         self.shipped[t.step] = {k: v.clone() for k, v in t.stepper.shipped.state_dict().items()}
     def after_step(self, t):
-        if t.step == self.cut: t.save(self.folder); raise KeyboardInterrupt
+        if t.step == self.cut:
+            t.save(self.folder)
+            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,9 @@ def parameters(model): return [k for k, _ in model.named_parameters()]
 
 def test_swa_is_the_mean_of_the_last_ends_also_after_a_resume(data, tmp_path):
     cfg = config(data, *MORE, "train.swa_epochs=3")
-    ds, ends, one = training_data(cfg, tmp_path, lambda l: None), Ends(), Averages()
+    ds = training_data(cfg, tmp_path, lambda l: None)
+    ends = Ends()
+    one = Averages()
     t = Trainer(cfg, ds, tmp_path/"a", callbacks=[Scores(.1, .2, .3, .4), one, ends])
     one.after_train = lambda t: None # what is averaged, not what ships
     t.fit()
@@ -51,7 +59,8 @@ def test_swa_is_the_mean_of_the_last_ends_also_after_a_resume(data, tmp_path):
         assert torch.allclose(one.swa.module.state_dict()[k], want, atol=1e-6), k
         assert not torch.equal(want, ends.weights[-1][k])
     cut = t.step - 2 # in the last epoch
-    with pytest.raises(KeyboardInterrupt): Trainer(cfg, ds, tmp_path/"b", callbacks=[Scores(.1, .2, .3, .4), Averages(), Ends(cut, tmp_path/"cut")]).fit()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(cfg, ds, tmp_path/"b", callbacks=[Scores(.1, .2, .3, .4), Averages(), Ends(cut, tmp_path/"cut")]).fit()
     two = Averages()
     two.after_train = lambda t: None
     again = Trainer(cfg, ds, tmp_path/"b", load_checkpoint(tmp_path/"cut"), callbacks=[Scores(.1, .2, .3, .4), two])
@@ -61,10 +70,13 @@ def test_swa_is_the_mean_of_the_last_ends_also_after_a_resume(data, tmp_path):
 
 
 def test_the_best_are_kept_and_averaged(data, tmp_path, monkeypatch):
-    "Their checkpoints stay although one is the newest; what ships is their mean where it is better, with statistics of its own."
-    from jetson_det.train import averages as judge; from jetson_det.train import loop
+    """Their checkpoints stay although one is the newest; what ships is their mean where it is better, with
+    statistics of its own."""
+    from jetson_det.train import averages as judge
+    from jetson_det.train import loop
     cfg = config(data, *MORE, "train.average_best=2")
-    ends, scores = Ends(), Scores(.1, .4, .2, .3)
+    ends = Ends()
+    scores = Scores(.1, .4, .2, .3)
     monkeypatch.setattr(loop, "default_callbacks", lambda: [scores, Averages(), loop.SaveCheckpoints(), ends])
     asked = []
     real = judge.evaluate_weights
@@ -83,7 +95,10 @@ def test_the_best_are_kept_and_averaged(data, tmp_path, monkeypatch):
         assert torch.equal(best.weights[k], mean[k]), k
         if "running" in k or "tracked" in k: continue
         assert torch.allclose(mean[k], (ends.shipped[2 * per][k] + ends.shipped[4 * per][k]) / 2, atol=1e-6), k
-    moved = [k for k in mean if k.endswith("running_var") and not torch.allclose(mean[k], (ends.shipped[2 * per][k] + ends.shipped[4 * per][k]) / 2, rtol=1e-3)]
+    moved = [
+        k for k in mean if k.endswith("running_var")
+        and not torch.allclose(mean[k], (ends.shipped[2*per][k] + ends.shipped[4*per][k])/2, rtol=1e-3)
+    ]
     assert moved and best.state["best"]["average"] == "mean of the 2 best epochs"
 
 
@@ -91,7 +106,9 @@ def test_an_average_that_is_no_better_does_not_ship(data, tmp_path, monkeypatch)
     from jetson_det.train import loop
     cfg = config(data, *MORE, "train.average_best=2", "train.swa_epochs=2")
     ends = Ends()
-    monkeypatch.setattr(loop, "default_callbacks", lambda: [Scores(.1, .4, .2, .3), Averages(), loop.SaveCheckpoints(), ends])
+    monkeypatch.setattr(
+        loop, "default_callbacks",
+        lambda: [Scores(.1, .4, .2, .3), Averages(), loop.SaveCheckpoints(), ends])
     train(cfg, tmp_path/"run")
     best = load_checkpoint(tmp_path/"run"/"best")
     for k, v in ends.shipped[max(ends.shipped) // 2].items(): assert torch.equal(best.shipped[k], v), k
@@ -106,7 +123,8 @@ def test_without_a_val_split_there_is_nothing_to_compare_by(data, tmp_path):
 def test_by_heart(data, tmp_path):
     "The first images alone, as they are, for training and evaluation; the settings that ran are written down."
     from jetson_det.config import load_config
-    cfg = config(data, "train.overfit_batches=2", "train.batch_size=1", "train.epochs=2", "train.eval_every=1", "augment.mosaic=1", "augment.flip=1")
+    cfg = config(data, "train.overfit_batches=2", "train.batch_size=1", "train.epochs=2", "train.eval_every=1",
+                 "augment.mosaic=1", "augment.flip=1")
     figures = train(cfg, tmp_path/"run")
     written = load_config(tmp_path/"run"/"config.yaml")
     assert (written.augment.mosaic, written.augment.flip, written.augment.multiscale) == (0, 0, 0)
@@ -120,22 +138,28 @@ class Poison(Callback):
     "Makes the loss no number at a step, as often as told."
     def __init__(self, at, times): self.at, self.times = at, times
     def after_step(self, t):
-        if t.step == self.at and self.times: self.times -= 1; next(t.stepper.model.parameters()).data.fill_(float("nan"))
+        if t.step == self.at and self.times:
+            self.times -= 1
+            next(t.stepper.model.parameters()).data.fill_(float("nan"))
 
 
 def test_roll_back_on_nan(data, tmp_path, monkeypatch):
     "From the newest checkpoint, with half the rate; the tables have each epoch once."
     from jetson_det.train import loop
-    real, poison, rates = loop.default_callbacks, Poison(7, 2), {}
+    real = loop.default_callbacks
+    poison = Poison(7, 2)
+    rates = {}
     class Rates(Callback):
         def after_step(self, t): rates.setdefault(t.step, []).append(t.lr)
     monkeypatch.setattr(loop, "default_callbacks", lambda: [poison, *real(), Rates()])
-    train(config(data, "train.on_nan=rollback", "train.epochs=3", "train.schedule=constant", "train.warmup_epochs=0"), tmp_path/"run")
+    train(config(data, "train.on_nan=rollback", "train.epochs=3", "train.schedule=constant", "train.warmup_epochs=0"),
+          tmp_path/"run")
     assert poison.times == 0
     rows = (tmp_path/"run"/"metrics.csv").read_text().splitlines()
     assert [r.split(",")[0] for r in rows[1:]] == ["1", "2", "3"]
-    assert np.allclose(np.array(rates[7]) / rates[7][0], [1, .5, .25]) and np.allclose(rates[max(rates)], [rates[7][0] / 4])
-    assert (tmp_path/"run"/"log.txt").read_text().count("rolled back to step 6") == 2 and list((tmp_path/"run"/"nan").iterdir())
+    assert np.allclose(np.array(rates[7])/rates[7][0], [1, .5, .25]) and np.allclose(rates[max(rates)], [rates[7][0]/4])
+    assert (tmp_path/"run"/"log.txt").read_text().count("rolled back to step 6") == 2 and list(
+        (tmp_path/"run"/"nan").iterdir())
 
 
 def test_rolling_back_ends(data, tmp_path, monkeypatch):
@@ -146,7 +170,8 @@ def test_rolling_back_ends(data, tmp_path, monkeypatch):
         def before_train(self, t): next(t.stepper.model.parameters()).data.fill_(float("nan"))
     real = loop.default_callbacks
     monkeypatch.setattr(loop, "default_callbacks", lambda: [*real(), Always()])
-    with pytest.raises(TrainingError, match="not finite in epoch 1, step 1"): train(config(data, "train.on_nan=rollback", "train.epochs=3"), tmp_path/"run")
+    with pytest.raises(TrainingError, match="not finite in epoch 1, step 1"):
+        train(config(data, "train.on_nan=rollback", "train.epochs=3"), tmp_path/"run")
     assert (tmp_path/"run"/"log.txt").read_text().count("rolled back to step 0") == 3
 
 
@@ -164,6 +189,13 @@ def test_what_was_known_later_does_not_end_a_training_that_went_back(tmp_path):
     (tmp_path/"metrics.csv").write_text("epoch,AP50\n1,0.2\n2,0.99\n")
     cfg = SimpleNamespace(train=SimpleNamespace(overfit_batches=1))
     for epoch, ends in ((1, 9), (2, 2)):
-        t = SimpleNamespace(out=tmp_path, resumed=True, epoch=epoch, epochs=9, step=epoch, seconds=1., cfg=cfg, say=lambda line: None)
+        t = SimpleNamespace(out=tmp_path,
+                            resumed=True,
+                            epoch=epoch,
+                            epochs=9,
+                            step=epoch,
+                            seconds=1.,
+                            cfg=cfg,
+                            say=lambda line: None)
         OverfitStop().before_train(t)
         assert t.epochs == ends

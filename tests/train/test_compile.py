@@ -21,7 +21,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def as_before():
     limits = torch._dynamo.config
-    before, cublas = (limits.recompile_limit, limits.accumulated_recompile_limit), os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    before = (limits.recompile_limit, limits.accumulated_recompile_limit)
+    cublas = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -35,8 +36,10 @@ class Small(torch.nn.Module):
     needs_targets = False
     def __init__(self):
         super().__init__()
-        block = lambda a, b: torch.nn.Sequential(torch.nn.Conv2d(a, b, 3, 2, 1), torch.nn.BatchNorm2d(b), torch.nn.SiLU())
-        self.stem, self.body = block(3, 4), block(4, 8)
+        block = lambda a, b: torch.nn.Sequential(torch.nn.Conv2d(a, b, 3, 2, 1), torch.nn.BatchNorm2d(b), torch.nn.SiLU(
+        ))
+        self.stem = block(3, 4)
+        self.body = block(4, 8)
     def normalize(self, images): return images.float() / 255
     def forward(self, x): return self.body(self.stem(x))
     def stages(self): return dict(stem=[self.stem], body=[self.body])
@@ -59,7 +62,8 @@ def test_a_compiled_network_learns_as_the_plain_one(backend, frugal):
     assert list(quick.state_dict()) == list(plain.state_dict())
     averages = [ModelEMA(m) for m in (plain, quick)]
     for size in ((64, 96), (96, 64), (32, 64)):
-        for a, b in zip(*(gradients(m, size) for m in (plain, quick))): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        for a, b in zip(*(gradients(m, size) for m in (plain, quick))):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
         for e in averages: e.update()
     for a, b in zip(*(e.module.state_dict().values() for e in averages)): torch.testing.assert_close(a, b)
     assert averages[1].module._compiled_call_impl is None
@@ -70,10 +74,12 @@ def test_freezing_is_seen_by_the_compiled_network():
     model = Small()
     compile_model(model, backend="eager")
     gradients(model, (64, 64))
-    norm, count = model.stem[1], model.stem[1].num_batches_tracked.clone()
+    norm = model.stem[1]
+    count = model.stem[1].num_batches_tracked.clone()
     norm.eval().requires_grad_(False)
     found = gradients(model, (64, 64))
-    assert torch.equal(norm.num_batches_tracked, count) and found[2] is None and model.body[1].num_batches_tracked == count + 1
+    assert torch.equal(norm.num_batches_tracked,
+                       count) and found[2] is None and model.body[1].num_batches_tracked == count + 1
 
 
 def test_sizes_share_their_code_when_the_size_is_dynamic():
@@ -99,15 +105,18 @@ def test_more_sizes_than_torch_allows_by_itself_stay_compiled():
 
 
 def test_without_a_compiler_it_is_said_and_the_network_runs():
-    lines, model = [], Small()
+    lines = []
+    model = Small()
     assert compile_model(model, backend="nothing", say=lines.append) == []
-    assert len(lines) == 1 and lines[0].startswith("train.compile: NOT COMPILED, the network runs as it is: InvalidBackend") and "\n" not in lines[0]
+    assert len(lines) == 1 and lines[0].startswith(
+        "train.compile: NOT COMPILED, the network runs as it is: InvalidBackend") and "\n" not in lines[0]
     assert gradients(model, (64, 64))[0] is not None and model._compiled_call_impl is None
 
 
 def test_a_missing_cxx_compiler_is_found_out():
     from torch._inductor import config
-    with config.patch({"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}): assert "InvalidCxxCompiler" in why_not_compiled("inductor", "cpu")
+    with config.patch({"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}):
+        assert "InvalidCxxCompiler" in why_not_compiled("inductor", "cpu")
 
 
 def test_detrs_and_forgetful_networks_are_compiled_stage_by_stage():
@@ -125,7 +134,8 @@ def test_inductor_gives_the_same_step():
     plain = Small()
     quick = deepcopy(plain)
     assert compile_model(quick) == [""]
-    for a, b in zip(*(gradients(m, (64, 96)) for m in (plain, quick))): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    for a, b in zip(*(gradients(m, (64, 96)) for m in (plain, quick))):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def bits(threads, seed=0, on=True):
@@ -133,7 +143,8 @@ def bits(threads, seed=0, on=True):
     torch.set_num_threads(threads)
     deterministic(on)
     torch.manual_seed(seed)
-    model, batch = create_model("yolox-nano", ["car", "van"]), made_up(2, (64, 96), 2, 3)
+    model = create_model("yolox-nano", ["car", "van"])
+    batch = made_up(2, (64, 96), 2, 3)
     loss = model.loss(model(model.normalize(batch.images)), batch.boxes, batch.labels)
     sum(loss.sums.values()).backward()
     torch.set_num_threads(before)
@@ -151,17 +162,24 @@ def test_loader_workers_have_no_say(tmp_path):
     from jetson_det.train.data import make_loader, training_data
     found = []
     for workers in (0, 1, 2):
-        cfg = load_config(overrides=[f"data.path={scenes(tmp_path/str(workers), 8)}", "data.input_size=[64,64]", "train.batch_size=2", f"data.workers={workers}"])
+        cfg = load_config(overrides=[
+            f"data.path={scenes(tmp_path/str(workers), 8)}", "data.input_size=[64,64]", "train.batch_size=2",
+            f"data.workers={workers}"
+        ])
         deterministic(True)
-        loader = make_loader(cfg, training_data(cfg, tmp_path/f"run{workers}", lambda line: None).split("train"), say=lambda line: None)
-        found.append(hashlib.sha256(b"".join(np.ascontiguousarray(t).tobytes() for b in loader.epoch(0) for t in b)).hexdigest())
+        loader = make_loader(cfg,
+                             training_data(cfg, tmp_path/f"run{workers}", lambda line: None).split("train"),
+                             say=lambda line: None)
+        found.append(
+            hashlib.sha256(b"".join(np.ascontiguousarray(t).tobytes() for b in loader.epoch(0) for t in b)).hexdigest())
         loader.close()
     assert found[0] == found[1] == found[2]
 
 
 def test_what_cannot_be_deterministic_is_named():
     deterministic(True)
-    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert torch.are_deterministic_algorithms_enabled(
+    ) and torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
     with pytest.raises(RuntimeError) as found: torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1., 2.]))
     assert not_deterministic(found.value) == "put_" and not_deterministic(RuntimeError("another")) == ""
     deterministic(False)

@@ -1,4 +1,5 @@
-"""Distillation: every pair of families, exact over micro-batches, the teacher untouched, resume, classes by name, and that it teaches."""
+"""Distillation: every pair of families, exact over micro-batches, the teacher untouched, resume, classes by name,
+and that it teaches."""
 import copy
 import importlib.util
 from types import SimpleNamespace
@@ -14,12 +15,27 @@ from jetson_det.core import InputError  # noqa: E402
 from jetson_det.models.zoo import create_model, model_cards, part_of  # noqa: E402
 from jetson_det.train import distill # noqa: E402
 from jetson_det.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from jetson_det.train.distill import Distiller, Told, answers_of, cell_weights, feature_sum, make_distiller, map_shapes, objects_of, score_sum  # noqa: E402
+from jetson_det.train.distill import (
+    Distiller,
+    Told,
+    answers_of,
+    cell_weights,
+    feature_sum,
+    make_distiller,
+    map_shapes,
+    objects_of,
+    score_sum,
+)  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SIZE, CLASSES = (64, 96), ("Sack", "Person", "Van")
-needs = {k: pytest.mark.skipif(importlib.util.find_spec(k) is None, reason=f"{k} is not installed") for k in ("ultralytics", "transformers")}
-yolo26 = pytest.mark.skipif(importlib.util.find_spec("ultralytics") is None or "yolo26n" not in model_cards(), reason="no yolo26n here")
+SIZE = (64, 96)
+CLASSES = ("Sack", "Person", "Van")
+needs = {
+    k: pytest.mark.skipif(importlib.util.find_spec(k) is None, reason=f"{k} is not installed")
+    for k in ("ultralytics", "transformers")
+}
+yolo26 = pytest.mark.skipif(importlib.util.find_spec("ultralytics") is None or "yolo26n" not in model_cards(),
+                            reason="no yolo26n here")
 PAIRS = [pytest.param("yolox-nano", "yolox-nano", id="same grid"),
          pytest.param("yolo11n", "yolox-nano", id="same grid, other family", marks=needs["ultralytics"]),
          pytest.param("yolo11n-p2-lite", "yolo11n", id="other strides", marks=needs["ultralytics"]),
@@ -31,9 +47,11 @@ PAIRS = [pytest.param("yolox-nano", "yolox-nano", id="same grid"),
 def network(name, seed=0, classes=CLASSES):
     "A network whose answers differ from place to place, with BatchNorm as it is."
     torch.manual_seed(seed)
-    model, g = create_model(name, classes), torch.Generator().manual_seed(seed)
+    model = create_model(name, classes)
+    g = torch.Generator().manual_seed(seed)
     for k, p in model.named_parameters():
-        if any(w in k for w in ("_preds", "cv2", "cv3", "score_head", "class_embed", "bbox")) and p.ndim > 1: p.data += torch.randn(p.shape, generator=g)*.6/p[0].numel()**.5
+        if any(w in k for w in ("_preds", "cv2", "cv3", "score_head", "class_embed", "bbox")) and p.ndim > 1:
+            p.data += torch.randn(p.shape, generator=g)*.6/p[0].numel()**.5
         if k.endswith("bias") and p.mean() < -2: p.data.fill_(-1.)  # priors of a percent and less
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for m in norms: m.momentum = 1.
@@ -72,14 +90,20 @@ def pair(teacher, student, **kw):
 
 @pytest.mark.parametrize("teacher,student", PAIRS)
 def test_the_gradient_is_the_same_however_a_step_is_cut(teacher, student):
-    distiller, images, targets = pair(teacher, student), pictures(4), labelled(4)
+    distiller = pair(teacher, student)
+    images = pictures(4)
+    targets = labelled(4)
     learns = [p for p in (*distiller.networks[1].parameters(), *distiller.parameters()) if p.requires_grad]
 
     def gradient(pieces):
         for p in learns: p.grad = None
-        found = [sums_of(distiller, part, t) for part, *t in zip(images.chunk(pieces), *(t.chunk(pieces) for t in targets))]
+        found = [
+            sums_of(distiller, part, t) for part, *t in zip(images.chunk(pieces), *(t.chunk(pieces) for t in targets))
+        ]
         for sums in found: sum(sums.values()).backward()
-        return {k: sum(s[k].item() for s in found) for k in found[0]}, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learns]
+        return {k: sum(s[k].item()
+                       for s in found)
+                for k in found[0]}, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learns]
     (one, whole), (four, cut) = gradient(1), gradient(4)
     assert all(v > .01 for v in one.values()), one
     assert one == pytest.approx(four, rel=1e-3)
@@ -93,7 +117,8 @@ def test_the_gradient_is_the_same_however_a_step_is_cut(teacher, student):
 def test_answers_that_follow_the_terms_become_the_teachers(kind):
     "Boxes and scores as free parameters, handed out anew in each step."
     g = torch.Generator().manual_seed(0)
-    boxes = torch.tensor([[[10., 10, 40, 50], [50, 5, 90, 30], [60, 35, 80, 60]], [[5, 20, 25, 40], [0, 0, 0, 0], [0, 0, 0, 0]]])
+    boxes = torch.tensor([[[10., 10, 40, 50], [50, 5, 90, 30], [60, 35, 80, 60]],
+                          [[5, 20, 25, 40], [0, 0, 0, 0], [0, 0, 0, 0]]])
     scores = torch.tensor([[[.9, .05], [.1, .7], [.5, .4]], [[.8, .1], [0, 0], [0, 0]]])
     told = Told(boxes, scores, scores.amax(-1))
     if kind == "position": mine = boxes + torch.randn(boxes.shape, generator=g)*4
@@ -104,19 +129,24 @@ def test_answers_that_follow_the_terms_become_the_teachers(kind):
     for _ in range(200):
         said = mine, logits.sigmoid()
         if kind == "position": terms = distill.by_position(said, (boxes, scores), .1)
-        else: terms = distill.by_object(said, told, distill.by_overlap(mine, told) if kind == "overlap" else distill.by_cost(*said, told, SIZE))
+        else:
+            terms = distill.by_object(
+                said, told,
+                distill.by_overlap(mine, told) if kind == "overlap" else distill.by_cost(*said, told, SIZE))
         optimizer.zero_grad()
         sum(terms).backward()
         optimizer.step()
     for i, slot in ((0, 0), (0, 1), (0, 2), (1, 0)):
-        iou, p = distill.overlap(mine[i], boxes[i, slot])[0], logits[i].sigmoid()
+        iou = distill.overlap(mine[i], boxes[i, slot])[0]
+        p = logits[i].sigmoid()
         best = iou.argmax()
         assert iou[best] > .9 and (p[best] - scores[i, slot]).abs().max() < .1, (kind, i, slot, iou, p)
 
 
 @pytest.mark.parametrize("teacher,student", PAIRS[:1] + PAIRS[3:4])
 def test_the_teacher_stays_as_it_is(teacher, student):
-    big, small = network(teacher, 1).train(), network(student, 2)
+    big = network(teacher, 1).train()
+    small = network(student, 2)
     for m in big.modules(): m.train()
     before = copy.deepcopy(big.state_dict())
     distiller = Distiller(big, small, confidence=.001)
@@ -124,7 +154,8 @@ def test_the_teacher_stays_as_it_is(teacher, student):
     sum(sums_of(distiller, pictures(2)).values()).backward()
     assert not big.training and all(p.grad is None and not p.requires_grad for p in big.parameters())
     assert all(torch.equal(v, before[k]) for k, v in big.state_dict().items())
-    assert not any("teacher" in k or "student" in k for k in distiller.state_dict()) and len(list(distiller.parameters())) == len(distiller.strides)
+    assert not any("teacher" in k or "student" in k
+                   for k in distiller.state_dict()) and len(list(distiller.parameters())) == len(distiller.strides)
 
 
 def test_no_hook_is_left_behind():
@@ -133,13 +164,16 @@ def test_no_hook_is_left_behind():
     for model in distiller.networks: assert not any(m._forward_pre_hooks for m in model.modules())
     assert distiller.maps == []
     student = distiller.networks[1]
-    with pytest.raises(InputError, match="inside `watch`"): distiller.losses(pictures(1), student(student.normalize(pictures(1))))
+    with pytest.raises(InputError, match="inside `watch`"):
+        distiller.losses(pictures(1), student(student.normalize(pictures(1))))
 
 
 def test_classes_are_matched_by_name():
-    teacher, student = network("yolox-nano", 1), network("yolox-nano", 2)
+    teacher = network("yolox-nano", 1)
+    student = network("yolox-nano", 2)
     turned = create_model("yolox-nano", (CLASSES[2], "Truck", CLASSES[0].upper(), CLASSES[1]))
-    state, rows = teacher.state_dict(), [2, 0, 0, 1]
+    state = teacher.state_dict()
+    rows = [2, 0, 0, 1]
     state = {k: v[rows] if ".cls_preds." in k else v for k, v in state.items()}
     for k in state:
         if ".cls_preds." in k and k.endswith("bias"): state[k][1] = 9.  # what nobody asks for is seen everywhere
@@ -160,18 +194,23 @@ def test_a_class_that_only_the_student_knows_is_left_alone():
 def test_two_heads_learn_apart():
     distiller = pair("yolox-nano", "yolo26n")
     groups = distiller.networks[1].param_groups()
-    names = ("one2one/teacher_scores", "one2one/teacher_boxes", "one2many/teacher_scores", "one2many/teacher_boxes", "one2many/teacher_features")
+    names = ("one2one/teacher_scores", "one2one/teacher_boxes", "one2many/teacher_scores", "one2many/teacher_boxes",
+             "one2many/teacher_features")
     assert tuple(sums_of(distiller, pictures(1))) == names and distiller.param_groups()[0]["part"] == "one2many"
     for name in names:
         for p in distiller.networks[1].parameters(): p.grad = None
         sums_of(distiller, pictures(1))[name].backward()
-        assert {g["part"] for g in groups for p in g["params"] if p.grad is not None and p.grad.any()} == {part_of(name)}
+        assert {g["part"]
+                for g in groups
+                for p in g["params"]
+                if p.grad is not None and p.grad.any()} == {part_of(name)}
 
 
 @pytest.mark.parametrize("size", [(32, 64), (96, 64), (160, 224)])
 def test_any_size_and_half_precision(size):
     distiller = pair("yolox-nano", "yolox-nano")
-    student, images = distiller.networks[1], pictures(2, size)
+    student = distiller.networks[1]
+    images = pictures(2, size)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         with distiller.watch(): outputs = student(student.normalize(images))
         sums = distiller.losses(images, outputs)
@@ -188,7 +227,8 @@ def test_a_teacher_who_sees_nothing_says_nothing_of_boxes():
 
 def test_scores_are_cross_entropy_by_distance():
     g = torch.Generator().manual_seed(0)
-    logits, told = torch.randn(50, 3, generator=g).mul(4).double().requires_grad_(), torch.rand(50, 3, generator=g).double()
+    logits = torch.randn(50, 3, generator=g).mul(4).double().requires_grad_()
+    told = torch.rand(50, 3, generator=g).double()
     score_sum(logits.sigmoid(), told).backward()
     found, logits.grad = logits.grad, None
     apart = (told - logits.detach().sigmoid()).abs()
@@ -200,9 +240,12 @@ def test_scores_are_cross_entropy_by_distance():
 
 
 def test_features_are_one_minus_the_correlation():
-    a, b = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0)), torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
+    a = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    b = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
     found = feature_sum(a + .5*b, b, torch.full((2, 6, 7), 1/42.))
-    right = sum(1 - np.corrcoef((a + .5*b)[i, c].flatten(), b[i, c].flatten())[0, 1] for i in range(2) for c in range(5))/5
+    right = sum(1 - np.corrcoef((a + .5*b)[i, c].flatten(), b[i, c].flatten())[0, 1]
+                for i in range(2)
+                for c in range(5))/5
     assert found.item() == pytest.approx(right, rel=1e-3)
 
 
@@ -217,14 +260,16 @@ def test_an_object_counts_once_on_every_map():
             assert weights.sum().item() == pytest.approx(.7, rel=1e-5)
             y, x = (((weights > 0).nonzero() + .5)*stride).T
             x1, y1, x2, y2 = boxes[0, i].tolist()
-            assert ((x - (x1 + x2)/2).abs() <= max(x2 - x1, stride)/2 + stride).all() and ((y - (y1 + y2)/2).abs() <= max(y2 - y1, stride)/2 + stride).all()
+            assert ((x - (x1 + x2)/2).abs() <= max(x2 - x1, stride)/2 +
+                    stride).all() and ((y - (y1 + y2)/2).abs() <= max(y2 - y1, stride)/2 + stride).all()
 
 
 def test_doubles_of_a_class_count_once():
     boxes = torch.tensor([[[0., 0, 20, 20], [1, 0, 21, 20], [0, 0, 20, 21], [50, 0, 60, 20], [50, 30, 60, 40]]])
     scores = torch.tensor([[[.5, 0], [.8, 0], [0, .6], [.3, .1], [.05, 0]]])
     told = objects_of(boxes, scores, .1)
-    assert told.sure[0].tolist() == pytest.approx([.8, .6, .3]) and told.boxes[0].tolist() == boxes[0, [1, 2, 3]].tolist()
+    assert told.sure[0].tolist() == pytest.approx([.8, .6, .3]) and told.boxes[0].tolist() == boxes[0,
+                                                                                                    [1, 2, 3]].tolist()
     assert objects_of(boxes, scores, .9).sure.tolist() == [[0.]]
 
 
@@ -241,7 +286,10 @@ def test_what_is_learned_with_a_teacher_goes_on_where_it_was(tmp_path):
         torch.manual_seed(3)
         student = network("yolox-nano", 2)
         distiller = make_distiller(cfg, student)
-        optimizer = torch.optim.SGD([{"params": [p for p in student.parameters() if p.requires_grad]}, *distiller.param_groups()], 1e-5, momentum=.9)
+        optimizer = torch.optim.SGD(
+            [{"params": [p for p in student.parameters() if p.requires_grad]}, *distiller.param_groups()],
+            1e-5,
+            momentum=.9)
         if checkpoint:
             student.load_state_dict(checkpoint.weights)
             optimizer.load_state_dict(checkpoint.optimizer)
@@ -257,18 +305,24 @@ def test_what_is_learned_with_a_teacher_goes_on_where_it_was(tmp_path):
     whole = steps(*begin(), range(4))
     half = begin()
     steps(*half, range(2))
-    save_checkpoint(tmp_path/"half", half[0], None, half[2], dict(distiller=half[1].state_dict()), half[0].contract(SIZE))
+    save_checkpoint(tmp_path/"half", half[0], None, half[2], dict(distiller=half[1].state_dict()),
+                    half[0].contract(SIZE))
     resumed = steps(*begin(checkpoint=load_checkpoint(tmp_path/"half")), range(2, 4))
     assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(whole, resumed))
     cfg = saved_teacher(tmp_path/"another", seed=5)
-    with pytest.raises(InputError, match="not those that the training began with"): begin(checkpoint=load_checkpoint(tmp_path/"half"))
+    with pytest.raises(InputError, match="not those that the training began with"):
+        begin(checkpoint=load_checkpoint(tmp_path/"half"))
 
 
 def test_what_is_wrong_is_said_in_a_line(tmp_path):
-    student, cfg = network("yolox-nano", 2), saved_teacher(tmp_path/"teacher")
+    student = network("yolox-nano", 2)
+    cfg = saved_teacher(tmp_path/"teacher")
     assert make_distiller(SimpleNamespace(teacher=""), student) is None
-    with pytest.raises(InputError, match="distill.teacher: .*nobody: no such folder"): make_distiller(SimpleNamespace(teacher=str(tmp_path/"nobody")), student)
-    with pytest.raises(InputError, match="distill.teacher: no class in common: it knows Sack, Person, Van; the data has Truck"): make_distiller(cfg, create_model("yolox-nano", ["Truck"]))
+    with pytest.raises(InputError, match="distill.teacher: .*nobody: no such folder"):
+        make_distiller(SimpleNamespace(teacher=str(tmp_path/"nobody")), student)
+    with pytest.raises(InputError,
+                       match="distill.teacher: no class in common: it knows Sack, Person, Van; the data has Truck"):
+        make_distiller(cfg, create_model("yolox-nano", ["Truck"]))
     weights = tmp_path/"teacher"/"weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     with pytest.raises(InputError, match="distill.teacher: .*weights.safetensors"): make_distiller(cfg, student)
@@ -277,8 +331,10 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path):
 
 def test_maps_of_every_family():
     assert map_shapes(network("yolox-nano")) == {8: 64, 16: 128, 32: 256}
-    if importlib.util.find_spec("ultralytics"): assert list(map_shapes(create_model("yolo11n-p2-lite", CLASSES))) == [4, 8, 16]
-    if importlib.util.find_spec("transformers"): assert map_shapes(create_model("dfine-n", CLASSES)) == {16: 128, 32: 128}
+    if importlib.util.find_spec("ultralytics"):
+        assert list(map_shapes(create_model("yolo11n-p2-lite", CLASSES))) == [4, 8, 16]
+    if importlib.util.find_spec("transformers"):
+        assert map_shapes(create_model("dfine-n", CLASSES)) == {16: 128, 32: 128}
     odd = SimpleNamespace(family="other", name="other-s")
     with pytest.raises(InputError, match="distill.features=0"): distill.map_takers(odd)
 
@@ -287,7 +343,8 @@ def test_maps_of_every_family():
 
 def test_a_training_with_a_teacher_resumes_bit_for_bit(tmp_path):
     from jetson_det.train.loop import TrainingError, train
-    data, teacher = helpers.scenes(tmp_path/"scenes"), tmp_path/"teacher"
+    data = helpers.scenes(tmp_path/"scenes")
+    teacher = tmp_path/"teacher"
     saved_teacher(teacher, classes=("Person", "Sack", "Van"))
     cfg = helpers.config(data, f"distill.teacher={teacher}", "distill.confidence=0.01")
     train(cfg, tmp_path/"whole")
@@ -305,32 +362,42 @@ def test_a_training_with_a_teacher_resumes_bit_for_bit(tmp_path):
     train(cfg, tmp_path/"parts", resume=True)
     whole = helpers.result_of(tmp_path/"whole")
     assert whole == helpers.result_of(tmp_path/"parts")
-    assert any("teacher_features" in k for k in whole["rows"][0]) and "teacher" in (tmp_path/"whole"/"log.txt").read_text()
+    assert any("teacher_features" in k
+               for k in whole["rows"][0]) and "teacher" in (tmp_path/"whole"/"log.txt").read_text()
     assert not any("adapter" in k for k in load_checkpoint(tmp_path/"whole"/"best", training=False).weights)
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):
     from jetson_det.train.distributed import train_processes
-    data, teacher = helpers.scenes(tmp_path/"scenes"), tmp_path/"teacher"
+    data = helpers.scenes(tmp_path/"scenes")
+    teacher = tmp_path/"teacher"
     saved_teacher(teacher, classes=("Sack", "Person"))
-    more = [f"distill.teacher={teacher}", "distill.confidence=0.01", "train.freeze_bn=true", "train.epochs=1", "train.no_aug_epochs=0"]
+    more = [
+        f"distill.teacher={teacher}", "distill.confidence=0.01", "train.freeze_bn=true", "train.epochs=1",
+        "train.no_aug_epochs=0"
+    ]
     train_processes(helpers.config(data, *more, "train.accumulate=2"), tmp_path/"one", processes=1)
     train_processes(helpers.config(data, *more, "train.accumulate=1"), tmp_path/"two", processes=2)
     one, two = (load_checkpoint(tmp_path/k/"last") for k in ("one", "two"))
     for k, v in one.weights.items(): torch.testing.assert_close(v, two.weights[k], rtol=1e-4, atol=1e-5)
     for k in one.state["distiller"]:
-        if k.startswith("adapters"): torch.testing.assert_close(one.state["distiller"][k], two.state["distiller"][k], rtol=1e-4, atol=1e-5)
+        if k.startswith("adapters"):
+            torch.testing.assert_close(one.state["distiller"][k], two.state["distiller"][k], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("student", ["yolox-nano", pytest.param("dfine-n", marks=needs["transformers"])])
 def test_a_student_comes_nearer_to_its_teacher(student):
-    "On scenes: the teacher learns them by heart; students of the same beginning take the same steps with and without it."
+    """On scenes: the teacher learns them by heart; students of the same beginning take the same steps with and
+    without it."""
     from jetson_det.scenes.docks import CLASSES as names, dock_scene
     found = [dock_scene(s, (96, 128), objects=3, hard=0.) for s in (3, 5, 6, 7)]
     images = torch.from_numpy(np.stack([f[0] for f in found])).permute(0, 3, 1, 2)
-    boxes, labels = torch.zeros(4, 12, 4), torch.full((4, 12), -1)
-    for i, (_, b, la) in enumerate(found): boxes[i, :len(b)], labels[i, :len(la)] = torch.from_numpy(b), torch.from_numpy(la)
+    boxes = torch.zeros(4, 12, 4)
+    labels = torch.full((4, 12), -1)
+    for i, (_, b, la) in enumerate(found):
+        boxes[i, :len(b)] = torch.from_numpy(b)
+        labels[i, :len(la)] = torch.from_numpy(la)
 
     def taught(model, steps, lr, distiller=None):
         for m in model.train().modules():
@@ -338,7 +405,8 @@ def test_a_student_comes_nearer_to_its_teacher(student):
         optimizer = torch.optim.AdamW([*model.parameters(), *(distiller.parameters() if distiller else [])], lr)
         for i in range(steps):
             for g in optimizer.param_groups: g["lr"] = lr*min(1, (i + 1)/10, 2*(1 - i/steps))
-            targets, sums = ([boxes, labels] if model.needs_targets else []), {}
+            targets = [boxes, labels] if model.needs_targets else []
+            sums = {}
             if distiller:
                 with distiller.watch(): outputs = model(model.normalize(images), *targets)
                 sums = distiller.losses(images, outputs)

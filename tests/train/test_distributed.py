@@ -21,11 +21,15 @@ from jetson_det.train.distributed import World, launch, process_lives, train_pro
 from jetson_det.train.loop import Trainer, train, training_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FROZEN = ["train.freeze_bn=true", "train.warmup_epochs=0", "train.no_aug_epochs=0", "train.epochs=2", "train.lr_per_image=0.0003", "augment.multiscale=0"]
+FROZEN = [
+    "train.freeze_bn=true", "train.warmup_epochs=0", "train.no_aug_epochs=0", "train.epochs=2",
+    "train.lr_per_image=0.0003", "augment.multiscale=0"
+]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory): return scenes(tmp_path_factory.mktemp("data"), 18) # 14 to train on (a short last batch), 4 to evaluate
+# 14 to train on (a short last batch), 4 to evaluate
+def data(tmp_path_factory): return scenes(tmp_path_factory.mktemp("data"), 18)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,13 +45,19 @@ def together(target, processes, *args, **kw): return launch(target, processes, *
 class Watch(Callback):
     "Remembers each step."
     def __init__(self): self.steps = []
-    def after_step(self, t): self.steps.append((t.step, t.batch, t.meter.images, t.meter.normalisers[""], t.losses["loss"]))
+    def after_step(self, t):
+        self.steps.append((t.step, t.batch, t.meter.images, t.meter.normalisers[""], t.losses["loss"]))
 
 
 def fitted(cfg, tmp, world=None):
     "A trainer at its end, and its steps."
     watch = Watch()
-    t = Trainer(cfg, training_data(cfg, tmp, lambda l: None), os.path.join(tmp, "none"), callbacks=[watch], say=lambda l: None, world=world)
+    t = Trainer(cfg,
+                training_data(cfg, tmp, lambda l: None),
+                os.path.join(tmp, "none"),
+                callbacks=[watch],
+                say=lambda l: None,
+                world=world)
     t.fit()
     return t, watch.steps
 
@@ -62,12 +72,14 @@ def rank_fitted(world, cfg, tmp):
 
 
 def compare(tmp_path, data, processes, more, one, several):
-    "A training in one process, (batch, accumulation) `one`, and in several with `several`: state at the start and at both ends."
+    """A training in one process, (batch, accumulation) `one`, and in several with `several`: state at the start and
+    at both ends."""
     cfg = lambda b, a: config(data, *more, f"train.batch_size={b}", f"train.accumulate={a}")
     start = state_of(Trainer(cfg(*one), training_data(cfg(*one), tmp_path), tmp_path/"none", callbacks=[]))
     t, steps = fitted(cfg(*one), str(tmp_path))
     theirs = together(rank_fitted, processes, cfg(*several), str(tmp_path))
-    assert [s[2:4] for s in steps] == [tuple(s[2:4]) for s in theirs] and len(steps) >= 3 and theirs[-1][1] == -(-14 // several[0])
+    assert [s[2:4] for s in steps] == [tuple(s[2:4])
+                                       for s in theirs] and len(steps) >= 3 and theirs[-1][1] == -(-14 // several[0])
     assert np.allclose([s[4] for s in steps], [s[4] for s in theirs], rtol=1e-3)
     return start, state_of(t), torch.load(tmp_path/"state.pt", weights_only=False)
 
@@ -75,7 +87,8 @@ def compare(tmp_path, data, processes, more, one, several):
 slow = pytest.mark.slow
 @pytest.mark.parametrize("processes, one, several", [(2, (8, 1), (2, 2)), pytest.param(2, (4, 2), (4, 1), marks=slow), pytest.param(3, (6, 1), (2, 1), marks=slow)])
 def test_the_same_weights_as_one_process(tmp_path, data, processes, one, several):
-    "BatchNorm frozen, clipped, workers: float32 weights and averages after four steps and more, equal to 1e-4 of the way they went. Last steps are short."
+    """BatchNorm frozen, clipped, workers: float32 weights and averages after four steps and more, equal to 1e-4 of
+    the way they went. Last steps are short."""
     start, alone, shared = compare(tmp_path, data, processes, [*FROZEN, "train.clip=5", "data.workers=1"], one, several)
     assert distance(alone, shared, start) < 1e-4
 
@@ -86,25 +99,32 @@ def test_batchnorm_learns_from_all_images(tmp_path, data, processes, one, severa
     """Statistics over the processes are those of the joint batch, in a short last step too. Small steps, and loose limits: fresh layers over a few pixels
     magnify rounding, and SimOTA's choices are yes or no; the next test is strict."""
     more = [w for w in FROZEN if not w.startswith(("train.freeze_bn", "train.lr_per", "train.epochs"))]
-    start, alone, shared = compare(tmp_path, data, processes, [*more, "train.lr_per_image=1e-7", "train.epochs=1"], one, several)
+    start, alone, shared = compare(tmp_path, data, processes, [*more, "train.lr_per_image=1e-7", "train.epochs=1"], one,
+                                   several)
     assert distance(alone, shared, start, learnt=False) < 1e-4
     assert distance(alone, shared, start) < 2e-2
 
 
 def rank_normalised(world):
-    "In a process: gradients and statistics of a small network, of images 0-4 in rank 0 and 5-7 in rank 1; and of all of them by torch alone."
+    """In a process: gradients and statistics of a small network, of images 0-4 in rank 0 and 5-7 in rank 1; and of
+    all of them by torch alone."""
     from jetson_det.train.distributed import sum_step, sync_batchnorm
     torch.manual_seed(0)
     x = torch.randn(8, 3, 6, 5)
     def run(images, synced):
         torch.manual_seed(1)
-        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=.3), nn.SiLU(), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.Sigmoid()).train()
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=.3), nn.SiLU(), nn.Conv2d(4, 5, 1),
+                            nn.BatchNorm2d(5), nn.Sigmoid()).train()
         assert len(sync_batchnorm(net, world if synced else World())) == (2 if synced else 0)
         net(images).square().sum().backward()
         if synced: sum_step(world, list(net.parameters()), {"images": len(images)})
         return [p.grad for p in net.parameters()] + list(net.buffers())
-    mine, whole = run(x[:5] if world.main else x[5:], True), run(x, False)
-    return max(float((a - b).abs().max() / b.abs().max()) if i not in (0, 4) else float((a - b).abs().max()) for i, (a, b) in enumerate(zip(mine, whole)) if i not in (1, 5))
+    mine = run(x[:5] if world.main else x[5:], True)
+    whole = run(x, False)
+    return max(
+        float((a - b).abs().max()/b.abs().max()) if i not in (0, 4) else float((a - b).abs().max())
+        for i, (a, b) in enumerate(zip(mine, whole))
+        if i not in (1, 5))
 
 
 def test_synced_batchnorm_is_batchnorm_of_the_joint_batch():
@@ -120,9 +140,12 @@ def without(out, step):
 
 
 def test_resumed_by_another_number_of_processes(tmp_path, data):
-    "2 -> 1 -> 2 processes, in the middle of an epoch both times: the steps are those of two throughout, and the weights to 1e-4 of the way."
+    """2 -> 1 -> 2 processes, in the middle of an epoch both times: the steps are those of two throughout, and the
+    weights to 1e-4 of the way."""
     import shutil
-    cfg, out, again = config(data, *FROZEN, "train.accumulate=1", "train.keep=100"), tmp_path/"whole", tmp_path/"again"
+    cfg = config(data, *FROZEN, "train.accumulate=1", "train.keep=100")
+    out = tmp_path/"whole"
+    again = tmp_path/"again"
     figures = train_processes(cfg, out, processes=2, start="forkserver")
     assert figures["steps"] == 8 and json.loads((out/"metrics.json").read_text()) == figures
     shutil.copytree(out, again)
@@ -130,14 +153,22 @@ def test_resumed_by_another_number_of_processes(tmp_path, data):
     train(cfg, again, resume=True)
     without(again, 5)
     resumed = train_processes(cfg, again, resume=True, processes=2, start="forkserver")
-    assert resumed["steps"] == 8 and [p.name for p in list_checkpoints(again)] == [p.name for p in list_checkpoints(out)]
-    first, one, two = (load_checkpoint(p) for p in (list_checkpoints(out)[0], list_checkpoints(out)[-1], list_checkpoints(again)[-1]))
-    state = lambda c: {"weights": {k: v.numpy() for k, v in c.weights.items()}, "ema": {k: v.numpy() for k, v in c.ema.items()}}
+    assert resumed["steps"] == 8 and [p.name
+                                      for p in list_checkpoints(again)] == [p.name for p in list_checkpoints(out)]
+    first, one, two = (load_checkpoint(p)
+                       for p in (list_checkpoints(out)[0], list_checkpoints(out)[-1], list_checkpoints(again)[-1]))
+    state = lambda c: {
+        "weights": {k: v.numpy()
+                    for k, v in c.weights.items()}, "ema": {k: v.numpy()
+                                                            for k, v in c.ema.items()}
+    }
     assert distance(state(one), state(two), state(first)) < 1e-4 and one.state["step"] == two.state["step"] == 8
     rows = [result_of(f)["rows"] for f in (out, again)]
-    assert [r["step"] for r in rows[0]] == ["4", "8"] and all(abs(float(a["loss"]) - float(b["loss"])) < 1e-3 * float(a["loss"]) for a, b in zip(*rows))
+    assert [r["step"] for r in rows[0]] == ["4", "8"] and all(
+        abs(float(a["loss"]) - float(b["loss"])) < 1e-3*float(a["loss"]) for a, b in zip(*rows))
     log = (again/"log.txt").read_text()
-    assert log.count("devices  2") == 2 and log.count("devices  1") == 1 and log.count("epoch 2/2") == 3 and log.count("those of the beginning") == 1
+    assert log.count("devices  2") == 2 and log.count("devices  1") == 1 and log.count("epoch 2/2") == 3 and log.count(
+        "those of the beginning") == 1
     assert json.loads((again/"resolved.json").read_text())["effective batch"]["value"] == 4
 
 
@@ -145,8 +176,12 @@ class Noisy:
     "A session that finds most boxes of a dataset, not quite where they are, and some more."
     def __init__(self, ds):
         from types import SimpleNamespace
-        self.contract, self.timings = SimpleNamespace(classes=ds.classes, name="noisy"), {}
-        self.confidence, self.iou, self.max_detections, self.known = 0., 0., 0, {ds.image(i).tobytes(): (i, ds.boxes_of(i)) for i in range(len(ds))}
+        self.contract = SimpleNamespace(classes=ds.classes, name="noisy")
+        self.timings = {}
+        self.confidence = 0.
+        self.iou = 0.
+        self.max_detections = 0
+        self.known = {ds.image(i).tobytes(): (i, ds.boxes_of(i)) for i in range(len(ds))}
 
     def __call__(self, images):
         from jetson_det.runtime.geometry import Detections
@@ -155,7 +190,9 @@ class Noisy:
             i, (boxes, labels, _) = self.known[image.tobytes()]
             rng = np.random.default_rng(i)
             keep = rng.random(len(boxes)) < .9
-            found.append(Detections((boxes + rng.normal(0, 3, boxes.shape))[keep].astype(np.float32), rng.random(keep.sum()).astype(np.float32), labels[keep].astype(np.int64)))
+            found.append(
+                Detections((boxes + rng.normal(0, 3, boxes.shape))[keep].astype(np.float32),
+                           rng.random(keep.sum()).astype(np.float32), labels[keep].astype(np.int64)))
         return found
 
 
@@ -164,10 +201,15 @@ def rank_evaluated(world, path, broken):
     from jetson_det.train.distributed import evaluate_shared
     ds = training_data(config(path), "unused", lambda l: None)
     session = Noisy(ds)
-    if broken and not world.main: session.known = type("", (), {"__getitem__": lambda self, k: (_ for _ in ()).throw(InputError("output 'boxes' is not finite"))})()
+    if broken and not world.main:
+        session.known = type(
+            "", (), {"__getitem__": lambda self, k:
+                     (_ for _ in ()).throw(InputError("output 'boxes' is not finite"))})()
     try: result = evaluate_shared(world, session, ds, .01, .65, 100)
     except InputError as e: return world.gather(str(e))
-    return [[json.dumps(s) for s in world.gather(result.stats)], len(result.detections), result.images, str(result), (session.confidence, session.max_detections)]
+    return [[json.dumps(s) for s in world.gather(result.stats)],
+            len(result.detections), result.images,
+            str(result), (session.confidence, session.max_detections)]
 
 
 def test_sharded_evaluation_is_that_of_one_process(data):
@@ -176,7 +218,8 @@ def test_sharded_evaluation_is_that_of_one_process(data):
     alone = evaluate(Noisy(ds), ds, .01, .65, 100, progress=False)
     assert .05 < alone.stats["AP"] < .95
     stats, detections, images, table, left = together(rank_evaluated, 2, str(data), False)
-    assert stats == [json.dumps(alone.stats)] * 2 and (detections, images, table) == (len(ds), len(ds), str(alone)) and left == [0., 0]
+    assert stats == [json.dumps(alone.stats)]*2 and (detections, images, table) == (len(ds), len(ds),
+                                                                                    str(alone)) and left == [0., 0]
     assert together(rank_evaluated, 2, str(data), True) == ["output 'boxes' is not finite"] * 2
 
 
@@ -200,8 +243,13 @@ def gone(pids, seconds=5):
     return not any(map(process_lives, pids))
 
 
-DEATHS = {"kill": (TrainingError, r"^process 1 was ended by SIGKILL \(often a lack of memory\); what was saved before is whole$"), "exception": (TrainingError, "^ValueError: a broken image$"),
-          "input": (InputError, "^data.path: 'x' is not there$"), "exit": (TrainingError, r"^process 1 \(\d+\) is gone; what was saved before is whole$")}
+DEATHS = {
+    "kill": (TrainingError,
+             r"^process 1 was ended by SIGKILL \(often a lack of memory\); what was saved before is whole$"),
+    "exception": (TrainingError, "^ValueError: a broken image$"),
+    "input": (InputError, "^data.path: 'x' is not there$"),
+    "exit": (TrainingError, r"^process 1 \(\d+\) is gone; what was saved before is whole$")
+}
 
 @pytest.mark.parametrize("how", DEATHS)
 def test_one_that_dies_ends_the_others_within_seconds(tmp_path, how):
@@ -213,14 +261,18 @@ def test_one_that_dies_ends_the_others_within_seconds(tmp_path, how):
 
 
 def test_one_that_hangs_is_found_by_the_time_limit(tmp_path):
-    with pytest.raises(TrainingError, match="(?i)timed out|timeout"): together(rank_dies, 2, str(tmp_path), "hang", timeout=3.)
+    with pytest.raises(TrainingError, match="(?i)timed out|timeout"):
+        together(rank_dies, 2, str(tmp_path), "hang", timeout=3.)
     assert gone([int((tmp_path/str(r)).read_text()) for r in (0, 1)], 1)
 
 
 class Once(Callback):
     "Does something in one process after one step."
     everywhere = True
-    def __init__(self, rank, step, do): self.rank, self.step, self.do = rank, step, do
+    def __init__(self, rank, step, do):
+        self.rank = rank
+        self.step = step
+        self.do = do
     def after_step(self, t):
         if (self.rank, self.step) == (t.world.rank, t.step): self.do(t)
 
@@ -240,8 +292,10 @@ def rank_train(world, cfg, out, what):
     "In a process: a whole training in which something happens to the second."
     torch.set_num_threads(1)
     usual = loop.default_callbacks
-    do = {"drift": lambda t: next(t.stepper.model.parameters()).data.mul_(1.001), "stop": lambda t: os.kill(os.getpid(), signal.SIGTERM),
-          "kill": lambda t: os.kill(os.getpid(), signal.SIGKILL)}
+    do = {
+        "drift": lambda t: next(t.stepper.model.parameters()).data.mul_(1.001),
+        "stop": lambda t: os.kill(os.getpid(), signal.SIGTERM), "kill": lambda t: os.kill(os.getpid(), signal.SIGKILL)
+    }
     if what in do: loop.default_callbacks = lambda: [*usual(), Once(1, 3, do[what])]
     if what == "memory" and not world.main: loop.Stepper.backward, _ = memory_ends([3])
     open(f"{out}.{world.rank}", "w").write(str(os.getpid()))
@@ -251,7 +305,9 @@ def rank_train(world, cfg, out, what):
 def test_all_stop_after_the_same_step(tmp_path, data):
     "A signal to the second process alone."
     out = tmp_path/"run"
-    with pytest.raises(TrainingError, match="^stopped by SIGTERM after step 4 of 8; saved; go on with: jetson-det train --out .* --resume$"):
+    with pytest.raises(
+            TrainingError,
+            match="^stopped by SIGTERM after step 4 of 8; saved; go on with: jetson-det train --out .* --resume$"):
         together(rank_train, 2, config(data, *FROZEN, "train.accumulate=1"), str(out), "stop")
     assert newest_whole(out).name == "step-00000004"
 
@@ -264,8 +320,10 @@ def test_ranks_that_differ_are_an_error(tmp_path, data):
 @slow
 def test_killed_in_the_middle_and_resumed(tmp_path, data):
     "With loader workers; nothing is left, the checkpoint is whole."
-    out, cfg = tmp_path/"run", config(data, *FROZEN, "train.accumulate=1", "data.workers=1")
-    with pytest.raises(TrainingError, match="^process 1 was ended by SIGKILL"): together(rank_train, 2, cfg, str(out), "kill")
+    out = tmp_path/"run"
+    cfg = config(data, *FROZEN, "train.accumulate=1", "data.workers=1")
+    with pytest.raises(TrainingError, match="^process 1 was ended by SIGKILL"):
+        together(rank_train, 2, cfg, str(out), "kill")
     assert gone([int((tmp_path/f"run.{r}").read_text()) for r in (0, 1)])
     assert newest_whole(out).name in ("step-00000003", "step-00000002")
     assert train(cfg, out, resume=True)["steps"] == 8
@@ -276,24 +334,34 @@ def flat(out): return torch.cat([v.flatten().float() for _, v in sorted(load_che
 
 @slow
 def test_out_of_memory_in_one_process_is_taken_again_by_all(tmp_path, data):
-    cfg, out, plain = config(data, *FROZEN, "train.accumulate=1", "train.batch_size=4"), tmp_path/"run", tmp_path/"plain"
+    cfg = config(data, *FROZEN, "train.accumulate=1", "train.batch_size=4")
+    out = tmp_path/"run"
+    plain = tmp_path/"plain"
     figures = together(rank_train, 2, cfg, str(out), "memory")
     train(config(data, *FROZEN, "train.accumulate=1", "train.batch_size=8"), plain)
     log = (out/"log.txt").read_text()
-    assert figures["steps"] == 4 and log.count("OUT OF MEMORY") == 1 and "OUT OF MEMORY in step 3: out of memory in another process. The step is taken again" in log
+    assert figures["steps"] == 4 and log.count(
+        "OUT OF MEMORY"
+    ) == 1 and "OUT OF MEMORY in step 3: out of memory in another process. The step is taken again" in log
     assert (flat(out) - flat(plain)).norm() < 1e-6 * flat(plain).norm()
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_out_of_memory_is_taken_again_in_halves(tmp_path, data, monkeypatch, frozen):
-    "The third backward pass fails, the second of the step; the same samples, from clean gradients and BatchNorm's statistics as they were."
+    """The third backward pass fails, the second of the step; the same samples, from clean gradients and BatchNorm's
+    statistics as they were."""
     more = [*FROZEN, "train.batch_size=4", "train.accumulate=2", f"train.freeze_bn={frozen}", "data.workers=1"]
     start = state_of(Trainer(config(data, *more), training_data(config(data), tmp_path), tmp_path/"none", callbacks=[]))
     plain, steps = fitted(config(data, *more), str(tmp_path))
-    said, watch = [], Watch()
+    said = []
+    watch = Watch()
     backward, calls = memory_ends([4])
     monkeypatch.setattr(loop.Stepper, "backward", backward)
-    t = Trainer(config(data, *more), training_data(config(data), tmp_path), tmp_path/"none", callbacks=[watch], say=said.append)
+    t = Trainer(config(data, *more),
+                training_data(config(data), tmp_path),
+                tmp_path/"none",
+                callbacks=[watch],
+                say=said.append)
     t.fit()
     assert calls == [4, 4, 4, 2, 2, 2, 1, 1, *[2] * 6, 1, 1] and [s[2] for s in watch.steps] == [8, 6, 8, 6]
     loud = [s for s in said if s.startswith("OUT OF MEMORY in step 2: CUDA out of memory")]
@@ -304,7 +372,9 @@ def test_out_of_memory_is_taken_again_in_halves(tmp_path, data, monkeypatch, fro
 
 def test_out_of_memory_twice_ends_with_advice(tmp_path, data, monkeypatch):
     monkeypatch.setattr(loop.Stepper, "backward", memory_ends(range(1, 99))[0])
-    with pytest.raises(TrainingError, match="^CUDA out of memory, in pieces of 1 images, in step 1; a smaller train.batch_size"): fitted(config(data), str(tmp_path))
+    with pytest.raises(TrainingError,
+                       match="^CUDA out of memory, in pieces of 1 images, in step 1; a smaller train.batch_size"):
+        fitted(config(data), str(tmp_path))
 
 
 PARENT = """
@@ -318,14 +388,22 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=slow)])
 def test_ctrl_c_ends_all_and_so_does_the_end_of_the_parent(tmp_path, data, number):
-    (tmp_path/"parent.py").write_text(PARENT.format(tests=str(Path(__file__).parents[1]), here=os.path.dirname(__file__), data=str(data), out=str(tmp_path/"run")))
-    parent = subprocess.Popen([sys.executable, tmp_path/"parent.py"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    (tmp_path/"parent.py").write_text(
+        PARENT.format(tests=str(Path(__file__).parents[1]),
+                      here=os.path.dirname(__file__),
+                      data=str(data),
+                      out=str(tmp_path/"run")))
+    parent = subprocess.Popen([sys.executable, tmp_path/"parent.py"],
+                              stderr=subprocess.PIPE,
+                              stdout=subprocess.DEVNULL,
+                              text=True)
     end = time.monotonic() + 90
     while not list_checkpoints(tmp_path/"run") and time.monotonic() < end and parent.poll() is None: time.sleep(.05)
     pids = [int((tmp_path/f"run.{r}").read_text()) for r in (0, 1)]
     parent.send_signal(number)
     assert parent.wait(20) == (1 if number == signal.SIGINT else -9) and gone(pids, 8) and newest_whole(tmp_path/"run")
-    if number == signal.SIGINT: assert parent.stderr.read().strip().splitlines()[-1].startswith("error: stopped by SIGINT after step")
+    if number == signal.SIGINT:
+        assert parent.stderr.read().strip().splitlines()[-1].startswith("error: stopped by SIGINT after step")
     parent.stderr.close()
 
 
@@ -333,11 +411,16 @@ def test_ctrl_c_ends_all_and_so_does_the_end_of_the_parent(tmp_path, data, numbe
 @pytest.mark.parametrize("fault, code, words", [([], 0, ""), (["model.name=yolox-nan"], 1, "did you mean 'yolox-nano'")])
 def test_torchrun(tmp_path, data, fault, code, words):
     from train_helpers import QUICK
-    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "jetson_det.train", f"data.path={data}", *QUICK, *FROZEN, *fault, "--out", str(tmp_path/"run")]
+    call = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+        "jetson_det.train", f"data.path={data}", *QUICK, *FROZEN, *fault, "--out",
+        str(tmp_path/"run")
+    ]
     done = subprocess.run(call, capture_output=True, text=True, timeout=90)
     assert done.returncode == code, done.stderr
     assert done.stderr.count("error: unknown model") == bool(fault) and words in done.stderr
-    if not fault: assert (tmp_path/"run"/"log.txt").read_text().count("epoch 2/2") == 1 and done.stdout.count("epoch 2/2") == 1
+    if not fault:
+        assert (tmp_path/"run"/"log.txt").read_text().count("epoch 2/2") == 1 and done.stdout.count("epoch 2/2") == 1
 
 
 def rank_averaged(world, cfg, out):
@@ -346,7 +429,8 @@ def rank_averaged(world, cfg, out):
     from jetson_det.train.distributed import checksum
     from jetson_det.train.averages import Averages
     torch.set_num_threads(1)
-    kept, real = Averages(), loop.default_callbacks
+    kept = Averages()
+    real = loop.default_callbacks
     loop.default_callbacks = lambda: [kept if isinstance(c, Averages) else c for c in real()]
     try: figures = train(cfg, out, world=world)
     finally: loop.default_callbacks = real
@@ -354,8 +438,11 @@ def rank_averaged(world, cfg, out):
 
 
 def test_averages_are_the_same_in_all_processes(tmp_path, data):
-    "With BatchNorm that learns over the processes: copies of such a network are made, measured anew, and evaluated together."
-    cfg = config(data, "train.epochs=3", "train.eval_every=1", "train.no_aug_epochs=0", "train.swa_epochs=2", "train.average_best=2")
+    """With BatchNorm that learns over the processes: copies of such a network are made, measured anew, and evaluated
+    together."""
+    cfg = config(data, "train.epochs=3", "train.eval_every=1", "train.no_aug_epochs=0", "train.swa_epochs=2",
+                 "train.average_best=2")
     one, two = together(rank_averaged, 2, cfg, str(tmp_path/"run"))
     assert one == two and len(one[1]) == 2
-    assert "mean of the last 2 epochs" in (tmp_path/"run"/"log.txt").read_text() and "mean of the 2 best" in (tmp_path/"run"/"log.txt").read_text()
+    assert "mean of the last 2 epochs" in (tmp_path/"run"/"log.txt").read_text() and "mean of the 2 best" in (
+        tmp_path/"run"/"log.txt").read_text()

@@ -1,4 +1,5 @@
-"""The moving average against yolox's, the equal one and BatchNorm's refresh against torch.optim.swa_utils, the mean of the best; all of them resumed."""
+"""The moving average against yolox's, the equal one and BatchNorm's refresh against torch.optim.swa_utils, the mean
+of the best; all of them resumed."""
 import copy
 
 import oracles
@@ -13,7 +14,16 @@ from jetson_det.core import InputError
 from jetson_det.models.zoo import create_model
 from jetson_det.runtime.contract import Contract
 from jetson_det.models.checkpoint import load_checkpoint, publish_checkpoint, save_checkpoint
-from jetson_det.train.ema import BestSteps, ModelEMA, ModelSWA, average_weights, ema_decay_at, learning_norms, refresh_batchnorm, swa_due
+from jetson_det.train.ema import (
+    BestSteps,
+    ModelEMA,
+    ModelSWA,
+    average_weights,
+    ema_decay_at,
+    learning_norms,
+    refresh_batchnorm,
+    swa_due,
+)
 
 CONTRACT = Contract(family="yolox", name="yolox-nano", classes=("a",), input_size=(64, 96), output="boxes_scores")
 needs_yolox = pytest.mark.skipif(oracles.yolox() is None, reason=oracles.MISSING)
@@ -22,7 +32,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def net(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=.03), nn.SiLU(), nn.Dropout(.5), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=.03), nn.SiLU(), nn.Dropout(.5),
+                         nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
 
 
 @torch.no_grad()
@@ -36,7 +47,8 @@ def test_the_average_is_yolox_s():
     from yolox.utils import ModelEMA as Theirs
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
-    ours, theirs = ModelEMA(model), Theirs(copy.deepcopy(model), .9998)
+    ours = ModelEMA(model)
+    theirs = Theirs(copy.deepcopy(model), .9998)
     for _ in range(30):
         model(torch.randn(2, 3, 6, 6))
         with torch.no_grad():
@@ -55,7 +67,8 @@ def test_all_tensors_at_once_are_each_by_itself(layout):
     plain = {k: v.clone() for k, v in model.state_dict().items()}
     for n in range(1, 4):
         with torch.no_grad():
-            for v in model.state_dict().values(): v += torch.ones_like(v) if not v.is_floating_point() else torch.randn_like(v)
+            for v in model.state_dict().values():
+                v += torch.ones_like(v) if not v.is_floating_point() else torch.randn_like(v)
         ema.update()
         for k, v in model.state_dict().items():
             if v.is_floating_point(): plain[k].lerp_(v, 1 - ema_decay_at(n, .9998, 100.))
@@ -67,12 +80,14 @@ def test_all_tensors_at_once_are_each_by_itself(layout):
 
 def test_the_equal_average_is_torch_s():
     model = net()
-    ours, theirs = ModelSWA(model), AveragedModel(model)
+    ours = ModelSWA(model)
+    theirs = AveragedModel(model)
     for _ in range(9):
         shake(model)
         ours.update()
         theirs.update_parameters(model)
-    for (name, a), b in zip(ours.module.named_parameters(), theirs.module.parameters(), strict=True): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, msg=name)
+    for (name, a), b in zip(ours.module.named_parameters(), theirs.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, msg=name)
     for a, b in zip(ours.module.buffers(), model.buffers(), strict=True): assert torch.equal(a, b)
     assert ours.count == 9 and not ours.module.training and not any(p.requires_grad for p in ours.module.parameters())
 
@@ -81,11 +96,13 @@ def test_the_refreshed_statistics_are_torch_s():
     model = net()
     model[3].p = 0. # theirs leaves dropout on
     for _ in range(3): shake(model)
-    ours, theirs = copy.deepcopy(model).eval(), copy.deepcopy(model)
+    ours = copy.deepcopy(model).eval()
+    theirs = copy.deepcopy(model)
     batches = [torch.randn(n, 3, 6, 6) for n in (4, 7, 2, 5)]
     assert refresh_batchnorm(ours, iter(batches), learning_norms(model)) == 4
     update_bn(batches, theirs)
-    for (k, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True): torch.testing.assert_close(a, b, rtol=0, atol=0, msg=k)
+    for (k, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=k)
     assert not any(m.training for m in ours.modules()) and (ours[1].momentum, ours[5].momentum) == (.03, .1)
 
 
@@ -94,7 +111,8 @@ def test_a_refresh_leaves_all_else_alone():
     shake(model)
     model[5].eval() # frozen
     model[0].weight.requires_grad_(False)
-    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    before = copy.deepcopy(model.state_dict())
+    modes = [m.training for m in model.modules()]
     names = learning_norms(model)
     assert names == ["1"]
     torch.manual_seed(1)
@@ -137,8 +155,11 @@ def test_a_resumed_average_goes_on_bit_for_bit(cut, tmp_path):
         torch.manual_seed(i)
         shake(again)
         part.update()
-    assert part.count == whole.count == 7 and all(torch.equal(a, b) for a, b in zip(part.module.state_dict().values(), whole.module.state_dict().values()))
-    assert load_checkpoint(publish_checkpoint(saved, tmp_path/"best")).state["swa"]["count"] == cut # what ships carries no average
+    assert part.count == whole.count == 7 and all(
+        torch.equal(a, b) for a, b in zip(part.module.state_dict().values(),
+                                          whole.module.state_dict().values()))
+    # what ships carries no average
+    assert load_checkpoint(publish_checkpoint(saved, tmp_path/"best")).state["swa"]["count"] == cut
 
 
 @given(epochs=st.integers(1, 50), last=st.integers(0, 60))
@@ -168,7 +189,11 @@ def test_the_mean_of_states(n, seed):
     mean = average_weights(iter(states))
     for k, v in mean.items():
         assert v.dtype == states[0][k].dtype
-        if v.is_floating_point(): torch.testing.assert_close(v, torch.stack([s[k].double() for s in states]).mean(0).to(v.dtype), rtol=0, atol=1e-7)
+        if v.is_floating_point():
+            torch.testing.assert_close(v,
+                                       torch.stack([s[k].double() for s in states]).mean(0).to(v.dtype),
+                                       rtol=0,
+                                       atol=1e-7)
         else: assert torch.equal(v, states[0][k])
     assert all(torch.equal(v, b[k]) for s, b in zip(states, before) for k, v in s.items())
     if n == 1: assert all(torch.equal(v, mean[k]) for k, v in states[0].items())
@@ -177,7 +202,10 @@ def test_the_mean_of_states(n, seed):
 
 def test_states_in_double_precision_are_not_changed():
     a = {"w": torch.ones(2, dtype=torch.float64)}
-    assert torch.equal(average_weights([a, {"w": torch.full((2,), 3., dtype=torch.float64)}])["w"], torch.full((2,), 2., dtype=torch.float64)) and torch.equal(a["w"], torch.ones(2, dtype=torch.float64))
+    assert torch.equal(
+        average_weights([a, {"w": torch.full(
+            (2, ), 3., dtype=torch.float64)}])["w"], torch.full(
+                (2, ), 2., dtype=torch.float64)) and torch.equal(a["w"], torch.ones(2, dtype=torch.float64))
 
 
 def test_what_can_t_be_averaged():

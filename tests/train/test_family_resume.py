@@ -5,14 +5,30 @@ import subprocess
 import time
 
 import pytest
-from train_helpers import FAMILIES, PACKAGES, PRELOAD, QUICK, command_in_child, config, each_family, family_words, in_a_save, installed, killed_when, result_of, scenes, small_detrs
+from train_helpers import (
+    FAMILIES,
+    PACKAGES,
+    PRELOAD,
+    QUICK,
+    command_in_child,
+    config,
+    each_family,
+    family_words,
+    in_a_save,
+    installed,
+    killed_when,
+    result_of,
+    scenes,
+    small_detrs,
+)
 
 from jetson_det.train.callbacks import TrainingError
 from jetson_det.models.checkpoint import list_checkpoints, newest_whole, verify_checkpoint
 from jetson_det.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RUN = ["data.input_size=[64,96]", "train.epochs=2", "augment.multiscale=0", "train.trackers=[]"] # 18 images: 5 steps an epoch, the last of one micro-batch; a checkpoint after each
+# 18 images: 5 steps an epoch, the last of one micro-batch; a checkpoint after each
+RUN = ["data.input_size=[64,96]", "train.epochs=2", "augment.multiscale=0", "train.trackers=[]"]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +68,12 @@ def finish(child, data, out, words):
 TWINS = ("yolov8n", "rtdetrv2-r18") # built by the code of yolo11n-p2-lite and rtdetr-r18
 @pytest.mark.parametrize("name", [*each_family([n for n in FAMILIES if n not in TWINS]), *each_family(TWINS, slow=True)])
 def test_killed_in_the_middle_of_an_epoch_and_in_a_save(name, tmp_path, data, child, small):
-    whole, out, words = tmp_path/"whole", tmp_path/"run", family_words(name, *RUN)
+    whole = tmp_path/"whole"
+    out = tmp_path/"run"
+    words = family_words(name, *RUN)
     train(config(data, *words), whole)
-    for moment in (after_step(out, 2), in_a_save(out)): assert killed_when(child(command(data, out, words), out), moment), open(f"{out}.txt").read()[-2000:]
+    for moment in (after_step(out, 2), in_a_save(out)):
+        assert killed_when(child(command(data, out, words), out), moment), open(f"{out}.txt").read()[-2000:]
     assert all(verify_checkpoint(p) for p in list_checkpoints(out))
     finish(child, data, out, words)
     assert result_of(out) == result_of(whole)
@@ -65,14 +84,20 @@ def test_killed_in_the_middle_of_an_epoch_and_in_a_save(name, tmp_path, data, ch
 @pytest.mark.parametrize("name", each_family(slow=True))
 def test_killed_at_thirty_random_moments(name, tmp_path, data, child, small):
     "Every third time in a save. Whenever a training gets to its end in spite of that, another is begun."
-    words, rng, kills, ends, where = family_words(name, *RUN), random.Random(name), 0, 0, set()
+    words = family_words(name, *RUN)
+    rng = random.Random(name)
+    kills = 0
+    ends = 0
+    where = set()
     start = time.monotonic()
     finish(child, data, tmp_path/"whole", words)
     took = time.monotonic() - start
     while kills < 30:
         out = tmp_path/f"run{ends}"
-        process, end = child(command(data, out, words), out), time.monotonic() + rng.uniform(.1, 1.)*took
-        hit = killed_when(process, (lambda: time.monotonic() > end and in_a_save(out)()) if kills % 3 == 2 else lambda: time.monotonic() > end)
+        process = child(command(data, out, words), out)
+        end = time.monotonic() + rng.uniform(.1, 1.)*took
+        hit = killed_when(process, (lambda: time.monotonic() > end and in_a_save(out)
+                                    ()) if kills % 3 == 2 else lambda: time.monotonic() > end)
         assert hit or process.exitcode == 0, open(f"{out}.txt").read()[-2000:]
         kills += hit
         if hit: where.add(newest_whole(out).name if list_checkpoints(out) else "")
@@ -81,7 +106,8 @@ def test_killed_at_thirty_random_moments(name, tmp_path, data, child, small):
             ends += 1
     finish(child, data, out, words)
     assert result_of(out) == result_of(tmp_path/"whole")
-    print(f"{name}: {took:.1f} s undisturbed; 30 kills, {ends + 1} trainings, killed after {len(where)} different steps")
+    print(
+        f"{name}: {took:.1f} s undisturbed; 30 kills, {ends + 1} trainings, killed after {len(where)} different steps")
     assert len(where) >= 5
 
 
@@ -92,7 +118,10 @@ def disk(tmp_path):
     "A file system in memory; a function that gives it another size, kilobytes."
     path = tmp_path/"disk"
     path.mkdir()
-    def size(kilobytes, how="remount,"): return subprocess.run(["mount", "-t", "tmpfs", "-o", f"{how}size={kilobytes}k", "tmpfs", str(path)], capture_output=True).returncode == 0
+    def size(kilobytes, how="remount,"):
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", f"{how}size={kilobytes}k", "tmpfs",
+                               str(path)],
+                              capture_output=True).returncode == 0
     if not size(1000, ""): pytest.skip("a file system can be mounted by root only")
     size.path = path
     yield size
@@ -101,15 +130,18 @@ def disk(tmp_path):
 
 @pytest.mark.parametrize("name, kilobytes", [("dfine-n", 5000), *(pytest.param(n, k, marks=pytest.mark.slow) for n, k in (("yolox-nano", 31000), ("yolox-nano", 20000), ("rtdetr-r18", 14000), ("dfine-n", 3500), ("dfine-n", 4000)))])
 def test_a_disk_that_gets_full(name, kilobytes, tmp_path, data, small, disk, capsys):
-    "A real one. What was saved is whole, one line says what happened; with more room the training ends as one that always had it."
+    """A real one. What was saved is whole, one line says what happened; with more room the training ends as one that
+    always had it."""
     if not installed(name): pytest.skip(f"the package {PACKAGES[name]} is not installed")
-    words, out = family_words(name, *RUN), disk.path/"run"
+    words = family_words(name, *RUN)
+    out = disk.path/"run"
     train(config(data, *words), tmp_path/"whole")
     assert disk(kilobytes)
     with pytest.raises(TrainingError) as e: train(config(data, *words), out)
     left = list_checkpoints(out)
     print(e.value, [p.name for p in left])
-    assert "No space left" in str(e.value) and "what was saved before is whole" in str(e.value) and "\n" not in str(e.value)
+    assert "No space left" in str(e.value) and "what was saved before is whole" in str(e.value) and "\n" not in str(
+        e.value)
     assert left and all(verify_checkpoint(p) for p in left)
     assert disk(200000)
     train(config(data, *words), out, resume=True)

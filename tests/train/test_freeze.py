@@ -1,4 +1,5 @@
-"""What learns when: the plan, frozen stages that do not move, thawed ones that learn as if new, resumes across a thaw."""
+"""What learns when: the plan, frozen stages that do not move, thawed ones that learn as if new, resumes across a
+thaw."""
 import copy
 from types import SimpleNamespace
 
@@ -16,7 +17,14 @@ from jetson_det.train.freeze import Freezer, FreezePlan, freeze_rows, freeze_tex
 from jetson_det.train.optim import build_optimizer, clip_gradients, gradients, sorted_groups
 
 CONTRACT = Contract(family="yolox", name="yolox-nano", classes=("a",), input_size=(64, 96), output="boxes_scores")
-CFG = SimpleNamespace(lr=.01, lr_per_image=1., optimizer="sgd", momentum=.9, betas=(.9, .999), weight_decay=.1, lookahead=0, lookahead_alpha=.5)
+CFG = SimpleNamespace(lr=.01,
+                      lr_per_image=1.,
+                      optimizer="sgd",
+                      momentum=.9,
+                      betas=(.9, .999),
+                      weight_decay=.1,
+                      lookahead=0,
+                      lookahead_alpha=.5)
 STAGES = ["stem", "body", "neck", "head"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,7 +39,10 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         block = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.SiLU(), nn.Dropout(.1))
-        self.stem, self.body, self.neck, self.head = block(3, 4), block(4, 6), block(6, 6), block(6, 2)
+        self.stem = block(3, 4)
+        self.body = block(4, 6)
+        self.neck = block(6, 6)
+        self.head = block(6, 2)
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x): return self.scale * self.head(self.neck(self.body(self.stem(x))))
@@ -94,7 +105,8 @@ def test_a_frozen_stage_keeps_every_bit_and_a_thawed_one_learns(cfg):
     model = net()
     freezer = Freezer(model, plan_freeze(STAGES, freeze=["stem", "body"], unfreeze={2: ["body"], 3: ["neck"]}))
     optimizer = build_optimizer(model, cfg, 4)
-    assert train(model, freezer, optimizer, 5) == [{"head", "scale"}] * 2 + [{"body", "head", "scale"}] + [{"body", "neck", "head", "scale"}] * 2
+    assert train(model, freezer, optimizer,
+                 5) == [{"head", "scale"}]*2 + [{"body", "head", "scale"}] + [{"body", "neck", "head", "scale"}]*2
     assert not model.stem.training and model.stem[1].num_batches_tracked == 0 and model.body[1].num_batches_tracked == 9
 
 
@@ -107,7 +119,10 @@ def test_the_optimizer_holds_what_will_ever_learn_and_makes_its_state_at_the_tha
     train(model, freezer, optimizer, 1)
     assert not any(p in optimizer.state for p in model.body.parameters()) and len(gradients(optimizer)) == 9
     train(model, freezer, optimizer, 2, start=1)
-    assert {float(optimizer.state[p]["step"]) for p in model.body.parameters()} == {3.} and {float(optimizer.state[p]["step"]) for p in model.head.parameters()} == {6.}
+    assert {float(optimizer.state[p]["step"])
+            for p in model.body.parameters()
+            } == {3.} and {float(optimizer.state[p]["step"])
+                           for p in model.head.parameters()} == {6.}
 
 
 def test_a_thawed_stage_starts_as_in_a_new_optimizer():
@@ -124,7 +139,8 @@ def test_a_thawed_stage_starts_as_in_a_new_optimizer():
         for p in m.parameters(): p.grad = torch.empty_like(p).copy_(torch.randn(p.shape))
         o.step()
     for s, equal in (("stem", True), ("body", True), ("head", False)):
-        assert all(torch.equal(a, b) for a, b in zip(getattr(model, s).parameters(), getattr(twin, s).parameters())) == equal, s
+        assert all(torch.equal(a, b) for a, b in zip(getattr(model, s).parameters(),
+                                                     getattr(twin, s).parameters())) == equal, s
 
 
 @pytest.mark.parametrize("cfg", [CFG, but(optimizer="adamw"), but(optimizer="adamw", lookahead=2)], ids=["sgd", "adamw", "lookahead"])
@@ -154,7 +170,8 @@ def test_what_the_family_froze_itself_stays_frozen():
     optimizer = build_optimizer(model, CFG, 4)
     for epoch in (0, 1, 5, 0, 3): freezer.apply(epoch)
     assert not model.stem[0].bias.requires_grad and model.stem[0].weight.requires_grad and model.stem.training
-    assert not model.body[1].training and not model.body[1].weight.requires_grad and model.body[0].weight.requires_grad and model.body[3].training
+    assert not model.body[1].training and not model.body[1].weight.requires_grad and model.body[
+        0].weight.requires_grad and model.body[3].training
     before = copy.deepcopy(model.body[1].state_dict())
     train(model, freezer, optimizer, 3)
     assert all(torch.equal(v, before[k]) for k, v in model.body[1].state_dict().items())
@@ -187,7 +204,8 @@ def test_the_table():
     model = net()
     plan = plan_freeze(STAGES, freeze=["stem"], unfreeze={2: ["body"], 4: ["neck"]})
     rows = freeze_rows(model, plan, 5)
-    assert [r[2] for r in rows] == ["never learns", "learns from epoch 3", "learns in epoch 5", "learns", "learns"] and [r[0] for r in rows] == [*STAGES, "others"]
+    assert [r[2] for r in rows] == ["never learns", "learns from epoch 3", "learns in epoch 5", "learns", "learns"
+                                    ] and [r[0] for r in rows] == [*STAGES, "others"]
     assert sum(r[1] for r in rows) == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, abs=.003)
     assert freeze_rows(model, plan, 4)[2][2] == "never learns: thaws after 4 epochs, the training has 4"
     assert freeze_text(rows).splitlines()[1].split() == ["body", "0.000", "M", "learns", "from", "epoch", "3"]

@@ -50,12 +50,16 @@ def weights_of(trainer): return torch.cat([p.detach().flatten() for p in trainer
 def test_accumulation_is_exact(tmp_path, count, batch, pieces):
     "1x32 = 4x8 = 8x4 to rounding, BatchNorm frozen; the last, short step of the epoch too."
     data = scenes(tmp_path/"data", round(count * 4 / 3))
-    common = ["train.epochs=1", "train.no_aug_epochs=0", "train.warmup_epochs=0", "train.freeze_bn=true", "train.lr_per_image=0.0003", "augment.multiscale=0"]
+    common = [
+        "train.epochs=1", "train.no_aug_epochs=0", "train.warmup_epochs=0", "train.freeze_bn=true",
+        "train.lr_per_image=0.0003", "augment.multiscale=0"
+    ]
     def change(b, a):
         watch = Watch()
         t = trained(data, tmp_path, *common, f"train.batch_size={b}", f"train.accumulate={a}", callbacks=[watch])
         return weights_of(t), watch.steps
-    start = weights_of(Trainer(config(data, *common), training_data(config(data), tmp_path), tmp_path/"none", callbacks=[]))
+    start = weights_of(
+        Trainer(config(data, *common), training_data(config(data), tmp_path), tmp_path/"none", callbacks=[]))
     whole, steps = change(batch, 1)
     moved = (whole - start).norm()
     assert moved > 1e-3 and sum(s[6].images for s in steps) == count
@@ -91,7 +95,8 @@ def test_schedule_tail_and_counting(tmp_path, data):
 def test_mosaics_are_off_in_the_tail(tmp_path, data):
     t = Trainer(config(data), training_data(config(data), tmp_path), tmp_path/"none", callbacks=[])
     asked, real = [], t.loader.epoch
-    t.loader.epoch = lambda epoch, start, augment: asked.append((epoch, augment)) or real(epoch, start=start, augment=augment)
+    t.loader.epoch = lambda epoch, start, augment: asked.append(
+        (epoch, augment)) or real(epoch, start=start, augment=augment)
     t.fit()
     assert asked == [(0, True), (1, True), (2, False)]
 
@@ -104,17 +109,23 @@ def test_the_same_settings_give_the_same_bits_with_and_without_workers(tmp_path,
 
 def test_what_a_run_leaves(run, data):
     out, figures = run
-    found = {f.name for f in out.iterdir() if not f.name.startswith(".") and f.suffix != ".patch"} # a patch where the code has changes
-    assert found == {"best", "last", "checkpoints", "config.yaml", "dataset.tsv", "environment.json", "journal.jsonl", "resources.csv", "log.txt", "metrics.csv",
-                     "metrics.json", "resolved.json", "tensorboard"}
+    # a patch where the code has changes
+    found = {f.name for f in out.iterdir() if not f.name.startswith(".") and f.suffix != ".patch"}
+    assert found == {
+        "best", "last", "checkpoints", "config.yaml", "dataset.tsv", "environment.json", "journal.jsonl",
+        "resources.csv", "log.txt", "metrics.csv", "metrics.json", "resolved.json", "tensorboard"
+    }
     rows = list(csv.DictReader(open(out/"metrics.csv")))
     assert [r["epoch"] for r in rows] == ["1", "2", "3"] and [r["step"] for r in rows] == ["3", "6", "9"]
     assert rows[0]["l1"] == "" and float(rows[2]["l1"]) > 0 and all(float(r["loss"]) > 0 for r in rows)
-    assert json.loads((out/"metrics.json").read_text()) == figures and set(figures) >= {"val", "steps", "epochs", "best", "seconds"}
+    assert json.loads(
+        (out/"metrics.json").read_text()) == figures and set(figures) >= {"val", "steps", "epochs", "best", "seconds"}
     assert len(list_checkpoints(out)) <= 3 and newest_whole(out).name == "step-00000009"
-    best, last = verify_checkpoint(out/"best"), load_checkpoint(out/"last")
+    best = verify_checkpoint(out/"best")
+    last = load_checkpoint(out/"last")
     assert "optimizer.safetensors" not in best["files"] and last.state["step"] == 9
-    assert last.contract.classes == ("Sack", "Person") and last.contract.input_size == (96, 96) and last.contract.dataset
+    assert last.contract.classes == ("Sack", "Person") and last.contract.input_size == (96,
+                                                                                        96) and last.contract.dataset
     assert json.loads((out/"resolved.json").read_text())["effective batch"]["value"] == 4
     log = (out/"log.txt").read_text()
     assert "effective batch" in log and "epoch 3/3" in log
@@ -122,7 +133,8 @@ def test_what_a_run_leaves(run, data):
 
 def test_a_frozen_batchnorm_does_not_move(tmp_path, data):
     t = trained(data, tmp_path, "train.freeze_bn=true", "train.epochs=1")
-    fresh = Trainer(config(data), training_data(config(data), tmp_path), tmp_path/"none", callbacks=[]).stepper.model.state_dict()
+    fresh = Trainer(config(data), training_data(config(data), tmp_path), tmp_path/"none",
+                    callbacks=[]).stepper.model.state_dict()
     for k, v in t.stepper.model.state_dict().items():
         if ".bn." in k: assert torch.equal(v, fresh[k]), k
         elif k.endswith("conv.weight"): assert not torch.equal(v, fresh[k]), k
@@ -155,7 +167,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path, data):
 
 def test_a_gradient_that_is_not_finite_never_gets_into_the_weights(tmp_path, data):
     cfg = config(data)
-    t = Trainer(cfg, training_data(cfg, tmp_path), tmp_path/"run", callbacks=[AtStep(2, lambda t: parameter.register_hook(lambda g: g * float("nan")))])
+    t = Trainer(cfg,
+                training_data(cfg, tmp_path),
+                tmp_path/"run",
+                callbacks=[AtStep(2, lambda t: parameter.register_hook(lambda g: g*float("nan")))])
     parameter = next(t.stepper.model.parameters())
     with pytest.raises(TrainingError, match="the gradient is not finite in epoch 1, step 3"): t.fit()
     assert weights_of(t).isfinite().all()
@@ -163,7 +178,8 @@ def test_a_gradient_that_is_not_finite_never_gets_into_the_weights(tmp_path, dat
 
 def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tmp_path, data, run, monkeypatch):
     from jetson_det.models import checkpoint
-    real, calls = os.fsync, [0]
+    real = os.fsync
+    calls = [0]
     def full(fd):
         calls[0] += 1
         if calls[0] > 60: raise OSError(28, "No space left on device")
@@ -180,23 +196,28 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tmp_path, dat
 @pytest.mark.parametrize("name, step", [("SIGINT", 4), ("SIGTERM", 6)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, data, run, name, step, monkeypatch):
     import jetson_det.train.loop as loop
-    before, usual = signal.getsignal(getattr(signal, name)), loop.default_callbacks
+    before = signal.getsignal(getattr(signal, name))
+    usual = loop.default_callbacks
     knock = AtStep(step, lambda t: os.kill(os.getpid(), getattr(signal, name)))
     with monkeypatch.context() as m:
         m.setattr(loop, "default_callbacks", lambda: [knock, *usual()])
-        with pytest.raises(TrainingError, match=f"stopped by {name} after step {step} of 9; saved; go on with: .* --resume"): train(config(data), tmp_path/"run")
+        with pytest.raises(TrainingError,
+                           match=f"stopped by {name} after step {step} of 9; saved; go on with: .* --resume"):
+            train(config(data), tmp_path/"run")
     assert newest_whole(tmp_path/"run").name == f"step-{step:08d}" and signal.getsignal(getattr(signal, name)) == before
     train(config(data, "train.save_minutes=5"), tmp_path/"run", resume=True)
     assert result_of(tmp_path/"run") == result_of(run[0])
 
 
 def test_training_in_a_thread_needs_no_signals(tmp_path, data):
-    cfg, failed = config(data, "train.epochs=1"), []
+    cfg = config(data, "train.epochs=1")
+    failed = []
     def work():
         try: Trainer(cfg, training_data(cfg, tmp_path), tmp_path/"none", callbacks=[StopOnSignal()]).fit()
         except Exception as e: failed.append(e)
     thread = threading.Thread(target=work)
-    thread.start(); thread.join()
+    thread.start()
+    thread.join()
     assert not failed
 
 
@@ -207,13 +228,21 @@ def test_an_evaluation_that_fails_does_not_end_a_training(tmp_path, data, monkey
     cfg = config(data)
     with monkeypatch.context() as m:
         m.setattr(loop, "evaluate_weights", broken)
-        t = Trainer(cfg, training_data(cfg, tmp_path), tmp_path/"none", callbacks=loop.default_callbacks()[1:3], say=said.append)
+        t = Trainer(cfg,
+                    training_data(cfg, tmp_path),
+                    tmp_path/"none",
+                    callbacks=loop.default_callbacks()[1:3],
+                    say=said.append)
         t.fit()
     assert t.epoch == 3 and t.best is None and any("no evaluation after epoch 1" in s for s in said)
 
 
-BAD = {"model.name=yolox-nan": "did you mean 'yolox-nano'", "data.path=nowhere": "nowhere", "train.device=cuda:77": "is not there",
-       "train.precision=fp16": "needs a GPU", "train.optimizer=adan": "unknown 'adan': did you mean 'adam'", "data.classes=[Cat]": "Cat|Sack", "model.weights=nowhere.pth": "nowhere.pth"}
+BAD = {
+    "model.name=yolox-nan": "did you mean 'yolox-nano'", "data.path=nowhere": "nowhere",
+    "train.device=cuda:77": "is not there", "train.precision=fp16": "needs a GPU",
+    "train.optimizer=adan": "unknown 'adan': did you mean 'adam'", "data.classes=[Cat]": "Cat|Sack",
+    "model.weights=nowhere.pth": "nowhere.pth"
+}
 
 @pytest.mark.parametrize("word", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, data, word):
@@ -240,4 +269,5 @@ def test_no_validation_split_is_said_and_the_last_weights_ship(tmp_path, data):
     (tmp_path/"run").mkdir()
     t.fit()
     figures = loop.final_figures(t)
-    assert "val" not in figures and (tmp_path/"run"/"best"/"ema.safetensors").read_bytes() == (tmp_path/"run"/"last"/"ema.safetensors").read_bytes()
+    assert "val" not in figures and (tmp_path/"run"/"best"/"ema.safetensors").read_bytes() == (
+        tmp_path/"run"/"last"/"ema.safetensors").read_bytes()

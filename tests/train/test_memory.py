@@ -1,4 +1,5 @@
-"""What a step takes of the memory, and what to do when there is not enough: checkpointed stages, the largest micro-batch, a lost GPU."""
+"""What a step takes of the memory, and what to do when there is not enough: checkpointed stages, the largest
+micro-batch, a lost GPU."""
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ from jetson_det.core import InputError
 from jetson_det.models.zoo import create_model
 from jetson_det.train import memory
 from jetson_det.train.ema import ModelEMA
-from jetson_det.train.memory import (BatchFit, LiveBytes, Trial, TrialProcess, auto_batch, called_parts, checkpoint_stages, continue_on_cpu, divisors, expected, fit_batch,
-                                     largest_size, lost_device, made_up, statistics_of, usual_boxes)
+from jetson_det.train.memory import (BatchFit, LiveBytes, Trial, TrialProcess, auto_batch, called_parts,
+                                     checkpoint_stages, continue_on_cpu, divisors, expected, fit_batch, largest_size,
+                                     lost_device, made_up, statistics_of, usual_boxes)
 
 FAMILIES = ["yolox-nano", "yolo11n", "yolo11n-p2-lite", "rtdetr-r18", "dfine-n"]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,14 +43,16 @@ def step_of(model, batch):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_checkpointed_stages_give_the_same_step_in_less_memory(name):
-    plain, batch = detector(name), made_up(4, (64, 96), 2, 3)
+    plain = detector(name)
+    batch = made_up(4, (64, 96), 2, 3)
     frugal = deepcopy(plain)
     assert len(checkpoint_stages(frugal)) > 10 and not checkpoint_stages(frugal)
     (loss, peak), (again, less) = step_of(plain, batch), step_of(frugal, batch)
     assert again == loss
     for (k, a), b in zip(plain.named_parameters(), frugal.parameters()):
         assert (a.grad is None) == (b.grad is None), k
-        if a.grad is not None: torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-7 + 1e-5 * a.grad.abs().max().item(), msg=k)
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-7 + 1e-5 * a.grad.abs().max().item(), msg=k)
     for a, b in zip(statistics_of(plain), statistics_of(frugal)): assert torch.equal(a, b)
     assert less < .85 * peak
 
@@ -71,10 +75,14 @@ def test_checkpointed_stages_roll_the_same_dice_twice():
         def forward(self, x): return self.body(x)
         def stages(self): return {"body": [self.body]}
     torch.manual_seed(0)
-    plain, x = Toy(), torch.rand(2, 3, 16, 16)
+    plain = Toy()
+    x = torch.rand(2, 3, 16, 16)
     frugal = deepcopy(plain)
     assert checkpoint_stages(frugal) == ["body"]
-    for m in (plain, frugal): torch.manual_seed(3); m(x).sum().backward(); m.after = torch.rand(1)
+    for m in (plain, frugal):
+        torch.manual_seed(3)
+        m(x).sum().backward()
+        m.after = torch.rand(1)
     for a, b in zip(plain.parameters(), frugal.parameters()): assert torch.equal(a.grad, b.grad)
     assert torch.equal(plain.after, frugal.after)
 
@@ -139,12 +147,14 @@ def test_sizes_that_run_out_of_memory_are_given_up():
 
 
 def test_one_image_too_much_is_said():
-    with pytest.raises(InputError, match=r"one image takes 5\.00 GB of the 4\.00 GB"): fit_batch(lambda n: 5e9 * n, 8, 4e9)
+    with pytest.raises(InputError, match=r"one image takes 5\.00 GB of the 4\.00 GB"):
+        fit_batch(lambda n: 5e9 * n, 8, 4e9)
     with pytest.raises(InputError, match="one image takes inf"): fit_batch(lambda n: float("inf"), 8, 4e9)
 
 
 def test_the_line_through_the_last_two():
-    assert expected({}, 1) == 0 and expected({1: 30}, 2) == 30 and expected({1: 30, 2: 40, 4: 60}, 8) == 100 and expected({1: 30, 2: 40, 4: float("inf")}, 3) == 50
+    assert expected({}, 1) == 0 and expected({1: 30}, 2) == 30 and expected(
+        {1: 30, 2: 40, 4: 60}, 8) == 100 and expected({1: 30, 2: 40, 4: float("inf")}, 3) == 50
     assert expected({1: 50, 2: 40}, 4) == 40
 
 
@@ -183,19 +193,23 @@ def with_share(*words):
     "Settings that keep 15 % of the memory free."
     cfg = quick(*words)
     train = SimpleNamespace(**{**cfg.train.model_dump(), "memory_share": .85})
-    made = lambda train: SimpleNamespace(train=train, augment=cfg.augment, model_copy=lambda deep: made(deepcopy(train)))
+    made = lambda train: SimpleNamespace(
+        train=train, augment=cfg.augment, model_copy=lambda deep: made(deepcopy(train)))
     return made(train)
 
 
 class Images:
-    classes, boxes = ("a", "b"), (1, 7, 0, 4)
+    classes = ("a", "b")
+    boxes = (1, 7, 0, 4)
     def __len__(self): return 4
     def boxes_of(self, i): return (np.zeros((self.boxes[i], 4)), np.zeros(self.boxes[i]))
 
 
 class Fake:
     "Trials on a machine with 100 GB, of which 80 can be had."
-    room, said, each = (100e9, 80e9), {}, 4e9
+    room = (100e9, 80e9)
+    said = {}
+    each = 4e9
     def __init__(self, cfg, **more): Fake.said = more
     def __call__(self, n): return 20e9 + self.each * n
     def close(self): Fake.said["closed"] = True
@@ -203,11 +217,16 @@ class Fake:
 
 def test_the_product_of_batch_and_accumulation_stays(monkeypatch):
     monkeypatch.setattr(memory, "TrialProcess", Fake)
-    lines, cfg = [], with_share("train.batch_size=4", "train.accumulate=6")
+    lines = []
+    cfg = with_share("train.batch_size=4", "train.accumulate=6")
     found = auto_batch(cfg, Images(), say=lines.append) # 80 - 15 kept free: 65, of which 45 are for images
-    assert (found.train.batch_size, found.train.accumulate) == (8, 3) and (cfg.train.batch_size, cfg.train.accumulate) == (4, 6)
+    assert (found.train.batch_size, found.train.accumulate) == (8, 3) and (cfg.train.batch_size,
+                                                                           cfg.train.accumulate) == (4, 6)
     assert Fake.said == dict(classes=2, boxes=12, local_rank=0, closed=True)
-    assert lines == ["train.auto_batch: micro-batch 8 x accumulation 3 instead of 4 x 6; measured 1: 24.00 GB, 2: 28.00 GB, 4: 36.00 GB, 8: 52.00 GB; limit 65.00 GB"]
+    assert lines == [
+        "train.auto_batch: micro-batch 8 x accumulation 3 instead of 4 x 6; measured 1: 24.00 GB, 2: 28.00 GB, 4: 36.00"
+        " GB, 8: 52.00 GB; limit 65.00 GB"
+    ]
     assert auto_batch(cfg, Images(), held=20e9, say=lines.append).train.batch_size == 6
 
 
@@ -215,12 +234,14 @@ def test_of_several_processes_the_smallest_counts(monkeypatch):
     monkeypatch.setattr(memory, "TrialProcess", Fake)
     world = SimpleNamespace(size=2, local_rank=1, gather=lambda n: [n, 3])
     cfg = with_share("train.batch_size=4", "train.accumulate=6", "train.device=auto")
-    assert auto_batch(cfg, Images(), world=world, say=lambda line: None).train.batch_size == 3 and Fake.said["local_rank"] == 1
+    assert auto_batch(cfg, Images(), world=world,
+                      say=lambda line: None).train.batch_size == 3 and Fake.said["local_rank"] == 1
 
 
 def test_boxes_and_sizes_are_the_largest_ones():
     assert usual_boxes(Images(), True) == 12 and usual_boxes(Images(), False) == 7
-    assert largest_size(config(".", "data.input_size=[384,640]", "augment.multiscale=5")) == (544, 896) # 17 steps of 32, and the nearest aspect
+    # 17 steps of 32, and the nearest aspect
+    assert largest_size(config(".", "data.input_size=[384,640]", "augment.multiscale=5")) == (544, 896)
     assert largest_size(quick()) == (64, 96)
 
 
@@ -228,20 +249,30 @@ def test_boxes_and_sizes_are_the_largest_ones():
 def test_the_allocator_of_a_gpu_is_asked():
     cfg = quick("train.device=cuda")
     trial = Trial(cfg, 2, 3)
-    few, many = trial(2), trial(256)
+    few = trial(2)
+    many = trial(256)
     assert 0 < few < many < trial.room[0]
 
 
-LOST = ["CUDA error: device-side assert triggered", "CUDA error: unspecified launch failure", "CUDA error: an illegal memory access was encountered", "CUDA error: GPU is lost",
-        "CUDA error: CUDA-capable device(s) is/are busy or unavailable", "CUDA error: uncorrectable ECC error encountered", "CUDA error: the launch timed out and was terminated",
-        "No CUDA-capable device is detected", "CUDA error: unknown error", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
-        "cudaErrorDevicesUnavailable"]
-ALIVE = ["CUDA out of memory. Tried to allocate 20.00 MiB", "CUDA error: out of memory", "CUDA error: invalid argument", "CUDA error: no kernel image is available for execution on the device",
-         "mat1 and mat2 shapes cannot be multiplied", "unknown error in the data loader", "CUDA error: invalid configuration argument", "Expected all tensors to be on the same device, but found cuda:0"]
+LOST = [
+    "CUDA error: device-side assert triggered", "CUDA error: unspecified launch failure",
+    "CUDA error: an illegal memory access was encountered", "CUDA error: GPU is lost",
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable", "CUDA error: uncorrectable ECC error encountered",
+    "CUDA error: the launch timed out and was terminated", "No CUDA-capable device is detected",
+    "CUDA error: unknown error", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", "cudaErrorDevicesUnavailable"
+]
+ALIVE = [
+    "CUDA out of memory. Tried to allocate 20.00 MiB", "CUDA error: out of memory", "CUDA error: invalid argument",
+    "CUDA error: no kernel image is available for execution on the device", "mat1 and mat2 shapes cannot be multiplied",
+    "unknown error in the data loader", "CUDA error: invalid configuration argument",
+    "Expected all tensors to be on the same device, but found cuda:0"
+]
 
 
 @pytest.mark.parametrize("text", LOST)
-def test_a_lost_gpu_is_known(text): assert lost_device(RuntimeError(text + "\nCUDA kernel errors might be asynchronously reported"))
+def test_a_lost_gpu_is_known(text):
+    assert lost_device(RuntimeError(text + "\nCUDA kernel errors might be asynchronously reported"))
 
 
 @pytest.mark.parametrize("text", ALIVE)
@@ -249,7 +280,8 @@ def test_other_errors_are_not_taken_for_a_lost_gpu(text): assert not lost_device
 
 
 def test_the_kind_of_the_error_and_its_code_count():
-    assert not lost_device(ValueError(LOST[0])) and not lost_device(torch.OutOfMemoryError(LOST[0])) and not lost_device(KeyboardInterrupt())
+    assert not lost_device(ValueError(LOST[0])) and not lost_device(torch.OutOfMemoryError(
+        LOST[0])) and not lost_device(KeyboardInterrupt())
     kind = getattr(torch, "AcceleratorError", RuntimeError)
     error = kind("something new")
     assert not lost_device(error)
@@ -258,7 +290,8 @@ def test_the_kind_of_the_error_and_its_code_count():
 
 
 def test_signals_reach_the_process_on_the_cpu_and_its_failure_is_told(tmp_path, monkeypatch):
-    started, before = [], signal.getsignal(signal.SIGTERM)
+    started = []
+    before = signal.getsignal(signal.SIGTERM)
     class Child:
         def __init__(self, words, env): started.append((words, env["CUDA_VISIBLE_DEVICES"]))
         def send_signal(self, n): started.append(n)
@@ -269,7 +302,10 @@ def test_signals_reach_the_process_on_the_cpu_and_its_failure_is_told(tmp_path, 
     (tmp_path/"metrics.json").write_text('{"steps": 3}')
     code = 0
     assert continue_on_cpu(tmp_path, "train.threads=1") == {"steps": 3}
-    assert started == [([sys.executable, "-m", "jetson_det.train", "--out", str(tmp_path), "--resume", "train.device=cpu", "train.threads=1"], ""), signal.SIGTERM]
+    assert started == [([
+        sys.executable, "-m", "jetson_det.train", "--out",
+        str(tmp_path), "--resume", "train.device=cpu", "train.threads=1"
+    ], ""), signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) == before
     code = 3
     with pytest.raises(InputError, match="exit code 3"): continue_on_cpu(tmp_path)
@@ -281,7 +317,8 @@ def test_every_part_is_in_one_stage_and_none_inside_another():
         parts = called_parts(model)
         assert not any(a is not b and any(m is b for m in a.modules()) for a in parts.values() for b in parts.values())
         inside = {id(p) for m in parts.values() for p in m.parameters()}
-        assert sum(p.numel() for p in model.parameters() if id(p) in inside) > .9 * sum(p.numel() for p in model.parameters())
+        assert sum(p.numel() for p in model.parameters() if id(p) in inside) > .9*sum(p.numel()
+                                                                                      for p in model.parameters())
 
 
 @pytest.mark.slow
@@ -290,7 +327,10 @@ def test_a_training_whose_gpu_is_lost_ends_on_the_cpu_as_if_nothing_had_been(tmp
 
     from jetson_det.train.loop import train
     from jetson_det.train.step import Stepper
-    cfg, step, calls = config(scenes(tmp_path/"data"), "data.input_size=[64,64]", "train.epochs=2", "train.no_aug_epochs=0", "train.trackers=[]"), Stepper.step, []
+    cfg = config(scenes(tmp_path/"data"), "data.input_size=[64,64]", "train.epochs=2", "train.no_aug_epochs=0",
+                 "train.trackers=[]")
+    step = Stepper.step
+    calls = []
     train(cfg, tmp_path/"whole")
     def failing(self, *args, **kw):
         calls.append(1)
@@ -304,7 +344,8 @@ def test_a_training_whose_gpu_is_lost_ends_on_the_cpu_as_if_nothing_had_been(tmp
 
 
 def test_a_training_takes_the_batch_that_fits_and_keeps_it_when_resumed(tmp_path, monkeypatch):
-    "config.yaml keeps what was asked for; the loop trains with what fits, and so does a resumed one without another trial."
+    """config.yaml keeps what was asked for; the loop trains with what fits, and so does a resumed one without
+    another trial."""
     from jetson_det.train import memory
     from jetson_det.train.loop import train
     from train_helpers import config, scenes

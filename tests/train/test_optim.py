@@ -1,4 +1,5 @@
-"""Optimisers against torch's own, schedules against yolox's and torch's schedulers, Lookahead against its formula and through checkpoints, clipping."""
+"""Optimisers against torch's own, schedules against yolox's and torch's schedulers, Lookahead against its formula
+and through checkpoints, clipping."""
 import copy
 from types import SimpleNamespace
 
@@ -14,11 +15,25 @@ from jetson_det.core import InputError
 from jetson_det.models.zoo import create_model
 from jetson_det.runtime.contract import Contract
 from jetson_det.models.checkpoint import load_checkpoint, save_checkpoint
-from jetson_det.train.optim import (SCHEDULES, WARMUPS, Lookahead, Phases, Schedule, base_lr, build_optimizer, clip_gradients, gradients, learning_groups, lr_at, lr_rule,
-                                    make_schedule, plan_phases, schedule_text, set_lr, sorted_groups, warmup_epochs)
+from jetson_det.train.optim import (SCHEDULES, WARMUPS, Lookahead, Phases, Schedule, base_lr, build_optimizer,
+                                    clip_gradients, gradients, learning_groups, lr_at, lr_rule, make_schedule,
+                                    plan_phases, schedule_text, set_lr, sorted_groups, warmup_epochs)
 
-CFG = SimpleNamespace(lr=None, lr_per_image=.01 / 64, optimizer="sgd", momentum=.9, betas=(.9, .999), weight_decay=5e-4, lookahead=0, lookahead_alpha=.5,
-                      min_lr_ratio=.05, warmup_epochs=5., warmup_steps=None, warmup_shape="quadratic", schedule="cosine", milestones=[], gamma=.1)
+CFG = SimpleNamespace(lr=None,
+                      lr_per_image=.01/64,
+                      optimizer="sgd",
+                      momentum=.9,
+                      betas=(.9, .999),
+                      weight_decay=5e-4,
+                      lookahead=0,
+                      lookahead_alpha=.5,
+                      min_lr_ratio=.05,
+                      warmup_epochs=5.,
+                      warmup_steps=None,
+                      warmup_shape="quadratic",
+                      schedule="cosine",
+                      milestones=[],
+                      gamma=.1)
 CONTRACT = Contract(family="yolox", name="yolox-nano", classes=("a",), input_size=(64, 96), output="boxes_scores")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +49,8 @@ class Net(nn.Sequential):
     name = "net"
 
     def __init__(self):
-        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, groups=8),
+                         nn.Conv2d(8, 4, 1))
 
     def param_groups(self, weight_decay): return sorted_groups(self, weight_decay, {"0": .1, "4": 3.})
 
@@ -46,7 +62,8 @@ def net(seed=0, layout=torch.channels_last):
 
 def run(model, optimizer, steps, seed=5):
     "Steps on seeded noise; the losses."
-    g, losses = torch.Generator().manual_seed(seed), []
+    g = torch.Generator().manual_seed(seed)
+    losses = []
     for _ in range(steps):
         optimizer.zero_grad()
         loss = (model(torch.randn(4, 3, 8, 8, generator=g)) - 1).square().mean()
@@ -56,7 +73,8 @@ def run(model, optimizer, steps, seed=5):
     return losses
 
 
-def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 # ---- schedules
@@ -65,7 +83,14 @@ def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().valu
 @pytest.mark.parametrize("epochs, warmup, tail, per_epoch, batch", [(300, 5, 15, 37, 64), (100, 5, 15, 1, 8), (50, 1, 10, 26, 8), (20, 0, 5, 7, 1), (12, 2, 0, 3, 16)])
 def test_the_learning_rate_is_yolox_s_at_every_step(epochs, warmup, tail, per_epoch, batch):
     from yolox.utils.lr_scheduler import LRScheduler
-    theirs = LRScheduler("yoloxwarmcos", CFG.lr_per_image * batch, per_epoch, epochs, warmup_epochs=warmup, no_aug_epochs=tail, warmup_lr_start=0, min_lr_ratio=.05) if warmup else None
+    theirs = LRScheduler("yoloxwarmcos",
+                         CFG.lr_per_image*batch,
+                         per_epoch,
+                         epochs,
+                         warmup_epochs=warmup,
+                         no_aug_epochs=tail,
+                         warmup_lr_start=0,
+                         min_lr_ratio=.05) if warmup else None
     ours = make_schedule(CFG, plan_phases(epochs, warmup, tail), per_epoch, batch)
     assert ours.steps == epochs * per_epoch
     for step in range(ours.steps):
@@ -76,7 +101,8 @@ def test_the_learning_rate_is_yolox_s_at_every_step(epochs, warmup, tail, per_ep
 def torch_rates(make, lr, steps):
     "What a scheduler of torch gives, stepped once a step."
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler, rates = make(optimizer), []
+    scheduler = make(optimizer)
+    rates = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -113,14 +139,20 @@ def test_a_straight_warm_up_is_torch_s_linear_one(kind):
 @settings(max_examples=200, deadline=None)
 @given(kind=st.sampled_from(SCHEDULES), shape=st.sampled_from(WARMUPS), epochs=st.integers(1, 60), warmup=st.floats(0, 20), tail=st.integers(0, 20),
        per_epoch=st.integers(1, 9), lr=st.floats(1e-6, 1.), ratio=st.floats(.001, 1.), milestones=st.lists(st.integers(1, 80), min_size=1, max_size=4, unique=True))
-def test_every_schedule_rises_falls_and_stays_in_bounds(kind, shape, epochs, warmup, tail, per_epoch, lr, ratio, milestones):
-    cfg = but(lr=lr, schedule=kind, warmup_shape=shape, min_lr_ratio=ratio, milestones=sorted(milestones) if kind == "multistep" else [])
+def test_every_schedule_rises_falls_and_stays_in_bounds(kind, shape, epochs, warmup, tail, per_epoch, lr, ratio,
+                                                        milestones):
+    cfg = but(lr=lr,
+              schedule=kind,
+              warmup_shape=shape,
+              min_lr_ratio=ratio,
+              milestones=sorted(milestones) if kind == "multistep" else [])
     s = make_schedule(cfg, plan_phases(epochs, warmup, tail), per_epoch, 8)
     rates = [lr_at(i, s) for i in range(s.steps)]
     assert rates == [lr_at(i, s) for i in reversed(range(s.steps))][::-1] # of the step alone
     assert all(0 <= r <= lr * (1 + 1e-9) for r in rates) and all(r > 0 for r in rates[1:])
     up = int(s.warmup) + 1
-    risen, rest = rates[:up], rates[up:]
+    risen = rates[:up]
+    rest = rates[up:]
     assert risen == sorted(risen)
     assert all(b <= a * (1 + 1e-9) for a, b in zip(rest, rest[1:]))
     if kind in ("cosine", "linear", "exponential") and rest: assert min(rest) >= lr * ratio * (1 - 1e-9)
@@ -141,7 +173,11 @@ def test_short_trainings_leave_room_for_the_middle(epochs):
 @given(epochs=st.integers(1, 100), warmup=st.floats(0, 30), tail=st.integers(0, 40))
 def test_no_phase_is_ever_negative(epochs, warmup, tail):
     phases = plan_phases(epochs, warmup, tail)
-    assert 0 <= phases.warmup <= warmup + .01 and 0 <= phases.tail <= tail and phases.warmup + phases.tail <= 2 / 3 * epochs + .01
+    assert (
+        0 <= phases.warmup <= warmup + 0.01
+        and 0 <= phases.tail <= tail
+        and phases.warmup + phases.tail <= 2 / 3 * epochs + 0.01
+    )
 
 
 def test_a_long_tail_in_a_short_training():
@@ -153,7 +189,8 @@ def test_the_warm_up_may_be_meant_in_steps():
     for per_epoch in (37, 400, 1999):
         phases = plan_phases(300, warmup_epochs(but(warmup_steps=2000, lr=1e-4, warmup_shape="linear"), per_epoch), 0)
         s = make_schedule(but(warmup_steps=2000, lr=1e-4, warmup_shape="linear"), phases, per_epoch, 8)
-        assert lr_at(0, s) == pytest.approx(1e-4 / 2000) and lr_at(999, s) == pytest.approx(5e-5) and lr_at(1999, s) == pytest.approx(1e-4) and lr_at(2001, s) <= 1e-4
+        assert lr_at(0, s) == pytest.approx(1e-4/2000) and lr_at(999, s) == pytest.approx(5e-5) and lr_at(
+            1999, s) == pytest.approx(1e-4) and lr_at(2001, s) <= 1e-4
     assert "shrunk" in plan_phases(3, warmup_epochs(but(warmup_steps=2000), 37), 0).rule
 
 
@@ -170,7 +207,8 @@ def test_schedules_that_can_t_be_meant(wrong, line):
 
 
 def test_the_words_of_the_table():
-    assert schedule_text(but(schedule="linear"), 10) == "linear to 0.05 of the rate" and schedule_text(but(schedule="constant"), 10) == "constant"
+    assert schedule_text(but(schedule="linear"), 10) == "linear to 0.05 of the rate" and schedule_text(
+        but(schedule="constant"), 10) == "constant"
     assert schedule_text(but(schedule="multistep", milestones=[40, 55]), 72) == "multistep: x 0.1 after epochs 40, 55"
     assert schedule_text(but(schedule="multistep", milestones=[40, 55]), 20).endswith("; 40, 55 beyond the end")
     assert "effective batch" in lr_rule(CFG) and "train.lr" in lr_rule(but(lr=.1))
@@ -180,11 +218,13 @@ def test_the_words_of_the_table():
 # ---- optimisers
 
 def test_sgd_is_bit_for_bit_the_plain_one():
-    ours, theirs = create_model("yolox-nano", ["a"]).to(memory_format=torch.channels_last), None
+    ours = create_model("yolox-nano", ["a"]).to(memory_format=torch.channels_last)
+    theirs = None
     theirs = copy.deepcopy(ours)
     a = build_optimizer(ours, CFG, 8)
     b = torch.optim.SGD(theirs.param_groups(5e-4), lr=.01 / 64 * 8, momentum=.9, nesterov=True)
-    s, losses = make_schedule(CFG, plan_phases(10, 1., 2), 2, 8), []
+    s = make_schedule(CFG, plan_phases(10, 1., 2), 2, 8)
+    losses = []
     for model, optimizer in ((ours, a), (theirs, b)):
         g = torch.Generator().manual_seed(1)
         for step in range(4):
@@ -203,7 +243,8 @@ def test_sgd_is_bit_for_bit_the_plain_one():
 @pytest.mark.parametrize("name, make", [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_adam_is_torch_s_plain_one(name, make, layout):
-    ours, theirs = net(layout=layout), net(layout=layout)
+    ours = net(layout=layout)
+    theirs = net(layout=layout)
     cfg = but(optimizer=name, lr=.01, betas=(.8, .95), weight_decay=.1)
     a = build_optimizer(ours, cfg, 8)
     b = make(theirs.param_groups(.1), lr=.01, betas=(.8, .95), foreach=False, fused=False)
@@ -231,7 +272,8 @@ def test_adam_and_adamw_decay_differently():
 @pytest.mark.parametrize("cut", [1, 2, 4, 6])
 def test_a_resumed_optimiser_goes_on_bit_for_bit(cfg, cut, tmp_path):
     "Through a real checkpoint, whose tensors are contiguous where the weights are channels_last."
-    whole, part = net(), net()
+    whole = net()
+    part = net()
     losses = run(whole, build_optimizer(whole, cfg, 8), cut), run(part, before := build_optimizer(part, cfg, 8), cut)
     assert losses[0] == losses[1]
     ckpt = load_checkpoint(save_checkpoint(tmp_path/"c", part, None, before, {}, CONTRACT))
@@ -242,7 +284,13 @@ def test_a_resumed_optimiser_goes_on_bit_for_bit(cfg, cut, tmp_path):
     for p, state in after.state.items():
         for v in state.values(): assert v.shape != p.shape or v.stride() == p.stride()
     assert run(part, before, 7, seed=6) == run(again, after, 7, seed=6) and same(part, again)
-    assert [{k: v for k, v in g.items() if k != "params"} for g in after.param_groups] == [{k: v for k, v in g.items() if k != "params"} for g in before.param_groups]
+    assert [{k: v
+             for k, v in g.items()
+             if k != "params"}
+            for g in after.param_groups] == [{k: v
+                                              for k, v in g.items()
+                                              if k != "params"}
+                                             for g in before.param_groups]
 
 
 def test_gradients_of_another_memory_order_are_put_in_order():
@@ -275,7 +323,8 @@ def test_every_parameter_is_in_one_group_and_only_weights_decay():
     optimizer = build_optimizer(model, CFG, 64)
     ids = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
-    assert all(g["lr"] == .01 and g["nesterov"] and g["momentum"] == .9 and g["lr_scale"] == 1 for g in optimizer.param_groups)
+    assert all(g["lr"] == .01 and g["nesterov"] and g["momentum"] == .9 and g["lr_scale"] == 1
+               for g in optimizer.param_groups)
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
     assert decayed == {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d)}
 
@@ -301,17 +350,22 @@ TRANSFORMER = nn.Transformer(8, 2, 2, 2, 16, batch_first=True)
 def test_shared_parameters_appear_once_and_a_wrong_prefix_is_said():
     a = nn.Linear(3, 3)
     both = nn.ModuleDict(dict(one=a, two=nn.Sequential(a, nn.LayerNorm(3))))
-    assert sorted(id(p) for g in sorted_groups(both, .1) for p in g["params"]) == sorted(id(p) for p in both.parameters())
+    assert sorted(id(p) for g in sorted_groups(both, .1) for p in g["params"]) == sorted(
+        id(p) for p in both.parameters())
     tied = nn.ModuleDict(dict(embed=nn.Embedding(4, 3), out=nn.Linear(3, 4)))
     tied["out"].weight = tied["embed"].weight
-    assert sorted(id(p) for g in sorted_groups(tied, .1) for p in g["params"]) == sorted(id(p) for p in tied.parameters())
-    with pytest.raises(InputError, match="begins with 'ones': did you mean 'one'"): sorted_groups(both, .1, {"ones": .1})
+    assert sorted(id(p) for g in sorted_groups(tied, .1) for p in g["params"]) == sorted(
+        id(p) for p in tied.parameters())
+    with pytest.raises(InputError, match="begins with 'ones': did you mean 'one'"):
+        sorted_groups(both, .1, {"ones": .1})
 
 
 @settings(max_examples=30, deadline=None)
 @given(lr=st.floats(1e-8, 1.), scales=st.lists(st.floats(.01, 10.), min_size=1, max_size=4))
 def test_each_group_gets_its_share_of_the_rate(lr, scales):
-    optimizer = torch.optim.SGD([dict(params=[nn.Parameter(torch.zeros(1))], lr_scale=s) for s in scales] + [dict(params=[nn.Parameter(torch.zeros(1))])], lr=1.)
+    optimizer = torch.optim.SGD([dict(params=[nn.Parameter(torch.zeros(1))], lr_scale=s)
+                                 for s in scales] + [dict(params=[nn.Parameter(torch.zeros(1))])],
+                                lr=1.)
     set_lr(optimizer, lr)
     assert [g["lr"] for g in optimizer.param_groups] == [lr * s for s in scales] + [lr]
 
@@ -334,14 +388,16 @@ def test_frozen_parameters_are_left_out():
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in model.head.parameters()}
     model.requires_grad_(False)
     with pytest.raises(InputError, match="frozen"): build_optimizer(model, CFG, 8)
-    with pytest.raises(InputError, match="unknown 'admw': did you mean 'adamw'"): build_optimizer(model, but(optimizer="admw"), 8)
+    with pytest.raises(InputError, match="unknown 'admw': did you mean 'adamw'"):
+        build_optimizer(model, but(optimizer="admw"), 8)
 
 
 def test_a_forgotten_parameter_is_said():
     class Forgets(Net):
         def param_groups(self, weight_decay): return [dict(params=[self[0].weight], weight_decay=0.)]
     model = Forgets()
-    with pytest.raises(InputError, match=r"param_groups of net leaves out 0.bias, 1.weight, 1.bias \.\.\."): learning_groups(model, .1)
+    with pytest.raises(InputError, match=r"param_groups of net leaves out 0.bias, 1.weight, 1.bias \.\.\."):
+        learning_groups(model, .1)
 
 
 # ---- lookahead
@@ -351,7 +407,8 @@ def test_a_forgotten_parameter_is_said():
 def test_lookahead_is_its_formula(k, alpha, steps, seed):
     "Algorithm 1 of the paper, written out with plain SGD."
     torch.manual_seed(seed)
-    start, grads = torch.randn(3), torch.randn(steps, 3)
+    start = torch.randn(3)
+    grads = torch.randn(steps, 3)
     p = nn.Parameter(start.clone())
     o = Lookahead(torch.optim.SGD([p], lr=.1), k, alpha)
     slow = fast = start
@@ -394,12 +451,16 @@ def test_lookahead_takes_a_grad_scaler_clipping_and_a_closure():
 
 
 def test_lookahead_refuses_what_is_not_its_own():
-    a, b = net(), create_model("yolox-nano", ["a"])
+    a = net()
+    b = create_model("yolox-nano", ["a"])
     o = build_optimizer(a, but(lookahead=2), 8)
-    with pytest.raises(InputError, match="without Lookahead"): o.load_state_dict(build_optimizer(a, CFG, 8).state_dict())
-    with pytest.raises(InputError, match="another network"): o.load_state_dict(build_optimizer(b, but(lookahead=2), 8).state_dict())
+    with pytest.raises(InputError, match="without Lookahead"):
+        o.load_state_dict(build_optimizer(a, CFG, 8).state_dict())
+    with pytest.raises(InputError, match="another network"):
+        o.load_state_dict(build_optimizer(b, but(lookahead=2), 8).state_dict())
     for k, alpha in ((0, .5), (5, 0.), (5, 1.5)):
-        with pytest.raises(InputError, match="train.lookahead"): Lookahead(torch.optim.SGD(a.parameters(), lr=.1), k, alpha)
+        with pytest.raises(InputError, match="train.lookahead"):
+            Lookahead(torch.optim.SGD(a.parameters(), lr=.1), k, alpha)
 
 
 def test_a_saved_lookahead_is_not_moved_by_later_steps(tmp_path):
@@ -416,7 +477,8 @@ def test_a_saved_lookahead_is_not_moved_by_later_steps(tmp_path):
 # ---- clipping
 
 def test_clipping_is_torch_s():
-    a, b = nn.Linear(5, 5), nn.Linear(5, 5)
+    a = nn.Linear(5, 5)
+    b = nn.Linear(5, 5)
     for m in (a, b):
         torch.manual_seed(1)
         for p in m.parameters(): p.grad = torch.randn(p.shape)

@@ -29,7 +29,10 @@ def whole(data, tmp_path_factory):
 def child():
     "Starts a training in a process of its own; the modules are imported once."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jetson_det.train.loop", "jetson_det.evaluate.coco", "jetson_det.models.session", "torch.utils.tensorboard", "train_helpers"])
+    context.set_forkserver_preload([
+        "jetson_det.train.loop", "jetson_det.evaluate.coco", "jetson_det.models.session", "torch.utils.tensorboard",
+        "train_helpers"
+    ])
     def start(*args, **kw):
         process = context.Process(target=train_in_child, args=args, kwargs=kw)
         process.start()
@@ -37,7 +40,8 @@ def child():
     return start
 
 
-def after_steps(out, n): return lambda: len(list(out.glob("checkpoints/step-*"))) and int(list_checkpoints(out)[-1].name[5:]) >= n
+def after_steps(out, n):
+    return lambda: len(list(out.glob("checkpoints/step-*"))) and int(list_checkpoints(out)[-1].name[5:]) >= n
 def after_seconds(s):
     end = time.monotonic() + s
     return lambda: time.monotonic() > end
@@ -67,8 +71,11 @@ def test_killed_again_and_again_at_every_kind_of_moment(tmp_path, data, whole, c
 
 def test_killed_at_random_between_checkpoints_an_epoch_apart(tmp_path, data, whole, child):
     "Steps since the last checkpoint are taken again."
-    out, rng, more = tmp_path/"run", random.Random(7), ["train.save_minutes=60", "data.workers=1"]
-    for _ in range(2): killed_when(child(data, out, more, resume=resumable(out)), after_seconds(rng.uniform(.2, .8) * whole[1]))
+    out = tmp_path/"run"
+    rng = random.Random(7)
+    more = ["train.save_minutes=60", "data.workers=1"]
+    for _ in range(2):
+        killed_when(child(data, out, more, resume=resumable(out)), after_seconds(rng.uniform(.2, .8) * whole[1]))
     finish(child, data, out, more)
     assert result_of(out) == result_of(whole[0])
 
@@ -76,8 +83,10 @@ def test_killed_at_random_between_checkpoints_an_epoch_apart(tmp_path, data, who
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_at_random(tmp_path, data, whole, child, seed):
-    out, rng = tmp_path/"run", random.Random(seed)
-    for _ in range(rng.randint(2, 8)): killed_when(child(data, out, resume=resumable(out)), after_seconds(rng.uniform(.05, 1.) * whole[1]))
+    out = tmp_path/"run"
+    rng = random.Random(seed)
+    for _ in range(rng.randint(2, 8)):
+        killed_when(child(data, out, resume=resumable(out)), after_seconds(rng.uniform(.05, 1.) * whole[1]))
     finish(child, data, out)
     assert result_of(out) == result_of(whole[0])
 
@@ -98,7 +107,11 @@ def test_a_torn_checkpoint_is_passed_over_and_said(tmp_path, data, whole, capsys
     (newest/"optimizer.safetensors").write_bytes((newest/"optimizer.safetensors").read_bytes()[:-1])
     train(config(data), out, resume=True)
     said = capsys.readouterr().out
-    assert "step-00000009 is passed over" in said and "optimizer.safetensors: torn" in said and "resumed after epoch 2" in said
+    assert (
+        "step-00000009 is passed over" in said
+        and "optimizer.safetensors: torn" in said
+        and "resumed after epoch 2" in said
+    )
     assert result_of(out) == result_of(whole[0]) and newest_whole(out).name == "step-00000009"
 
 
@@ -119,7 +132,8 @@ def test_a_finished_run_resumes_to_the_same_figures(tmp_path, data, whole):
 def test_another_setting_or_other_data_is_refused_by_name(tmp_path, data, whole):
     out = cut_at(whole, tmp_path/"run")
     before = sorted(p.name for p in out.rglob("*"))
-    for word in ("train.epochs=4", "model.name=yolox-tiny", "augment.flip=0.1", "train.seed=1", "train.batch_size=4", "data.classes=[Person,Sack]"):
+    for word in ("train.epochs=4", "model.name=yolox-tiny", "augment.flip=0.1", "train.seed=1", "train.batch_size=4",
+                 "data.classes=[Person,Sack]"):
         with pytest.raises(InputError, match=word.split("=")[0]): train(config(data, word), out, resume=True)
     other = tmp_path/"data"
     shutil.copytree(data, other)
@@ -130,7 +144,8 @@ def test_another_setting_or_other_data_is_refused_by_name(tmp_path, data, whole)
 
 
 def test_the_same_data_elsewhere_is_the_same_training(tmp_path, data, whole):
-    out, other = cut_at(whole, tmp_path/"run"), tmp_path/"moved"
+    out = cut_at(whole, tmp_path/"run")
+    other = tmp_path/"moved"
     shutil.copytree(data, other)
     train(config(other, "data.workers=1", "train.keep=1"), out, resume=True)
     assert result_of(out) == result_of(whole[0])
@@ -141,7 +156,10 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path, data, whole):
     from jetson_det.train.loop import Trainer, training_data
     ckpt = load_checkpoint(newest_whole(whole[0]))
     cfg = config(data)
-    for change, words in (({"classes": ("Sack",)}, "classes is"), ({"name": "yolox-s"}, "name is"), ({"input_size": (64, 64)}, "input_size is")):
-        with pytest.raises(InputError, match=words): Trainer(cfg, training_data(cfg, tmp_path), tmp_path, ckpt._replace(contract=ckpt.contract._replace(**change)))
+    for change, words in (({"classes": ("Sack", )}, "classes is"), ({"name": "yolox-s"}, "name is"),
+                          ({"input_size": (64, 64)}, "input_size is")):
+        with pytest.raises(InputError, match=words):
+            Trainer(cfg, training_data(cfg, tmp_path), tmp_path,
+                    ckpt._replace(contract=ckpt.contract._replace(**change)))
     with pytest.raises(InputError, match="without the optimizer"):
         Trainer(cfg, training_data(cfg, tmp_path), tmp_path, load_checkpoint(whole[0]/"last"))

@@ -1,4 +1,5 @@
-"""Trackers: the right figures in the real packages, the same run after a resume, and no trouble of theirs in the training."""
+"""Trackers: the right figures in the real packages, the same run after a resume, and no trouble of theirs in the
+training."""
 import json
 import logging
 import os
@@ -16,7 +17,15 @@ from jetson_det.runtime.files import InputError
 from jetson_det.train.callbacks import Callback, Evaluate, StopOnSignal, TrainingError
 from jetson_det.train.loop import Trainer, training_data
 from jetson_det.train.run_folder import flat_config
-from jetson_det.train.trackers import Background, MLflowTracker, TensorBoardTracker, Tracker, Tracking, WandbTracker, make_trackers
+from jetson_det.train.trackers import (
+    Background,
+    MLflowTracker,
+    TensorBoardTracker,
+    Tracker,
+    Tracking,
+    WandbTracker,
+    make_trackers,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,8 @@ class At(Callback):
 
 def trained(data, tmp_path, *callbacks, more=()):
     "A training of nine steps with these callbacks; what it said."
-    cfg, said = config(data, "train.log_every=2", *more), []
+    cfg = config(data, "train.log_every=2", *more)
+    said = []
     t = Trainer(cfg, training_data(cfg, tmp_path), tmp_path/"run", callbacks=list(callbacks), say=said.append)
     t.fit()
     return t, said
@@ -64,19 +74,29 @@ def test_a_training_tells_its_figures(tmp_path, data, one_thread):
     t, said = trained(data, tmp_path, Evaluate(), Tracking([notes]))
     kinds = [c[0] for c in notes.calls]
     assert kinds[0] == "start" and kinds[-1] == "finish" and notes.calls[-1] == ("finish", "finished") and not said
-    assert notes.calls[0][1] == tmp_path/"run" and notes.calls[0][2]["train.epochs"] == 3 and notes.calls[0][2]["data.input_size"] == [96, 96]
+    assert notes.calls[0][1] == tmp_path/"run" and notes.calls[0][2]["train.epochs"] == 3 and notes.calls[0][2][
+        "data.input_size"] == [96, 96]
     steps = [(c[1], set(c[2])) for c in notes.calls if c[0] == "log" and "train/loss" in c[2]]
-    assert [s for s, _ in steps] == [2, 4, 6, 8] and steps[0][1] >= {"train/loss", "train/iou", "train/lr", "train/images_per_second"}
+    assert [s for s, _ in steps
+            ] == [2, 4, 6, 8] and steps[0][1] >= {"train/loss", "train/iou", "train/lr", "train/images_per_second"}
     assert [c[1] for c in notes.calls if c[0] == "log" and "val/AP" in c[2]] == [3, 6, 9]
     assert not [th for th in threading.enumerate() if th.name.startswith("tracker")]
 
 
 class Breaks(Notes):
     "Fails in one of its methods."
-    def __init__(self, method): super().__init__(); self.method = method
-    def start(self, run, config): super().start(run, config); self._maybe("start")
-    def log(self, step, figures): super().log(step, figures); self._maybe("log")
-    def finish(self, status): super().finish(status); self._maybe("finish")
+    def __init__(self, method):
+        super().__init__()
+        self.method = method
+    def start(self, run, config):
+        super().start(run, config)
+        self._maybe("start")
+    def log(self, step, figures):
+        super().log(step, figures)
+        self._maybe("log")
+    def finish(self, status):
+        super().finish(status)
+        self._maybe("finish")
     def _maybe(self, method):
         if method == self.method: raise SystemExit("no\nroute")
 
@@ -92,7 +112,8 @@ def test_a_tracker_that_fails_is_one_line_and_changes_nothing(tmp_path, data, me
 def test_a_tracker_that_hangs_holds_up_nothing(tmp_path, data, one_thread):
     class Hangs(Notes):
         def log(self, step, figures): threading.Event().wait(60)
-    tracking, ends = Tracking([Hangs(), quick := Notes()], seconds=.5), []
+    tracking = Tracking([Hangs(), quick := Notes()], seconds=.5)
+    ends = []
     class Clock(Callback):
         def after_train(self, t): ends.append(time.monotonic())
     trained(data, tmp_path, tracking, Clock())
@@ -101,17 +122,21 @@ def test_a_tracker_that_hangs_holds_up_nothing(tmp_path, data, one_thread):
 
 def test_a_queue_that_is_full_loses_figures_and_says_so():
     class Slow(Notes):
-        def log(self, step, figures): super().log(step, figures); time.sleep(.01)
+        def log(self, step, figures):
+            super().log(step, figures)
+            time.sleep(.01)
     place = Background(Slow(), most=5)
     for step in range(50): place("log", step, {})
-    place.end("finished"); place.wait(5)
+    place.end("finished")
+    place.wait(5)
     logged = [c for c in place.tracker.calls if c[0] == "log"]
     assert place.tracker.calls[-1] == ("finish", "finished") and len(logged) + place.lost == 50 and place.lost > 20
     assert place.trouble == f"too slow: {place.lost} sets of figures are missing there"
 
 
 def test_the_end_is_told_as_it_was(tmp_path, data, one_thread):
-    failed, stopped = Notes(), Notes()
+    failed = Notes()
+    stopped = Notes()
     def fail(t): raise OSError(28, "No space left on device")
     with pytest.raises(TrainingError): trained(data, tmp_path/"a", Tracking([failed]), At(3, fail))
     def ask(t): t.stop_reason = "SIGTERM"
@@ -122,7 +147,9 @@ def test_the_end_is_told_as_it_was(tmp_path, data, one_thread):
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_is_one_line_before_anything_is_done(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=rf'{name} is needed here and is not installed: pip install "jetson_det\[{name}\]"'): make_trackers(["tensorboard", name])
+    with pytest.raises(InputError,
+                       match=rf'{name} is needed here and is not installed: pip install "jetson_det\[{name}\]"'):
+        make_trackers(["tensorboard", name])
 
 
 def test_a_missing_tensorboard_is_said_and_the_training_goes_on(tmp_path, data, monkeypatch, one_thread):
@@ -131,14 +158,17 @@ def test_a_missing_tensorboard_is_said_and_the_training_goes_on(tmp_path, data, 
     assert t.step == 9 and len(said) == 1 and said[0].startswith("tensorboard: ModuleNotFoundError")
 
 
-FIRST, AGAIN = {10: .5, 20: .25, 30: .125}, {20: .75, 40: .0625} # step -> loss; the second from a checkpoint at step 10
+# step -> loss; the second from a checkpoint at step 10
+FIRST = {10: .5, 20: .25, 30: .125}
+AGAIN = {20: .75, 40: .0625}
 
 def tell(tracker, run, losses, status):
     "What `Tracking` does, in a thread, as there."
     place = Background(tracker)
     place("start", run, flat_config(Config()))
     for step, loss in losses.items(): place("log", step, {"train/loss": loss})
-    place.end(status); place.wait(60)
+    place.end(status)
+    place.wait(60)
     assert not place.trouble, place.trouble
     return tracker
 
@@ -149,18 +179,27 @@ def test_tensorboard_forgets_what_a_resume_does_again(run):
     tell(TensorBoardTracker(), run, FIRST, "stopped")
     time.sleep(1.1)
     tell(TensorBoardTracker(), run, AGAIN, "finished")
-    assert [(e.step, e.value) for e in EventAccumulator(str(run/"tensorboard")).Reload().Scalars("train/loss")] == [(10, .5), (20, .75), (40, .0625)]
+    assert [(e.step, e.value)
+            for e in EventAccumulator(str(run/"tensorboard")).Reload().Scalars("train/loss")] == [(10, .5), (20, .75),
+                                                                                                  (40, .0625)]
 
 
 def log_records(file):
     "The records in a file of LevelDB's log format: blocks of 32 KiB, after seven bytes of W&B's own."
-    data, at, record = file.read_bytes(), 7, b""
+    data = file.read_bytes()
+    at = 7
+    record = b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768
         length, kind = struct.unpack("<HB", data[at + 4:at + 7])
-        if left < 7 or not kind: at += left; continue
-        record, at = record + data[at + 7:at + 7 + length], at + 7 + length
-        if kind in (1, 4): yield record; record = b""
+        if left < 7 or not kind:
+            at += left
+            continue
+        record = record + data[at + 7:at + 7 + length]
+        at = at + 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
 
 
 def wandb_records(run):
@@ -168,7 +207,9 @@ def wandb_records(run):
     from wandb.proto import wandb_internal_pb2 as pb
     found = []
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
-        history, head, code = [], None, None
+        history = []
+        head = None
+        code = None
         for record in map(pb.Record.FromString, log_records(file)):
             kind = record.WhichOneof("record_type")
             if kind == "run": head = record.run
@@ -221,5 +262,6 @@ def test_trackers_in_a_real_training(run, data, tmp_path, one_thread):
     t, said = trained(data, tmp_path, Evaluate(), Tracking(make_trackers(["tensorboard", "wandb", "mlflow"])))
     plain, _ = trained(data, tmp_path/"b", Evaluate())
     assert torch.equal(weights_of(t), weights_of(plain))
-    assert sorted(line.split(" ")[:2] for line in said) == [["mlflow:", "run"], ["wandb:", "run"]] and (tmp_path/"mlflow.db").exists()
+    assert sorted(line.split(" ")[:2]
+                  for line in said) == [["mlflow:", "run"], ["wandb:", "run"]] and (tmp_path/"mlflow.db").exists()
     assert {f.name for f in (tmp_path/"run").iterdir()} == {"tensorboard", "wandb", "wandb.json", "mlflow.json"}

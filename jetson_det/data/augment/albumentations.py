@@ -30,24 +30,31 @@ def _lines(
     if isinstance(node, yaml.SequenceNode):
         for k, item in enumerate(node.value): found.update(_lines(item, (*at, k)))
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value: found.update({**_lines(value, (*at, key.value)), (*at, key.value): key.start_mark.line + 1})
+        for key, value in node.value:
+            found.update({**_lines(value, (*at, key.value)), (*at, key.value): key.start_mark.line + 1})
     return found
 
 def _read(path):
     "The values of a YAML file, and the lines that they stand in."
     try: text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
-    try: return yaml.safe_load(text), _lines(yaml.compose(text, Loader=yaml.SafeLoader) or yaml.ScalarNode("", "", yaml.Mark(0, 0, 0, 0, "", 0)))
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
+    try:
+        return yaml.safe_load(text), _lines(
+            yaml.compose(text, Loader=yaml.SafeLoader) or yaml.ScalarNode("", "", yaml.Mark(0, 0, 0, 0, "", 0)))
     except (yaml.YAMLError, RecursionError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
-        raise InputError(f"{path}, line {mark.line + 1 if mark else '?'}: not valid YAML: {getattr(e, 'problem', None) or e}") from None
+        raise InputError(
+            f"{path}, line {mark.line + 1 if mark else '?'}: not valid YAML: {getattr(e, 'problem', None) or e}"
+        ) from None
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #3138fb6c
 def _albumentations():
     "The package. Raises InputError when it is not installed."
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try: import albumentations
-    except ImportError: raise InputError("augment.transforms needs albumentations: pip install albumentations==2.0.8") from None
+    except ImportError:
+        raise InputError("augment.transforms needs albumentations: pip install albumentations==2.0.8") from None
     return albumentations
 
 def _moves_boxes(A, cls):
@@ -57,8 +64,16 @@ def _moves_boxes(A, cls):
 
 def _known(A):
     "name -> class of the transforms that work on one image and its boxes."
-    named = {n: c for n, c in vars(A).items() if isinstance(c, type) and issubclass(c, A.BasicTransform) and c.__module__ != A.DualTransform.__module__}
-    return {n: c for n, c in named.items() if n != "Lambda" and (issubclass(c, A.ImageOnlyTransform) or _moves_boxes(A, c))}
+    named = {
+        n: c
+        for n, c in vars(A).items()
+        if isinstance(c, type) and issubclass(c, A.BasicTransform) and c.__module__ != A.DualTransform.__module__
+    }
+    return {
+        n: c
+        for n, c in named.items()
+        if n != "Lambda" and (issubclass(c, A.ImageOnlyTransform) or _moves_boxes(A, c))
+    }
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #29558fe8
 def _reason(e):
@@ -67,14 +82,17 @@ def _reason(e):
     if not hasattr(cause, "errors"): return " ".join(str(e).split()), None
     first = cause.errors()[0]
     if first["type"] == "missing": return f"needs the argument {first['loc'][0]!r}", None
-    return f"{first['msg'].removeprefix('Value error, ')} (found {first['input']!r})", first["loc"][0] if first["loc"] else None
+    return f"{first['msg'].removeprefix('Value error, ')} (found {first['input']!r})", first["loc"][0] if first[
+        "loc"] else None
 
 def _arguments(given, allowed, at, name, where):
     "The arguments of one item, checked for names."
     if given is None: return {}
-    if not isinstance(given, dict): raise InputError(f"{where(at)}: {name}: arguments are written as names and values, not {given!r}")
+    if not isinstance(given, dict):
+        raise InputError(f"{where(at)}: {name}: arguments are written as names and values, not {given!r}")
     for key in given:
-        if key not in allowed: raise InputError(f"{where((*at, key))}: {name}: unknown argument {key!r}: {did_you_mean(key, allowed)}")
+        if key not in allowed:
+            raise InputError(f"{where((*at, key))}: {name}: unknown argument {key!r}: {did_you_mean(key, allowed)}")
     return given
 
 def _made(cls, arguments, at, name, where):
@@ -89,7 +107,12 @@ def _made(cls, arguments, at, name, where):
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #2f425393
 def _compose(A, items, min_box=1., min_visible=.1):
     "A pipeline for boxes in pixels; `ids` says which are left."
-    boxes = A.BboxParams("pascal_voc", ["ids"], min_width=min_box, min_height=min_box, min_visibility=min_visible, clip=True, filter_invalid_bboxes=True)
+    boxes = A.BboxParams("pascal_voc", ["ids"],
+                         min_width=min_box,
+                         min_height=min_box,
+                         min_visibility=min_visible,
+                         clip=True,
+                         filter_invalid_bboxes=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning) # "no transform to process boxes", where colours alone are changed
         return A.Compose(items, bbox_params=boxes)
@@ -98,14 +121,22 @@ def _tried(A, item, at, name, where):
     "The transform, tried on a picture. Raises InputError when it cannot do without masks, or changes size or type."
     if needs := set(item.targets_as_params) - {"image", "bboxes"}:
         raise InputError(f"{where(at)}: {name}: needs {', '.join(sorted(needs))}: only images and boxes are at hand")
-    picture, p, item.p = (np.indices((331, 331)).sum(0)[..., None] * [1, 2, 3] % 256).astype(np.uint8), item.p, 1
+    picture = (np.indices((331, 331)).sum(0)[..., None] * [1, 2, 3] % 256).astype(np.uint8)
+    p = item.p
+    item.p = 1
     pipeline = _compose(A, [item])
     for seed in range(3):
         pipeline.set_random_seed(seed)
         try: got = pipeline(image=picture, bboxes=np.float32([[20, 30, 90, 80]]), ids=[0])["image"]
-        except Exception as e: raise InputError(f"{where(at)}: {name}: fails on a picture of 331x331: {type(e).__name__}: {' '.join(str(e).split())}") from None
-        if got.shape != picture.shape: raise InputError(f"{where(at)}: {name}: changes {picture.shape} into {got.shape}: a sample keeps its size and channels")
-        if got.dtype != np.uint8: raise InputError(f"{where(at)}: {name}: makes {got.dtype} of uint8: the network does that itself")
+        except Exception as e:
+            raise InputError(
+                f"{where(at)}: {name}: fails on a picture of 331x331: {type(e).__name__}: {' '.join(str(e).split())}"
+            ) from None
+        if got.shape != picture.shape:
+            raise InputError(
+                f"{where(at)}: {name}: changes {picture.shape} into {got.shape}: a sample keeps its size and channels")
+        if got.dtype != np.uint8:
+            raise InputError(f"{where(at)}: {name}: makes {got.dtype} of uint8: the network does that itself")
     item.p = p
     return item
 
@@ -114,25 +145,33 @@ def _group(A, known, cls, arguments, at, where):
     "The arguments of a group, its transforms built."
     here = at if isinstance(arguments, list) else (*at, "transforms")
     if isinstance(arguments, list): arguments = {"transforms": arguments}
-    allowed = {"OneOf": ("transforms", "p"), "Sequential": ("transforms", "p")}.get(cls.__name__, ("transforms", "n", "replace", "p"))
+    allowed = {"OneOf": ("transforms", "p"), "Sequential": ("transforms", "p")}.get(cls.__name__,
+                                                                                    ("transforms", "n", "replace", "p"))
     arguments = dict(_arguments(arguments, allowed, at, cls.__name__, where))
     arguments["transforms"] = _items(A, known, arguments.get("transforms"), here, where)
-    p, n = arguments.get("p", 1), arguments.get("n", 1)
-    if type(p) not in (int, float) or not 0 <= p <= 1: raise InputError(f"{where((*at, 'p'))}: {cls.__name__}: p: a number of 0 to 1, not {p!r}")
-    if type(n) is not int or n < 1: raise InputError(f"{where((*at, 'n'))}: {cls.__name__}: n: a whole number from 1, not {n!r}")
-    if cls.__name__ == "OneOf" and not sum(t.p for t in arguments["transforms"]): raise InputError(f"{where(at)}: OneOf: every p in it is 0")
+    p = arguments.get("p", 1)
+    n = arguments.get("n", 1)
+    if type(p) not in (int, float) or not 0 <= p <= 1:
+        raise InputError(f"{where((*at, 'p'))}: {cls.__name__}: p: a number of 0 to 1, not {p!r}")
+    if type(n) is not int or n < 1:
+        raise InputError(f"{where((*at, 'n'))}: {cls.__name__}: n: a whole number from 1, not {n!r}")
+    if cls.__name__ == "OneOf" and not sum(t.p for t in arguments["transforms"]):
+        raise InputError(f"{where(at)}: OneOf: every p in it is 0")
     return arguments
 
 def _items(A, known, values, at, where):
     "Transforms from a list of items."
-    if not isinstance(values, list) or not values: raise InputError(f"{where(at)}: expected a list of transforms, found {values!r}")
+    if not isinstance(values, list) or not values:
+        raise InputError(f"{where(at)}: expected a list of transforms, found {values!r}")
     made = []
     for k, item in enumerate(values):
         if isinstance(item, str): item = {item: None}
         if not isinstance(item, dict) or len(item) != 1:
-            raise InputError(f"{where((*at, k))}: expected a transform such as `Blur` or `Blur: {{p: .3}}`, found {item!r}")
+            raise InputError(
+                f"{where((*at, k))}: expected a transform such as `Blur` or `Blur: {{p: .3}}`, found {item!r}")
         (name, given), = item.items()
-        here, cls = (*at, k, name), known.get(name) or (name in _GROUPS and getattr(A, name))
+        here = (*at, k, name)
+        cls = known.get(name) or (name in _GROUPS and getattr(A, name))
         if not cls: raise InputError(f"{where(here)}: unknown transform {name!r}: {_nearest(name, known)}")
         if name in _GROUPS: made.append(_made(cls, _group(A, known, cls, given, here, where), here, name, where))
         else:
@@ -150,12 +189,18 @@ def _nearest(name, known):
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #a759f52e
 class Transforms:
-    "A pipeline as a function of a sample. Built where it is used first; it travels to workers as the list that it was read from."
+    """A pipeline as a function of a sample. Built where it is used first; it travels to workers as the list that it
+    was read from."""
     def __init__(self, values, lines=None, file="", min_box=1., min_visible=.1):
-        self.values, self.lines, self.file, self.least, self._pipeline = values, lines, file, (min_box, min_visible), None
+        self.values = values
+        self.lines = lines
+        self.file = file
+        self.least = (min_box, min_visible)
+        self._pipeline = None
 
     def _where(self, at):
-        if self.lines is None: return "augment.transforms" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in at)
+        if self.lines is None:
+            return "augment.transforms" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in at)
         while at not in self.lines: at = at[:-1]
         return f"{self.file}, line {self.lines[at]}"
 
@@ -177,9 +222,14 @@ class Transforms:
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         got = self._pipeline(image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB), bboxes=boxes, ids=np.arange(len(boxes)))
         if got["image"].shape != image.shape:
-            raise InputError(f"{self!r}: changes {image.shape} into {got['image'].shape}: turn by quarters only where the input is square")
+            raise InputError(
+                f"{self!r}: changes {image.shape} into {got['image'].shape}: turn by quarters only where the input is"
+                " square"
+            )
         kept = np.asarray(got["ids"], np.int64)
-        return cv2.cvtColor(got["image"], cv2.COLOR_RGB2BGR), np.asarray(got["bboxes"], np.float32).reshape(-1, 4), np.asarray(labels)[kept]
+        return cv2.cvtColor(got["image"],
+                            cv2.COLOR_RGB2BGR), np.asarray(got["bboxes"],
+                                                           np.float32).reshape(-1, 4), np.asarray(labels)[kept]
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #1e893fdb
 def load_transforms(

@@ -16,7 +16,8 @@ from ...core import InputError
 from .pixel_store import decode_all, free_memory, gib, reductions, store_shapes
 
 # %% ../../../nbs/18_data.augment.on_device.ipynb #498ba9f5
-LEVELS = 5 # copies of an image, each half as large as the one before: enough for what is drawn at 1/32 of its decoded size
+# copies of an image, each half as large as the one before: enough for what is drawn at 1/32 of its decoded size
+LEVELS = 5
 
 class PixelTable(NamedTuple):
     "Where images are."
@@ -35,7 +36,8 @@ def pixel_table(
     for _ in range(LEVELS - 1): shapes.append((shapes[-1] + 1) // 2)
     shapes = np.stack(shapes, 1).astype(np.int32) + 2
     ends = shapes.astype(np.int64).prod(-1).ravel().cumsum()
-    return PixelTable(np.concatenate([[0], ends[:-1]]).reshape(-1, LEVELS), shapes, ds.sizes, reductions(ds, detail), int(ends[-1]))
+    return PixelTable(
+        np.concatenate([[0], ends[:-1]]).reshape(-1, LEVELS), shapes, ds.sizes, reductions(ds, detail), int(ends[-1]))
 
 # %% ../../../nbs/18_data.augment.on_device.ipynb #abdc6935
 _SHARE = .5 # of the device's free memory that pixels may take; the rest is the training's
@@ -56,26 +58,40 @@ class DevicePixels:
         say=print, # called with each line for the person
         store=None, # a PixelStore that has the images decoded, or None
     ):
-        self.device, self.detail, self.table = torch.device(device), tuple(detail), pixel_table(ds, detail)
-        nbytes, free = 4 * self.table.total, free_memory()
+        self.device = torch.device(device)
+        self.detail = tuple(detail)
+        self.table = pixel_table(ds, detail)
+        nbytes = 4 * self.table.total
+        free = free_memory()
         self.resident = _fits(nbytes, self.device)
-        place = f"on {self.device}" if self.resident else f"in pinned memory (more than half of what is free on {self.device})"
-        if nbytes > .9 * free: raise InputError(f"data.augment_on=device: {len(ds)} images take {gib(nbytes)} of {gib(free)} of free memory: use data.augment_on=cpu")
+        place = (
+            f"on {self.device}"
+            if self.resident
+            else f"in pinned memory (more than half of what is free on {self.device})"
+        )
+        if nbytes > .9 * free:
+            raise InputError(
+                f"data.augment_on=device: {len(ds)} images take {gib(nbytes)} of {gib(free)} of free memory: use"
+                " data.augment_on=cpu"
+            )
         say(f"pixels: {len(ds)} images, {gib(nbytes)} {place}")
         pixels = torch.empty(self.table.total, dtype=torch.int32, pin_memory=not self.resident)
         self._fill(ds, pixels.numpy(), say, store)
-        self.pixels, self._stage = pixels.to(self.device) if self.resident else pixels, None
+        self.pixels = pixels.to(self.device) if self.resident else pixels
+        self._stage = None
 
     def _fill(self, ds, pixels, say, store):
         "Write every copy of every image to its place, and its true shape to the table."
         def put(i, cache):
             for level in range(LEVELS):
-                image, start = cache.pixels(i, level), self.table.starts[i, level]
+                image = cache.pixels(i, level)
+                start = self.table.starts[i, level]
                 self.table.shapes[i, level] = image.shape[:2]
-                pixels[start:start + image.shape[0] * image.shape[1]] = np.ascontiguousarray(image).view(np.int32).ravel()
+                pixels[start:start + image.shape[0]*image.shape[1]] = np.ascontiguousarray(image).view(np.int32).ravel()
         decode_all(ds, self.detail, put, say, store)
 
-    def at(self, starts:np.ndarray, counts:np.ndarray)->tuple: # int32 pixels on the device; (...) int64: where those images begin in it
+    # int32 pixels on the device; (...) int64: where those images begin in it
+    def at(self, starts:np.ndarray, counts:np.ndarray)->tuple:
         "The memory to draw from: `counts` pixels from `starts` on must be in it."
         return (self.pixels, starts) if self.resident else self._sent(starts, counts)
 
@@ -85,7 +101,8 @@ class DevicePixels:
         lengths = np.zeros(len(unique), np.int64)
         np.maximum.at(lengths, where.ravel(), counts.ravel()) # rows without a tile have a pixel
         ends = lengths.cumsum()
-        if self._stage is None or len(self._stage) < ends[-1]: self._stage = torch.empty(int(ends[-1] * 1.25), dtype=torch.int32, device=self.device)
+        if self._stage is None or len(self._stage) < ends[-1]:
+            self._stage = torch.empty(int(ends[-1] * 1.25), dtype=torch.int32, device=self.device)
         for start, n, end in zip(unique.tolist(), lengths.tolist(), ends.tolist()):
             self._stage[end - n:end].copy_(self.pixels[start:start + n], non_blocking=True)
         return self._stage, (ends - lengths)[where.ravel()].reshape(starts.shape)
@@ -98,7 +115,8 @@ class PlanTables(NamedTuple):
     shapes:np.ndarray # (B,T,2) int32: its height and width
     second:int # tiles from here on belong to the second layer
     layers:int # 1 where no sample has a second layer, else 2
-    frames:np.ndarray # (B,2,2) float32: height and width of what is grey in each layer; less than 0: there is no such layer
+    # (B,2,2) float32: height and width of what is grey in each layer; less than 0: there is no such layer
+    frames:np.ndarray
     shifts:np.ndarray # (B,3) float32: of hue (-90 to 89), saturation, value
 
 def _matrices(
@@ -109,8 +127,11 @@ def _matrices(
     a, b, c, d = (matrix[:, i, j] * scale[:, j] for i in (0, 1) for j in (0, 1))
     (tx, ty), det = matrix[:, :, 2].T, a * d - b * c
     a, b, c, d = d / det, -b / det, -c / det, a / det
-    tx, ty = tx - .5, ty - .5 # from the sample's first centre
-    return np.stack([a, b, -(a * tx + b * ty) + .5, c, d, -(c * tx + d * ty) + .5], 1) # + .5: the rim is one pixel, a centre half a pixel
+    # from the sample's first centre
+    tx = tx - .5
+    ty = ty - .5
+    # + .5: the rim is one pixel, a centre half a pixel
+    return np.stack([a, b, -(a * tx + b * ty) + .5, c, d, -(c * tx + d * ty) + .5], 1)
 
 # %% ../../../nbs/18_data.augment.on_device.ipynb #442561c3
 def _rows(
@@ -121,16 +142,20 @@ def _rows(
     index, left = (np.array([getattr(t, k) for t in tiles]) for k in ("index", "zoom"))
     left = left * (1 << table.reductions[index]) # zoom from what is decoded
     level = np.ceil(np.log2(.5 / left)).clip(0, LEVELS - 1).astype(int) * np.array([not t.resize for t in tiles])
-    sizes, shapes = table.sizes[index], table.shapes[index, level]
+    sizes = table.sizes[index]
+    shapes = table.shapes[index, level]
     scale = (sizes / (shapes - 2))[:, ::-1]
     seen = np.concatenate([np.zeros((len(tiles), 2)), shapes[:, ::-1] - 1.], 1)
     for k, t in enumerate(tiles):
         if not t.source: continue
-        most, (x1, y1, x2, y2) = shapes[k, ::-1] - 3, np.rint(np.array(t.source) / np.tile(scale[k], 2))
-        x1, y1 = min(x1, most[0]), min(y1, most[1])
+        most = shapes[k, ::-1] - 3
+        (x1, y1, x2, y2) = np.rint(np.array(t.source) / np.tile(scale[k], 2))
+        x1 = min(x1, most[0])
+        y1 = min(y1, most[1])
         seen[k] = x1, y1, max(x2, x1 + 1) + 1, max(y2, y1 + 1) + 1
     back = _matrices(np.stack([t.matrix for t in tiles]), scale)
-    return np.concatenate([back, np.array([t.within for t in tiles]), seen], 1, dtype=np.float32), table.starts[index, level], shapes
+    return np.concatenate([back, np.array([t.within for t in tiles]), seen], 1,
+                          dtype=np.float32), table.starts[index, level], shapes
 
 def pack_plans(
     plans:list, # B Plans
@@ -139,8 +164,10 @@ def pack_plans(
     "The plans of a batch as numbers."
     layers = [[p.layers[k].tiles if len(p.layers) > k else [] for p in plans] for k in (0, 1)]
     first, more = (max(map(len, tiles)) for tiles in layers)
-    geometry, starts = np.zeros((len(plans), first + more, 14), np.float32), np.zeros((len(plans), first + more), np.int64)
-    shapes, frames = np.ones((len(plans), first + more, 2), np.int32), np.full((len(plans), 2, 2), -1, np.float32)
+    geometry = np.zeros((len(plans), first + more, 14), np.float32)
+    starts = np.zeros((len(plans), first + more), np.int64)
+    shapes = np.ones((len(plans), first + more, 2), np.int32)
+    frames = np.full((len(plans), 2, 2), -1, np.float32)
     geometry[..., 0] = geometry[..., 4] = 1 # rows without a tile: drawn nowhere
     places = [(b, k * first + t) for k in (0, 1) for b, tiles in enumerate(layers[k]) for t in range(len(tiles))]
     if places:
@@ -173,7 +200,8 @@ def _fetched(
     v:torch.Tensor, # the same, down
 )->torch.Tensor: # (B,h,w) int32
     "Bilinear interpolation."
-    wu, wv = (u * 256 + .5).int(), (v * 256 + .5).int()
+    wu = (u * 256 + .5).int()
+    wv = (v * 256 + .5).int()
     both = (wu * wv + 128) >> 8
     corners = [pixels[at], pixels[at + 1], pixels[at + pitch], pixels[at + pitch + 1]]
     return _weighted(corners, [256 - wu - wv + both, wu - both, wv - both, both])
@@ -191,7 +219,8 @@ def compose(
 )->torch.Tensor: # (B,h,w) int32 BGRA
     "Draw the tiles of one layer."
     b, (h, w), device = len(geometry), size, pixels.device
-    x, y = torch.arange(w, dtype=torch.float32, device=device), torch.arange(h, dtype=torch.float32, device=device)[:, None]
+    x = torch.arange(w, dtype=torch.float32, device=device)
+    y = torch.arange(h, dtype=torch.float32, device=device)[:, None]
     frames = frames[:, :, None, None]
     ground = ((y < frames[:, 0]) & (x < frames[:, 1])).int() * _GREY
     if not geometry.shape[1]: return ground
@@ -199,13 +228,17 @@ def compose(
     u, v = torch.zeros((2, b, h, w), dtype=torch.float32, device=device)
     for t, row in enumerate(geometry.unbind(1)):
         mxx, mxy, mx, myx, myy, my, x1, y1, x2, y2, u1, v1, u2, v2 = row[:, :, None, None].unbind(1)
-        ut, vt = mxx * x + (mxy * y + mx), myx * x + (myy * y + my)
+        ut = mxx * x + (mxy * y + mx)
+        vt = myx * x + (myy * y + my)
         covers = (ut >= u1) & (ut < u2) & (vt >= v1) & (vt < v2) & ((x >= x1) & (x < x2)) & ((y >= y1) & (y < y2))
         which.masked_fill_(covers, t)
-        u, v = torch.where(covers, ut, u), torch.where(covers, vt, v)
+        u = torch.where(covers, ut, u)
+        v = torch.where(covers, vt, v)
     tile = which.clamp_min(0).view(b, -1)
-    start, pitch = starts.gather(1, tile).view(b, h, w), pitches.gather(1, tile).view(b, h, w)
-    left, top = u.floor(), v.floor()
+    start = starts.gather(1, tile).view(b, h, w)
+    pitch = pitches.gather(1, tile).view(b, h, w)
+    left = u.floor()
+    top = v.floor()
     drawn = _fetched(pixels, start + top.long() * pitch + left.long(), pitch, u - left, v - top)
     return torch.where(which < 0, ground, drawn)
 
@@ -228,14 +261,18 @@ def shift_planes(
     dh, ds, dv = shifts[:, :, None, None].unbind(1)
     down = dh < 0 # as `shift_colours`: up, with red and blue exchanged
     b, r = torch.where(down, r, b), torch.where(down, b, r)
-    value, least = torch.maximum(torch.maximum(b, g), r), torch.minimum(torch.minimum(b, g), r)
+    value = torch.maximum(torch.maximum(b, g), r)
+    least = torch.minimum(torch.minimum(b, g), r)
     spread = value - least
-    sixths = torch.where(value == r, g - b, torch.where(value == g, b - r + 2 * spread, r - g + 4 * spread)) # times the spread
+    # times the spread
+    sixths = torch.where(value == r, g - b, torch.where(value == g, b - r + 2 * spread, r - g + 4 * spread))
     sixth = torch.remainder(_ratio(sixths, spread, 30) + dh.abs(), 180) / 30
     chroma = (_ratio(spread, value, 255) + ds).clamp(0, 255) / 255
     value = (value + dv).clamp(0, 255)
-    chroma, moved = chroma * value, [torch.remainder(sixth + n, 6) for n in (1, 3, 5)]
-    b, g, r = (torch.floor(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) + 1e-3) for k in moved) # OpenCV cuts off, too
+    chroma = chroma * value
+    moved = [torch.remainder(sixth + n, 6) for n in (1, 3, 5)]
+    # OpenCV cuts off, too
+    b, g, r = (torch.floor(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) + 1e-3) for k in moved)
     return torch.where(down, r, b), g, torch.where(down, b, r)
 
 # %% ../../../nbs/18_data.augment.on_device.ipynb #e1305304
@@ -256,9 +293,13 @@ def _drawn(pixels, geometry, starts, pitches, second, layers, frames, shifts, si
     "Draw some samples to `out` (B,h,w,3)."
     drawn = compose(pixels, geometry[:, :second], starts[:, :second], pitches[:, :second], frames[:, 0], size)
     if layers == 2:
-        drawn = _blended(drawn, compose(pixels, geometry[:, second:], starts[:, second:], pitches[:, second:], frames[:, 1], size), frames)
-    planes, stays = _planes(drawn), (shifts == 0).all(1)[:, None, None]
-    for k, (before, after) in enumerate(zip(planes, shift_planes(*planes, shifts))): out[..., k] = torch.where(stays, before, after)
+        drawn = _blended(
+            drawn, compose(pixels, geometry[:, second:], starts[:, second:], pitches[:, second:], frames[:, 1], size),
+            frames)
+    planes = _planes(drawn)
+    stays = (shifts == 0).all(1)[:, None, None]
+    for k, (before, after) in enumerate(zip(planes, shift_planes(*planes, shifts))):
+        out[..., k] = torch.where(stays, before, after)
 
 # %% ../../../nbs/18_data.augment.on_device.ipynb #f3124eb7
 def on_device(array, device):
@@ -281,5 +322,6 @@ def render_batch(
     n = max((chunk or (CHUNK if pixels.device.type == "cuda" else CHUNK_CPU)) // (size[0] * size[1]), 1)
     for i in range(0, len(geometry), n):
         s = slice(i, i + n)
-        _drawn(memory, geometry[s], starts[s], pitches[s], tables.second, tables.layers, frames[s], shifts[s], size, out[s])
+        _drawn(memory, geometry[s], starts[s], pitches[s], tables.second, tables.layers, frames[s], shifts[s], size,
+               out[s])
     return out.permute(0, 3, 1, 2)

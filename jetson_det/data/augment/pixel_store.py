@@ -78,7 +78,8 @@ class PixelStore:
 
     def get(self, index:int)->np.ndarray: # (h+2,w+2,4) uint8
         "BGRA with a rim of one pixel: a view, not a copy. Not to be written to."
-        start, (h, w) = int(self.offsets[index]), self.shapes[index].tolist()
+        start = int(self.offsets[index])
+        (h, w) = self.shapes[index].tolist()
         return self._pixels[start:start + (h + 2) * (w + 2) * 4].reshape(h + 2, w + 2, 4)
 
 # %% ../../../nbs/17_data.augment.pixel_store.ipynb #ac2d049f
@@ -100,7 +101,9 @@ def decode_all(
     every:float=10., # seconds between lines
 ):
     "Decode every image once. Raises the first error that is met."
-    n, stop, started = len(ds), threading.Event(), time.monotonic()
+    n = len(ds)
+    stop = threading.Event()
+    started = time.monotonic()
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     done = [0] * threads
     def work(k):
@@ -128,7 +131,8 @@ def _container_memory(
     "What the control group still allows."
     try:
         limit, used, stat = (Path(folder, f).read_text() for f in ("memory.max", "memory.current", "memory.stat"))
-        files = dict(line.split() for line in stat.splitlines()).get("inactive_file", 0) # copies of files, given up when memory is needed
+        # copies of files, given up when memory is needed
+        files = dict(line.split() for line in stat.splitlines()).get("inactive_file", 0)
         return math.inf if limit.strip() == "max" else int(limit) - int(used) + int(files)
     except (OSError, ValueError): return math.inf
 
@@ -147,11 +151,15 @@ def memory_store(
     say=print, # called with each line for the person
 )->PixelStore:
     "All images in shared memory. Raises InputError when they do not fit, or when one is unreadable."
-    offsets, shapes, free = store_offsets(ds, detail), np.zeros((len(ds), 2), np.int32), free_memory()
+    offsets = store_offsets(ds, detail)
+    shapes = np.zeros((len(ds), 2), np.int32)
+    free = free_memory()
     needed = int(offsets[-1])
     if needed > free - _LEFT:
-        raise InputError(f"data.cache=ram: {len(ds)} images take {gib(needed)}, and of {gib(free)} of free memory {gib(_LEFT)} are kept for "
-                         "the training: use data.cache=disk or none, or a smaller input size")
+        raise InputError(
+            f"data.cache=ram: {len(ds)} images take {gib(needed)}, and of {gib(free)} of free memory {gib(_LEFT)} are"
+            " kept for the training: use data.cache=disk or none, or a smaller input size"
+        )
     say(f"cache: {len(ds)} images, {gib(needed)} in memory, shared by the workers")
     store = PixelStore(mmap.mmap(-1, max(needed, 1)), offsets, shapes)
     def put(i, cache):
@@ -169,7 +177,8 @@ def store_name(
     ds, # a DetDataset
     detail:tuple, # (h, w) of the input
 )->str: # "which images-what is in them"
-    "A name that changes with the images, the reduction they are decoded at, and their files. Raises InputError when one is missing."
+    """A name that changes with the images, the reduction they are decoded at, and their files. Raises InputError
+    when one is missing."""
     which, what = (hashlib.blake2b(_FORMAT, digest_size=8) for _ in range(2))
     for i, (size, level) in enumerate(zip(ds.sizes.tolist(), reductions(ds, detail).tolist())):
         path = os.path.abspath(ds.path_of(i))
@@ -198,7 +207,8 @@ def _opened(
 ): # a PixelStore, or None where the file is missing or no such file
     "Map a finished file. It stays locked as in use while it is mapped."
     import fcntl
-    n, size = len(offsets) - 1, _header_size(len(offsets) - 1)
+    n = len(offsets) - 1
+    size = _header_size(len(offsets) - 1)
     try: f = open(path, "rb")
     except FileNotFoundError: return None
     with f:
@@ -219,7 +229,9 @@ def _write_store(
     say, # called with each line for the person
 ):
     "Fill a file of pixels and force it to the disk."
-    shapes, first, fd = np.zeros((len(ds), 2), np.int32), _header_size(len(ds)), f.fileno()
+    shapes = np.zeros((len(ds), 2), np.int32)
+    first = _header_size(len(ds))
+    fd = f.fileno()
     def write(data, at):
         if os.pwrite(fd, data, at) != len(data): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     def put(i, cache):
@@ -252,11 +264,18 @@ def _tidy(
     say, # called with a line
 )->int: # bytes that are free then
     "Remove what is in the way."
-    others = {p: p.stat().st_mtime for p in path.parent.glob("*-*.p*") if p.suffix in (".pixels", ".part") and p.stem != path.stem}
+    others = {
+        p: p.stat().st_mtime
+        for p in path.parent.glob("*-*.p*")
+        if p.suffix in (".pixels", ".part") and p.stem != path.stem
+    }
     for p in sorted(others, key=others.get):
         stale = p.name.split("-")[0] == path.name.split("-")[0] or time.time() - others[p] > _DAYS * 86400
         if (stale or shutil.disk_usage(path.parent).free < needed + _SPARE) and (size := _remove_unused(p)):
-            say(f"cache: {p.name}, {gib(size)}, is removed: {'its images have changed, or it was not used for long' if stale else 'the disk needs the room'}")
+            say(
+                f"cache: {p.name}, {gib(size)}, is removed:"
+                f" {'its images have changed, or it was not used for long' if stale else 'the disk needs the room'}"
+            )
     return shutil.disk_usage(path.parent).free
 
 # %% ../../../nbs/17_data.augment.pixel_store.ipynb #79e37810
@@ -269,22 +288,27 @@ def _build(
 ):
     "Make a file of pixels; nothing is left of it when that fails."
     import fcntl
-    offsets, part = store_offsets(ds, detail), path.with_suffix(".part")
+    offsets = store_offsets(ds, detail)
+    part = path.with_suffix(".part")
     needed = _header_size(len(ds)) + int(offsets[-1])
     try:
         free = _tidy(path, needed, say)
         if needed > free - _SPARE:
-            raise InputError(f"data.cache=disk: {len(ds)} images take {gib(needed)}, and {gib(max(free, 0))} are free in {path.parent}: set "
-                             "JETSON_DET_CACHE to a folder on a larger disk, or use data.cache=none")
+            raise InputError(
+                f"data.cache=disk: {len(ds)} images take {gib(needed)}, and {gib(max(free, 0))} are free in"
+                f" {path.parent}: set JETSON_DET_CACHE to a folder on a larger disk, or use data.cache=none"
+            )
         say(f"cache: {len(ds)} images, {gib(needed)} in {path}")
         _write_store(ds, detail, offsets, f, say)
         os.replace(part, path)
         fsync_dir(path.parent)
         fcntl.flock(f, fcntl.LOCK_SH) # whoever waits may open it
-        if _opened(path, offsets) is None: raise InputError(f"data.cache=disk: {path}: reads back otherwise than it was written")
+        if _opened(path, offsets) is None:
+            raise InputError(f"data.cache=disk: {path}: reads back otherwise than it was written")
     except BaseException as e:
         part.unlink(missing_ok=True)
-        if isinstance(e, OSError): raise InputError(f"data.cache=disk: {part}: cannot be written: {e.strerror or e}") from None
+        if isinstance(e, OSError):
+            raise InputError(f"data.cache=disk: {part}: cannot be written: {e.strerror or e}") from None
         raise
 
 # %% ../../../nbs/17_data.augment.pixel_store.ipynb #fae67ba6
@@ -294,16 +318,23 @@ def disk_store(
     say=print, # called with each line for the person
     folder=None, # where files of pixels are kept; None: `pixels` in the cache folder
 )->PixelStore:
-    "All images in a mapped file, made where there is none. Raises InputError when the disk is too small or an image is unreadable."
+    """All images in a mapped file, made where there is none. Raises InputError when the disk is too small or an
+    image is unreadable."""
     require("fcntl") if os.name == "posix" else _no_locks()
     import fcntl
-    folder, offsets, told = Path(folder or cache_dir()/"pixels"), store_offsets(ds, detail), False
+    folder = Path(folder or cache_dir()/"pixels")
+    offsets = store_offsets(ds, detail)
+    told = False
     path = folder/f"{store_name(ds, detail)}.pixels"
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"data.cache=disk: {folder}: cannot be made: {e.strerror or e}") from None
     while (store := _opened(path, offsets)) is None:
-        try: f = open(part := path.with_suffix(".part"), "r+b", opener=lambda p, flags: os.open(p, flags | os.O_CREAT, 0o666))
-        except OSError as e: raise InputError(f"data.cache=disk: {folder}: cannot be written to: {e.strerror or e}") from None
+        try:
+            f = open(part := path.with_suffix(".part"),
+                     "r+b",
+                     opener=lambda p, flags: os.open(p, flags | os.O_CREAT, 0o666))
+        except OSError as e:
+            raise InputError(f"data.cache=disk: {folder}: cannot be written to: {e.strerror or e}") from None
         with f:
             try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -25,8 +25,10 @@ def _systematic(
     k:int, # how many to take: the sum of the shares, rounded
 )->np.ndarray: # (k,) indices, none twice
     "Systematic sampling: each index is taken with (nearly) the probability that is its share."
-    if k > shares.sum(): return np.setdiff1d(np.arange(len(shares)), _systematic(rng, 1 - shares, len(shares) - k)) # who goes without
-    ends, points = shares.cumsum(), rng.random() + np.arange(k)
+    # who goes without
+    if k > shares.sum(): return np.setdiff1d(np.arange(len(shares)), _systematic(rng, 1 - shares, len(shares) - k))
+    ends = shares.cumsum()
+    points = rng.random() + np.arange(k)
     return np.searchsorted(ends[:-1], points * (ends[-1] / max(k, 1)), side="right") # the points are at least 1 apart
 
 def _repeated(rng, repeats, total):
@@ -42,7 +44,8 @@ def epoch_order(
     epoch:int, # 0, 1, ...
     repeats=None, # (n,) at least 0: how often each image is to be seen in an epoch, on the average; none: once
 )->np.ndarray: # (m,) int64: the image at each position of the epoch; m is n, or the sum of `repeats`, rounded
-    "The images of an epoch, in an order that is a function of seed and epoch. Raises InputError for factors that are none."
+    """The images of an epoch, in an order that is a function of seed and epoch. Raises InputError for factors that
+    are none."""
     rng = rng_for(seed, epoch, _ORDER)
     if repeats is None: return rng.permutation(n)
     repeats = np.asarray(repeats, np.float64)
@@ -94,9 +97,11 @@ def random_affine(
     shear:float=2., # largest shear, degrees
 )->tuple: # (2,3) float64 matrix for points (x, y, 1); its zoom
     "Rotation and zoom about the corner, shear, shift: `get_affine_matrix` of YOLOX."
-    angle, scale = math.radians(rng.uniform(-degrees, degrees)), rng.uniform(*zoom)
+    angle = math.radians(rng.uniform(-degrees, degrees))
+    scale = rng.uniform(*zoom)
     kx, ky = np.tan(np.radians(rng.uniform(-shear, shear, 2)))
-    c, s = scale * math.cos(angle), scale * math.sin(angle)
+    c = scale * math.cos(angle)
+    s = scale * math.sin(angle)
     tx, ty = rng.uniform(-translate, translate, 2)
     return np.array([[c - ky * s, s + ky * c, tx * size[1]], [-s + kx * c, c + kx * s, ty * size[0]]]), scale
 
@@ -126,21 +131,32 @@ def region(
 ): # (x1, y1, x2, y2) ints inside the canvas, or None
     "The part of the canvas that the warped image can touch."
     ((a, b, tx), (c, d, ty)), (h, w) = matrix.tolist(), size
-    x, y, rx, ry = (a * w + b * h) / 2 + tx, (c * w + d * h) / 2 + ty, (abs(a) * w + abs(b) * h) / 2, (abs(c) * w + abs(d) * h) / 2
-    x1, y1 = max(math.floor(x - rx), 0), max(math.floor(y - ry), 0)
-    x2, y2 = min(math.ceil(x + rx), canvas_size[1]), min(math.ceil(y + ry), canvas_size[0])
+    x = (a * w + b * h) / 2 + tx
+    y = (c * w + d * h) / 2 + ty
+    rx = (abs(a) * w + abs(b) * h) / 2
+    ry = (abs(c) * w + abs(d) * h) / 2
+    x1 = max(math.floor(x - rx), 0)
+    y1 = max(math.floor(y - ry), 0)
+    x2 = min(math.ceil(x + rx), canvas_size[1])
+    y2 = min(math.ceil(y + ry), canvas_size[0])
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #8114274b
 def _moved(boxes, matrix):
-    "Boxes through a matrix: (N,4) float64 centre x, centre y, half the width, half the height of the upright box around each."
+    """Boxes through a matrix: (N,4) float64 centre x, centre y, half the width, half the height of the upright box
+    around each."""
     (a, b, tx), (c, d, ty) = matrix.tolist()
-    A, B, C, D = abs(a), abs(b), abs(c), abs(d)
+    A = abs(a)
+    B = abs(b)
+    C = abs(c)
+    D = abs(d)
     return boxes @ np.array([[a, c, -A, -C], [b, d, -B, -D], [a, c, A, C], [b, d, B, D]]) / 2 + [tx, ty, 0, 0]
 
 def _clipped(moved, size, min_box, min_visible, full=None):
-    "Corners (M,4) float32 of what is inside the canvas and large enough, and which those are; `full`: the boxes before a first cut."
-    first, last = np.maximum(moved[:, :2] - moved[:, 2:], 0), np.minimum(moved[:, :2] + moved[:, 2:], (size[1], size[0]))
+    """Corners (M,4) float32 of what is inside the canvas and large enough, and which those are; `full`: the boxes
+    before a first cut."""
+    first = np.maximum(moved[:, :2] - moved[:, 2:], 0)
+    last = np.minimum(moved[:, :2] + moved[:, 2:], (size[1], size[0]))
     (w, h), area = (last - first).T, (moved if full is None else full)[:, 2:].prod(1) * (4 * min_visible)
     keep = (np.minimum(w, h) >= max(min_box, 1e-3)) & (w * h >= area)
     return np.concatenate([first, last], 1, dtype=np.float32)[keep], keep
@@ -167,7 +183,8 @@ class Tile(NamedTuple):
     matrix:np.ndarray # (2,3) float64: pixels of the original image -> pixels of the sample
     zoom:float # scale of the matrix, about: chooses how small a copy of the image is drawn from
     within:tuple # (x1, y1, x2, y2) ints on the canvas: nothing is drawn outside
-    resize:tuple=() # (nh, nw, flips): resized to nh x nw into the canvas's corner, then mirrored as `flipped` counts; () is a warp
+    # (nh, nw, flips): resized to nh x nw into the canvas's corner, then mirrored as `flipped` counts; () is a warp
+    resize:tuple=()
     source:tuple=() # (x1, y1, x2, y2) ints, original pixels: only this part is drawn; () is all of it
 
 class Layer(NamedTuple):
@@ -186,13 +203,15 @@ class Plan(NamedTuple):
     rng:np.random.Generator # for what comes after: a transform of your own
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #a979fbf6
-_NO_BOXES, _NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+_NO_BOXES = np.zeros((0, 4), np.float32)
+_NO_LABELS = np.zeros(0, np.int64)
 
 def _chance(rng, p): return p > 0 and rng.random() < p # no number is drawn for what never happens
 
 def _joined(*parts):
     "Tiles, boxes and labels of several parts as one."
-    return [t for p in parts for t in p[0]], np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
+    return [t for p in parts for t in p[0]], np.concatenate([p[1]
+                                                             for p in parts]), np.concatenate([p[2] for p in parts])
 
 def place_tile(
     ds, # a DetDataset
@@ -235,7 +254,8 @@ def mosaic(
     "Four images around a random point, warped together."
     h, w = size
     common, zoom = random_affine(rng, size, augment.degrees, augment.translate, augment.mosaic_scale, augment.shear)
-    meet, tiles = rng.uniform(.5, 1.5, 2) * (w, h), []
+    meet = rng.uniform(.5, 1.5, 2) * (w, h)
+    tiles = []
     common = flipped(common, size, flips)
     for index, corner in zip(indices, _CORNERS):
         ih, iw = ds.sizes[index].tolist()
@@ -255,7 +275,9 @@ def mixup(
     "A layer with a second image."
     (h, w), zoom = size, rng.uniform(*augment.mixup_scale)
     ih, iw = ds.sizes[index].tolist()
-    ratio, framed = min(h / ih, w / iw) * zoom, (round(h * zoom), round(w * zoom)) # letterboxed, then zoomed
+    # letterboxed, then zoomed
+    ratio = min(h / ih, w / iw) * zoom
+    framed = (round(h * zoom), round(w * zoom))
     flips = int(rng.random() < .5) + 2 * _chance(rng, augment.flip_vertical)
     matrix = flipped(np.array([[ratio, 0, 0], [0, ratio, 0]]), framed, flips)
     y, x = (-int(rng.integers(0, max(f - s, 0) + 1)) for f, s in zip(framed, (h, w))) # a part of it where it is larger
@@ -266,7 +288,8 @@ def mixup(
 def _side(rng, length, scale, first, last):
     "Beginning and end of a part of a side, drawn so that `first` to `last` lies in it."
     n = min(max(round(length * rng.uniform(*scale)), math.ceil(last) - math.floor(first), 1), length)
-    low, high = max(math.ceil(last) - n, 0), min(math.floor(first), length - n)
+    low = max(math.ceil(last) - n, 0)
+    high = min(math.floor(first), length - n)
     begin = int(rng.integers(low, max(high, low) + 1))
     return begin, begin + n
 
@@ -294,9 +317,13 @@ def detail_of(
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #37748649
 def _motion(rng, size, content, augment):
-    "What zoom-out and affine do to a letterboxed image of the size `content`: (2,3) matrix and its zoom; None when neither is drawn."
-    matrix, zoom, (ch, cw) = np.eye(2, 3), 1., content
-    out, turn = _chance(rng, augment.zoom_out), _chance(rng, augment.affine)
+    """What zoom-out and affine do to a letterboxed image of the size `content`: (2,3) matrix and its zoom; None when
+    neither is drawn."""
+    matrix = np.eye(2, 3)
+    zoom = 1.
+    (ch, cw) = content
+    out = _chance(rng, augment.zoom_out)
+    turn = _chance(rng, augment.affine)
     if not out and not turn: return None
     if out:
         zoom = 1 / rng.uniform(*augment.zoom_out_scale)
@@ -306,7 +333,8 @@ def _motion(rng, size, content, augment):
         about = matrix @ [cw / 2, ch / 2, 1]
         own, scale = random_affine(rng, size, augment.degrees, augment.translate, augment.mosaic_scale, augment.shear)
         own[:, 2] += about - own[:, :2] @ about
-        matrix, zoom = _then(matrix, own), zoom * scale
+        matrix = _then(matrix, own)
+        zoom = zoom * scale
     return matrix, zoom
 
 def alone(
@@ -320,13 +348,20 @@ def alone(
 )->tuple: # tiles, boxes (N,4) float32 xyxy, labels (N,) int64; the zoom of the whole
     "One image in the corner of a grey canvas, as the runtime has it; or a part of it, or moved."
     h, w = whole = tuple(ds.sizes[index].tolist())
-    source = random_crop(rng, whole, training_boxes(ds, index)[0], augment.crop_scale) if vary and _chance(rng, augment.crop) else ()
+    source = random_crop(rng, whole,
+                         training_boxes(ds, index)[0],
+                         augment.crop_scale) if vary and _chance(rng, augment.crop) else ()
     x1, y1, x2, y2 = source or (0, 0, w, h)
     place = fit_image((y2 - y1, x2 - x1), size)
     (sx, sy), content = place.scale, place.resized
     matrix = flipped(np.array([[sx, 0, -x1 * sx], [0, sy, -y1 * sy]]), content, flips)
-    motion, zoom, limit = vary and _motion(rng, size, content, augment), 1., content
-    if motion: matrix, zoom, limit = _then(matrix, motion[0]), motion[1], size
+    motion = vary and _motion(rng, size, content, augment)
+    zoom = 1.
+    limit = content
+    if motion:
+        matrix = _then(matrix, motion[0])
+        zoom = motion[1]
+        limit = size
     tiles = place_tile(ds, index, matrix, min(sx, sy) * zoom, limit, source)
     if not source and not motion: tiles = [tiles[0]._replace(within=(0, 0, *content[::-1]), resize=(*content, flips))]
     boxes, labels = training_boxes(ds, index)
@@ -338,7 +373,8 @@ COVERED = .3 # of an object's area may be hidden by what is pasted
 _TRIES = 10 # places that are looked at for one pasted box
 
 def _free_place(rng, size, patch, boxes, hidden):
-    "(x, y) for a patch (h, w) where it hides little of the boxes, and the share of each that it hides; None when no try finds one."
+    """(x, y) for a patch (h, w) where it hides little of the boxes, and the share of each that it hides; None when
+    no try finds one."""
     spots = rng.integers(0, (size[1] - patch[1] + 1, size[0] - patch[0] + 1), (_TRIES, 2))
     sides = np.minimum(boxes[:, 2:], (spots + patch[::-1])[:, None]) - np.maximum(boxes[:, :2], spots[:, None])
     shares = np.maximum(sides, 0).prod(-1) / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(-1), 1e-6)
@@ -349,8 +385,10 @@ def _patch(ds, index, box, scale, size):
     "The whole pixels around a box, and the (h, w) that they get; None when that is empty or larger than the sample."
     h, w = ds.sizes[index].tolist()
     x1, y1, x2, y2 = box.tolist()
-    x1, y1, x2, y2 = source = max(math.floor(x1), 0), max(math.floor(y1), 0), min(math.ceil(x2), w), min(math.ceil(y2), h)
-    ph, pw = round((y2 - y1) * scale), round((x2 - x1) * scale)
+    x1, y1, x2, y2 = source = max(math.floor(x1), 0), max(math.floor(y1), 0), min(math.ceil(x2),
+                                                                                  w), min(math.ceil(y2), h)
+    ph = round((y2 - y1) * scale)
+    pw = round((x2 - x1) * scale)
     return (source, (ph, pw)) if 1 <= ph <= size[0] and 1 <= pw <= size[1] else None
 
 def paste(
@@ -363,22 +401,27 @@ def paste(
     boxes:np.ndarray, # (N,4) xyxy: what is in the sample already
 )->tuple: # tiles, boxes (M,4) float32 xyxy, labels (M,) int64: what is added
     "Boxes of other images, pasted where they hide little."
-    added, hidden = ([], _NO_BOXES, _NO_LABELS), np.zeros(len(boxes))
+    added = ([], _NO_BOXES, _NO_LABELS)
+    hidden = np.zeros(len(boxes))
     for index in indices:
         theirs, labels = training_boxes(ds, index)
         if not len(theirs): continue
-        chosen, (h, w) = int(rng.integers(len(theirs))), ds.sizes[index].tolist()
-        scale, flip = min(size[0] / h, size[1] / w) * zoom * rng.uniform(.8, 1.25), int(rng.random() < augment.flip)
+        chosen = int(rng.integers(len(theirs)))
+        (h, w) = ds.sizes[index].tolist()
+        scale = min(size[0] / h, size[1] / w) * zoom * rng.uniform(.8, 1.25)
+        flip = int(rng.random() < augment.flip)
         if (patch := _patch(ds, index, theirs[chosen], scale, size)) is None: continue
         (x1, y1, x2, y2), (ph, pw) = source, _ = patch
         if (place := _free_place(rng, size, (ph, pw), np.concatenate([boxes, added[1]]), hidden)) is None: continue
         x, y, shares = place
-        sx, sy = pw / (x2 - x1), ph / (y2 - y1)
+        sx = pw / (x2 - x1)
+        sy = ph / (y2 - y1)
         matrix = flipped(np.array([[sx, 0, -x1 * sx], [0, sy, -y1 * sy]]), (ph, pw), flip) + [[0, 0, x], [0, 0, y]]
         moved, keep = move_boxes(theirs, matrix, size, augment.min_box, augment.min_visible, source)
         if not keep[chosen]: continue
         hidden = np.concatenate([hidden + shares, np.zeros(len(moved))])
-        added = _joined(added, ([Tile(int(index), matrix, scale, (x, y, x + pw, y + ph), (), source)], moved, labels[keep]))
+        added = _joined(added, ([Tile(int(index), matrix, scale, (x, y, x + pw, y + ph),
+                                      (), source)], moved, labels[keep]))
     return added
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #2deb0368
@@ -416,14 +459,18 @@ def _pasted(rng, ds, order, position, size, zoom, augment, parts):
 
 def _composed(rng, ds, order, position, size, augment, mosaics):
     "Layers, boxes and labels."
-    index, grey = order[position], tuple(size)
+    index = order[position]
+    grey = tuple(size)
     flips = int(rng.random() < augment.flip) + 2 * _chance(rng, augment.flip_vertical)
     together = mosaics and rng.random() < augment.mosaic
-    if together: *parts, zoom = mosaic(rng, ds, [index, *order[partners(rng, position, len(order))]], size, augment, flips)
+    if together:
+        *parts, zoom = mosaic(rng, ds, [index, *order[partners(rng, position, len(order))]], size, augment, flips)
     else: *parts, zoom = alone(rng, ds, index, size, augment, flips, vary=mosaics)
-    if mosaics and _chance(rng, augment.copy_paste): parts = _pasted(rng, ds, order, position, size, zoom, augment, parts)
+    if mosaics and _chance(rng, augment.copy_paste):
+        parts = _pasted(rng, ds, order, position, size, zoom, augment, parts)
     tiles, boxes, labels = parts
-    if together and len(boxes) and rng.random() < augment.mixup and (second := _second(rng, ds, order, position)) is not None:
+    if together and len(boxes) and rng.random() < augment.mixup and (second := _second(rng, ds, order,
+                                                                                       position)) is not None:
         layer, more, more_labels = mixup(rng, ds, second, size, augment)
         return [Layer(tiles, grey), layer], np.concatenate([boxes, more]), np.concatenate([labels, more_labels])
     return [Layer(tiles, grey)], boxes, labels

@@ -30,7 +30,8 @@ def reduction(
 
 # %% ../../../nbs/17_data.augment.render.ipynb #96c02163
 def _whole_jpeg(data):
-    "A JPEG at its full size by libjpeg-turbo, or None where OpenCV has to see to it: another kind of file, CMYK, damage."
+    """A JPEG at its full size by libjpeg-turbo, or None where OpenCV has to see to it: another kind of file, CMYK,
+    damage."""
     if decode_jpeg is None or data[:2].tobytes() != b"\xff\xd8": return None
     try: return decode_jpeg(data, "BGR")
     except ValueError: return None
@@ -42,15 +43,18 @@ def read_reduced(
     size:tuple, # (h, w) that it should have at full size
     level:int, # as `reduction` gives it
 )->np.ndarray: # (h', w', 3) uint8 BGR, EXIF rotation not applied; h' is h / 2**level up to rounding
-    "Decode at a part of the size. Raises InputError when the file is unreadable or not the image that the labels are for."
+    """Decode at a part of the size. Raises InputError when the file is unreadable or not the image that the labels
+    are for."""
     try: data = np.fromfile(path, np.uint8)
     except OSError as e: raise InputError(f"{path}: cannot be read: {e.strerror or e}") from None
     img = _whole_jpeg(data) if level == 0 else None
     if img is None: img = cv2.imdecode(data, _REDUCED[level] | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
     if img is None: raise InputError(f"{path}: not an image that can be decoded")
-    h, w = img.shape[0] << level, img.shape[1] << level
+    h = img.shape[0] << level
+    w = img.shape[1] << level
     if abs(h - size[0]) >= 1 << level or abs(w - size[1]) >= 1 << level:
-        raise InputError(f"{path}: is {w}x{h} pixels where its labels were read for {size[1]}x{size[0]}: read the dataset again")
+        raise InputError(
+            f"{path}: is {w}x{h} pixels where its labels were read for {size[1]}x{size[0]}: read the dataset again")
     return img
 
 # %% ../../../nbs/17_data.augment.render.ipynb #8d703b4c
@@ -75,8 +79,13 @@ class ImageCache:
         megabytes:float=256, # of pixels to keep
         store=None, # has get(index) -> (h+2,w+2,4) uint8 as `pixels` gives it, decoded before, or None
     ):
-        self.ds, self.detail, self.limit, self.store = ds, tuple(detail), megabytes * 2**20, store
-        self.decoded, self._bytes, self._kept = 0, 0, OrderedDict()
+        self.ds = ds
+        self.detail = tuple(detail)
+        self.limit = megabytes * 2**20
+        self.store = store
+        self.decoded = 0
+        self._bytes = 0
+        self._kept = OrderedDict()
 
     def pixels(self, index:int, level:int=0)->np.ndarray:
         "BGRA with a rim of one pixel; `level` halves what was decoded that often. Read-only."
@@ -92,7 +101,8 @@ class ImageCache:
         return _with_rim(read_reduced(self.ds.path_of(index), size, reduction(size, self.detail)))
 
     def _halve(self, image):
-        h, w = image.shape[0] - 2, image.shape[1] - 2
+        h = image.shape[0] - 2
+        w = image.shape[1] - 2
         return _with_rim(cv2.resize(image[1:-1, 1:-1], ((w + 1) // 2, (h + 1) // 2), interpolation=cv2.INTER_AREA))
 
     def _keep(self, key, image):
@@ -109,8 +119,12 @@ def _bounds(
     "The part of an image that a part of the canvas is drawn from."
     (a, b, tx), (c, d, ty) = matrix
     (x1, y1, x2, y2), det = within, a * d - b * c
-    mx, my, rx, ry = (x1 + x2) / 2 - tx, (y1 + y2) / 2 - ty, (x2 - x1) / 2, (y2 - y1) / 2
-    x, y = (d * mx - b * my) / det, (a * my - c * mx) / det
+    mx = (x1 + x2) / 2 - tx
+    my = (y1 + y2) / 2 - ty
+    rx = (x2 - x1) / 2
+    ry = (y2 - y1) / 2
+    x = (d * mx - b * my) / det
+    y = (a * my - c * mx) / det
     rx, ry = (abs(d) * rx + abs(b) * ry) / abs(det) + 1, (abs(a) * ry + abs(c) * rx) / abs(det) + 1
     return max(int(x - rx), 0), max(int(y - ry), 0), min(int(x + rx) + 1, size[1]), min(int(y + ry) + 1, size[0])
 
@@ -133,9 +147,12 @@ _FLIP_CODES = (None, 1, 0, -1) # of cv2.flip, for nothing, left and right, top a
 
 def _part(image, matrix, source):
     "A part (x1, y1, x2, y2) of an image with a rim, its neighbours as the rim; the matrix from its pixels."
-    h, w = image.shape[0] - 2, image.shape[1] - 2
-    x1, y1 = min(round(source[0]), w - 1), min(round(source[1]), h - 1)
-    x2, y2 = max(round(source[2]), x1 + 1), max(round(source[3]), y1 + 1)
+    h = image.shape[0] - 2
+    w = image.shape[1] - 2
+    x1 = min(round(source[0]), w - 1)
+    y1 = min(round(source[1]), h - 1)
+    x2 = max(round(source[2]), x1 + 1)
+    y2 = max(round(source[3]), y1 + 1)
     return image[y1:y2 + 2, x1:x2 + 2], np.column_stack([matrix[:, :2], matrix @ [x1, y1, 1]])
 
 def draw_tile(
@@ -148,12 +165,14 @@ def draw_tile(
     h, w = size = tuple(cache.ds.sizes[tile.index].tolist())
     x1, y1, x2, y2 = within = tuple(v - corner[k % 2] for k, v in enumerate(tile.within))
     if tile.resize:
-        small, flip = cv2.resize(cache.pixels(tile.index)[1:-1, 1:-1], (x2 - x1, y2 - y1)), _FLIP_CODES[tile.resize[2]]
+        small = cv2.resize(cache.pixels(tile.index)[1:-1, 1:-1], (x2 - x1, y2 - y1))
+        flip = _FLIP_CODES[tile.resize[2]]
         canvas[y1:y2, x1:x2] = small if flip is None else cv2.flip(small, flip)
         return
     left = tile.zoom * 2 ** reduction(size, cache.detail) # zoom from what is decoded
     image = cache.pixels(tile.index, max(math.ceil(math.log2(.5 / left)), 0))
-    sx, sy = w / (image.shape[1] - 2), h / (image.shape[0] - 2)
+    sx = w / (image.shape[1] - 2)
+    sy = h / (image.shape[0] - 2)
     matrix = tile.matrix * [sx, sy, 1] - [[0, 0, corner[0]], [0, 0, corner[1]]]
     if tile.source: image, matrix = _part(image, matrix, (tile.source / np.array([sx, sy] * 2)).tolist())
     draw(canvas, image, matrix, within)
@@ -174,7 +193,8 @@ def draw_layer(
     "The tiles of a layer on its background."
     x1, y1, x2, y2 = window
     canvas = np.full((y2 - y1, x2 - x1, 4), 114, np.uint8)
-    canvas[max(layer.frame[0] - y1, 0):], canvas[:, max(layer.frame[1] - x1, 0):] = 0, 0
+    canvas[max(layer.frame[0] - y1, 0):] = 0
+    canvas[:, max(layer.frame[1] - x1, 0):] = 0
     for tile in layer.tiles: draw_tile(canvas, (x1, y1), cache, tile)
     return canvas
 
@@ -198,8 +218,12 @@ def shift_colours(
     if not (hue or any(others)): return _bgr_only(image, out)
     there, back = (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR) if hue >= 0 else (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB)
     hsv = cv2.cvtColor(image, there)
-    if abs(hue) > 255 - 180: hsv[..., 0], hue = (hsv[..., 0] + np.uint16(abs(hue))) % 180, 0 # would not fit into a byte
-    up, down = [abs(hue)] + [max(s, 0) for s in others], [0] + [max(-s, 0) for s in others]
+    if abs(hue) > 255 - 180:
+        # would not fit into a byte
+        hsv[..., 0] = (hsv[..., 0] + np.uint16(abs(hue))) % 180
+        hue = 0
+    up = [abs(hue)] + [max(s, 0) for s in others]
+    down = [0] + [max(-s, 0) for s in others]
     if any(up): cv2.add(hsv, (*up, 0), dst=hsv)
     if any(down): cv2.subtract(hsv, (*down, 0), dst=hsv)
     return cv2.cvtColor(hsv, back, dst=out)
@@ -214,7 +238,10 @@ def render(
     out = np.empty((*plan.size, 3), np.uint8) if out is None else out
     x1, y1, x2, y2 = window = _window(plan)
     outside = shift_colours(np.full((1, plan.size[1], 3), 114, np.uint8), plan.shifts)
-    out[:y1], out[y2:], out[y1:y2, :x1], out[y1:y2, x2:] = outside, outside, outside[:, :x1], outside[:, x2:]
+    out[:y1] = outside
+    out[y2:] = outside
+    out[y1:y2, :x1] = outside[:, :x1]
+    out[y1:y2, x2:] = outside[:, x2:]
     if y1 == y2: return out
     canvas = draw_layer(cache, plan.layers[0], window)
     if len(plan.layers) == 2: cv2.addWeighted(canvas, .5, draw_layer(cache, plan.layers[1], window), .5, 0, dst=canvas)
@@ -226,10 +253,13 @@ def _transformed(transform, image, boxes, labels, rng, path):
     "What the user's transform made of a sample, checked. Raises InputError when it is no sample any more."
     h, w = image.shape[:2]
     image, boxes, labels = transform(image, boxes, labels, rng)
-    boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int64).reshape(-1)
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    labels = np.asarray(labels, np.int64).reshape(-1)
     if getattr(image, "shape", None) != (h, w, 3) or image.dtype != np.uint8:
-        raise InputError(f"{path}: the transform must return an image of {(h, w, 3)} uint8, not {getattr(image, 'shape', image)}")
-    if len(boxes) != len(labels): raise InputError(f"{path}: the transform returned {len(boxes)} boxes and {len(labels)} labels")
+        raise InputError(
+            f"{path}: the transform must return an image of {(h, w, 3)} uint8, not {getattr(image, 'shape', image)}")
+    if len(boxes) != len(labels):
+        raise InputError(f"{path}: the transform returned {len(boxes)} boxes and {len(labels)} labels")
     if not np.isfinite(boxes).all(): raise InputError(f"{path}: the transform returned a box that is not finite")
     return image, np.clip(boxes, 0, [w, h, w, h]).astype(np.float32), labels
 
@@ -256,7 +286,10 @@ def make_sample(
 )->Sample:
     "A training sample: a pure function of its arguments other than `cache` and `out`."
     plan = plan_sample(cache.ds, order, position, size, augment, seed, epoch, mosaics)
-    image, boxes, labels = render(cache, plan, out), plan.boxes, plan.labels
-    if transform is not None: image, boxes, labels = _transformed(transform, image, boxes, labels, plan.rng, cache.ds.path_of(plan.index))
+    image = render(cache, plan, out)
+    boxes = plan.boxes
+    labels = plan.labels
+    if transform is not None:
+        image, boxes, labels = _transformed(transform, image, boxes, labels, plan.rng, cache.ds.path_of(plan.index))
     if out is not None and image is not out: np.copyto(out, image)
     return Sample(image if out is None else out, boxes, labels, plan.index)

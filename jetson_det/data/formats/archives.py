@@ -39,7 +39,8 @@ def is_archive(
 def safe_name(
     name:str, # a member's name
 )->str: # the path below the target, with forward slashes; "" for the target itself
-    "A member's place. Raises InputError, without the archive, for a name that leads out of the target or cannot be a file's."
+    """A member's place. Raises InputError, without the archive, for a name that leads out of the target or cannot be
+    a file's."""
     shown = ascii(name[:80])
     if "\0" in name: raise InputError(f"the member {shown} has a NUL in its name")
     path = name.replace("\\", "/")
@@ -63,16 +64,21 @@ class _Target:
         size:int, # bytes of the archive
         limits:Limits,
     ):
-        self.root, self.limits, self.made, self.links = Path(root), limits, {""}, []
-        self.most = int(min(limits.size, max(64 << 20, limits.ratio * size), shutil.disk_usage(root).free - limits.spare))
+        self.root = Path(root)
+        self.limits = limits
+        self.made = {""}
+        self.links = []
+        self.most = int(min(limits.size, max(64 << 20, limits.ratio*size), shutil.disk_usage(root).free - limits.spare))
         self.files = self.bytes = 0
 
     def check(self, more:int):
         "Raise InputError when so many bytes more are too many."
         if self.bytes + more <= self.most: return
         free = shutil.disk_usage(self.root).free
-        if free - self.limits.spare < more: raise InputError(f"its content does not fit on the disk of {self.root.parent}: {free >> 20} MiB are free")
-        raise InputError(f"its content is over {self.most >> 20} MiB, the limit for an archive of its size: not unpacked")
+        if free - self.limits.spare < more:
+            raise InputError(f"its content does not fit on the disk of {self.root.parent}: {free >> 20} MiB are free")
+        raise InputError(
+            f"its content is over {self.most >> 20} MiB, the limit for an archive of its size: not unpacked")
 
     def place(self, name:str)->Path:
         "The file of a member; its folders are made."
@@ -87,13 +93,15 @@ class _Target:
 
     def file(self, name:str, content, size:int):
         "Write a member of `size` bytes from a readable `content`."
-        path, left = self.place(name), size
+        path = self.place(name)
+        left = size
         with open(path, "wb") as f:
             while left > 0:
                 part = content.read(min(left, 1 << 20))
                 if not part: raise InputError(f"it is cut: {left} bytes of {ascii(name[:80])} are missing")
                 self.check(len(part))
-                self.bytes, left = self.bytes + len(part), left - len(part)
+                self.bytes = self.bytes + len(part)
+                left = left - len(part)
                 f.write(part)
 
 # %% ../../../nbs/11_data.formats.archives.ipynb #ceae05bc
@@ -101,15 +109,19 @@ def _make_links(
     target:_Target, # all files are there
 ):
     "Make the links that were put off. Raises InputError for one that does not lead to something inside."
-    root, left = os.path.realpath(target.root), target.links
+    root = os.path.realpath(target.root)
+    left = target.links
     for _ in range(40): # links to links, not more of them than the system follows
         later = []
         for name, to, base in left:
-            path, goal = target.place(name), os.path.normpath(os.path.join(root, safe_name(base), to))
-            if os.path.isabs(to) or "\0" in to or not (goal + os.sep).startswith(root + os.sep): raise InputError(f"the link {ascii(name[:80])} leads out of the folder")
+            path = target.place(name)
+            goal = os.path.normpath(os.path.join(root, safe_name(base), to))
+            if os.path.isabs(to) or "\0" in to or not (goal + os.sep).startswith(root + os.sep):
+                raise InputError(f"the link {ascii(name[:80])} leads out of the folder")
             real = os.path.realpath(goal)
             if not os.path.exists(real): later.append((name, to, base))
-            elif not (real + os.sep).startswith(root + os.sep): raise InputError(f"the link {ascii(name[:80])} leads out of the folder")
+            elif not (real + os.sep).startswith(root + os.sep):
+                raise InputError(f"the link {ascii(name[:80])} leads out of the folder")
             else: _link(real, path)
         if len(later) in (0, len(left)): break
         left = later
@@ -121,7 +133,8 @@ def _link(
 ):
     "A hard link to a file (a copy where the disk has none), a relative link to a folder."
     if os.path.lexists(path) and not path.is_dir(): path.unlink()
-    if os.path.isdir(real): return os.symlink(os.path.relpath(real, os.path.realpath(path.parent)), path, target_is_directory=True)
+    if os.path.isdir(real):
+        return os.symlink(os.path.relpath(real, os.path.realpath(path.parent)), path, target_is_directory=True)
     try: os.link(real, path)
     except OSError: shutil.copyfile(real, path)
 
@@ -160,15 +173,22 @@ def _unpack_zip(
             kind = stat.S_IFMT(info.external_attr >> 16)
             if name.startswith("__MACOSX/"): continue
             if name.endswith(("/", "\\")): target.place(name).mkdir(parents=True, exist_ok=True)
-            elif kind == stat.S_IFLNK: target.links.append((name, z.read(info)[:4096].decode("utf-8", "surrogateescape"), os.path.dirname(name.replace("\\", "/"))))
-            elif kind not in (0, stat.S_IFREG): raise InputError(f"the member {ascii(name[:80])} is neither a file nor a folder")
+            elif kind == stat.S_IFLNK:
+                target.links.append(
+                    (name, z.read(info)[:4096].decode("utf-8",
+                                                      "surrogateescape"), os.path.dirname(name.replace("\\", "/"))))
+            elif kind not in (0, stat.S_IFREG):
+                raise InputError(f"the member {ascii(name[:80])} is neither a file nor a folder")
             else:
                 with z.open(info) as content: target.file(name, content, info.file_size)
 
 # %% ../../../nbs/11_data.formats.archives.ipynb #1e46efc3
 class _Counted:
     "A stream that counts what is read from it."
-    def __init__(self, stream, target): self.stream, self.target, self.count = stream, target, 0
+    def __init__(self, stream, target):
+        self.stream = stream
+        self.target = target
+        self.count = 0
 
     def read(self, n):
         data = self.stream.read(n)
@@ -185,7 +205,9 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as e: raise tarfile.ReadError(f"it is cut or damaged ({e})") from None
 
     def _proc_member(self, tar):
-        if self.size < 0 or self.type in b"xgXLK" and self.size > 1 << 20: raise tarfile.ReadError("a header is damaged") # these are names and notes
+        # these are names and notes
+        if self.size < 0 or self.type in b"xgXLK" and self.size > 1 << 20:
+            raise tarfile.ReadError("a header is damaged")
         return super()._proc_member(tar)
 
 # %% ../../../nbs/11_data.formats.archives.ipynb #59611b8d
@@ -206,7 +228,8 @@ def _open_stream(
 ): # a readable stream of the tar
     "Decompress by the first bytes, whatever the name says."
     with open(path, "rb") as f: head = f.read(6)
-    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open), (b"\x28\xb5\x2f\xfd", _zstd_open)):
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open),
+                          (b"\x28\xb5\x2f\xfd", _zstd_open)):
         if head.startswith(magic): return opener(path)
     return open(path, "rb")
 
@@ -228,8 +251,8 @@ def _unpack_tar(
         while stream.read(1 << 20): pass # to the end, where checksums are
 
 # %% ../../../nbs/11_data.formats.archives.ipynb #b44c534f
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError,
-           struct.error, KeyError, IndexError, OverflowError, MemoryError, AttributeError)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
+           RuntimeError, ValueError, struct.error, KeyError, IndexError, OverflowError, MemoryError, AttributeError)
 _MARK = ".jetson_det_archive.json"
 
 def _archive_key(
@@ -276,7 +299,8 @@ def _unpack(
         (part / _MARK).write_text(json.dumps({"key": key, "from": os.path.abspath(path)}), encoding="utf-8")
     except InputError as e: raise InputError(f"{path}: {e}") from None
     except _DAMAGE + (OSError,) as e:
-        if not getattr(e, "errno", None): raise InputError(f"{path}: not a whole archive: {' '.join(str(e).split()) or type(e).__name__}") from None
+        if not getattr(e, "errno", None):
+            raise InputError(f"{path}: not a whole archive: {' '.join(str(e).split()) or type(e).__name__}") from None
         raise InputError(f"{path}: could not be unpacked into {part.parent}: {e.strerror}") from None
 
 def _is_zip(
@@ -292,7 +316,8 @@ def _forget(
 ):
     "Remove what was unpacked and not opened for long, and parts older than a day."
     for e in os.scandir(folder):
-        mark, part = Path(e.path, _MARK), e.name.endswith(".part")
+        mark = Path(e.path, _MARK)
+        part = e.name.endswith(".part")
         try: age = (time.time() - (e if part or not mark.exists() else mark).stat().st_mtime) / 86400
         except OSError: continue
         if age > (1 if part else days): shutil.rmtree(e.path, ignore_errors=True)
@@ -304,7 +329,8 @@ def open_archive(
     limits:Limits=Limits(), # when to refuse it
     say=lambda line: None, # is told, in one line, when it has to be unpacked
 )->Path: # the folder with the dataset
-    "Unpack an archive, or find it unpacked. Raises InputError, one line, when it is damaged, encrypted or not safe; nothing is left behind then."
+    """Unpack an archive, or find it unpacked. Raises InputError, one line, when it is damaged, encrypted or not
+    safe; nothing is left behind then."""
     path = Path(path)
     try: key = _archive_key(path)
     except OSError as e: raise InputError(f"{path}: cannot be read: {e.strerror or e}") from None
@@ -314,7 +340,8 @@ def open_archive(
         try: os.utime(target / _MARK) # used today
         except OSError: pass # a folder that may only be read
         return _entered(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())): raise InputError(f"{target} is there already: give a new or an empty folder")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} is there already: give a new or an empty folder")
     say(f"unpacking {path.name} into {target}")
     _unpack_to(path, key, target, limits)
     if not into: _forget(target.parent)
@@ -336,5 +363,6 @@ def _unpack_to(
         if target.is_dir() and not any(target.iterdir()): target.rmdir()
         part.rename(target)
     except OSError as e:
-        if _marked(target) != key: raise InputError(f"{target}: cannot be written: {e.strerror or e}") from None # else another process was quicker
+        # else another process was quicker
+        if _marked(target) != key: raise InputError(f"{target}: cannot be written: {e.strerror or e}") from None
     finally: shutil.rmtree(part, ignore_errors=True)

@@ -57,7 +57,8 @@ def _only_objects(
     "Raise InputError for an entry of the three lists that is not a JSON object."
     for key in ("images", "annotations", "categories"):
         for k, e in enumerate(d[key] if isinstance(d[key], list) else ()):
-            if not isinstance(e, dict): raise InputError(f"{file}, line {json_line(file, key, k)}: {key}[{k}] is {_shown(e)}, not an object")
+            if not isinstance(e, dict):
+                raise InputError(f"{file}, line {json_line(file, key, k)}: {key}[{k}] is {_shown(e)}, not an object")
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #cdbeaafd
 def id_key(
@@ -83,11 +84,14 @@ def coco_categories(
 )->dict: # id (as `id_key` gives it) -> name, in the order of the ids
     "The categories of one file. Raises InputError when an id or a name is missing or stands twice."
     def stop(k, what): raise InputError(f"{file}, line {json_line(file, 'categories', k)}: {what}")
-    cats, names = {}, set()
+    cats = {}
+    names = set()
     for k, c in enumerate(d["categories"]):
-        key, name = id_key(c.get("id")), str(c["name"]).strip() if isinstance(c.get("name"), (str, int, float)) else ""
+        key = id_key(c.get("id"))
+        name = str(c["name"]).strip() if isinstance(c.get("name"), (str, int, float)) else ""
         if key is None or not name: stop(k, "a category without id or name")
-        if any(0xd800 <= ord(v) < 0xe000 or v in "\n\r\0" for v in name): stop(k, f"{_shown(name)} cannot be a category's name")
+        if any(0xd800 <= ord(v) < 0xe000 or v in "\n\r\0" for v in name):
+            stop(k, f"{_shown(name)} cannot be a category's name")
         if key in cats: stop(k, f"two categories have the id {_shown(c['id'])}")
         if name in names: stop(k, f"two categories have the name {name!r}")
         cats[key] = name
@@ -106,8 +110,11 @@ def dead_parents(
     dicts:list, # the COCO dictionaries of all splits
 )->set: # of names
     "Categories that are only another's `supercategory`: top of the tree, and no annotation in any split."
-    cats = [(k, id_key(c["id"]), str(c["name"]).strip(), _parent(c)) for k, d in enumerate(dicts) for c in d["categories"]]
-    parents, tops = {p for _, _, name, p in cats if p != name}, {name for _, _, name, p in cats if not p}
+    cats = [(k, id_key(c["id"]), str(c["name"]).strip(), _parent(c))
+            for k, d in enumerate(dicts)
+            for c in d["categories"]]
+    parents = {p for _, _, name, p in cats if p != name}
+    tops = {name for _, _, name, p in cats if not p}
     if not tops & parents: return set()
     used = {(k, key) for k, d in enumerate(dicts) for key in _used_categories(d["annotations"])}
     return (tops & parents) - {name for k, key, name, _ in cats if (k, key) in used}
@@ -161,14 +168,17 @@ def _image_items(
     d:dict, # the COCO dictionary
     file:Path, # for errors
 )->dict: # id (as `id_key` gives it) -> (name, declared size, group)
-    "The images as the JSON has them. Raises InputError for an id or a name that is missing, and an id that stands twice."
+    """The images as the JSON has them. Raises InputError for an id or a name that is missing, and an id that stands
+    twice."""
     def stop(k, what): raise InputError(f"{file}, line {json_line(file, 'images', k)}: {what}")
     items = {}
     for k, im in enumerate(d["images"]):
         if "id" not in im or "file_name" not in im: stop(k, "an image without id or file_name")
-        key, name = id_key(im["id"]), im["file_name"]
+        key = id_key(im["id"])
+        name = im["file_name"]
         if key is None: stop(k, f"an image id must be a number or a text, not {_shown(im['id'])}")
-        if not isinstance(name, str) or not name.strip(): stop(k, f"image {key}: file_name must be a text, not {_shown(name)}")
+        if not isinstance(name, str) or not name.strip():
+            stop(k, f"image {key}: file_name must be a text, not {_shown(name)}")
         if key in items: stop(k, f"two images have the id {_shown(key)}")
         items[key] = name.replace("\\", "/").removeprefix("./"), _declared(im), str(im.get("group") or "")
     return items
@@ -194,14 +204,18 @@ def _add_images(
     split:str, # its split
 )->dict: # image id (as `id_key` gives it) -> row, None where the image was left out
     "Find and add the images of one file. Raises InputError when not one is there and their sizes are not known."
-    items, have = _image_items(d, files.root / file), set(files.images)
+    items = _image_items(d, files.root / file)
+    have = set(files.images)
     base = image_base([name for name, _, _ in items.values()], files, file, split)
     places = {key: _image_path(name, base, have, files) for key, (name, _, _) in items.items()}
     if items and not any(places.values()): return _add_absent(rows, items, file, files, split)
     for key, path in places.items():
-        if not path: rows.flaw("missing-image", _shown(items[key][0]), file, f"{file}: image {_shown(key)}, {_shown(items[key][0])}, is not there")
+        if not path:
+            rows.flaw("missing-image", _shown(items[key][0]), file,
+                      f"{file}: image {_shown(key)}, {_shown(items[key][0])}, is not there")
     found = [key for key, path in places.items() if path]
-    added = rows.images([places[k] for k in found], file, split, [items[k][1] for k in found], found, [items[k][2] for k in found])
+    added = rows.images([places[k] for k in found], file, split, [items[k][1] for k in found], found,
+                        [items[k][2] for k in found])
     return {**dict.fromkeys(items), **dict(zip(found, added))}
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #090a6206
@@ -212,12 +226,16 @@ def _add_absent(
     files:Files, # the folder
     split:str, # its split
 )->dict: # image id -> row
-    "Add images that are not there. Raises InputError when there is no size to take for one of them, and no other image."
+    """Add images that are not there. Raises InputError when there is no size to take for one of them, and no other
+    image."""
     said = f"none of its {len(items)} images is there (such as {_shown(next(iter(items.values()))[0])})"
     if all(size for _, size, _ in items.values()):
         rows.flaw("no-images", file, "", f"{said}; sizes are the declared ones", "noted", "error")
         inside = lambda name: "/".join(p for p in name.split("/") if p not in ("", ".", "..") and not p.endswith(":"))
-        return {key: rows.image(inside(name) or key, file, split, None, key, group, size) for key, (name, size, group) in items.items()}
+        return {
+            key: rows.image(inside(name) or key, file, split, None, key, group, size)
+            for key, (name, size, group) in items.items()
+        }
     if not rows.paths: raise InputError(f"{files.root / file}: {said}")
     rows.flaw("no-images", file, "", said, "dropped", "error")
     return dict.fromkeys(items)
@@ -232,7 +250,8 @@ def coco_box(
     try:
         if b is None:
             rings = [[number(v) for v in ring] for ring in a["segmentation"]]
-            x, y = [v for r in rings for v in r[::2]], [v for r in rings for v in r[1::2]]
+            x = [v for r in rings for v in r[::2]]
+            y = [v for r in rings for v in r[1::2]]
             return min(x), min(y), max(x), max(y)
         if not isinstance(b, list): raise TypeError
         x, y, w, h = map(number, b)
@@ -246,14 +265,20 @@ def _truth(
     value, # of `iscrowd` and the like: 0, 1, true, "0", null
 )->bool: # whether it is set
     "A yes or no, also as text."
-    return value.strip().lower() not in ("", "0", "0.0", "false", "no", "none") if isinstance(value, str) else bool(value)
+    return value.strip().lower() not in ("", "0", "0.0", "false", "no",
+                                         "none") if isinstance(value, str) else bool(value)
 
 def _said(
     attributes, # what an annotation has under "attributes"
 )->dict: # name -> str
     "Attributes as text; those that say nothing are left out."
     if not isinstance(attributes, dict): return {}
-    try: return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in attributes.items() if v not in (None, "")}
+    try:
+        return {
+            k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+            for k, v in attributes.items()
+            if v not in (None, "")
+        }
     except (RecursionError, ValueError): return {} # lists in lists, hundreds deep; a number of thousands of digits
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #263e7a00
@@ -265,12 +290,16 @@ def _add_annotation(
     label_of:dict, # category id -> label
 ):
     "Add one box. Raises InputError, without the file, when it refers to what is not there."
-    image, cat = id_key(a.get("image_id")), id_key(a.get("category_id"))
-    if image not in rows_of: raise InputError(f"{where} is of image {_shown(a.get('image_id'))}, which is not in the file's images")
+    image = id_key(a.get("image_id"))
+    cat = id_key(a.get("category_id"))
+    if image not in rows_of:
+        raise InputError(f"{where} is of image {_shown(a.get('image_id'))}, which is not in the file's images")
     if cat not in label_of:
         shown = _shown(a.get("category_id"))
-        raise InputError(f"{where} has the category {shown}, which is not in the file's categories: {did_you_mean(shown, label_of)}")
-    box, row = coco_box(a, where), rows_of[image]
+        raise InputError(
+            f"{where} has the category {shown}, which is not in the file's categories: {did_you_mean(shown, label_of)}")
+    box = coco_box(a, where)
+    row = rows_of[image]
     if row is None: return
     flags = CROWD * _truth(a.get("iscrowd")) | IGNORE * _truth(a.get("ignore")) | DIFFICULT * _truth(a.get("difficult"))
     rows.box(row, box, label_of[cat], flags, **_said(a.get("attributes")))
@@ -288,7 +317,8 @@ def _add_boxes(
         if _add_columns(rows, annotations, rows_of, label_of): return
         annotations = load_json(file)["annotations"] # to say which annotation is wrong
     for k, a in enumerate(annotations):
-        try: _add_annotation(rows, a, f"annotation {_shown(a['id']) if 'id' in a else f'number {k}'}", rows_of, label_of)
+        try:
+            _add_annotation(rows, a, f"annotation {_shown(a['id']) if 'id' in a else f'number {k}'}", rows_of, label_of)
         except InputError as e: raise InputError(f"{file}, line {json_line(file, 'annotations', k)}: {e}") from None
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #49a444eb
@@ -298,11 +328,19 @@ def _decoder():
     try: import msgspec
     except ImportError: return None
     from typing import Any, Optional, Union
-    scalar, id, four = Union[bool, int, float, str, None], Union[int, str], tuple[float, float, float, float]
-    image = msgspec.defstruct("image", [("id", id), ("file_name", str), ("height", Any, None), ("width", Any, None), ("group", Any, None)], gc=False)
-    annotation = msgspec.defstruct("annotation", [("image_id", id), ("category_id", id), ("bbox", four), ("iscrowd", scalar, None), ("ignore", scalar, None),
-                                                  ("difficult", scalar, None), ("attributes", Optional[dict[str, Any]], None)], gc=False)
-    whole = msgspec.defstruct("whole", [("images", list[image]), ("annotations", list[annotation]), ("categories", list[dict[str, Any]])])
+    scalar = Union[bool, int, float, str, None]
+    id = Union[int, str]
+    four = tuple[float, float, float, float]
+    image = msgspec.defstruct("image", [("id", id), ("file_name", str), ("height", Any, None), ("width", Any, None),
+                                        ("group", Any, None)],
+                              gc=False)
+    annotation = msgspec.defstruct("annotation", [("image_id", id), ("category_id", id), ("bbox", four),
+                                                  ("iscrowd", scalar, None), ("ignore", scalar, None),
+                                                  ("difficult", scalar, None),
+                                                  ("attributes", Optional[dict[str, Any]], None)],
+                                   gc=False)
+    whole = msgspec.defstruct("whole", [("images", list[image]), ("annotations", list[annotation]),
+                                        ("categories", list[dict[str, Any]])])
     return msgspec.json.Decoder(whole)
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #4a9c491a
@@ -328,8 +366,13 @@ def lean_coco(
     for k, a in enumerate(anns):
         if a.attributes:
             for name, value in _said(a.attributes).items(): said.setdefault(name, {})[k] = value
-    flags = [_flag_column([getattr(a, name) for a in anns], bit) for name, bit in (("iscrowd", CROWD), ("ignore", IGNORE), ("difficult", DIFFICULT))]
-    columns = Columns([a.image_id for a in anns], [a.category_id for a in anns], boxes, flags[0] | flags[1] | flags[2], said)
+    flags = [
+        _flag_column([getattr(a, name)
+                      for a in anns], bit)
+        for name, bit in (("iscrowd", CROWD), ("ignore", IGNORE), ("difficult", DIFFICULT))
+    ]
+    columns = Columns([a.image_id for a in anns], [a.category_id for a in anns], boxes, flags[0] | flags[1] | flags[2],
+                      said)
     images = [dict(id=i.id, file_name=i.file_name, height=i.height, width=i.width, group=i.group) for i in d.images]
     return dict(images=images, annotations=columns, categories=d.categories)
 
@@ -341,12 +384,15 @@ def _add_columns(
     label_of:dict, # category id -> label
 )->bool: # False when some annotation refers to what is not there: nothing was added
     "Add the boxes of all annotations."
-    row_of, label = ({i: table.get(id_key(i), -1) for i in set(ids)} for ids, table in ((c.images, rows_of), (c.categories, label_of)))
+    row_of, label = ({i: table.get(id_key(i), -1)
+                      for i in set(ids)}
+                     for ids, table in ((c.images, rows_of), (c.categories, label_of)))
     if -1 in row_of.values() or -1 in label.values(): return False
     left_out = [i for i, row in row_of.items() if row is None]
     row_of.update(dict.fromkeys(left_out, -1))
     image = np.fromiter((row_of[i] for i in c.images), np.int32, len(c.images))
-    labels, keep = np.fromiter((label[i] for i in c.categories), np.int32, len(image)), image >= 0
+    labels = np.fromiter((label[i] for i in c.categories), np.int32, len(image))
+    keep = image >= 0
     place = np.cumsum(keep) - 1
     said = {name: {int(place[k]): v for k, v in values.items() if keep[k]} for name, values in c.attributes.items()}
     xyxy = np.c_[c.boxes[:, :2], c.boxes[:, :2] + c.boxes[:, 2:]]
@@ -374,7 +420,9 @@ def coco_files(
     boxes = {f for f in found if f.rsplit("/", 1)[-1].startswith("instances_")}
     def other(f): # the same images as an instances file, another task
         folder, slash, name = f.rpartition("/")
-        return any(name.startswith(k) and f"{folder}{slash}instances_{name[len(k):]}" in boxes for k in ("person_keypoints_", "captions_", "stuff_", "panoptic_"))
+        return any(
+            name.startswith(k) and f"{folder}{slash}instances_{name[len(k):]}" in boxes
+            for k in ("person_keypoints_", "captions_", "stuff_", "panoptic_"))
     counts = {f: _coco_keys(files.root / f) for f in found if not other(f)}
     return {f: n for f, n in counts.items() if n}
 
@@ -389,8 +437,12 @@ def find_coco(
     files:Files, # the folder
     most:int=2, # how deep
 )->dict: # path -> COCO dictionary
-    "The COCO files of a folder. JSON that is something else is passed over; raises InputError for COCO that is cut or damaged."
-    found = {f: load_coco(files.root / f) if n == 3 else load_json(files.root / f) for f, n in coco_files(files, most).items()}
+    """The COCO files of a folder. JSON that is something else is passed over; raises InputError for COCO that is cut
+    or damaged."""
+    found = {
+        f: load_coco(files.root/f) if n == 3 else load_json(files.root/f)
+        for f, n in coco_files(files, most).items()
+    }
     return {f: d for f, d in found.items() if is_coco(d)}
 
 _LARGE = 1 << 20 # bytes of a file that is not parsed only to see what it is
@@ -402,7 +454,8 @@ def coco_sign(
     counts = coco_files(files)
     for f in sorted(counts, key=lambda f: -counts[f]):
         try:
-            if (files.root / f).stat().st_size >= _LARGE and counts[f] == 3 or is_coco(load_json(files.root / f)): return f
+            if (files.root / f).stat().st_size >= _LARGE and counts[f] == 3 or is_coco(load_json(files.root / f)):
+                return f
         except (InputError, OSError): return f # the reader will say what is wrong
     return ""
 
@@ -413,7 +466,11 @@ def _named(
     d:dict, # its content
 )->set: # paths; the names as they are where no file fits
     "The images that a COCO file speaks of."
-    names = [im["file_name"].replace("\\", "/").removeprefix("./") for im in d["images"] if isinstance(im, dict) and isinstance(im.get("file_name"), str)]
+    names = [
+        im["file_name"].replace("\\", "/").removeprefix("./")
+        for im in d["images"]
+        if isinstance(im, dict) and isinstance(im.get("file_name"), str)
+    ]
     base = image_base(names, files, f, split_of(f))
     return {f"{base}/{n}" if base else n for n in names}
 
@@ -423,10 +480,15 @@ def main_files(
 )->dict: # path -> COCO dictionary: those to read
     "Leave out files of another dataset, and those whose images are all in a larger file."
     if len(found) < 2: return found
-    named, have = {f: _named(files, f, d) for f, d in found.items()}, set(files.images)
+    named = {f: _named(files, f, d) for f, d in found.items()}
+    have = set(files.images)
     there = {f for f, names in named.items() if names & have}
     classes = {f: {str(c.get("name")) for c in d["categories"] if isinstance(c, dict)} for f, d in found.items()}
-    named = {f: names for f, names in named.items() if f in there or not there or any(classes[f] == classes[t] for t in there)}
+    named = {
+        f: names
+        for f, names in named.items()
+        if f in there or not there or any(classes[f] == classes[t] for t in there)
+    }
     part = {f for f, names in named.items() if any(names < other for other in named.values())}
     return {f: found[f] for f in named if f not in part}
 
@@ -440,12 +502,17 @@ def read_coco(
     path = Path(path)
     if path.is_file():
         root = path.parent.parent if path.parent.name.lower() in ("annotations", "labels", "annots") else path.parent
-        files, found = Files(root), {path.relative_to(root).as_posix(): load_coco(path)}
-        if not is_coco(next(iter(found.values()))): raise InputError(f"{path}, line 1: not COCO labels: it needs lists of images, annotations (with bbox) and categories")
+        files = Files(root)
+        found = {path.relative_to(root).as_posix(): load_coco(path)}
+        if not is_coco(next(iter(found.values()))):
+            raise InputError(
+                f"{path}, line 1: not COCO labels: it needs lists of images, annotations (with bbox) and categories")
     else:
         files = files or Files(path)
         found = find_coco(files)
-    if not found: raise InputError(f"{files.root}: no COCO labels" + "".join(f"; {files.root / f}, line 1: is none" for f in files.ending(".json")[:1]))
+    if not found:
+        raise InputError(f"{files.root}: no COCO labels" +
+                         "".join(f"; {files.root / f}, line 1: is none" for f in files.ending(".json")[:1]))
     kept = main_files(files, found)
     return _read_found(files, kept, sorted(found.keys() - kept.keys()))
 
@@ -456,13 +523,21 @@ def _read_found(
 )->DetDataset: # the columns
     "Put the splits together."
     for f, d in found.items(): _only_objects(d, files.root / f)
-    cats, dead = {files.root / f: coco_categories(d, files.root / f) for f, d in found.items()}, dead_parents(list(found.values()))
-    classes, rows = [c for c in same_categories(cats) if c not in dead], Rows(files.root, "coco")
-    for f in others: rows.flaw("not-read", f, "", f"{f}: not read: its images are in {' and '.join(found)}, or not there", "noted")
-    for name in sorted(dead): rows.flaw("unused-parent", next(iter(found)), name, f"category {name!r} is only a parent of others: left out", "noted")
+    cats = {files.root / f: coco_categories(d, files.root / f) for f, d in found.items()}
+    dead = dead_parents(list(found.values()))
+    classes = [c for c in same_categories(cats) if c not in dead]
+    rows = Rows(files.root, "coco")
+    for f in others:
+        rows.flaw("not-read", f, "", f"{f}: not read: its images are in {' and '.join(found)}, or not there", "noted")
+    for name in sorted(dead):
+        rows.flaw("unused-parent", next(iter(found)), name, f"category {name!r} is only a parent of others: left out",
+                  "noted")
     for f, d in found.items():
         rows_of = _add_images(rows, d, f, files, split_of(f) if len(found) > 1 else "")
-        _add_boxes(rows, d, files.root / f, rows_of, {i: classes.index(n) for i, n in cats[files.root / f].items() if n not in dead})
+        _add_boxes(rows, d, files.root/f, rows_of,
+                   {i: classes.index(n)
+                    for i, n in cats[files.root/f].items()
+                    if n not in dead})
     rows.ids = _whole_ids(rows.ids)
     return rows.dataset(classes)
 

@@ -25,21 +25,32 @@ from .parse import number, read_text
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #746fa149
 ROLES = {
-    "file": ("filename", "file", "imagepath", "imagefile", "imagename", "imagefilename", "image", "img", "imgname", "imgpath", "imageid", "imgid", "filepath", "path", "frame", "picture", "photo"),
-    "class": ("classname", "labelname", "categoryname", "objectclass", "objectname", "class", "label", "category", "celltype", "species", "object", "classid", "labelid", "categoryid", "type"),
+    "file": ("filename", "file", "imagepath", "imagefile", "imagename", "imagefilename", "image", "img", "imgname",
+             "imgpath", "imageid", "imgid", "filepath", "path", "frame", "picture", "photo"),
+    "class": ("classname", "labelname", "categoryname", "objectclass", "objectname", "class", "label", "category",
+              "celltype", "species", "object", "classid", "labelid", "categoryid", "type"),
     "xmin": ("xmin", "minx", "x1", "left", "xtl", "xleft", "topleftx", "bboxxmin", "bboxx1", "boxxmin"),
     "ymin": ("ymin", "miny", "y1", "top", "ytl", "ytop", "toplefty", "bboxymin", "bboxy1", "boxymin"),
     "xmax": ("xmax", "maxx", "x2", "right", "xbr", "xright", "bottomrightx", "bboxxmax", "bboxx2", "boxxmax"),
     "ymax": ("ymax", "maxy", "y2", "bottom", "ybr", "ybottom", "bottomrighty", "bboxymax", "bboxy2", "boxymax"),
-    "x": ("x", "bboxx", "boxx", "rectx"), "y": ("y", "bboxy", "boxy", "recty"),
+    "x": ("x", "bboxx", "boxx", "rectx"),
+    "y": ("y", "bboxy", "boxy", "recty"),
     "cx": ("xcenter", "xcentre", "centerx", "centrex", "cx", "xc", "xmid", "bboxxcenter"),
     "cy": ("ycenter", "ycentre", "centery", "centrey", "cy", "yc", "ymid", "bboxycenter"),
-    "w": ("w", "bboxw", "bboxwidth", "boxw", "boxwidth", "rectwidth"), "h": ("h", "bboxh", "bboxheight", "boxh", "boxheight", "rectheight"),
-    "image width": ("imagewidth", "imgwidth", "imagew", "imgw"), "image height": ("imageheight", "imgheight", "imageh", "imgh"),
-    "split": ("split", "subset", "usage", "partition", "set"), "group": ("group", "video", "sequence", "camera"),
-    "difficult": ("difficult", "isdifficult"), "crowd": ("iscrowd", "crowd", "isgroupof", "groupof"), "ignore": ("ignore", "isignore", "ignored"),
-    "truncated": ("truncated", "istruncated", "truncation"), "occluded": ("occluded", "isoccluded", "occlusion"),
-    "depiction": ("isdepiction",), "inside": ("isinside",), "text": ("text", "platetext", "plate", "transcription", "ocr"),
+    "w": ("w", "bboxw", "bboxwidth", "boxw", "boxwidth", "rectwidth"),
+    "h": ("h", "bboxh", "bboxheight", "boxh", "boxheight", "rectheight"),
+    "image width": ("imagewidth", "imgwidth", "imagew", "imgw"),
+    "image height": ("imageheight", "imgheight", "imageh", "imgh"),
+    "split": ("split", "subset", "usage", "partition", "set"),
+    "group": ("group", "video", "sequence", "camera"),
+    "difficult": ("difficult", "isdifficult"),
+    "crowd": ("iscrowd", "crowd", "isgroupof", "groupof"),
+    "ignore": ("ignore", "isignore", "ignored"),
+    "truncated": ("truncated", "istruncated", "truncation"),
+    "occluded": ("occluded", "isoccluded", "occlusion"),
+    "depiction": ("isdepiction", ),
+    "inside": ("isinside", ),
+    "text": ("text", "platetext", "plate", "transcription", "ocr"),
 }
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #4fbc4971
@@ -61,12 +72,15 @@ def column_roles(
     roles = {role: next((n for n in known if n in flat), "") for role, known in ROLES.items()}
     size = ("image width", "image height") if all(roles[r] for r in ("xmin", "ymin", "xmax", "ymax")) else ("w", "h")
     for role, name in zip(size, ("width", "height")): roles[role] = roles[role] or name * (name in flat)
-    for role in ("class", "file"): roles[role] = roles[role] or "name" * ("name" in flat and "name" not in roles.values())
+    for role in ("class", "file"):
+        roles[role] = roles[role] or "name" * ("name" in flat and "name" not in roles.values())
     roles = {role: name for role, name in roles.items() if name}
     return {} if any(flat.count(n) > 1 for n in roles.values()) else {role: flat.index(n) for role, n in roles.items()}
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #711f5daf
-KINDS = {"corners": ("xmin", "ymin", "xmax", "ymax"), "corner": ("xmin", "ymin", "w", "h"), "centre": ("cx", "cy", "w", "h")}
+KINDS = {
+    "corners": ("xmin", "ymin", "xmax", "ymax"), "corner": ("xmin", "ymin", "w", "h"), "centre": ("cx", "cy", "w", "h")
+}
 
 def box_kind(
     roles, # what `column_roles` gave
@@ -84,7 +98,8 @@ def to_corners(
 )->np.ndarray: # (..., 4) xyxy
     "Corners of any kind of box."
     box = np.asarray(box, np.float64)
-    a, b = box[..., :2], box[..., 2:]
+    a = box[..., :2]
+    b = box[..., 2:]
     if kind == "corner": return np.concatenate([a, a + b], -1)
     if kind == "centre": return np.concatenate([a - b / 2, a + b / 2], -1)
     return box
@@ -133,8 +148,11 @@ def find_layout(
     for s in SEPARATORS:
         names = split_fields(first, s)
         roles = column_roles(names)
-        if "file" in roles and ("class" in roles or classless) and box_kind(roles)[0]: return Layout(s, roles, len(names), True)
-        if _is_bare(names): return Layout(s, _BARE | ({} if len(names) == 6 else {"image width": 6, "image height": 7}), len(names), False)
+        if "file" in roles and ("class" in roles or classless) and box_kind(roles)[0]:
+            return Layout(s, roles, len(names), True)
+        if _is_bare(names):
+            return Layout(s, _BARE | ({} if len(names) == 6 else {"image width": 6, "image height": 7}), len(names),
+                          False)
     return None
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #338a488d
@@ -154,7 +172,8 @@ def is_openimages(
 )->bool: # whether it is one of Open Images
     "ImageID, LabelName and the columns that only Open Images has."
     flat = {compact(n) for n in names}
-    return {"imageid", "labelname", "xmin", "xmax", "ymin", "ymax"} <= flat and bool(flat & {"source", "confidence", "isgroupof", "isdepiction", "isinside"})
+    return {"imageid", "labelname", "xmin", "xmax", "ymin", "ymax"
+            } <= flat and bool(flat & {"source", "confidence", "isgroupof", "isdepiction", "isinside"})
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #313bb87b
 def _is_table(
@@ -182,7 +201,8 @@ def find_tables(
 )->list: # of str: paths
     "The CSV files that are tables of boxes; .txt files where there are few of them."
     texts = files.ending(".txt")
-    return sorted(f for f in files.ending(".csv") + files.ending(".tsv") + texts * (len(texts) <= 20) if is_table(files, f))
+    return sorted(f for f in files.ending(".csv") + files.ending(".tsv") + texts*(len(texts) <= 20)
+                  if is_table(files, f))
 
 def tables_sign(
     files:Files, # the folder
@@ -198,7 +218,8 @@ def table_rows(
     first:int=1, # the line that the text begins with
 ): # yields (line, fields), rows without content left out
     "Walk the rows of a table. Raises InputError with the line for quotes that do not close."
-    reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True), first
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
+    line = first
     while True:
         try: row = next(reader, None)
         except csv.Error as e: raise InputError(f"{file}, line {line}: not a row of a table: {e}") from None
@@ -238,7 +259,8 @@ class Sheet:
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #857607dc
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+\Z")
 _EMPTY = ("", "nan", "na", "n/a", "none", "null", "-")
-_YES, _NO = ("1", "1.0", "true", "yes", "y", "t"), ("0", "0.0", "-1", "false", "no", "n", "f", "unspecified", *_EMPTY)
+_YES = ("1", "1.0", "true", "yes", "y", "t")
+_NO = ("0", "0.0", "-1", "false", "no", "n", "f", "unspecified", *_EMPTY)
 
 def check_commas(
     met:list, # of (line, text): numbers with a comma
@@ -246,11 +268,16 @@ def check_commas(
 ):
     "Raise InputError when commas could be points or thousands."
     if met and all(_THOUSANDS.match(v) for _, v in met):
-        raise InputError(f"{file}, line {met[0][0]}: {met[0][1]!r} could be {met[0][1].replace(',', '')} or {met[0][1].replace(',', '.')}: write numbers without commas")
+        raise InputError(
+            f"{file}, line {met[0][0]}: {met[0][1]!r} could be {met[0][1].replace(',', '')} or"
+            f" {met[0][1].replace(',', '.')}: write numbers without commas"
+        )
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #be8d8cba
-_SAID, _FLAGS = ("truncated", "occluded", "depiction", "inside", "text"), (("difficult", DIFFICULT), ("crowd", CROWD), ("ignore", IGNORE))
-_PLAIN = re.compile(r"\d{1,7}(\.\d{1,20})?(\|\d{1,7}(\.\d{1,20})?){3}\Z") # four numbers of the usual kind: no need to look closer
+_SAID = ("truncated", "occluded", "depiction", "inside", "text")
+_FLAGS = (("difficult", DIFFICULT), ("crowd", CROWD), ("ignore", IGNORE))
+# four numbers of the usual kind: no need to look closer
+_PLAIN = re.compile(r"\d{1,7}(\.\d{1,20})?(\|\d{1,7}(\.\d{1,20})?){3}\Z")
 
 def _mark(
     row:dict, # role -> text
@@ -259,9 +286,13 @@ def _mark(
     commas:list, # numbers with a comma are added to it
 )->Mark:
     "One row. Raises InputError, without the place, for what cannot be meant."
-    texts, label, said, flags = [row[s] for s in sides], " ".join(row["class"].split()), {}, 0
+    texts = [row[s] for s in sides]
+    label = " ".join(row["class"].split())
+    said = {}
+    flags = 0
     for name in _SAID:
-        if row.get(name, "0") != "0" and row[name].lower() not in (_EMPTY if name == "text" else _NO): said[name] = row[name]
+        if row.get(name, "0") != "0" and row[name].lower() not in (_EMPTY if name == "text" else _NO):
+            said[name] = row[name]
     for name, bit in _FLAGS:
         value = row.get(name, "0").lower()
         if value in _YES: flags |= bit
@@ -292,11 +323,13 @@ def find_image(
     if not parts: return ""
     hits = files.by_name.get(parts[-1], ()) or files.by_stem.get(stem_of(parts[-1]), ())
     def agree(f):
-        k, own = 1, f.lower().split("/")
+        k = 1
+        own = f.lower().split("/")
         while k < min(len(parts), len(own)) and own[-1 - k] == parts[-1 - k]: k += 1
         return k
     same_case = lambda f: f.rsplit("/", 1)[-1] == re.split(r"[\\/]", name)[-1]
-    for score in (agree, same_case, lambda f: bool(split) and split_of(f) == split, lambda f: plain_folder(f) == plain_folder(near)):
+    for score in (agree, same_case, lambda f: bool(split) and split_of(f) == split,
+                  lambda f: plain_folder(f) == plain_folder(near)):
         if len(hits) > 1: hits = [f for f in hits if score(f) == max(map(score, hits))]
     if len(hits) > 1: raise InputError(f"{name!r} could be {hits[0]} or {hits[1]}: write its folder too")
     return hits[0] if hits else ""
@@ -321,7 +354,8 @@ def _image_of(
     files:Files, # the folder
 )->str: # the image's path, "" when it is not there
     "The image of a row, its facts noted. Raises InputError, without the place, when it is in two splits."
-    name, split = row["file"], split_value(row["split"]) or sheet.split if "split" in row else sheet.split
+    name = row["file"]
+    split = split_value(row["split"]) or sheet.split if "split" in row else sheet.split
     if not name: raise InputError("no file name")
     path = paths.get((name, split))
     if path is None: path = paths[name, split] = find_image(files, name, sheet.file, split)
@@ -330,7 +364,10 @@ def _image_of(
         size = [_side(s, row.get(s) or "0") for s in ("image height", "image width")]
         sheet.facts[path] = (tuple(map(int, size)) if min(size) > 0 else None, split, row.get("group", ""))
     elif sheet.facts[path][1] != split:
-        raise InputError(f"{name[:200]!r} is in {sheet.facts[path][1] or 'no split'} above, in {split or 'no split'} here: each image belongs in one split")
+        raise InputError(
+            f"{name[:200]!r} is in {sheet.facts[path][1] or 'no split'} above, in {split or 'no split'} here: each"
+            " image belongs in one split"
+        )
     return path
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #9138b3f9
@@ -356,7 +393,8 @@ def _check_bare(
 ):
     "Raise InputError for corners in the wrong order: the columns may be others."
     if box and not (box[2] > box[0] and box[3] > box[1]):
-        raise InputError("a table without a header is path,x1,y1,x2,y2,class, and x1 < x2, y1 < y2 (write a header if it is not)")
+        raise InputError(
+            "a table without a header is path,x1,y1,x2,y2,class, and x1 < x2, y1 < y2 (write a header if it is not)")
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #71652e6a
 def read_sheet(
@@ -367,11 +405,15 @@ def read_sheet(
     present:bool=False, # rows of images that are not there are counted, and not looked at
 )->Sheet:
     "Read one table. Raises InputError with file and line for what cannot be meant."
-    place, (text, skipped) = files.root / file, without_sep(read_text(files.root / file))
+    place = files.root / file
+    (text, skipped) = without_sep(read_text(files.root / file))
     layout = find_layout(text, bool(label))
     if not layout: raise InputError(_no_table(text, place))
     kind, sides = box_kind(layout.roles)
-    sheet, paths, commas, rows = Sheet(file, kind, split), {}, [], table_rows(text, layout.separator, place, 1 + skipped)
+    sheet = Sheet(file, kind, split)
+    paths = {}
+    commas = []
+    rows = table_rows(text, layout.separator, place, 1 + skipped)
     if layout.header: next(rows)
     for line, fields in rows:
         try:
@@ -396,9 +438,15 @@ def _no_table(
     first = next((l for l in text.splitlines() if l.strip()), "")
     names = max((split_fields(first, s) for s in SEPARATORS), key=len)
     roles = column_roles(names)
-    lacks = [what for what, there in (("the file", "file" in roles), ("the class", "class" in roles), ("the box (xmin, ymin, xmax, ymax)", box_kind(roles)[0])) if not there]
+    lacks = [
+        what for what, there in (("the file", "file" in roles), ("the class", "class" in roles),
+                                 ("the box (xmin, ymin, xmax, ymax)", box_kind(roles)[0])) if not there
+    ]
     shown = ", ".join(n[:30] for n in names[:12])
-    return f"{place}, line 1: not a table of boxes: no column for {' or '.join(lacks) or 'one thing only once'} among {shown or 'nothing: the file is empty'}"
+    return (
+        f"{place}, line 1: not a table of boxes: no column for {' or '.join(lacks) or 'one thing only once'} among"
+        f" {shown or 'nothing: the file is empty'}"
+    )
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #abd80e46
 def _one_split(
@@ -410,7 +458,10 @@ def _one_split(
     said = {s.facts[path][1]: s for s in sheets if s.facts[path][1]}
     if len(said) > 1:
         (a, one), (b, two) = list(said.items())[:2]
-        raise InputError(f"{files.root / two.file}, line {two.line(path)}: {path} is in {b} here, and in {a} in {one.file}: each image belongs in one split")
+        raise InputError(
+            f"{files.root / two.file}, line {two.line(path)}: {path} is in {b} here, and in {a} in {one.file}: each"
+            " image belongs in one split"
+        )
     return next(iter(said), "")
 
 def _check_same(
@@ -420,11 +471,16 @@ def _check_same(
     size:tuple, # (height, width)
 ):
     "Raise InputError when two tables label an image differently."
-    def what(s): return sorted((m.label, m.flags, *b) for m, b in zip([m for m in s.marks[path] if m.box], s.boxes(path, size).round(1).tolist()))
+    def what(s):
+        return sorted((m.label, m.flags, *b) for m, b in zip([m for m in s.marks[path] if m.box],
+                                                             s.boxes(path, size).round(1).tolist()))
     for other in sheets[1:]:
         if what(other) != what(sheets[0]):
             first = f"{sheets[0].file}, line {sheets[0].line(path)}"
-            raise InputError(f"{files.root / other.file}, line {other.line(path)}: {path} has other boxes here than in {first}: each image must be labelled once")
+            raise InputError(
+                f"{files.root / other.file}, line {other.line(path)}: {path} has other boxes here than in {first}: each"
+                " image must be labelled once"
+            )
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #970e53b1
 def check_reading(
@@ -435,14 +491,21 @@ def check_reading(
 ):
     "Raise InputError when another kind of box fits far better. Fewer than five boxes prove nothing."
     if len(raw) < 5: return
-    limit, fits = np.asarray(sizes)[:, ::-1] + 2, {}
+    limit = np.asarray(sizes)[:, ::-1] + 2
+    fits = {}
     for k in KINDS:
         b = to_corners(raw, k)
         fits[k] = ((b[:, :2] >= -2).all(1) & (b[:, 2:] <= limit).all(1) & (b[:, 2:] >= b[:, :2]).all(1)).mean()
     best = max(fits, key=fits.get)
     if fits[kind] < .7 and fits[best] > .95:
-        names = {"corners": "xmin, ymin, xmax, ymax", "corner": "x, y, w, h (from the top left corner)", "centre": "x_center, y_center, w, h"}
-        raise InputError(f"{place}, line 1: read as {names[kind]}, {1 - fits[kind]:.0%} of the boxes leave their images; they look like {names[best]}: name the columns so")
+        names = {
+            "corners": "xmin, ymin, xmax, ymax", "corner": "x, y, w, h (from the top left corner)",
+            "centre": "x_center, y_center, w, h"
+        }
+        raise InputError(
+            f"{place}, line 1: read as {names[kind]}, {1 - fits[kind]:.0%} of the boxes leave their images; they look"
+            f" like {names[best]}: name the columns so"
+        )
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #f967b374
 def _left_out(
@@ -453,7 +516,10 @@ def _left_out(
     "Write down how many images beside those of the tables have no row."
     folders = {p.rpartition("/")[0] for p in rows.index}
     left = [p for p in files.images if p not in rows.index and p.rpartition("/")[0] in folders]
-    said = f"{len(left)} images beside those of {file}, such as {''.join(left[:1])}, have no row: left out (a row with an empty box makes an image background)"
+    said = (
+        f"{len(left)} images beside those of {file}, such as {''.join(left[:1])}, have no row: left out (a row with an"
+        " empty box makes an image background)"
+    )
     if left: rows.flaw("no-labels", file, "", said, "noted")
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #5c04003b
@@ -464,7 +530,9 @@ def _passed_over(
 ):
     "Write down the CSV files that were not read: one of them may have lost its header."
     left = [f for f in files.ending(".csv") + files.ending(".tsv") if f not in (*found, _class_csv(files)[0])]
-    if left: rows.flaw("not-read", left[0], "", f"{len(left)} CSV files such as {left[0]} are no tables of boxes: not read", "noted")
+    if left:
+        rows.flaw("not-read", left[0], "", f"{len(left)} CSV files such as {left[0]} are no tables of boxes: not read",
+                  "noted")
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #6116ab38
 def add_sheets(
@@ -473,27 +541,34 @@ def add_sheets(
     sheets:list, # of Sheet
     each:bool=True, # write each missing image down
 ):
-    "Add the images and boxes of all tables. Raises InputError when they contradict each other, or when not one image is there."
+    """Add the images and boxes of all tables. Raises InputError when they contradict each other, or when not one
+    image is there."""
     by_path = {}
     for s in sheets:
         for path in s.marks: by_path.setdefault(path, []).append(s)
     lost = {name: (s.file, line) for s in reversed(sheets) for name, line in s.missing.items()}
     if lost and not by_path:
         name, (file, line) = next(iter(lost.items()))
-        raise InputError(f"{files.root / file}, line {line}: none of its {len(lost)} images is there, such as {name[:200]!r}")
+        raise InputError(
+            f"{files.root / file}, line {line}: none of its {len(lost)} images is there, such as {name[:200]!r}")
     for path, speak in by_path.items():
-        first, split = speak[0], _one_split(files, path, speak)
+        first = speak[0]
+        split = _one_split(files, path, speak)
         size, _, group = first.facts[path]
         row = rows.image(path, first.file, split, size, group=group)
         if row is None: continue
         if len(speak) > 1: _check_same(files, path, speak, rows.sizes[row])
         marks = [m for m in first.marks[path] if m.box]
-        for m, box in zip(marks, first.boxes(path, rows.sizes[row]).tolist()): rows.box(row, box, m.label, m.flags, **m.said)
+        for m, box in zip(marks, first.boxes(path, rows.sizes[row]).tolist()):
+            rows.box(row, box, m.label, m.flags, **m.said)
         for m in first.marks[path]:
             if m.box or not m.label or marks: continue
-            rows.flaw("no-labels", path, f"{first.file}, line {m.line}", f"{path}: {m.label!r} without a box: taken as background", "noted")
+            rows.flaw("no-labels", path, f"{first.file}, line {m.line}",
+                      f"{path}: {m.label!r} without a box: taken as background", "noted")
     if each:
-        for name, (file, line) in lost.items(): rows.flaw("missing-image", name, f"{file}, line {line}", f"{file}, line {line}: {name[:200]!r} is not there")
+        for name, (file, line) in lost.items():
+            rows.flaw("missing-image", name, f"{file}, line {line}",
+                      f"{file}, line {line}: {name[:200]!r} is not there")
 
 def check_sheets(
     rows:Rows, # what was read
@@ -502,8 +577,11 @@ def check_sheets(
 ):
     "Raise InputError when the columns are named wrongly."
     at = {p: k for k, p in enumerate(rows.paths)}
-    raw = [(m.box, rows.sizes[at[p]]) for s in sheets if not s.shares for p, marks in s.marks.items() if p in at for m in marks if m.box]
-    if raw: check_reading(np.array([b for b, _ in raw]), np.array([z for _, z in raw]), sheets[0].kind, files.root / sheets[0].file)
+    raw = [(m.box, rows.sizes[at[p]]) for s in sheets if not s.shares for p, marks in s.marks.items() if p in at
+           for m in marks if m.box]
+    if raw:
+        check_reading(np.array([b for b, _ in raw]), np.array([z for _, z in raw]), sheets[0].kind,
+                      files.root/sheets[0].file)
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #74b70e95
 def class_order(
@@ -512,10 +590,14 @@ def class_order(
 )->list: # of str
     "The classes in order. Raises InputError for a class that a list of classes does not have."
     names = set(names)
-    if "classes.txt" in files.all: source, fixed = "classes.txt", text_lines(files.root / "classes.txt")
+    if "classes.txt" in files.all:
+        source = "classes.txt"
+        fixed = text_lines(files.root / "classes.txt")
     else: source, fixed = _class_csv(files)
-    if not fixed: return sorted(names, key=lambda n: (0, int(n), n) if n.isascii() and n.isdigit() and len(n) < 10 else (1, 0, n))
-    for n in sorted(names - set(fixed)): raise InputError(f"{files.root}: class {n!r} is not in {source}: {did_you_mean(n, fixed)}")
+    if not fixed:
+        return sorted(names, key=lambda n: (0, int(n), n) if n.isascii() and n.isdigit() and len(n) < 10 else (1, 0, n))
+    for n in sorted(names - set(fixed)):
+        raise InputError(f"{files.root}: class {n!r} is not in {source}: {did_you_mean(n, fixed)}")
     return fixed
 
 def _class_csv(
@@ -523,7 +605,9 @@ def _class_csv(
 )->tuple: # path, names in the order of their numbers; empty when there is none
     "The list of classes that keras-retinanet keeps beside its tables."
     for f in files.ending(".csv"):
-        rows = [split_fields(l, ",") for l in read_head(files.root / f, 65536).splitlines() if l.strip()] if "class" in f.lower() else []
+        rows = [split_fields(l, ",")
+                for l in read_head(files.root/f, 65536).splitlines()
+                if l.strip()] if "class" in f.lower() else []
         if rows and all(len(r) == 2 and r[0] and r[1].isascii() and r[1].isdigit() and len(r[1]) < 6 for r in rows):
             order = {int(k): n for n, k in rows}
             if sorted(order) == list(range(len(rows))): return f, [order[k] for k in range(len(rows))]
@@ -561,13 +645,16 @@ def read_tables(
         files = files or Files(path)
         found = find_tables(files) or sorted(files.ending(".csv") + files.ending(".tsv"))[:1]
     if not found: raise InputError(f"{files.root}: no CSV file with boxes")
-    label, several = classes[0] if classes and len(classes) == 1 else "", len(found) > 1
+    label = classes[0] if classes and len(classes) == 1 else ""
+    several = len(found) > 1
     sheets = [read_sheet(files, f, split_of(f.rsplit("/", 1)[-1]) if several else "", label) for f in found]
     rows = Rows(files.root, "csv")
     add_sheets(rows, files, sheets)
     for s in sheets:
         check_sheets(rows, files, [s])
-        if s.shares: rows.flaw("shares", s.file, "", f"{s.file}: no number over 1: read as shares of the image, not as pixels", "noted")
+        if s.shares:
+            rows.flaw("shares", s.file, "", f"{s.file}: no number over 1: read as shares of the image, not as pixels",
+                      "noted")
     _left_out(rows, files, found[0])
     if path.is_dir(): _passed_over(rows, files, found)
     return number_labels(rows, class_order(files, set(rows.labels)))

@@ -37,7 +37,8 @@ def _turned(
     degrees, # clockwise
 )->tuple: # xmin, ymin, xmax, ymax
     "The box around a turned box."
-    c, s = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    c = abs(math.cos(math.radians(degrees)))
+    s = abs(math.sin(math.radians(degrees)))
     w, h = w * c + h * s, w * s + h * c
     return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
 
@@ -46,8 +47,10 @@ def _ellipse(
     degrees, # clockwise
 )->tuple: # xmin, ymin, xmax, ymax
     "The box around a turned ellipse."
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    w, h = math.hypot(rx * c, ry * s), math.hypot(rx * s, ry * c)
+    c = math.cos(math.radians(degrees))
+    s = math.sin(math.radians(degrees))
+    w = math.hypot(rx * c, ry * s)
+    h = math.hypot(rx * s, ry * c)
     return cx - w, cy - h, cx + w, cy + h
 
 # %% ../../../nbs/12_data.formats.cvat.ipynb #b6e545dd
@@ -79,7 +82,8 @@ def cvat_said(
     if el.get("occluded") == "1": said["occluded"] = "1"
     if el.get("group_id"): said["group_id"] = el.get("group_id")
     for a in el.iterfind("attribute"):
-        name, value = (a.get("name") or "").strip(), (a.text or "").strip()
+        name = (a.get("name") or "").strip()
+        value = (a.text or "").strip()
         if name.lower() in FLAG_NAMES: flags |= FLAG_NAMES[name.lower()] * (value.lower() in ("1", "true", "yes"))
         elif name and value: said[name] = value
     return flags, said
@@ -104,7 +108,8 @@ class CvatFile(NamedTuple):
         "The label of an element. Raises InputError when it has none, or one that the file does not declare."
         name = " ".join((el.get("label") or "").split())
         if not name: raise self.error(el, f"<{el.tag}> has no label")
-        if self.labels and name not in self.labels: raise self.error(el, f"label {name!r} is not declared in <meta>: {did_you_mean(name, self.labels)}")
+        if self.labels and name not in self.labels:
+            raise self.error(el, f"label {name!r} is not declared in <meta>: {did_you_mean(name, self.labels)}")
         return name
 
 # %% ../../../nbs/12_data.formats.cvat.ipynb #a7259eaa
@@ -130,16 +135,19 @@ def cvat_images(
     named:list, # of (name, subset)
 )->list: # of str: paths of the images, "" for what is not there
     "Find the images of a file."
-    have, bases = set(files.images), {}
+    have = set(files.images)
+    bases = {}
     for subset in dict.fromkeys(s for _, s in named):
         names = [n for n, s in named if s == subset]
         base = image_base([f"{subset}/{n}" for n in names], files, x.path, split_of(subset)) if subset else None
-        bases[subset] = image_base(names, files, x.path, split_of(subset)) if base is None else posixpath.join(base, subset)
+        bases[subset] = image_base(names, files, x.path, split_of(subset)) if base is None else posixpath.join(
+            base, subset)
     paths = [posixpath.join(bases[subset] or "", name) for name, subset in named]
     have -= set(paths)
     for k, path in enumerate(paths):
         hits = files.by_name.get(posixpath.basename(path).lower(), ())
-        if path not in hits: paths[k] = hits[0] if len(hits) == 1 and hits[0] in have else "" # of another folder or case, when no other name claims it
+        # of another folder or case, when no other name claims it
+        if path not in hits: paths[k] = hits[0] if len(hits) == 1 and hits[0] in have else ""
     return paths
 
 # %% ../../../nbs/12_data.formats.cvat.ipynb #0fee7e51
@@ -187,11 +195,16 @@ def _read_images(
             continue
         size = _size(x, el)
         turned = drawn_orientation(files.root / path, size)
-        group = posixpath.join(x.tasks.get(el.get("task_id"), "") if el.get("task_id") else next(iter(x.tasks.values()), ""), posixpath.dirname(name))
+        group = posixpath.join(
+            x.tasks.get(el.get("task_id"), "") if el.get("task_id") else next(iter(x.tasks.values()), ""),
+            posixpath.dirname(name))
         split = split_of(subset) or split_of(posixpath.dirname(path)) or split_of(posixpath.dirname(x.path))
         row = rows.image(path, x.path, split, size if turned == 1 else None, None, group)
         if row is None: continue
-        if turned > 1: rows.flaw("rotated-image", path, x.path, f"{path}: drawn on the picture as turned by its EXIF note ({turned}); its boxes are turned back", "noted")
+        if turned > 1:
+            rows.flaw("rotated-image", path, x.path,
+                      f"{path}: drawn on the picture as turned by its EXIF note ({turned}); its boxes are turned back",
+                      "noted")
         for s, label in shapes: _add_shape(rows, x, s, row, label, turned)
 
 # %% ../../../nbs/12_data.formats.cvat.ipynb #5c57fabd
@@ -200,12 +213,17 @@ def frame_images(
     x:CvatFile, # a file with tracks
 )->dict: # frame number -> path
     "The images beside or below the file whose names end in a number. Raises InputError when two end in the same."
-    found, here = {}, posixpath.dirname(x.path)
+    found = {}
+    here = posixpath.dirname(x.path)
     for p in files.images:
         digits = re.search(r"[0-9]+$", stem_of(p))
         if not digits or (here and not p.startswith(here + "/")): continue
         other = found.setdefault(int(digits[0]), p)
-        if other != p: raise InputError(f"{x.file}, line 1: {other} and {p} could both be its frame {int(digits[0])}; keep the frames of one video with its XML file")
+        if other != p:
+            raise InputError(
+                f"{x.file}, line 1: {other} and {p} could both be its frame {int(digits[0])}; keep the frames of one"
+                " video with its XML file"
+            )
     return found
 
 def _frames(
@@ -218,7 +236,8 @@ def _frames(
         for el in track:
             if el.tag == "attribute" or el.get("outside") == "1": continue
             frame = el.get("frame") or ""
-            if not re.fullmatch("[0-9]{1,9}", frame): raise x.error(el, f"<{el.tag}> of {label}: frame must be a whole number, not {frame[:40]!r}")
+            if not re.fullmatch("[0-9]{1,9}", frame):
+                raise x.error(el, f"<{el.tag}> of {label}: frame must be a whole number, not {frame[:40]!r}")
             found.setdefault(int(frame), []).append((el, label, track.get("id") or ""))
     return found
 
@@ -229,17 +248,26 @@ def _read_tracks(
     x:CvatFile, # one of its files
 ):
     "Add what `CVAT for video` holds."
-    boxes, images = _frames(x), frame_images(files, x)
-    task, size = next(iter(x.tasks.values()), "") or x.path, _size(x, x.tree.find("meta//original_size"))
+    boxes = _frames(x)
+    images = frame_images(files, x)
+    task = next(iter(x.tasks.values()), "") or x.path
+    size = _size(x, x.tree.find("meta//original_size"))
     if boxes and not boxes.keys() & images.keys():
-        raise InputError(f"{x.file}, line 1: tracks of a video, and no image is named by the number of a frame, such as frame_{min(boxes):06d}.png: "
-                         "export it with its images")
+        raise InputError(
+            f"{x.file}, line 1: tracks of a video, and no image is named by the number of a frame, such as"
+            f" frame_{min(boxes):06d}.png: export it with its images"
+        )
     if 0 in boxes and 0 not in images and max(boxes) + 1 in images:
-        raise InputError(f"{x.file}, line 1: its frames count from 0 and the images from 1, such as {images[max(boxes) + 1]}: name the images by their frames")
-    for n in sorted(boxes.keys() - images.keys()): rows.flaw("missing-image", x.path, f"frame {n}", f"{x.path}: frame {n} has no image")
+        raise InputError(
+            f"{x.file}, line 1: its frames count from 0 and the images from 1, such as {images[max(boxes) + 1]}: name"
+            " the images by their frames"
+        )
+    for n in sorted(boxes.keys() - images.keys()):
+        rows.flaw("missing-image", x.path, f"frame {n}", f"{x.path}: frame {n} has no image")
     for n, path in sorted(images.items()):
         row = rows.image(path, x.path, split_of(posixpath.dirname(path)), size, None, task)
-        for el, label, track in boxes.get(n, ()) if row is not None else (): _add_shape(rows, x, el, row, label, more={"track": track} if track else None)
+        for el, label, track in boxes.get(n, ()) if row is not None else ():
+            _add_shape(rows, x, el, row, label, more={"track": track} if track else None)
 
 # %% ../../../nbs/12_data.formats.cvat.ipynb #1e4f74d3
 def _is_cvat(
@@ -264,9 +292,11 @@ def read_cvat(
     "Read CVAT XML 1.1. Raises InputError with file and line for what cannot be meant; single flaws are in `.flaws`."
     path = Path(path)
     files = Files(path.parent) if path.is_file() else files or Files(path)
-    names = [path.name] if path.is_file() else [f for f in files.ending(".xml") if _is_cvat(files.root / f)] or files.ending(".xml")[:1]
+    names = [path.name] if path.is_file() else [f for f in files.ending(".xml")
+                                                if _is_cvat(files.root/f)] or files.ending(".xml")[:1]
     if not names: raise InputError(f"{files.root}: no CVAT XML file")
-    rows, declared = Rows(files.root, "cvat"), {}
+    rows = Rows(files.root, "cvat")
+    declared = {}
     for name in names:
         x = load_cvat(files.root, name)
         declared.update(dict.fromkeys(x.classes))

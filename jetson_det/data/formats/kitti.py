@@ -23,9 +23,14 @@ def kitti_line(
     words:list, # of str: the words of the line
 )->tuple: # class name, (xmin, ymin, xmax, ymax) in pixels, {attribute: text}
     "One line's class, box and attributes. Raises InputError with what is wrong, without the place."
-    if len(words) not in (15, 16): raise InputError(f"{len(words)} words: a KITTI label has 15 (class, truncated, occluded, alpha, box of 4, ...), a result 16")
+    if len(words) not in (15, 16):
+        raise InputError(
+            f"{len(words)} words: a KITTI label has 15 (class, truncated, occluded, alpha, box of 4, ...), a result 16")
     v = [number(w) for w in words[1:]]
-    return words[0], tuple(v[3:7]), {name: words[k] for k, (name, unknown) in enumerate(_KNOWN, 1) if v[k - 1] != unknown}
+    return words[0], tuple(
+        v[3:7]), {name: words[k]
+                  for k, (name, unknown) in enumerate(_KNOWN, 1)
+                  if v[k - 1] != unknown}
 
 # %% ../../../nbs/12_data.formats.kitti.ipynb #65d69b47
 def read_kitti_file(
@@ -69,12 +74,15 @@ def kitti_lists(
     split = {}
     for f in files.ending(".txt"):
         s = stem_of(f).lower()
-        if posixpath.basename(posixpath.dirname(f)).lower() != "imagesets" or s not in ("train", "val", "test"): continue
+        if posixpath.basename(posixpath.dirname(f)).lower() != "imagesets" or s not in ("train", "val", "test"):
+            continue
         for k, line in enumerate(read_text(files.root / f).split("\n"), 1):
             stem = stem_of(line.strip())
             if not stem: continue
             before = split.setdefault(stem, (s, f))
-            if before[0] != s: raise InputError(f"{files.root / f}, line {k}: {stem!r} is in {before[1]} too: each image belongs in one split")
+            if before[0] != s:
+                raise InputError(
+                    f"{files.root / f}, line {k}: {stem!r} is in {before[1]} too: each image belongs in one split")
     return split
 
 def _add_unlabelled(
@@ -82,13 +90,16 @@ def _add_unlabelled(
     files:Files, # the folder
 ):
     "Images beside labelled ones are background; folders of images without any label are left out."
-    labelled, without = {posixpath.dirname(p) for p in rows.index}, Counter()
+    labelled = {posixpath.dirname(p) for p in rows.index}
+    without = Counter()
     for p in files.images:
         folder = posixpath.dirname(p)
         if folder not in labelled: without[folder] += 1
         elif p not in rows.index and rows.image(p, "no label", split_of(folder)) is not None:
             rows.flaw("no-labels", p, "", f"{p} has no label file: taken as background", "noted")
-    for folder, n in sorted(without.items()): rows.flaw("no-labels", folder, "", f"{folder or 'the folder'}: {n} images and no labels: left out", "dropped", "note")
+    for folder, n in sorted(without.items()):
+        rows.flaw("no-labels", folder, "", f"{folder or 'the folder'}: {n} images and no labels: left out", "dropped",
+                  "note")
 
 # %% ../../../nbs/12_data.formats.kitti.ipynb #146ca34e
 def kitti_sign(
@@ -115,14 +126,20 @@ def read_kitti(
     files:Files=None, # the folder, where it is listed already
     classes=None, # not used: the labels are names
 )->DetDataset: # the columns
-    "Read KITTI text labels. Raises InputError with file and line for what cannot be meant; single flaws are in `.flaws`."
+    """Read KITTI text labels. Raises InputError with file and line for what cannot be meant; single flaws are in
+    `.flaws`."""
     if Path(path).is_file(): raise InputError(f"{path}: KITTI has a file for each image: give the folder")
     files = files or Files(path)
-    rows, lists, names = Rows(files.root, "kitti"), kitti_lists(files), kitti_labels(files)
-    if not names: raise InputError(f"{files.root}: no KITTI labels: looked for text files in label_2/ or beside the images")
+    rows = Rows(files.root, "kitti")
+    lists = kitti_lists(files)
+    names = kitti_labels(files)
+    if not names:
+        raise InputError(f"{files.root}: no KITTI labels: looked for text files in label_2/ or beside the images")
     for f in names:
-        found, image = read_kitti_file(files.root / f), kitti_image(files, f)
-        row = rows.image(image, f, split_of(posixpath.dirname(f))) if image else rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")
+        found = read_kitti_file(files.root / f)
+        image = kitti_image(files, f)
+        row = rows.image(image, f, split_of(posixpath.dirname(f))) if image else rows.flaw(
+            "missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")
         if row is None: continue
         for name, box, flags, said in found: rows.box(row, box, name, flags, **said)
     _add_unlabelled(rows, files)
@@ -136,6 +153,7 @@ def _finish(
     if lists: rows.splits = [lists.get(stem_of(p), ("",))[0] for p in rows.paths]
     elif len(set(rows.splits)) == 1: rows.splits = [""] * len(rows.paths)
     most = Counter(n for n in rows.labels if n).most_common(1)
-    if rows.labels and not most: raise InputError(f"{rows.root}: its {len(rows.labels)} boxes are all DontCare: there is nothing to learn")
+    if rows.labels and not most:
+        raise InputError(f"{rows.root}: its {len(rows.labels)} boxes are all DontCare: there is nothing to learn")
     rows.labels = [n or most[0][0] for n in rows.labels]
     return by_name(rows)

@@ -27,9 +27,11 @@ def labelme_box(
     shape:dict, # one of the file's shapes
 ): # xmin, ymin, xmax, ymax in pixels; None for points and lines
     "The box around a shape. Raises InputError, without the place, when its points are no points."
-    kind, points = shape.get("shape_type") or "polygon", shape.get("points")
+    kind = shape.get("shape_type") or "polygon"
+    points = shape.get("points")
     if not isinstance(kind, str): raise InputError("shape_type must be a text such as \"rectangle\"")
-    pairs = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 and not any(isinstance(v, (list, dict)) for v in p) for p in points)
+    pairs = isinstance(points, list) and all(
+        isinstance(p, list) and len(p) == 2 and not any(isinstance(v, (list, dict)) for v in p) for p in points)
     if not pairs: raise InputError("points must be a list of [x, y]")
     xy = [(number(x), number(y)) for x, y in points]
     if kind in _OPEN: return None
@@ -58,7 +60,8 @@ def _members(
 def labelme_said(
     shape:dict, # one of the file's shapes
 )->tuple: # flags, {attribute: text}
-    "What a shape says beside its label and its place. Raises InputError, without the place, for values that are no text."
+    """What a shape says beside its label and its place. Raises InputError, without the place, for values that are no
+    text."""
     said = {k: plain_text(shape[k], k) for k in ("group_id", "description") if shape.get(k) not in (None, "")}
     flags = DIFFICULT if shape.get("difficult") is True else 0
     for key in ("flags", "attributes"):
@@ -79,7 +82,9 @@ def labelme_image(
     return path if name and path in files.by_name.get(name.lower(), ()) else image_for(files, label, name)
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #b9a33b5d
-_MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp", b"II*\0": ".tif", b"MM\0*": ".tif"}
+_MAGIC = {
+    b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"BM": ".bmp", b"RIFF": ".webp", b"II*\0": ".tif", b"MM\0*": ".tif"
+}
 
 def unpack_image(
     text:str, # the picture in base64, as imageData has it
@@ -111,13 +116,15 @@ def labelme_shapes(
 )->list: # of (label, box or None, flags, {attribute: text}, shape_type)
     "Every shape of a file. Raises InputError with file, line and shape."
     shapes = d.get("shapes")
-    if not isinstance(shapes, list): raise InputError(f"{path}, line {json_line(path, 'shapes')}: shapes must be a list")
+    if not isinstance(shapes, list):
+        raise InputError(f"{path}, line {json_line(path, 'shapes')}: shapes must be a list")
     found = []
     for k, s in enumerate(shapes):
         try:
             if not isinstance(s, dict): raise InputError("a shape must have a label and points")
             found.append((plain_text(s.get("label"), "label"), labelme_box(s), *labelme_said(s), s.get("shape_type")))
-        except InputError as e: raise InputError(f"{path}, line {json_line(path, 'shapes', k)}: shape {k + 1}: {e}") from None
+        except InputError as e:
+            raise InputError(f"{path}, line {json_line(path, 'shapes', k)}: shape {k + 1}: {e}") from None
     return found
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #4bc1a87b
@@ -128,11 +135,14 @@ def _picture(
     d:dict, # its content
 )->str: # path of the picture, or "" when there is none; absolute when it was unpacked
     "Find or unpack the picture of a file."
-    hint, data = d.get("imagePath"), d.get("imageData")
+    hint = d.get("imagePath")
+    data = d.get("imageData")
     for key in ("imagePath", "imageData"):
-        if not isinstance(d.get(key), (str, type(None))): raise InputError(f"{files.root / f}, line {json_line(files.root / f, key)}: {key} must be a text")
+        if not isinstance(d.get(key), (str, type(None))):
+            raise InputError(f"{files.root / f}, line {json_line(files.root / f, key)}: {key} must be a text")
     path = labelme_image(files, f, hint or "")
-    if path and (not data or plain_folder(path) == plain_folder(f)): return path # a namesake in another folder is a guess, what is inside is not
+    # a namesake in another folder is a guess, what is inside is not
+    if path and (not data or plain_folder(path) == plain_folder(f)): return path
     if not data: rows.flaw("missing-image", f, "", f"{f}: its picture {(hint or 'imagePath')[:200]!r} is not there")
     else:
         try: return str(unpack_image(data, f))
@@ -144,8 +154,11 @@ def _declared(
     d:dict, # its content
 ): # (height, width), or None
     "The size that the file claims. Raises InputError when it is no number."
-    try: return tuple(int(number(d[k])) for k in ("imageHeight", "imageWidth")) if d.get("imageHeight") and d.get("imageWidth") else None
-    except InputError as e: raise InputError(f"{path}, line {json_line(path, 'imageHeight')}: imageHeight and imageWidth: {e}") from None
+    try:
+        return tuple(int(number(d[k]))
+                     for k in ("imageHeight", "imageWidth")) if d.get("imageHeight") and d.get("imageWidth") else None
+    except InputError as e:
+        raise InputError(f"{path}, line {json_line(path, 'imageHeight')}: imageHeight and imageWidth: {e}") from None
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #f9f432f3
 def _read_file(
@@ -155,16 +168,21 @@ def _read_file(
     d:dict, # its content
 ):
     "Add the image and the boxes of one file."
-    shapes, size = labelme_shapes(files.root / f, d), _declared(files.root / f, d)
+    shapes = labelme_shapes(files.root / f, d)
+    size = _declared(files.root / f, d)
     path = _picture(rows, files, f, d)
     if not path: return
     turned = drawn_orientation(files.root / path, size)
     split = split_of(posixpath.dirname(f)) or ("" if posixpath.isabs(path) else split_of(posixpath.dirname(path)))
     row = rows.image(path, f, split, size if turned == 1 else None)
     if row is None: return
-    if turned > 1: rows.flaw("rotated-image", path, f, f"{f}: drawn on the picture as turned by its EXIF note ({turned}); its boxes are turned back", "noted")
+    if turned > 1:
+        rows.flaw("rotated-image", path, f,
+                  f"{f}: drawn on the picture as turned by its EXIF note ({turned}); its boxes are turned back",
+                  "noted")
     for k, (label, box, flags, said, kind) in enumerate(shapes, 1):
-        if box is None: rows.flaw("no-box", path, f"shape {k}", f"{f}: shape {k} ({label}) is a {kind}, which has no box")
+        if box is None:
+            rows.flaw("no-box", path, f"shape {k}", f"{f}: shape {k} ({label}) is a {kind}, which has no box")
         else: rows.box(row, turn_back(box, turned, rows.sizes[row]), label, flags, **said)
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #01f64342
@@ -198,14 +216,19 @@ def read_labelme(
     "Read LabelMe JSON. Raises InputError with file and line for what cannot be meant; single flaws are in `.flaws`."
     if Path(path).is_file(): raise InputError(f"{path}: LabelMe has a file for each image: give the folder")
     files = files or Files(path)
-    rows, found, names = Rows(files.root, "labelme"), False, files.ending(".json")
+    rows = Rows(files.root, "labelme")
+    found = False
+    names = files.ending(".json")
     for f in names:
         d = load_json(files.root / f)
         if not is_labelme(d): continue
         found = True
         _read_file(rows, files, f, d)
-    if not found: raise InputError(f"{files.root / names[0]}, line 1: no LabelMe file: shapes is missing" if names else f"{files.root}: no LabelMe JSON file")
+    if not found:
+        raise InputError(f"{files.root / names[0]}, line 1: no LabelMe file: shapes is missing"
+                         if names else f"{files.root}: no LabelMe JSON file")
     inside = [p for p in rows.paths if posixpath.isabs(p)]
     if inside:
-        rows.flaw("embedded-image", rows.index[inside[0]], "", f"pictures inside label files: {len(inside)}, unpacked, such as {inside[0]}", "noted", "note")
+        rows.flaw("embedded-image", rows.index[inside[0]], "",
+                  f"pictures inside label files: {len(inside)}, unpacked, such as {inside[0]}", "noted", "note")
     return by_name(rows)

@@ -11,7 +11,17 @@ from pathlib import Path
 from ...core import InputError
 from ..dataset import DetDataset
 from .reader import Files, Rows, split_of
-from .csv_table import SEPARATORS, Sheet, add_sheets, is_openimages, number_labels, read_head, read_sheet, table_root, table_rows
+from jetson_det.data.formats.csv_table import (
+    SEPARATORS,
+    Sheet,
+    add_sheets,
+    is_openimages,
+    number_labels,
+    read_head,
+    read_sheet,
+    table_root,
+    table_rows,
+)
 from .parse import read_text
 
 # %% ../../../nbs/12_data.formats.openimages.ipynb #cc88bba6
@@ -40,7 +50,9 @@ def class_descriptions(
         if "class-descriptions" not in f.rsplit("/", 1)[-1].lower(): continue
         place = files.root / f
         for line, row in table_rows(read_text(place), ",", place):
-            if len(row) != 2 or not all(row): raise InputError(f"{place}, line {line}: a class id and its name are right, not {', '.join(row)[:80]!r}")
+            if len(row) != 2 or not all(row):
+                raise InputError(
+                    f"{place}, line {line}: a class id and its name are right, not {', '.join(row)[:80]!r}")
             if row[0].lower() != "labelname": names[row[0]] = " ".join(row[1].split())
     return names
 
@@ -64,7 +76,10 @@ def _check_shares(
     for marks in sheet.marks.values():
         for m in marks:
             if m.box and not -.5 <= min(m.box) <= max(m.box) <= 1.5:
-                raise InputError(f"{place}, line {m.line}: shares of the image, 0 to 1, are right, not {', '.join(f'{v:g}' for v in m.box)}: are these pixels?")
+                raise InputError(
+                    f"{place}, line {m.line}: shares of the image, 0 to 1, are right, not"
+                    f" {', '.join(f'{v:g}' for v in m.box)}: are these pixels?"
+                )
 
 # %% ../../../nbs/12_data.formats.openimages.ipynb #e62b7a07
 def _table_flaws(
@@ -73,9 +88,22 @@ def _table_flaws(
     unknown:set, # ids that the descriptions do not have
 ):
     "Write down class ids without a name, and how many images are not there."
-    f, gone, there = sheet.file, sheet.missing, len(sheet.marks)
-    if unknown: rows.flaw("unnamed-class", f, "", f"{f}: {len(unknown)} class ids such as {min(unknown)[:40]!r} are not in the class descriptions: used as names", "noted")
-    said = f"{f}: {len(gone)} of {len(gone) + there} images, such as {next(iter(gone), '')[:40]!r}, are not in the folder: passed over"
+    f = sheet.file
+    gone = sheet.missing
+    there = len(sheet.marks)
+    if unknown:
+        rows.flaw(
+            "unnamed-class",
+            f,
+            "",
+            f"{f}: {len(unknown)} class ids such as {min(unknown)[:40]!r} are not in the class descriptions: used as"
+            " names",
+            "noted",
+        )
+    said = (
+        f"{f}: {len(gone)} of {len(gone) + there} images, such as {next(iter(gone), '')[:40]!r}, are not in the folder:"
+        " passed over"
+    )
     if gone: rows.flaw("not-downloaded", f, "", said, "noted")
 
 # %% ../../../nbs/12_data.formats.openimages.ipynb #0dbe9750
@@ -84,7 +112,8 @@ def read_openimages(
     files:Files=None, # the folder, where it is listed already
     classes=None, # not needed: the classes are those of the rows
 )->DetDataset: # the columns
-    "Read Open Images tables. Raises InputError with file and line for what cannot be meant; single flaws are in `.flaws`."
+    """Read Open Images tables. Raises InputError with file and line for what cannot be meant; single flaws are in
+    `.flaws`."""
     path = Path(path)
     if path.is_file():
         files = table_root(path)
@@ -93,7 +122,9 @@ def read_openimages(
         files = files or Files(path)
         found = find_openimages(files) or [f for f in files.ending(".csv") if "class-descriptions" not in f.lower()][:1]
     if not found: raise InputError(f"{files.root}: no table of Open Images (such as train-annotations-bbox.csv)")
-    rows, names, sheets = Rows(files.root, "openimages"), class_descriptions(files), []
+    rows = Rows(files.root, "openimages")
+    names = class_descriptions(files)
+    sheets = []
     for f in found:
         sheets.append(read_sheet(files, f, split_of(f.rsplit("/", 1)[-1]) if len(found) > 1 else "", present=True))
         _check_shares(sheets[-1], files.root / f)

@@ -53,8 +53,13 @@ def number(
         text = value.strip().replace(",", ".") if comma else value.strip()
         if len(text) > 40 or not _PLAIN.match(text): raise InputError(f"{value[:40]!r} is not a number")
         value = float(text)
-    if isinstance(value, bool) or not isinstance(value, (int, float)): raise InputError(f"{str(value)[:40]!r} is not a number")
-    if not -_MOST <= value <= _MOST: raise InputError(f"{value if isinstance(value, float) else 'a whole number of ' + str(value.bit_length()) + ' bits'} is no coordinate")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{str(value)[:40]!r} is not a number")
+    if not -_MOST <= value <= _MOST:
+        raise InputError(
+            f"{value if isinstance(value, float) else 'a whole number of ' + str(value.bit_length()) + ' bits'} is no"
+            " coordinate"
+        )
     return float(value)
 
 # %% ../../../nbs/11_data.formats.parse.ipynb #c860ea1b
@@ -77,9 +82,12 @@ def load_json(
     data = read_bytes(path)
     try: return json.loads(data)
     except json.JSONDecodeError as e: raise InputError(f"{path}, line {e.lineno}: not valid JSON: {e.msg}") from None
-    except RecursionError: raise InputError(f"{path}, line 1: not valid labels: lists in lists, thousands deep") from None
-    except UnicodeDecodeError as e: raise InputError(f"{path}, line {data.count(10, 0, e.start) + 1}: not UTF-8 text") from None
-    except ValueError as e: raise InputError(f"{path}: not valid JSON: {str(e).split(';')[0]}") from None # a number of thousands of digits
+    except RecursionError:
+        raise InputError(f"{path}, line 1: not valid labels: lists in lists, thousands deep") from None
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}, line {data.count(10, 0, e.start) + 1}: not UTF-8 text") from None
+    # a number of thousands of digits
+    except ValueError as e: raise InputError(f"{path}: not valid JSON: {str(e).split(';')[0]}") from None
 
 # %% ../../../nbs/11_data.formats.parse.ipynb #03b05a75
 _SPACE = re.compile(r"[\s:,]*") # what may stand between two values
@@ -89,7 +97,9 @@ def _members(
     at:int, # where an object or a list begins
 ): # yields (key or number, where its value begins)
     "Walk the members of one object or list without going into them."
-    decode, is_object, count = json.JSONDecoder().raw_decode, text[at] == "{", 0
+    decode = json.JSONDecoder().raw_decode
+    is_object = text[at] == "{"
+    count = 0
     at = _SPACE.match(text, at + 1).end()
     while text[at] not in "]}":
         key = count
@@ -97,7 +107,8 @@ def _members(
             key, at = decode(text, at)
             at = _SPACE.match(text, at).end()
         yield key, at
-        at, count = _SPACE.match(text, decode(text, at)[1]).end(), count + 1
+        at = _SPACE.match(text, decode(text, at)[1]).end()
+        count = count + 1
 
 def json_line(
     path:Path, # a JSON file that has been parsed
@@ -129,9 +140,11 @@ def parse_xml(
 )->ET.Element: # the root
     "Parse XML of a known root. Raises InputError for what is not XML, has a DOCTYPE or another root."
     try: tree = ET.fromstring(data, ET.XMLParser(target=_NoDoctype()))
-    except ET.ParseError as e: raise InputError(f"{file}, line {e.position[0]}: not valid XML: {e.msg.split(':')[0]}") from None
+    except ET.ParseError as e:
+        raise InputError(f"{file}, line {e.position[0]}: not valid XML: {e.msg.split(':')[0]}") from None
     except (InputError, ValueError, LookupError) as e: raise InputError(f"{file}, line 1: {e}") from None
-    if tree.tag != root: raise InputError(f"{file}, line 1: not {kind}: it begins with <{str(tree.tag)[:40]}>, not <{root}>")
+    if tree.tag != root:
+        raise InputError(f"{file}, line 1: not {kind}: it begins with <{str(tree.tag)[:40]}>, not <{root}>")
     return tree
 
 # %% ../../../nbs/11_data.formats.parse.ipynb #e1e9dc6b
@@ -141,7 +154,8 @@ def xml_line(
     k:int, # which one of that name, from 0
 )->int: # from 1; 1 when there are not so many
     "The line on which the k-th element of a name begins."
-    met, parser = [], expat.ParserCreate()
+    met = []
+    parser = expat.ParserCreate()
     def start(name, attrs):
         if name == tag: met.append(parser.CurrentLineNumber)
     parser.StartElementHandler = start

@@ -11,7 +11,22 @@ from pathlib import Path
 from ...core import InputError
 from ..dataset import DetDataset
 from .reader import IMAGE_SUFFIXES, Files, Rows, split_of, stem_of
-from .csv_table import Mark, Sheet, add_sheets, are_shares, check_commas, check_sheets, find_image, find_layout, is_table, number_labels, read_head, read_sheet, split_fields, table_root
+from jetson_det.data.formats.csv_table import (
+    Mark,
+    Sheet,
+    add_sheets,
+    are_shares,
+    check_commas,
+    check_sheets,
+    find_image,
+    find_layout,
+    is_table,
+    number_labels,
+    read_head,
+    read_sheet,
+    split_fields,
+    table_root,
+)
 from .parse import number, read_text
 
 # %% ../../../nbs/12_data.formats.plates.ipynb #dc63d7ef
@@ -81,21 +96,31 @@ def read_plate_list(
     label:str="plate", # the class
 )->Sheet:
     "Read one list. Raises InputError with file and line for a line that is no plate."
-    place, text, commas = files.root / file, read_text(files.root / file), []
+    place = files.root / file
+    text = read_text(files.root / file)
+    commas = []
     if _is_headed(text): return read_sheet(files, file, "", label)
-    sheet, own = Sheet(file, "corner"), find_image(files, stem_of(file), file)
-    if own and not text.strip(): sheet.marks[own], sheet.facts[own] = [], (None, _split(own), "")
+    sheet = Sheet(file, "corner")
+    own = find_image(files, stem_of(file), file)
+    if own and not text.strip():
+        sheet.marks[own] = []
+        sheet.facts[own] = (None, _split(own), "")
     for k, line in enumerate(text.splitlines(), 1):
         if not line.strip(): continue
         row = plate_row(line)
-        if not row: raise InputError(f"{place}, line {k}: {line[:80]!r} is no plate: file, x, y, width, height and text are right, with tabs, commas or semicolons between")
+        if not row:
+            raise InputError(
+                f"{place}, line {k}: {line[:80]!r} is no plate: file, x, y, width, height and text are right, with"
+                " tabs, commas or semicolons between"
+            )
         try: path = _plate_image(files, row[0], file)
         except InputError as e: raise InputError(f"{place}, line {k}: {e}") from None
         commas += [(k, t) for t in row[1] if "," in t]
         if not path: sheet.missing.setdefault(row[0], k)
         else:
             sheet.facts.setdefault(path, (None, _split(path), ""))
-            sheet.marks.setdefault(path, []).append(Mark(k, tuple(number(t, comma=True) for t in row[1]), label, 0, {"text": row[2]}))
+            sheet.marks.setdefault(path, []).append(
+                Mark(k, tuple(number(t, comma=True) for t in row[1]), label, 0, {"text": row[2]}))
     check_commas(commas, place)
     return sheet
 
@@ -115,9 +140,12 @@ def _add_background(
     "Images without a list: background beside lists for each image, left out beside one for all."
     folders = {p.rpartition("/")[0] for p in rows.index}
     left = [p for p in files.images if p not in rows.index and p.rpartition("/")[0] in folders]
-    if left and not each: return rows.flaw("no-labels", left[0], "", f"{len(left)} images such as {left[0]} are in no list: left out", "noted")
+    if left and not each:
+        return rows.flaw("no-labels", left[0], "", f"{len(left)} images such as {left[0]} are in no list: left out",
+                         "noted")
     for p in left:
-        if rows.image(p, "no list", _split(p)) is not None: rows.flaw("no-labels", p, "", f"{p} has no list of plates: taken as background", "noted")
+        if rows.image(p, "no list", _split(p)) is not None:
+            rows.flaw("no-labels", p, "", f"{p} has no list of plates: taken as background", "noted")
 
 # %% ../../../nbs/12_data.formats.plates.ipynb #bc8b23de
 def read_plates(
@@ -126,7 +154,8 @@ def read_plates(
     classes=None, # a single name stands in for `plate`
 )->DetDataset: # the columns, and the attribute `text`
     "Read plate lists. Raises InputError with file and line for what cannot be meant; single flaws are in `.flaws`."
-    path, label = Path(path), classes[0] if classes and len(classes) == 1 else "plate"
+    path = Path(path)
+    label = classes[0] if classes and len(classes) == 1 else "plate"
     if path.is_file():
         files = table_root(path)
         found = [path.absolute().relative_to(files.root.absolute()).as_posix()]
@@ -134,7 +163,8 @@ def read_plates(
         files = files or Files(path)
         found = _plate_files(files) or sorted(files.ending(".txt"))[:1]
     if not found: raise InputError(f"{files.root}: no list of plates (file, x, y, width, height, text)")
-    sheets, rows = [read_plate_list(files, f, label) for f in found], Rows(files.root, "plates")
+    sheets = [read_plate_list(files, f, label) for f in found]
+    rows = Rows(files.root, "plates")
     shares = all(are_shares(s.marks) for s in sheets if any(s.marks.values()))
     for s in sheets: s.shares = shares
     add_sheets(rows, files, sheets)

@@ -29,9 +29,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 def walk_entries(
     root:Path, # a folder
 ): # yields (folder relative to `root`, "" for itself; None when it begins, then each of its files as os.DirEntry, to be asked at once)
-    "Each file of each folder under `root` that is not hidden, every folder once. Raises InputError when there is no such folder."
+    """Each file of each folder under `root` that is not hidden, every folder once. Raises InputError when there is
+    no such folder."""
     if not Path(root).is_dir(): raise InputError(f"{root}: no such folder")
-    todo, seen = [""], set()
+    todo = [""]
+    seen = set()
     while todo:
         rel = todo.pop()
         try:
@@ -118,7 +120,10 @@ class Files:
         return [f for f in self.all if f.lower().endswith(suffix)]
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #536f574d
-_KINDS = {"images", "image", "imgs", "img", "jpegimages", "labels", "label", "annotations", "annotation", "annots", "annot", "xml", "xmls"}
+_KINDS = {
+    "images", "image", "imgs", "img", "jpegimages", "labels", "label", "annotations", "annotation", "annots", "annot",
+    "xml", "xmls"
+}
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #a2e770c3
 def plain_folder(
@@ -139,7 +144,8 @@ def image_for(
     if not hits and hint: hits = files.by_stem.get(stem_of(hint).lower(), [])
     if len(hits) > 1: hits = [f for f in hits if plain_folder(f) == plain_folder(label)] or hits
     if len(hits) > 1: hits = [f for f in hits if f.rsplit("/", 1)[-1] == hint] or hits
-    if len(hits) > 1: raise InputError(f"{files.root / label}: {hits[0]} and {hits[1]} could both be its image; keep one of them")
+    if len(hits) > 1:
+        raise InputError(f"{files.root / label}: {hits[0]} and {hits[1]} could both be its image; keep one of them")
     return hits[0] if hits else ""
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #25f43ea6
@@ -166,9 +172,21 @@ class Rows:
         root:Path, # the dataset's folder
         format:str, # "voc", "coco", "yolo"
     ):
-        self.root, self.format, self.flaws, self.index = Path(root), format, [], {}
-        self.paths, self.sizes, self.splits, self.groups, self.ids = [], [], [], [], []
-        self.box_image, self.boxes, self.labels, self.flags, self.attributes, self.blocks = [], [], [], [], {}, []
+        self.root = Path(root)
+        self.format = format
+        self.flaws = []
+        self.index = {}
+        self.paths = []
+        self.sizes = []
+        self.splits = []
+        self.groups = []
+        self.ids = []
+        self.box_image = []
+        self.boxes = []
+        self.labels = []
+        self.flags = []
+        self.attributes = {}
+        self.blocks = []
 
     def flaw(self, kind, file, where, message, action="dropped", severity="warning"):
         "Write a flaw down."
@@ -178,7 +196,8 @@ class Rows:
         """Add an image that `source` speaks of; its row, or None when it had to be left out. `declared`: the label's (h, w).
         `size`: its real (h, w), or the InputError met in finding it, where that is known already."""
         if path in self.index:
-            raise InputError(f"{self.root}: {self.index[path]} and {source} both speak of {path}: each image must be labelled once")
+            raise InputError(
+                f"{self.root}: {self.index[path]} and {source} both speak of {path}: each image must be labelled once")
         self.index[path] = source
         size = size_or_error(self.root / path) if size is None else size
         if isinstance(size, InputError):
@@ -187,16 +206,20 @@ class Rows:
         if declared and min(declared) > 0 and tuple(declared) != tuple(size):
             turned = tuple(declared) == tuple(size[::-1]) and _turned_by_exif(self.root / path)
             said = f"{source} says {declared[1]}x{declared[0]}, {path} is {size[1]}x{size[0]}"
-            if turned: self.flaw("rotated-image", path, source, f"{said}: labelled on the picture as turned by its EXIF note; store it turned")
+            if turned:
+                self.flaw("rotated-image", path, source,
+                          f"{said}: labelled on the picture as turned by its EXIF note; store it turned")
             else: self.flaw("size-mismatch", path, source, f"{said}: the file's size is used", "noted")
             if turned: return None
-        for column, value in zip((self.paths, self.sizes, self.splits, self.groups, self.ids), (path, size, split, group, id)):
+        for column, value in zip((self.paths, self.sizes, self.splits, self.groups, self.ids),
+                                 (path, size, split, group, id)):
             column.append(value)
         return len(self.paths) - 1
 
     def images(self, paths, source, split="", declared=None, ids=None, groups=None):
         "Add many images: the row or None of each. `declared`, `ids`, `groups`: lists, or None."
-        none, sizes = [None] * len(paths), image_sizes(self.root, paths)
+        none = [None] * len(paths)
+        sizes = image_sizes(self.root, paths)
         columns = zip(paths, declared or none, ids or none, groups or [""] * len(paths), sizes)
         return [self.image(p, source, split, d, i, g, s) for p, d, i, g, s in columns]
 
@@ -215,26 +238,32 @@ class Rows:
     def box_arrays(self, images, xyxy, labels, flags=None, attributes=None):
         "Add many boxes: rows (K,), boxes (K,4), labels (K,), flags (K,); `attributes`: {name: {position 0..K-1: str}}."
         flags = np.zeros(len(images), np.uint8) if flags is None else flags
-        self.blocks.append((np.asarray(images, np.int32), np.asarray(xyxy, np.float64), np.asarray(labels, np.int32), flags, attributes or {}))
+        self.blocks.append(
+            (np.asarray(images, np.int32), np.asarray(xyxy, np.float64), np.asarray(labels, np.int32), flags, attributes
+             or {}))
 
     def dataset(self, classes):
         "The columns. Raises InputError when there is no image or no box at all."
         if not self.paths:
-            raise InputError(f"{self.root}: no readable image with labels" + (f"; {self.flaws[0].message}" if self.flaws else ""))
+            raise InputError(f"{self.root}: no readable image with labels" +
+                             (f"; {self.flaws[0].message}" if self.flaws else ""))
         rows, boxes, labels, flags, said = _joined(self)
-        if not len(rows): raise InputError(f"{self.root}: {len(self.paths)} images and not one box: there is nothing to learn")
+        if not len(rows):
+            raise InputError(f"{self.root}: {len(self.paths)} images and not one box: there is nothing to learn")
         order = np.argsort(rows, kind="stable")
         ids = None if None in self.ids else self.ids
-        return DetDataset(self.root, classes, self.paths, np.array(self.sizes, np.int32), rows[order], boxes[order].astype(np.float32), labels[order],
-                          self.splits, self.groups, ids, flags[order], self.format, self.flaws, {k: v[order] for k, v in said.items()})
+        return DetDataset(self.root, classes, self.paths, np.array(self.sizes, np.int32), rows[order],
+                          boxes[order].astype(np.float32), labels[order], self.splits, self.groups, ids, flags[order],
+                          self.format, self.flaws, {k: v[order]
+                                                    for k, v in said.items()})
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #522d5768
 def _joined(
     rows:Rows, # what was gathered
 )->tuple: # rows (M,), boxes (M,4), labels (M,), flags (M,), {name: (M,) str}
     "Single boxes and arrays of boxes as one."
-    single = (np.array(rows.box_image, np.int32), np.array(rows.boxes, np.float64).reshape(-1, 4), np.array(rows.labels, np.int32),
-              np.array(rows.flags, np.uint8), rows.attributes)
+    single = (np.array(rows.box_image, np.int32), np.array(rows.boxes, np.float64).reshape(-1, 4),
+              np.array(rows.labels, np.int32), np.array(rows.flags, np.uint8), rows.attributes)
     blocks = [single, *rows.blocks]
     starts = np.cumsum([0] + [len(b[0]) for b in blocks])
     names = _kept_attributes(rows, [b[4] for b in blocks])
@@ -254,7 +283,11 @@ def _kept_attributes(
     count = Counter()
     for d in said: count.update({name: len(values) for name, values in d.items()})
     if len(count) > _MOST_ATTRIBUTES:
-        rows.flaw("many-attributes", "", "", f"{len(count)} different attributes of boxes: the {_MOST_ATTRIBUTES} most frequent are kept", severity="note")
+        rows.flaw("many-attributes",
+                  "",
+                  "",
+                  f"{len(count)} different attributes of boxes: the {_MOST_ATTRIBUTES} most frequent are kept",
+                  severity="note")
     return sorted(sorted(count, key=lambda name: (-count[name], name))[:_MOST_ATTRIBUTES])
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #2c10f0e7
@@ -262,5 +295,6 @@ def _turned_by_exif(
     path:Path, # an image file
 )->bool: # whether obeying its EXIF note swaps height and width
     "Decode a picture with and without its EXIF orientation and compare."
-    plain, turned = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION), cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_8)
+    plain = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION)
+    turned = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_8)
     return plain is not None and turned is not None and plain.shape != turned.shape

@@ -29,9 +29,12 @@ from .writers import WRITERS, lost_in, new_names
 from .yolo import read_yolo, yolo_sign
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #47cbdb5f
-_READERS = {"coco": (coco_sign, read_coco), "voc": (voc_sign, read_voc), "yolo": (yolo_sign, read_yolo), "labelme": (labelme_sign, read_labelme),
-            "cvat": (cvat_sign, read_cvat), "kitti": (kitti_sign, read_kitti), "openimages": (openimages_sign, read_openimages),
-            "plates": (plates_sign, read_plates), "csv": (tables_sign, read_tables)} # name -> what shows it, what reads it
+_READERS = {
+    "coco": (coco_sign, read_coco), "voc": (voc_sign, read_voc), "yolo": (yolo_sign, read_yolo),
+    "labelme": (labelme_sign, read_labelme), "cvat": (cvat_sign, read_cvat), "kitti": (kitti_sign, read_kitti),
+    "openimages": (openimages_sign, read_openimages), "plates": (plates_sign, read_plates),
+    "csv": (tables_sign, read_tables)
+}  # name -> what shows it, what reads it
 FORMATS = tuple(_READERS)
 
 def find_format(
@@ -44,7 +47,11 @@ def find_format(
     if not files.images and not any(f.lower().endswith((".yaml", ".yml", ".json")) for f in signs.values()):
         raise InputError(f"{files.root}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
     if len(signs) == 1 or set(signs) == {"coco", "labelme"}: return next(iter(signs))
-    if signs: raise InputError(f"{files.root} holds labels of {len(signs)} formats ({', '.join(f'{k}: {v}' for k, v in signs.items())}): say which with format")
+    if signs:
+        raise InputError(
+            f"{files.root} holds labels of {len(signs)} formats ({', '.join(f'{k}: {v}' for k, v in signs.items())}):"
+            " say which with format"
+        )
     raise InputError(f"{files.root}: {len(files.images)} images and no labels: looked for {', '.join(FORMATS)}")
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #ecbbb42f
@@ -60,7 +67,8 @@ def with_classes(
     if (labels < 0).any():
         at = int(np.flatnonzero(labels < 0)[0])
         name = ds.classes[ds.labels[at]]
-        raise InputError(f"{ds.root / ds.paths[ds.box_image[at]]}: unknown class {name!r}: {did_you_mean(name, classes)}")
+        raise InputError(
+            f"{ds.root / ds.paths[ds.box_image[at]]}: unknown class {name!r}: {did_you_mean(name, classes)}")
     return replace(ds, classes=classes, labels=labels)
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #e0710f0a
@@ -68,7 +76,8 @@ def known_format(
     format:str, # a name in `FORMATS`, or "auto"
 ):
     "Raise InputError for a name that is none."
-    if format not in (*FORMATS, "auto"): raise InputError(f"unknown label format {format!r}: {did_you_mean(format, (*FORMATS, 'auto'))}")
+    if format not in (*FORMATS, "auto"):
+        raise InputError(f"unknown label format {format!r}: {did_you_mean(format, (*FORMATS, 'auto'))}")
 
 def _format_of_file(
     path:Path, # a label file
@@ -78,7 +87,11 @@ def _format_of_file(
     if end in (".csv", ".tsv"): return "openimages" if openimages_sign(Files(path.parent)) else "csv"
     if end == ".txt": return "plates"
     found = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo", ".xml": "cvat"}.get(end)
-    if not found: raise InputError(f"{path}: give a folder, an archive, or a label file: COCO .json, YOLO data.yaml, CVAT .xml, .csv, a plate list .txt")
+    if not found:
+        raise InputError(
+            f"{path}: give a folder, an archive, or a label file: COCO .json, YOLO data.yaml, CVAT .xml, .csv, a plate"
+            " list .txt"
+        )
     return found
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #616041ca
@@ -94,7 +107,8 @@ def read_dataset(
     if path.is_file() and is_archive(path): path = open_archive(path)
     files = None if path.is_file() else Files(path)
     if format == "auto": format = find_format(files) if files else _format_of_file(path)
-    if files and not files.images and format not in ("coco", "yolo", "labelme"): raise InputError(f"{path}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+    if files and not files.images and format not in ("coco", "yolo", "labelme"):
+        raise InputError(f"{path}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
     ds = _READERS[format][1](path, files, classes)
     return with_classes(ds, classes) if classes else ds
 
@@ -119,11 +133,14 @@ def write_dataset(
     format:str, # "coco", "voc" or "yolo"
     images:str="copy", # "copy", "hardlink" (a copy where the disk cannot) or "symlink"
 )->DetDataset: # the new dataset, read back; its flaws say what the format cannot hold
-    "Write images and labels in another format. Raises InputError when `dst` holds something; leaves nothing behind on failure."
+    """Write images and labels in another format. Raises InputError when `dst` holds something; leaves nothing behind
+    on failure."""
     dst = Path(dst).absolute()
     if format not in WRITERS: raise InputError(f"no writer for {format!r}: {did_you_mean(format, WRITERS)}")
-    if images not in ("copy", "hardlink", "symlink"): raise InputError(f"images={images!r}: copy, hardlink or symlink is right")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())): raise InputError(f"{dst} is there already: give a new or an empty folder")
+    if images not in ("copy", "hardlink", "symlink"):
+        raise InputError(f"images={images!r}: copy, hardlink or symlink is right")
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise InputError(f"{dst} is there already: give a new or an empty folder")
     dst.parent.mkdir(parents=True, exist_ok=True)
     part = dst.with_name(f".{dst.name}.{os.getpid()}.part")
     try:

@@ -41,14 +41,22 @@ def voc_objects(
     "The boxes of one annotation. Raises InputError with file and line when a name or a coordinate is missing."
     found = []
     for k, o in enumerate(root.findall("object")):
-        tags, b = {e.tag: e.text for e in o}, o.find("bndbox")
-        name, corners = " ".join((tags.get("name") or "").split()), {} if b is None else {e.tag: e.text for e in b}
+        tags = {e.tag: e.text for e in o}
+        b = o.find("bndbox")
+        name = " ".join((tags.get("name") or "").split())
+        corners = {} if b is None else {e.tag: e.text for e in b}
         try:
             if not name: raise InputError("has no <name>")
             texts = corners["xmin"], corners["ymin"], corners["xmax"], corners["ymax"]
-            box = [float(t) if t and len(t) < 8 and t.isdecimal() else number(t) for t in texts] # whole numbers need no closer look
+            # whole numbers need no closer look
+            box = [float(t) if t and len(t) < 8 and t.isdecimal() else number(t) for t in texts]
         except (KeyError, InputError) as e:
-            why = f"({name}) needs a <bndbox> of four numbers, xmin, ymin, xmax, ymax: {f'{e.args[0]} is missing' if isinstance(e, KeyError) else e}" if name else e
+            why = (
+                f"({name}) needs a <bndbox> of four numbers, xmin, ymin, xmax, ymax:"
+                f" {f'{e.args[0]} is missing' if isinstance(e, KeyError) else e}"
+                if name
+                else e
+            )
             raise InputError(f"{file}, line {xml_line(data, 'object', k)}: object {k + 1} {why}") from None
         found.append((name, box, *_said(tags)))
     return found
@@ -58,15 +66,23 @@ def voc_lists(
     files:Files, # the folder
 )->dict: # stem -> (split, list file); empty when there are no lists
     "The splits of ImageSets/Main. Raises InputError when an image is in two of them."
-    lists = {Path(f).stem.lower(): f for f in files.ending(".txt") if f.lower().split("/")[-3:-1] == ["imagesets", "main"]}
+    lists = {
+        Path(f).stem.lower(): f
+        for f in files.ending(".txt")
+        if f.lower().split("/")[-3:-1] == ["imagesets", "main"]
+    }
     if "train" not in lists and "trainval" in lists: lists["train"] = lists["trainval"]
-    known, split = files.by_stem.keys() | {stem_of(f).lower() for f in files.ending(".xml")}, {}
+    known = files.by_stem.keys() | {stem_of(f).lower() for f in files.ending(".xml")}
+    split = {}
     for s in ("train", "val", "test"):
         for line in text_lines(files.root / lists[s]) if s in lists else ():
             stem = stem_of(line)
-            if stem.lower() not in known: stem = stem_of(re.sub(r"\s+-?[01]$", "", line)) # "name 1", as the lists of one class have it
+            # "name 1", as the lists of one class have it
+            if stem.lower() not in known: stem = stem_of(re.sub(r"\s+-?[01]$", "", line))
             before = split.setdefault(stem, (s, lists[s]))
-            if before[0] != s: raise InputError(f"{files.root / lists[s]}: {stem!r} is in {before[1]} too: each image belongs in one split")
+            if before[0] != s:
+                raise InputError(
+                    f"{files.root / lists[s]}: {stem!r} is in {before[1]} too: each image belongs in one split")
     return split
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #3e00c6a8
@@ -83,7 +99,9 @@ def _read_voc_rows(
     fixed:list=None, # the class names there may be, or None: any
 )->Rows: # rows whose labels are still names
     "Every annotation under the folder, with its image and its split."
-    rows, lists, met = Rows(files.root, "voc"), voc_lists(files), set()
+    rows = Rows(files.root, "voc")
+    lists = voc_lists(files)
+    met = set()
     for f in files.ending(".xml"):
         file = os.path.join(files.root, f)
         data = read_bytes(file)
@@ -93,14 +111,20 @@ def _read_voc_rows(
         met.add(key)
         objects = voc_objects(tree, file, data)
         for k, (name, *_) in enumerate(objects) if fixed is not None else ():
-            if name not in fixed: raise InputError(f"{file}, line {xml_line(data, 'object', k)}: class {name!r} is not in classes.txt: {did_you_mean(name, fixed)}")
+            if name not in fixed:
+                raise InputError(
+                    f"{file}, line {xml_line(data, 'object', k)}: class {name!r} is not in classes.txt:"
+                    f" {did_you_mean(name, fixed)}"
+                )
         if not path: rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")
-        split = lists[key][0] if key in lists else "" if lists else split_of(posixpath.dirname(f)) or split_of(posixpath.dirname(path))
+        split = lists[key][0] if key in lists else "" if lists else split_of(posixpath.dirname(f)) or split_of(
+            posixpath.dirname(path))
         row = rows.image(path, f, split, _voc_size(tree)) if path else None
         for name, box, flags, said in objects if row is not None else (): rows.box(row, box, name, flags, **said)
     _add_background(rows, files, lists)
     for name in sorted(lists.keys() - met - {stem_of(p) for p in rows.index}):
-        rows.flaw("missing-image", name, lists[name][1], f"{lists[name][1]}: {name!r} has neither an annotation nor an image")
+        rows.flaw("missing-image", name, lists[name][1],
+                  f"{lists[name][1]}: {name!r} has neither an annotation nor an image")
     return rows
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #0095974b

@@ -21,9 +21,11 @@ def new_names(
     ds:DetDataset, # the images to name
 )->list: # of str: file names, no two of one stem
     "A name for each image: its own, with folders or a number in front where needed."
-    taken, names = set(), []
+    taken = set()
+    names = []
     for p in ds.paths:
-        parts, k = [q for q in p.split("/") if q not in ("..", ".", "")], 1
+        parts = [q for q in p.split("/") if q not in ("..", ".", "")]
+        k = 1
         name = parts[-1]
         while stem_of(name).lower() in taken:
             k += 1
@@ -63,16 +65,23 @@ def write_yolo(
     "YOLO text files and data.yaml."
     import yaml
     used = ds.split_names
-    if "" in used and len(used) > 1: raise InputError("YOLO cannot hold images without a split beside others: make splits first")
+    if "" in used and len(used) > 1:
+        raise InputError("YOLO cannot hold images without a split beside others: make splits first")
     places = [f"images/{s}/{n}" if s else f"images/{n}" for s, n in zip(ds.splits, names)]
     lists = {s: f"images/{s}" for s in used} if used != [""] else {"train": "images", "val": "images"}
-    (dst / "data.yaml").write_text(yaml.safe_dump({**lists, "names": dict(enumerate(ds.classes))}, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    (dst/"data.yaml").write_text(yaml.safe_dump({**lists, "names": dict(enumerate(ds.classes))},
+                                                allow_unicode=True,
+                                                sort_keys=False),
+                                 encoding="utf-8")
     for i, place in enumerate(places):
         boxes, labels, flags = ds.boxes_of(i)
         b = boxes.astype(np.float64) / np.tile(ds.sizes[i][::-1], 2)
         rows = np.c_[(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]]
         keep = (flags & (CROWD | IGNORE)) == 0
-        lines = [f"{c} {x:.8f} {y:.8f} {bw:.8f} {bh:.8f}\n" for c, (x, y, bw, bh) in zip(labels[keep].tolist(), rows[keep].tolist())]
+        lines = [
+            f"{c} {x:.8f} {y:.8f} {bw:.8f} {bh:.8f}\n" for c, (x, y, bw,
+                                                               bh) in zip(labels[keep].tolist(), rows[keep].tolist())
+        ]
         file = dst / "labels" / Path(place[len("images/"):]).parent / (stem_of(place) + ".txt")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(lines), encoding="utf-8")
@@ -91,10 +100,15 @@ def _voc_object(
     n = lambda v: f"{v:.4f}".rstrip("0").rstrip(".")
     extra = "".join(f"<{tag}>1</{tag}>" for tag, bit in (("crowd", CROWD), ("ignore", IGNORE)) if flags & bit)
     extra += "".join(f"<{k}>{escape(v)}</{k}>" for k, v in attributes.items() if k in _OWN_TAGS)
-    more = "".join(f"<attribute><name>{escape(k)}</name><value>{escape(v)}</value></attribute>" for k, v in attributes.items() if k not in _OWN_TAGS)
+    more = "".join(
+        f"<attribute><name>{escape(k)}</name><value>{escape(v)}</value></attribute>" for k, v in attributes.items()
+        if k not in _OWN_TAGS)
     corners = "".join(f"<{k}>{n(v)}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
-    return (f"  <object><name>{escape(name)}</name><difficult>{int(flags & DIFFICULT > 0)}</difficult>{extra}<bndbox>{corners}</bndbox>"
-            + (f"<attributes>{more}</attributes>" if more else "") + "</object>\n")
+    return (
+        f"  <object><name>{escape(name)}</name><difficult>{int(flags & DIFFICULT > 0)}</difficult>{extra}<bndbox>{corners}</bndbox>"
+        + (f"<attributes>{more}</attributes>" if more else "")
+        + "</object>\n"
+    )
 
 # %% ../../../nbs/12_data.formats.writers.ipynb #f43624e2
 def _voc_xml(
@@ -106,7 +120,9 @@ def _voc_xml(
     boxes, labels, flags = ds.boxes_of(i)
     rows = range(*ds._starts[i:i + 2].tolist())
     said = [{k: v[m] for k, v in ds.attributes.items() if v[m]} for m in rows]
-    objects = [_voc_object(ds.classes[c], b, f, a) for b, c, f, a in zip(boxes.tolist(), labels.tolist(), flags.tolist(), said)]
+    objects = [
+        _voc_object(ds.classes[c], b, f, a) for b, c, f, a in zip(boxes.tolist(), labels.tolist(), flags.tolist(), said)
+    ]
     h, w = ds.sizes[i].tolist()
     return (f"<annotation>\n  <filename>{escape(name)}</filename>\n  <size><width>{w}</width><height>{h}</height>"
             f"<depth>3</depth></size>\n{''.join(objects)}</annotation>\n")
@@ -137,17 +153,21 @@ def lost_in(
     format:str, # "coco", "voc" or "yolo"
 )->list: # of Flaw
     "What the format cannot say."
-    note = lambda where, file, text, action: Flaw("warning" if action == "dropped" else "note", "lossy", file, where, text, action)
+    note = lambda where, file, text, action: Flaw("warning" if action == "dropped" else "note", "lossy", file, where,
+                                                  text, action)
     out = []
-    if format != "coco" and ds.groups.any(): out.append(note("", "", f"{format} cannot hold the groups of {int((ds.groups != '').sum())} images", "noted"))
+    if format != "coco" and ds.groups.any():
+        out.append(note("", "", f"{format} cannot hold the groups of {int((ds.groups != '').sum())} images", "noted"))
     if format != "yolo": return out
     for bit, what, action in ((CROWD | IGNORE, "crowd or ignored boxes, which YOLO cannot hold: left out", "dropped"),
                               (DIFFICULT, "difficult boxes, which YOLO cannot mark: ordinary now", "noted")):
         rows, n = np.unique(ds.box_image[(ds.flags & bit) > 0], return_counts=True)
         out += [note("", ds.paths[i], f"{ds.paths[i]}: {k} {what}", action) for i, k in zip(rows, n)]
     for name, column in ds.attributes.items():
-        if (column != "").any(): out.append(note("", "", f"YOLO cannot hold {name!r} of {int((column != '').sum())} boxes", "noted"))
+        if (column != "").any():
+            out.append(note("", "", f"YOLO cannot hold {name!r} of {int((column != '').sum())} boxes", "noted"))
     return out
 
 # %% ../../../nbs/12_data.formats.writers.ipynb #3fd9701b
-WRITERS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc} # name -> function(dataset, new names, empty folder) -> where images go
+# name -> function(dataset, new names, empty folder) -> where images go
+WRITERS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}

@@ -29,12 +29,23 @@ def yolo_line(
     except ValueError: raise InputError(f"{' '.join(parts)[:80]!r} is not a row of numbers") from None
     if keypoints: v = v[:5]
     n = len(v)
-    if n < 5 or (n > 5 and (n < 7 or n % 2 == 0)): raise InputError(f"{n} numbers: a box has 5 (class x y width height), an outline 7, 9, 11, ...")
+    if n < 5 or (n > 5 and (n < 7 or n % 2 == 0)):
+        raise InputError(f"{n} numbers: a box has 5 (class x y width height), an outline 7, 9, 11, ...")
     if not all(map(math.isfinite, v)): raise InputError(f"a number that is not finite: {' '.join(parts)[:80]}")
-    if v[0] != int(v[0]) or not 0 <= v[0] < classes: raise InputError(f"class {parts[0][:40]}: there are {classes} classes, 0 to {classes - 1}")
-    if min(v[1:]) < -1 or max(v[1:]) > 2: raise InputError(f"{' '.join(parts)[:80]}: shares of the image, 0 to 1, are right; are these pixels?")
-    if n == 5: x1, y1, x2, y2 = v[1] - v[3] / 2, v[2] - v[4] / 2, v[1] + v[3] / 2, v[2] + v[4] / 2
-    else: x1, y1, x2, y2 = min(v[1::2]), min(v[2::2]), max(v[1::2]), max(v[2::2])
+    if v[0] != int(v[0]) or not 0 <= v[0] < classes:
+        raise InputError(f"class {parts[0][:40]}: there are {classes} classes, 0 to {classes - 1}")
+    if min(v[1:]) < -1 or max(v[1:]) > 2:
+        raise InputError(f"{' '.join(parts)[:80]}: shares of the image, 0 to 1, are right; are these pixels?")
+    if n == 5:
+        x1 = v[1] - v[3] / 2
+        y1 = v[2] - v[4] / 2
+        x2 = v[1] + v[3] / 2
+        y2 = v[2] + v[4] / 2
+    else:
+        x1 = min(v[1::2])
+        y1 = min(v[2::2])
+        x2 = max(v[1::2])
+        y2 = max(v[2::2])
     return int(v[0]), (x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0])
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #805906a3
@@ -56,9 +67,11 @@ class LabelFolders:
     def of(self, image:str)->str:
         "The label file of an image (absolute paths), or '' when it has none."
         folder, name = os.path.split(image)
-        parts, name = folder.split(os.sep), stem_of(name) + ".txt"
+        parts = folder.split(os.sep)
+        name = stem_of(name) + ".txt"
         at = [k for k, p in enumerate(parts) if p.lower() in _IMAGE_FOLDERS]
-        tries = [os.sep.join(parts[:at[-1]] + [to] + parts[at[-1] + 1:]) for to in ("labels", "Labels", "labels_txt")] if at else []
+        tries = [os.sep.join(parts[:at[-1]] + [to] + parts[at[-1] + 1:])
+                 for to in ("labels", "Labels", "labels_txt")] if at else []
         tries += [folder, os.path.join(folder, "labels"), os.path.join(os.path.dirname(folder), "labels")]
         return next(filter(None, (self.find(t, name) for t in tries)), "")
 
@@ -78,10 +91,13 @@ def yolo_names(
     "Class names in order. Raises InputError when a number is missing or a name is no text."
     if isinstance(names, dict):
         try: by_number = {int(k): v for k, v in names.items()}
-        except (TypeError, ValueError, OverflowError): raise InputError(f"{file}: names must be a list or number: name") from None
-        if sorted(by_number) != list(range(len(by_number))): raise InputError(f"{file}: names must be numbered 0 to {len(by_number) - 1} without a gap")
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"{file}: names must be a list or number: name") from None
+        if sorted(by_number) != list(range(len(by_number))):
+            raise InputError(f"{file}: names must be numbered 0 to {len(by_number) - 1} without a gap")
         names = [by_number[k] for k in range(len(by_number))]
-    if not isinstance(names, list) or not names: raise InputError(f"{file}: names must be a list of class names or number: name")
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{file}: names must be a list of class names or number: name")
     try: return [plain_text(str(n) if isinstance(n, bool) else n, f"class {k}") for k, n in enumerate(names)]
     except InputError as e: raise InputError(f"{file}: names: {e}") from None
 
@@ -97,20 +113,27 @@ def _parse_yaml(
         alias = next((t for t in yaml.scan(text) if isinstance(t, yaml.AliasToken)), None) if "*" in text else None
         if alias is None: return yaml.safe_load(text)
     except yaml.YAMLError as e:
-        line = mark.line + 1 if (mark := getattr(e, "problem_mark", None)) else text.count("\n", 0, getattr(e, "position", 0)) + 1
-        raise InputError(f"{file}, line {line}: not valid YAML: {getattr(e, 'problem', None) or getattr(e, 'reason', e)}") from None
+        line = mark.line + 1 if (mark := getattr(e, "problem_mark",
+                                                 None)) else text.count("\n", 0, getattr(e, "position", 0)) + 1
+        raise InputError(
+            f"{file}, line {line}: not valid YAML: {getattr(e, 'problem', None) or getattr(e, 'reason', e)}") from None
     except Exception as e: # !!int x, 2001-99-99, nesting: whatever Python raises for it
         raise InputError(f"{file}, line 1: not valid YAML: {type(e).__name__}") from None
-    raise InputError(f"{file}, line {alias.start_mark.line + 1}: *{alias.value} repeats another part, which a dataset's YAML must not")
+    raise InputError(
+        f"{file}, line {alias.start_mark.line + 1}: *{alias.value} repeats another part, which a dataset's YAML"
+        " must not"
+    )
 
 def load_yaml(
     file:Path, # data.yaml
 )->dict: # its content, names as a list
     "Read data.yaml. Raises InputError when it is no YAML, or names and nc contradict."
     d = _parse_yaml(file)
-    if not isinstance(d, dict) or "names" not in d: raise InputError(f"{file}, line 1: not a dataset's YAML: it has no names")
+    if not isinstance(d, dict) or "names" not in d:
+        raise InputError(f"{file}, line 1: not a dataset's YAML: it has no names")
     d["names"] = yolo_names(d["names"], _at(file, "names"))
-    if d.get("nc", len(d["names"])) != len(d["names"]): raise InputError(f"{_at(file, 'nc')}: nc is {str(d['nc'])[:40]}, and there are {len(d['names'])} names")
+    if d.get("nc", len(d["names"])) != len(d["names"]):
+        raise InputError(f"{_at(file, 'nc')}: nc is {str(d['nc'])[:40]}, and there are {len(d['names'])} names")
     return d
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #b89cc390
@@ -135,8 +158,10 @@ def _entry_images(
 )->list: # of str, absolute
     "The images of one entry of data.yaml."
     if os.path.dirname(path) == path: raise InputError(f"{path}: the whole disk is no dataset")
-    if os.path.isdir(path): return [os.path.join(path, f) for f in walk_files(path) if f.lower().endswith(IMAGE_SUFFIXES)]
-    found, bases = [], [os.path.dirname(path), *bases]
+    if os.path.isdir(path):
+        return [os.path.join(path, f) for f in walk_files(path) if f.lower().endswith(IMAGE_SUFFIXES)]
+    found = []
+    bases = [os.path.dirname(path), *bases]
     for line in text_lines(path):
         hit = _there(line, bases, tails)
         found.append(hit) if os.path.isfile(hit) else missing.append((line[:200], os.path.basename(path)))
@@ -150,21 +175,33 @@ def yaml_splits(
     tails:bool=False, # paths may have folders too many in front
 )->tuple: # root folder, {split: [image paths, absolute]}, [(missing image, list file)]
     "The images of each split. Lists that are all the same are no splits. Raises InputError when splits share images."
-    file, missing, lists, owner, looked = Path(os.path.abspath(file)), [], {}, {}, []
+    file = Path(os.path.abspath(file))
+    missing = []
+    lists = {}
+    owner = {}
+    looked = []
     here = str(file.parent)
     if bases is None: bases = [b for b in (os.path.join(here, str(d.get("path") or ".")), here) if os.path.isdir(b)]
     for split in ("train", "val", "test"):
-        entries, images = d.get(split) or [], []
+        entries = d.get(split) or []
+        images = []
         for e in dict.fromkeys(str(e) for e in (entries if isinstance(entries, list) else [entries])):
             path = _there(e, bases, tails)
-            if not path: raise InputError(f"{_at(file, split)}: {e[:200]!r} is not there (looked in {', '.join(bases)})")
+            if not path:
+                raise InputError(f"{_at(file, split)}: {e[:200]!r} is not there (looked in {', '.join(bases)})")
             images += _entry_images(path, bases, tails, missing)
             looked.append(path)
         if images and images not in lists.values(): lists[split] = list(dict.fromkeys(images))
-    if not lists: raise InputError(f"{file}, line 1: train, val and test name no folder or list with images ({', '.join(looked[:3]) or 'nothing'})")
+    if not lists:
+        raise InputError(
+            f"{file}, line 1: train, val and test name no folder or list with images"
+            f" ({', '.join(looked[:3]) or 'nothing'})"
+        )
     for split, images in lists.items():
         for p in images:
-            if owner.setdefault(p, split) != split: raise InputError(f"{_at(file, split)}: {p} is in {owner[p]} and in {split}: each image belongs in one split")
+            if owner.setdefault(p, split) != split:
+                raise InputError(
+                    f"{_at(file, split)}: {p} is in {owner[p]} and in {split}: each image belongs in one split")
     root = Path(os.path.commonpath([os.path.dirname(p) for p in owner] + [here]))
     return root, lists if len(lists) > 1 else {"": next(iter(lists.values()))}, missing
 
@@ -182,13 +219,17 @@ def load_darknet(
     file:Path, # obj.data
 )->tuple: # {names, train, val, test} as data.yaml has them, folders that paths are relative to
     "Read Darknet's obj.data. Raises InputError when its names are not there or of another number."
-    d, bases = _darknet_keys(file), [os.path.dirname(os.path.abspath(file)), os.path.dirname(os.path.dirname(os.path.abspath(file)))]
+    d = _darknet_keys(file)
+    bases = [os.path.dirname(os.path.abspath(file)), os.path.dirname(os.path.dirname(os.path.abspath(file)))]
     names_file = _there(d.get("names") or "", bases, True) if d.get("names") else ""
-    if not os.path.isfile(names_file): raise InputError(f"{_at(file, 'names')}: the file of names {d.get('names', '')[:200]!r} is not there")
+    if not os.path.isfile(names_file):
+        raise InputError(f"{_at(file, 'names')}: the file of names {d.get('names', '')[:200]!r} is not there")
     names = yolo_names(text_lines(names_file), f"{names_file}, line 1")
     if d.get("classes", str(len(names))) != str(len(names)):
-        raise InputError(f"{_at(file, 'classes')}: classes is {d['classes'][:40]}, and {names_file} has {len(names)} names")
-    return {"names": names, "train": d.get("train"), "val": d.get("valid") or d.get("val"), "test": d.get("test")}, bases
+        raise InputError(
+            f"{_at(file, 'classes')}: classes is {d['classes'][:40]}, and {names_file} has {len(names)} names")
+    return {"names": names, "train": d.get("train"), "val": d.get("valid") or d.get("val"),
+            "test": d.get("test")}, bases
 
 def _lists_beside(
     names_file:Path, # a file of names
@@ -198,7 +239,8 @@ def _lists_beside(
     for split, names in _LISTS.items():
         for name in names:
             path = names_file.parent / name
-            if path.is_file() and (text_lines(path) or [""])[0].lower().endswith(IMAGE_SUFFIXES): found.setdefault(split, name)
+            if path.is_file() and (text_lines(path) or [""])[0].lower().endswith(IMAGE_SUFFIXES):
+                found.setdefault(split, name)
     return found
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #c48b4ec5
@@ -208,13 +250,18 @@ NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes
 def yolo_names_file(
     files:Files, # the folder
 )->str: # path of the file with the class names, "" when there is none
-    "data.yaml, else the only YAML with names, else obj.data, else a file of names. Raises InputError when several could be meant."
+    """data.yaml, else the only YAML with names, else obj.data, else a file of names. Raises InputError when several
+    could be meant."""
     top = sorted((f for f in files.all if f.count("/") <= 1), key=lambda f: f.count("/"))
     named = [f for f in top if f.lower().endswith((".yaml", ".yml")) and b"names:" in _head(files, f)]
     main = [f for f in named if f.rsplit("/", 1)[-1] in MAIN_FILES]
     named = main or named or [f for f in top if f.lower().endswith(".data") and b"names" in _head(files, f)]
-    if len(named) > 1: raise InputError(f"{files.root}: {named[0]} and {named[1]} could both describe it: give one of them as the path")
-    return next((f for f in [*named, *(f for f in top if f.rsplit("/", 1)[-1] in NAME_FILES or f.lower().endswith(".names"))]), "")
+    if len(named) > 1:
+        raise InputError(
+            f"{files.root}: {named[0]} and {named[1]} could both describe it: give one of them as the path")
+    return next(
+        (f for f in [*named, *(f for f in top if f.rsplit("/", 1)[-1] in NAME_FILES or f.lower().endswith(".names"))]),
+        "")
 
 def _head(
     files:Files, # the folder
@@ -240,7 +287,9 @@ def _read_label(
         parts = line.split()
         if not parts: continue
         try: c, box = yolo_line(parts, size, classes, keypoints)
-        except InputError as e: raise InputError(f"{label}, line {k}: {e}" + f" ({source})" * (bool(source) and str(e).startswith("class "))) from None
+        except InputError as e:
+            raise InputError(f"{label}, line {k}: {e}" + f" ({source})"*
+                             (bool(source) and str(e).startswith("class "))) from None
         rows.box(row, box, c)
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #787a3e75
@@ -279,8 +328,11 @@ def yolo_sign(
     for image in files.images[:200]:
         label = folders.of(str(files.root.absolute() / image))
         words = _head(files, label).lstrip().split(b"\n")[0].split() if label else []
-        if not words or len(words) in (15, 16) and not words[0][:1].isdigit(): continue # KITTI's lines begin with a name
-        if os.path.basename(os.path.dirname(label)) == "labels" or (len(words) >= 4 and all(re.match(rb"[-.]?\d", w) for w in words)): return label
+        # KITTI's lines begin with a name
+        if not words or len(words) in (15, 16) and not words[0][:1].isdigit(): continue
+        if os.path.basename(os.path.dirname(label)) == "labels" or (len(words) >= 4
+                                                                    and all(re.match(rb"[-.]?\d", w) for w in words)):
+            return label
     return ""
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #28cdf6af
@@ -308,7 +360,8 @@ def _sources(
     nameless = next((f for f in files.all if f.rsplit("/", 1)[-1] in MAIN_FILES), "") if files else ""
     if not names:
         where = f"{files.root / nameless}{', line 1' * bool(nameless)}"
-        raise InputError(f"{where}: YOLO labels without class names: add a data.yaml or a classes.txt, or give classes=[...]")
+        raise InputError(
+            f"{where}: YOLO labels without class names: add a data.yaml or a classes.txt, or give classes=[...]")
     beside = _lists_beside(file) if file else {}
     if beside:
         root, lists, missing = yaml_splits(file, beside, [str(file.parent), str(file.parent.parent)], True)
@@ -326,10 +379,13 @@ def read_yolo(
 )->DetDataset: # the columns
     "Read YOLO labels. Raises InputError with file and line for what cannot be meant; single flaws are in `.flaws`."
     root, names, source, lists, missing, keypoints = _sources(Path(os.path.abspath(path)), files, classes)
-    rows, folders, used = Rows(root, "yolo"), LabelFolders(), set()
+    rows = Rows(root, "yolo")
+    folders = LabelFolders()
+    used = set()
     for split, images in lists.items():
         for image in images:
-            rel, label = os.path.relpath(image, root).replace(os.sep, "/"), folders.of(image)
+            rel = os.path.relpath(image, root).replace(os.sep, "/")
+            label = folders.of(image)
             row = rows.image(rel, label or split or "the folder", split)
             used.add(label)
             if label and row is not None: _read_label(rows, row, label, len(names), keypoints, source)

@@ -43,12 +43,14 @@ def _area_weights(
     cells:int=32, # how many to make
 )->np.ndarray: # (cells, pixels) float32, rows sum to 1
     "The share of each pixel in each of `cells` equal parts."
-    edge, pixel = np.linspace(0, min(extent, pixels), cells + 1), np.arange(pixels)
+    edge = np.linspace(0, min(extent, pixels), cells + 1)
+    pixel = np.arange(pixels)
     part = np.minimum(edge[1:, None], pixel + 1) - np.maximum(edge[:-1, None], pixel)
     return (np.maximum(part, 0) / (edge[1] - edge[0])).astype(np.float32)
 
 # %% ../../../nbs/11_data.images.facts.ipynb #2b78d8cd
-_GREY = (cv2.IMREAD_GRAYSCALE, cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+_GREY = (cv2.IMREAD_GRAYSCALE, cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_GRAYSCALE_4,
+         cv2.IMREAD_REDUCED_GRAYSCALE_8)
 
 def _grey_cells(
     data:bytes, # an image file's content
@@ -103,7 +105,8 @@ class Look(NamedTuple):
 
 def _no_picture(data:bytes, kind:str)->str:
     "Why a file cannot be decoded, as far as its first bytes show it."
-    if data.startswith(b"version https://git-lfs"): return "is a pointer of Git LFS, not the picture: fetch it with git lfs pull"
+    if data.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the picture: fetch it with git lfs pull"
     if data.lstrip()[:1] == b"<": return "is a web page or XML under the name of a picture"
     if kind == "heic": return "is HEIC or AVIF, which cannot be decoded here: convert it to JPEG"
     return "cannot be decoded"
@@ -114,11 +117,14 @@ def look_at(
 )->Look:
     "Read an image file once: is it whole, what is in it, what does it look like?"
     try:
-        if os.stat(path).st_size > _LARGEST: return Look(problem="huge-image", message=f"has {os.stat(path).st_size / 2**20:.0f} MiB")
+        if os.stat(path).st_size > _LARGEST:
+            return Look(problem="huge-image", message=f"has {os.stat(path).st_size / 2**20:.0f} MiB")
         data = Path(path).read_bytes()
     except OSError as e: return Look(problem="missing-image", message=f"cannot be read: {e.strerror or e}")
-    digest, head = hashlib.blake2b(data, digest_size=16).hexdigest(), image_header(data)
-    bad = lambda problem, message: Look(digest, 0, problem, message, head.orientation, min(head.channels, 255), min(head.bits, 255), head.size, head.animated)
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    head = image_header(data)
+    bad = lambda problem, message: Look(digest, 0, problem, message, head.orientation, min(head.channels, 255),
+                                        min(head.bits, 255), head.size, head.animated)
     if not data: return bad("empty-image", "has 0 bytes")
     if head.size[0] * head.size[1] > HUGE: return bad("huge-image", f"unpacks to {head.size[1]}x{head.size[0]} pixels")
     if is_truncated(data): return bad("truncated-image", f"breaks off after {len(data)} bytes")
@@ -133,7 +139,8 @@ class ImageFacts:
     "What is known of the image files of a dataset: a column for each thing, a row for each image."
     digests:np.ndarray # (N,) str: BLAKE2b of the file, "" when it could not be read
     hashes:np.ndarray # (N,) uint64: perceptual hash of the upright picture, 0 where there is none
-    problems:np.ndarray # (N,) str: "" or "missing-image", "empty-image", "huge-image", "truncated-image", "unreadable-image"
+    # (N,) str: "" or "missing-image", "empty-image", "huge-image", "truncated-image", "unreadable-image"
+    problems:np.ndarray
     messages:np.ndarray # (N,) str: the problem in words, without the file's name
     orientation:np.ndarray # (N,) uint8: EXIF 1..8, 1 when there is none
     channels:np.ndarray # (N,) uint8: 1 grey, 2 with alpha, 3 colour, 4 with alpha (JPEG: CMYK)
@@ -160,7 +167,9 @@ def image_facts(
     return ImageFacts(*(np.array(c, t).reshape(len(looks), *tail) for c, t, tail in zip(columns, _TYPES, _TAILS)))
 
 # %% ../../../nbs/11_data.images.facts.ipynb #13c1a01b
-_MEMORY, _FORMAT = 512 * 2**20, 1 # bytes in all; of the files' layout
+# bytes in all; of the files' layout
+_MEMORY = 512 * 2**20
+_FORMAT = 1
 
 def _memory_file(root:Path)->Path:
     "Where the facts about a folder's images are kept."
@@ -175,7 +184,8 @@ def _packed(column:np.ndarray)->np.ndarray:
 
 def _unpacked(column:np.ndarray, kind, n:int)->np.ndarray:
     "The other way round. Raises ValueError when the number of rows is another."
-    if kind is object: column = np.array(bytes(column).decode("utf-8", "surrogateescape").split("\0") if n else [], object)
+    if kind is object:
+        column = np.array(bytes(column).decode("utf-8", "surrogateescape").split("\0") if n else [], object)
     if len(column) != n or (kind is not object and column.dtype != kind): raise ValueError("rows")
     return column
 
@@ -188,7 +198,8 @@ def _recall(
     try:
         with np.load(file, allow_pickle=False) as kept:
             stamps = kept["stamps"]
-            if kept["format"] != _FORMAT or stamps.dtype != np.int64 or stamps.shape[1:] != (2,): raise ValueError("format")
+            if kept["format"] != _FORMAT or stamps.dtype != np.int64 or stamps.shape[1:] != (2,):
+                raise ValueError("format")
             paths = _unpacked(kept["paths"], object, len(stamps))
             facts = ImageFacts(*(_unpacked(kept[f.name], t, len(stamps)) for f, t in zip(fields(ImageFacts), _TYPES)))
         os.utime(file)
@@ -211,10 +222,15 @@ def _remember(
     "Write what is known of a folder's images; a disk that refuses is no error."
     known, facts = old
     stay = [p for p in known if p not in rows and os.path.exists(os.path.join(root, p))]
-    kept, new = facts.pick([known[p][0] for p in stay]), image_facts([look for _, _, look in rows.values()])
-    columns = {f.name: _packed(np.concatenate([getattr(kept, f.name), getattr(new, f.name)])) for f in fields(ImageFacts)}
+    kept = facts.pick([known[p][0] for p in stay])
+    new = image_facts([look for _, _, look in rows.values()])
+    columns = {
+        f.name: _packed(np.concatenate([getattr(kept, f.name), getattr(new, f.name)]))
+        for f in fields(ImageFacts)
+    }
     stamps = np.array([known[p][1:] for p in stay] + [v[:2] for v in rows.values()], np.int64).reshape(-1, 2)
-    out, file = io.BytesIO(), _memory_file(root)
+    out = io.BytesIO()
+    file = _memory_file(root)
     np.savez(out, format=_FORMAT, paths=_packed(np.array([*stay, *rows], object)), stamps=stamps, **columns)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -249,17 +265,21 @@ def look_at_images(
 )->ImageFacts: # a row for each image of the dataset
     "Read every image file once, unless it is known already."
     old = _recall(ds.root) if keep else ({}, image_facts([]))
-    known, now, total = old[0], time.time_ns(), len(ds)
+    known = old[0]
+    now = time.time_ns()
+    total = len(ds)
     stamps = [_stamp(ds.path_of(i)) for i in range(total)] if keep else [(-1, -1)] * total
     todo = [i for i, (p, s) in enumerate(zip(ds.paths, stamps)) if s[0] < 0 or known.get(p, (0, -2, -2))[1:] != s]
-    said, looks = lambda n: progress and progress(total - len(todo) + n, total), {}
+    said = lambda n: progress and progress(total - len(todo) + n, total)
+    looks = {}
     try:
         for look, i in zip(_read_all([ds.path_of(i) for i in todo], workers, said), todo): looks[i] = look
     finally: # an interruption keeps what was read
         fresh = {ds.paths[i]: (*stamps[i], look) for i, look in looks.items() if 0 <= stamps[i][1] < now - 2 * 10**9}
         if fresh: _remember(ds.root, fresh, old)
     rows = np.array([known[p][0] if i not in looks else -1 for i, p in enumerate(ds.paths)], int)
-    facts, new = old[1].pick(np.maximum(rows, 0)) if len(old[1]) else image_facts([Look()] * total), image_facts(list(looks.values()))
+    facts = old[1].pick(np.maximum(rows, 0)) if len(old[1]) else image_facts([Look()] * total)
+    new = image_facts(list(looks.values()))
     for f in fields(ImageFacts): getattr(facts, f.name)[list(looks)] = getattr(new, f.name)
     return facts
 
@@ -320,7 +340,8 @@ def clusters(
     pairs, # of (i, j), 0..n-1
 )->np.ndarray: # (n,) int: 0, 1, ... in the order of their first members
     "Which belong together when those of each pair do."
-    groups, pairs = _Groups(n), np.array(list(pairs), np.int64).reshape(-1, 2)
+    groups = _Groups(n)
+    pairs = np.array(list(pairs), np.int64).reshape(-1, 2)
     groups.join(pairs[:, 0], pairs[:, 1])
     return np.unique(groups.names(), return_inverse=True)[1]
 
@@ -338,10 +359,13 @@ def _same_hash(hashes, thumbs, groups, rounds:int=16):
 
 # %% ../../../nbs/11_data.images.facts.ipynb #c08292de
 def _neighbours(keys:np.ndarray, bit:int, most:int):
-    "Yield pairs of places in `keys` (sorted uint64) whose first 16 bits are the same (bit < 0), or differ in that bit alone."
-    n, part = len(keys), (keys >> np.uint64(48)).astype(np.int64)
+    """Yield pairs of places in `keys` (sorted uint64) whose first 16 bits are the same (bit < 0), or differ in that
+    bit alone."""
+    n = len(keys)
+    part = (keys >> np.uint64(48)).astype(np.int64)
     if bit < 0:
-        i, step = np.arange(n), 0
+        i = np.arange(n)
+        step = 0
         while len(i) and step < most:
             step += 1
             i = i[i + step < n]
@@ -350,10 +374,13 @@ def _neighbours(keys:np.ndarray, bit:int, most:int):
         return
     i = np.flatnonzero(part & 1 << bit == 0)
     low, high = (np.searchsorted(part, part[i] + (1 << bit), side) for side in ("left", "right"))
-    low = np.clip(np.searchsorted(keys, keys[i] ^ np.uint64(1 << bit + 48)) - most // 2, low, np.maximum(high - most, low)) # the nearest `most`
+    # the nearest `most`
+    low = np.clip(
+        np.searchsorted(keys, keys[i] ^ np.uint64(1 << bit + 48)) - most // 2, low, np.maximum(high - most, low))
     count = np.minimum(high - low, most)
     for k in range(0, len(i), max(2_000_000 // most, 1)): # so that memory stays small
-        c, s = count[k:k + max(2_000_000 // most, 1)], slice(k, k + max(2_000_000 // most, 1))
+        c = count[k:k + max(2_000_000 // most, 1)]
+        s = slice(k, k + max(2_000_000 // most, 1))
         yield np.repeat(i[s], c), np.repeat(low[s] - np.cumsum(c) + c, c) + np.arange(c.sum())
 
 # %% ../../../nbs/11_data.images.facts.ipynb #c94f36cb
@@ -365,16 +392,20 @@ def near_duplicates(
 )->list: # of (i, j), i < j, sorted: enough pairs to connect all that are connected, not each with each
     "Which images show the same picture: resized, saved again, a little brighter."
     rows = np.flatnonzero(facts.hashes)
-    hashes, thumbs, groups = facts.hashes[rows], facts.thumbs[rows], _Groups(len(rows))
+    hashes = facts.hashes[rows]
+    thumbs = facts.thumbs[rows]
+    groups = _Groups(len(rows))
     if len(rows): _same_hash(hashes, thumbs, groups)
     ids = np.unique(groups.names()) # one for each that is left
     for bit in range(-1, 16):
         for turn in (0, 16, 32, 48):
             keys = hashes[ids] << np.uint64(turn) | hashes[ids] >> np.uint64(64 - turn) if turn else hashes[ids]
             order = np.argsort(keys, kind="stable")
-            for a, b in _neighbours(keys[order], bit, max(12_000_000 // max(len(ids), 1) // (8 if bit >= 0 else 1), 32)):
+            for a, b in _neighbours(keys[order], bit, max(12_000_000 // max(len(ids), 1) // (8 if bit >= 0 else 1),
+                                                          32)):
                 near = _distance(keys[order[a]], keys[order[b]]) <= distance
-                i, j = ids[order[a[near]]], ids[order[b[near]]]
+                i = ids[order[a[near]]]
+                j = ids[order[b[near]]]
                 if not len(i): continue
                 names = groups.names()
                 i, j = i[names[i] != names[j]], j[names[i] != names[j]]

@@ -23,7 +23,8 @@ def read_image(
 )->np.ndarray: # (h, w, 3) uint8, BGR, EXIF rotation not applied
     "Decode an image file to colour. Raises InputError when it is missing or cannot be decoded."
     try: data = np.fromfile(path, np.uint8)
-    except (OSError, ValueError) as e: raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', '') or e}") from None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', '') or e}") from None
     try: img = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
     except cv2.error: img = None # such as more pixels than OpenCV takes
     if img is None: raise InputError(f"{path}: not an image that can be decoded")
@@ -34,7 +35,8 @@ def _tiff_tags(
     data:bytes, # a TIFF file, or the note inside another one
 )->dict: # tag -> its first value, of the short and long ones in the first directory
     "Read the first directory of a TIFF structure, as far as it goes."
-    order, tags = {b"II": "<", b"MM": ">"}.get(bytes(data[:2])), {}
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
+    tags = {}
     if order is None: return tags
     try:
         magic, at = struct.unpack_from(order + "HI", data, 2)
@@ -84,9 +86,13 @@ class Header(NamedTuple):
 
 def _jpeg_header(data:bytes)->Header:
     "Size, components and precision from the frame header; the orientation from the EXIF segment."
-    size, channels, bits, orientation = (0, 0), 3, 8, 1
+    size = (0, 0)
+    channels = 3
+    bits = 8
+    orientation = 1
     for marker, at, length in jpeg_segments(data):
-        if marker == 0xe1 and data[at:at + 6] == b"Exif\0\0": orientation = _turned(_tiff_tags(data[at + 6:at + length]))
+        if marker == 0xe1 and data[at:at + 6] == b"Exif\0\0":
+            orientation = _turned(_tiff_tags(data[at + 6:at + length]))
         if 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc) and at + 6 <= len(data):
             bits, *size, channels = struct.unpack_from(">BHHB", data, at)
     return Header("jpeg", tuple(size), channels, bits, orientation)
@@ -96,7 +102,10 @@ def _png_header(data:bytes)->Header:
     "Size, depth and colour type from IHDR; alpha, animation and EXIF from the chunks after it."
     if len(data) < 26: return Header("png")
     w, h, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    channels, orientation, animated, at = {0: 1, 4: 2, 6: 4}.get(colour, 3), 1, False, 8
+    channels = {0: 1, 4: 2, 6: 4}.get(colour, 3)
+    orientation = 1
+    animated = False
+    at = 8
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
         if name == b"tRNS": channels = {1: 2, 3: 4}.get(channels, channels)
@@ -112,7 +121,9 @@ def _webp_header(data:bytes)->Header:
         packed = struct.unpack_from("<I", data, 21)[0]
         return Header("webp", ((packed >> 14 & 0x3fff) + 1, (packed & 0x3fff) + 1), 3 + (packed >> 28 & 1))
     elif data[12:16] == b"VP8X" and len(data) >= 30:
-        w, h, flags = int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1, data[20]
+        w = int.from_bytes(data[24:27], "little") + 1
+        h = int.from_bytes(data[27:30], "little") + 1
+        flags = data[20]
         at = data.rfind(b"EXIF") if flags & 8 else -1
         note = data[at + 8:].removeprefix(b"Exif\0\0") if at >= 0 else b""
         return Header("webp", (h, w), 3 + (flags >> 4 & 1), 8, _turned(_tiff_tags(note)), bool(flags & 2))
@@ -128,7 +139,8 @@ def _bmp_header(data:bytes)->Header:
 
 def _gif_header(data:bytes)->Header:
     "The size of the screen; each picture of an animation has a control block."
-    return Header("gif", struct.unpack_from("<HH", data, 6)[::-1], animated=data.count(b"!\xf9\x04") > 1) if len(data) >= 10 else Header("gif")
+    return Header("gif", struct.unpack_from("<HH", data, 6)[::-1], animated=data.count(b"!\xf9\x04")
+                  > 1) if len(data) >= 10 else Header("gif")
 
 def _tiff_header(data:bytes)->Header:
     "Size, samples and bits from the tags."
@@ -160,7 +172,8 @@ def _first_header(
     with open(fd, "rb", buffering=0) as f:
         data = b""
         for most in _READS:
-            before, data = len(data), data + (f.readall() if most is None else f.read(most - len(data)))
+            before = len(data)
+            data = data + (f.readall() if most is None else f.read(most - len(data)))
             header = image_header(data)
             if min(header.size) > 0 or header.kind not in ("jpeg", "tiff") or len(data) == before: break
     return header
@@ -169,9 +182,11 @@ def _first_header(
 def image_size(
     path, # an image file
 )->tuple: # (height, width) in pixels, EXIF rotation not applied
-    "Size from the file's header, where it has one; else it is decoded. Raises InputError when there is none, and for a GIF."
+    """Size from the file's header, where it has one; else it is decoded. Raises InputError when there is none, and
+    for a GIF."""
     try: header = _first_header(path)
-    except (OSError, ValueError) as e: raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', '') or e}") from None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', '') or e}") from None
     if header.kind == "gif": raise InputError(f"{path}: a GIF, whatever its name says: store it as PNG or JPEG")
     return tuple(header.size) if 0 < min(header.size) and max(header.size) < 2**24 else read_image(path).shape[:2]
 
@@ -194,7 +209,8 @@ def image_sizes(
     files = [os.path.join(root, p) for p in paths]
     start = time.perf_counter()
     sizes = [size_or_error(f) for f in files[:200]]
-    if len(files) < 400 or time.perf_counter() - start < 200 * _SLOW: return sizes + [size_or_error(f) for f in files[200:]]
+    if len(files) < 400 or time.perf_counter() - start < 200 * _SLOW:
+        return sizes + [size_or_error(f) for f in files[200:]]
     with ThreadPoolExecutor(16) as pool: return sizes + list(pool.map(size_or_error, files[200:]))
 
 # %% ../../../nbs/10_data.images.header.ipynb #7ad3c4c5

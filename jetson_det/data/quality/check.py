@@ -28,14 +28,18 @@ def _findings(severity:str, action:str="noted"):
     "A short way to write several Flaws of one severity."
     return lambda kind, file, where, message, action=action: Flaw(severity, kind, file, where, message, action)
 
-_warning, _note = _findings("warning"), _findings("note")
+_warning = _findings("warning")
+_note = _findings("note")
 
 def broken_images(
     ds:DetDataset, # a dataset
     facts:ImageFacts, # of its images
 )->list: # of Flaw, all dropped
     "The image files that cannot be used."
-    return [_warning(facts.problems[i], ds.paths[i], "", f"{ds.paths[i]} {facts.messages[i]}", "dropped") for i in np.flatnonzero(facts.problems != "")]
+    return [
+        _warning(facts.problems[i], ds.paths[i], "", f"{ds.paths[i]} {facts.messages[i]}", "dropped")
+        for i in np.flatnonzero(facts.problems != "")
+    ]
 
 # %% ../../../nbs/14_data.quality.check.ipynb #d55f072a
 _MANY = 20 # from here on a finding about images is said once for all of them
@@ -57,9 +61,11 @@ def unusual_images(
     facts:ImageFacts, # of its images
 )->list: # of Flaw, all notes
     "Grey, transparent, deep and animated pictures."
-    good, some = facts.problems == "", []
+    good = facts.problems == ""
+    some = []
     for kind, mask, text in (("grey-image", facts.channels <= 2, "grey, read as three equal channels"),
-                             ("alpha-image", facts.channels % 2 == 0, "with a fourth channel: transparency is not seen by the network, CMYK is converted"),
+                             ("alpha-image", facts.channels % 2 == 0,
+                              "with a fourth channel: transparency is not seen by the network, CMYK is converted"),
                              ("deep-image", facts.bits > 8, "more than 8 bits: only the upper 8 are seen"),
                              ("animated-image", facts.animated, "animated: only the first picture is seen")):
         some += _for_images(ds, np.flatnonzero(good & mask), kind, text)
@@ -71,16 +77,31 @@ def turned_images(
     facts:ImageFacts, # of its images
 )->list: # of Flaw: "rotated-image" (warning, dropped) and "exif-rotation" (notes)
     "Images with an EXIF note that turns them."
-    out, rows = [], np.flatnonzero((facts.problems == "") & (facts.orientation > 1))
-    told, plain = {f.file for f in ds.flaws if f.kind == "rotated-image"}, []
+    out = []
+    rows = np.flatnonzero((facts.problems == "") & (facts.orientation > 1))
+    told = {f.file for f in ds.flaws if f.kind == "rotated-image"}
+    plain = []
     for i in rows:
         if ds.paths[i] in told: continue
-        boxes, (h, w) = ds.boxes_of(i)[0], ds.sizes[i]
-        if facts.orientation[i] >= 5 and len(boxes) and (boxes.max(0) > (w, h, w, h) + ROUNDING).any() and (boxes.max(0) <= (h, w, h, w) + ROUNDING).all():
-            out.append(_warning("rotated-image", ds.paths[i], "", f"{ds.paths[i]}: its boxes lie in the picture as turned by its EXIF note, and beyond the stored {w}x{h}", "dropped"))
+        boxes = ds.boxes_of(i)[0]
+        (h, w) = ds.sizes[i]
+        if facts.orientation[i] >= 5 and len(boxes) and (boxes.max(0) > (w, h, w, h) + ROUNDING).any() and (
+                boxes.max(0) <= (h, w, h, w) + ROUNDING).all():
+            out.append(
+                _warning(
+                    "rotated-image",
+                    ds.paths[i],
+                    "",
+                    f"{ds.paths[i]}: its boxes lie in the picture as turned by its EXIF note, and beyond the stored"
+                    f" {w}x{h}",
+                    "dropped",
+                )
+            )
         else: plain.append(i)
-    unsaid = " These labels do not say which of the two pictures they were drawn on: look at some." if ds.format in ("yolo", "openimages") else ""
-    return out + _for_images(ds, plain, "exif-rotation", f"an EXIF note turns it in viewers; here it is seen as stored.{unsaid}")
+    unsaid = " These labels do not say which of the two pictures they were drawn on: look at some." if ds.format in (
+        "yolo", "openimages") else ""
+    return out + _for_images(ds, plain, "exif-rotation",
+                             f"an EXIF note turns it in viewers; here it is seen as stored.{unsaid}")
 
 ROUNDING = np.float32(1.) # pixels over the edge that are taken for rounding
 
@@ -95,12 +116,15 @@ def duplicate_groups(
     return clusters(len(facts), [*exact, *near_duplicates(facts)])
 
 def _across(ds, facts, rows)->list: # of (image to blame, its twin)
-    "Of images that show one picture: each in a split that is judged with its twin in another, and in what is trained on first."
-    order, out = {"train": 0, "val": 1, "test": 2}, []
+    """Of images that show one picture: each in a split that is judged with its twin in another, and in what is
+    trained on first."""
+    order = {"train": 0, "val": 1, "test": 2}
+    out = []
     rows = sorted(rows.tolist(), key=lambda i: (order.get(ds.splits[i], 3), ds.splits[i]))
     for at, i in enumerate(rows):
         before = np.array([j for j in rows[:at] if ds.splits[j] != ds.splits[i]], int)
-        alike = before[(facts.digests[before] == facts.digests[i]) | same_picture(facts.thumbs[before], np.repeat(facts.thumbs[[i]], len(before), 0))]
+        alike = before[(facts.digests[before] == facts.digests[i])
+                       | same_picture(facts.thumbs[before], np.repeat(facts.thumbs[[i]], len(before), 0))]
         if len(alike): out.append((i, int(alike[0])))
     return out
 
@@ -115,28 +139,47 @@ def duplicate_images(
     facts:ImageFacts, # of its images
 )->list: # of Flaw: "duplicate-across-splits" (warnings), "duplicate-image" and "near-duplicate" (notes); `where` is the other image
     "The same picture twice, above all in two splits."
-    group, across, within = duplicate_groups(facts), [], []
+    group = duplicate_groups(facts)
+    across = []
+    within = []
     order = np.argsort(group, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
         if len(rows) < 2: continue
         if len(set(ds.splits[rows].tolist())) > 1:
             for i, j in _across(ds, facts, rows):
                 how = "the same file" if facts.digests[i] == facts.digests[j] else "nearly the same picture"
-                across.append(_warning("duplicate-across-splits", ds.paths[i], ds.paths[j], f"{ds.paths[i]} is {how} as {ds.paths[j]}: one is in {ds.splits[i] or 'no split'}, one in {ds.splits[j] or 'no split'}{_labels_differ(ds, i, j)}"))
+                across.append(
+                    _warning(
+                        "duplicate-across-splits",
+                        ds.paths[i],
+                        ds.paths[j],
+                        f"{ds.paths[i]} is {how} as {ds.paths[j]}: one is in {ds.splits[i] or 'no split'}, one in"
+                        f" {ds.splits[j] or 'no split'}{_labels_differ(ds, i, j)}",
+                    )
+                )
         within += _within(ds, facts, rows)
     return across + within
 
 def _within(ds, facts, rows)->list:
-    "Notes about the images of one split that show one picture: one for each copy of a file, one for all that look alike."
+    """Notes about the images of one split that show one picture: one for each copy of a file, one for all that look
+    alike."""
     out = []
     for split in dict.fromkeys(ds.splits[rows]):
-        here, first = rows[ds.splits[rows] == split], {}
+        here = rows[ds.splits[rows] == split]
+        first = {}
         for i in here.tolist():
             j = first.setdefault(facts.digests[i], i)
-            if i != j: out.append(_note("duplicate-image", ds.paths[i], ds.paths[j], f"{ds.paths[i]} is the same file as {ds.paths[j]}{_labels_differ(ds, i, j)}"))
+            if i != j:
+                out.append(
+                    _note("duplicate-image", ds.paths[i], ds.paths[j],
+                          f"{ds.paths[i]} is the same file as {ds.paths[j]}{_labels_differ(ds, i, j)}"))
         j, *others = first.values()
-        if others: out.append(_note("near-duplicate", ds.paths[others[0]], ds.paths[j], f"{ds.paths[others[0]]} shows nearly the same as {ds.paths[j]}"
-                                    + (f"; {len(others) - 1} more images of the same kind" if len(others) > 1 else "")))
+        if others:
+            out.append(
+                _note(
+                    "near-duplicate", ds.paths[others[0]], ds.paths[j],
+                    f"{ds.paths[others[0]]} shows nearly the same as {ds.paths[j]}" +
+                    (f"; {len(others) - 1} more images of the same kind" if len(others) > 1 else "")))
     return out
 
 # %% ../../../nbs/14_data.quality.check.ipynb #eb76b13f
@@ -155,20 +198,36 @@ def box_flaws(
 )->tuple: # kept (M,) bool, clipped boxes (M,4), list of Flaw
     "Which boxes stay, all of them clipped to their image, and what was wrong with the others."
     wh = ds.sizes[ds.box_image][:, ::-1].astype(np.float32)
-    b, low, high = ds.boxes, ds.boxes[:, :2], ds.boxes[:, 2:]
+    b = ds.boxes
+    low = ds.boxes[:, :2]
+    high = ds.boxes[:, 2:]
     over = np.maximum(-low, high - wh).max(1, initial=-math.inf)
     flat = (high <= low).any(1)
     out = ~flat & ((high <= 0) | (low >= wh)).any(1)
     part = ~flat & ~out & (over > .01) # less is arithmetic
     flaws = []
     for m in np.flatnonzero(flat | out | part):
-        where, (w, h) = box_place(ds, m), wh[m]
+        where = box_place(ds, m)
+        (w, h) = wh[m]
         place = f"{ds.paths[ds.box_image[m]]}: {where} {[round(float(v), 2) for v in b[m]]}"
-        if flat[m]: kind, text, action = "zero-area", "has no area", "dropped"
-        elif out[m]: kind, text, action = "outside", f"is outside the image of {w:.0f}x{h:.0f}", "dropped"
-        elif over[m] > ROUNDING: kind, text, action = "partly-outside", f"is {over[m]:.1f} px over the edge of {w:.0f}x{h:.0f}", "clipped"
-        else: kind, text, action = "rounding", f"is {over[m]:.2f} px over the edge", "clipped"
-        flaws.append((_note if kind == "rounding" else _warning)(kind, ds.paths[ds.box_image[m]], where, f"{place} {text}", action))
+        if flat[m]:
+            kind = "zero-area"
+            text = "has no area"
+            action = "dropped"
+        elif out[m]:
+            kind = "outside"
+            text = f"is outside the image of {w:.0f}x{h:.0f}"
+            action = "dropped"
+        elif over[m] > ROUNDING:
+            kind = "partly-outside"
+            text = f"is {over[m]:.1f} px over the edge of {w:.0f}x{h:.0f}"
+            action = "clipped"
+        else:
+            kind = "rounding"
+            text = f"is {over[m]:.2f} px over the edge"
+            action = "clipped"
+        flaws.append((_note if kind == "rounding" else _warning)(kind, ds.paths[ds.box_image[m]], where,
+                                                                 f"{place} {text}", action))
     return ~(flat | out), np.clip(b, 0, np.tile(wh, 2)), flaws
 
 def box_place(
@@ -188,9 +247,14 @@ def repeated_boxes(
     ds:DetDataset, # a dataset
 )->tuple: # (M,) bool: the same box of the same class stood before in this image; list of Flaw
     "The same box twice ('duplicate-box', a warning), and nearly the same ('doubled-box', a note)."
-    order = np.lexsort((*np.round(ds.boxes.T[::-1], 1), ds.labels, ds.box_image)) # stable: of equals the first comes first
-    image, label, box = ds.box_image[order], ds.labels[order], ds.boxes[order].astype(np.float64)
-    twice, pairs, learn = np.zeros(len(order), bool), {}, ds.flags[order] & (CROWD | IGNORE) == 0
+    # stable: of equals the first comes first
+    order = np.lexsort((*np.round(ds.boxes.T[::-1], 1), ds.labels, ds.box_image))
+    image = ds.box_image[order]
+    label = ds.labels[order]
+    box = ds.boxes[order].astype(np.float64)
+    twice = np.zeros(len(order), bool)
+    pairs = {}
+    learn = ds.flags[order] & (CROWD | IGNORE) == 0
     for step in range(1, 33): # neighbours by their left edge
         same = (image[step:] == image[:-step]) & (label[step:] == label[:-step]) & learn[step:] & learn[:-step]
         if not same.any(): break
@@ -198,10 +262,18 @@ def repeated_boxes(
         equal = (np.round(box[k + step], 1) == np.round(box[k], 1)).all(1)
         twice[order[k[equal] + step]] = True
         k = k[~equal]
-        for m in k[_iou(box[k], box[k + step]) >= .9]: pairs[max(order[m], order[m + step])] = min(order[m], order[m + step])
-    flaws = [_warning("duplicate-box", ds.paths[ds.box_image[m]], box_place(ds, m), f"{ds.paths[ds.box_image[m]]}: {box_place(ds, m)} stands there twice") for m in np.flatnonzero(twice)]
-    return twice, flaws + [_note("doubled-box", ds.paths[ds.box_image[m]], box_place(ds, m), f"{ds.paths[ds.box_image[m]]}: {box_place(ds, m)} nearly covers {box_place(ds, j)}")
-                           for m, j in sorted(pairs.items()) if not (twice[m] or twice[j])]
+        for m in k[_iou(box[k], box[k + step]) >= .9]:
+            pairs[max(order[m], order[m + step])] = min(order[m], order[m + step])
+    flaws = [
+        _warning("duplicate-box", ds.paths[ds.box_image[m]], box_place(ds, m),
+                 f"{ds.paths[ds.box_image[m]]}: {box_place(ds, m)} stands there twice") for m in np.flatnonzero(twice)
+    ]
+    return twice, flaws + [
+        _note("doubled-box", ds.paths[ds.box_image[m]], box_place(ds, m),
+              f"{ds.paths[ds.box_image[m]]}: {box_place(ds, m)} nearly covers {box_place(ds, j)}")
+        for m, j in sorted(pairs.items())
+        if not (twice[m] or twice[j])
+    ]
 
 # %% ../../../nbs/14_data.quality.check.ipynb #bbc27cf0
 def _scale(
@@ -216,17 +288,40 @@ def odd_boxes(
     input_size:tuple=(416, 416), # (h, w) that will be trained at
 )->list: # of Flaw, all notes
     "Boxes of absurd shape, too small for the input, or as large as their image in masses."
-    wh, size = (ds.boxes[:, 2:] - ds.boxes[:, :2]).astype(np.float64), ds.sizes[ds.box_image][:, ::-1]
+    wh = (ds.boxes[:, 2:] - ds.boxes[:, :2]).astype(np.float64)
+    size = ds.sizes[ds.box_image][:, ::-1]
     learn = (ds.flags & (CROWD | IGNORE) == 0) & (wh > 0).all(1)
     thin = learn & ((wh.min(1) <= 1) & (wh.max(1) > 2) | (wh.min(1) <= 3) & (wh.max(1) >= 50 * wh.min(1)))
-    out = [_note("thin-box", ds.paths[ds.box_image[m]], box_place(ds, m), f"{ds.paths[ds.box_image[m]]}: {box_place(ds, m)} is {wh[m, 0]:.1f}x{wh[m, 1]:.1f} px") for m in np.flatnonzero(thin)]
+    out = [
+        _note("thin-box", ds.paths[ds.box_image[m]], box_place(ds, m),
+              f"{ds.paths[ds.box_image[m]]}: {box_place(ds, m)} is {wh[m, 0]:.1f}x{wh[m, 1]:.1f} px")
+        for m in np.flatnonzero(thin)
+    ]
     seen = wh.max(1) * _scale(ds.sizes, input_size)[ds.box_image]
-    tiny, shape = np.flatnonzero(learn & ~thin & (seen < 4)), "x".join(map(str, input_size))
+    tiny = np.flatnonzero(learn & ~thin & (seen < 4))
+    shape = "x".join(map(str, input_size))
     if len(tiny):
         m = tiny[np.argmin(seen[tiny])]
-        out.append(_note("tiny-boxes", "", "", f"{len(tiny)} of {learn.sum()} boxes are under 4 px at an input of {shape}: the smallest is {seen[m]:.1f} px ({wh[m, 0]:.0f}x{wh[m, 1]:.0f} in {ds.paths[ds.box_image[m]]})"))
+        out.append(
+            _note(
+                "tiny-boxes",
+                "",
+                "",
+                f"{len(tiny)} of {learn.sum()} boxes are under 4 px at an input of {shape}: the smallest is"
+                f" {seen[m]:.1f} px ({wh[m, 0]:.0f}x{wh[m, 1]:.0f} in {ds.paths[ds.box_image[m]]})",
+            )
+        )
     full = np.unique(ds.box_image[learn & (wh.prod(1) >= .98 * size.prod(1))])
-    if len(full) >= max(5, .2 * len(ds)): out.append(_note("full-boxes", ds.paths[full[0]], "", f"{len(full)} of {len(ds)} images have a box over the whole image, such as {ds.paths[full[0]]}: is this a dataset for classification?"))
+    if len(full) >= max(5, .2 * len(ds)):
+        out.append(
+            _note(
+                "full-boxes",
+                ds.paths[full[0]],
+                "",
+                f"{len(full)} of {len(ds)} images have a box over the whole image, such as {ds.paths[full[0]]}: is this"
+                " a dataset for classification?",
+            )
+        )
     return out
 
 # %% ../../../nbs/14_data.quality.check.ipynb #fc94e19e
@@ -257,17 +352,26 @@ def similar_classes(
     ds:DetDataset, # a dataset
 )->list: # of Flaw: "similar-classes" (warnings), "class-variants" (notes)
     "Class names that are probably one."
-    counts, plain, out = ds.class_counts(), {}, []
+    counts = ds.class_counts()
+    plain = {}
+    out = []
     for c in ds.classes: plain.setdefault(plain_name(c), []).append(c)
     said = lambda names: " and ".join(f"{n!r} ({counts[n]} boxes)" for n in names)
-    out += [_warning("similar-classes", "", v[0], f"classes {said(v)} differ only in case, spaces or punctuation") for v in plain.values() if len(v) > 1]
+    out += [
+        _warning("similar-classes", "", v[0], f"classes {said(v)} differ only in case, spaces or punctuation")
+        for v in plain.values()
+        if len(v) > 1
+    ]
     total = {p: sum(counts[c] for c in v) for p, v in plain.items()}
     names = sorted(plain, key=lambda p: -total[p])
     one = {p: _singular(p) for p in names}
     for at, a in enumerate(names):
         for b in names[at + 1:]:
             slip = total[a] >= 20 * total[b] and max(len(a), len(b)) >= 6 and _one_letter(a, b)
-            if one[a] == one[b] or slip: out.append(_note("class-variants", "", plain[b][0], f"classes {said([plain[a][0], plain[b][0]])} look like one"))
+            if one[a] == one[b] or slip:
+                out.append(
+                    _note("class-variants", "", plain[b][0],
+                          f"classes {said([plain[a][0], plain[b][0]])} look like one"))
     return out
 
 # %% ../../../nbs/14_data.quality.check.ipynb #75e2cdad
@@ -281,23 +385,40 @@ def class_balance(
     ds:DetDataset, # a dataset
 )->list: # of Flaw, all notes
     "What the numbers of boxes of the classes say, in all and by split."
-    learn, n = ds.flags & (CROWD | IGNORE) == 0, len(ds.classes)
+    learn = ds.flags & (CROWD | IGNORE) == 0
+    n = len(ds.classes)
     count = lambda mask: np.bincount(ds.labels[learn & mask], minlength=n)
-    split, every = ds.splits[ds.box_image], count(True)
+    split = ds.splits[ds.box_image]
+    every = count(True)
     train = count(split == "train") if "train" in ds.split_names else every
     judged = count((split == "val") | (split == "test"))
-    name = lambda mask, counts: [f"{ds.classes[k]!r}{f' ({counts[k]})' if counts is not None else ''}" for k in sorted(np.flatnonzero(mask), key=lambda k: (every[k], k))]
-    where, out = " in train" if "train" in ds.split_names else "", []
+    name = lambda mask, counts: [
+        f"{ds.classes[k]!r}{f' ({counts[k]})' if counts is not None else ''}"
+        for k in sorted(np.flatnonzero(mask), key=lambda k: (every[k], k))
+    ]
+    where = " in train" if "train" in ds.split_names else ""
+    out = []
     def add(kind, mask, counts, text):
-        if mask.any(): out.append(_note(kind, "", "", f"{mask.sum()} of {n} classes {text}: {_listed(name(mask, counts))}"))
+        if mask.any():
+            out.append(_note(kind, "", "", f"{mask.sum()} of {n} classes {text}: {_listed(name(mask, counts))}"))
     add("empty-class", every == 0, None, "have no box")
     add("untrained-class", (train == 0) & (every > 0), every, "have boxes, but none in train")
     add("few-boxes", (train > 0) & (train < _FEW), train, f"have fewer than {_FEW} boxes{where}")
-    if judged.any(): add("unjudged-class", (train > 0) & (judged == 0), train, "have boxes in train and none in val or test")
+    if judged.any():
+        add("unjudged-class", (train > 0) & (judged == 0), train, "have boxes in train and none in val or test")
     some = np.flatnonzero(train)
     if len(some) > 1 and train.max() >= _UNEVEN * train[some].min():
-        most, least = some[np.argmax(train[some])], some[np.argmin(train[some])]
-        out.append(_note("imbalance", "", "", f"{ds.classes[most]!r} has {train[most]} boxes{where}, {ds.classes[least]!r} has {train[least]}: {train[most] / train[least]:.0f} to 1"))
+        most = some[np.argmax(train[some])]
+        least = some[np.argmin(train[some])]
+        out.append(
+            _note(
+                "imbalance",
+                "",
+                "",
+                f"{ds.classes[most]!r} has {train[most]} boxes{where}, {ds.classes[least]!r} has {train[least]}:"
+                f" {train[most] / train[least]:.0f} to 1",
+            )
+        )
     return out
 
 # %% ../../../nbs/14_data.quality.check.ipynb #7541ba97
@@ -311,7 +432,7 @@ def fitting_input(
 )->tuple: # (h, w), multiples of 32
     "The shape of no more pixels than `input_size`, less a tenth, of which least is padding."
     most = input_size[0] * input_size[1] * 1.02
-    shapes = [(h, w) for h in range(32, 4097, 32) for w in [min(int(most / h) // 32 * 32, 4096)] if w and h * w >= .85 * most]
+    shapes = [(h, w) for h in range(32, 4097, 32) for w in [min(int(most/h) // 32*32, 4096)] if w and h*w >= .85*most]
     shown = sizes[np.linspace(0, len(sizes) - 1, min(len(sizes), 1000)).astype(int)]
     return min(shapes or [tuple(input_size)], key=lambda s: _padding(shown, s).mean())
 
@@ -320,12 +441,34 @@ def input_fit(
     input_size:tuple=(416, 416), # (h, w) that will be trained at
 )->list: # of Flaw, all notes
     "Whether the images' sizes suit the input."
-    sizes, out, shape = ds.sizes.astype(np.float64), [], lambda s: f"{s[0]}x{s[1]}"
-    share, better, usual = _padding(sizes, input_size).mean(), fitting_input(sizes, input_size), np.median(sizes, 0)
+    sizes = ds.sizes.astype(np.float64)
+    out = []
+    shape = lambda s: f"{s[0]}x{s[1]}"
+    share = _padding(sizes, input_size).mean()
+    better = fitting_input(sizes, input_size)
+    usual = np.median(sizes, 0)
     if share >= .3 and _padding(sizes, better).mean() < share - .1:
-        out.append(_note("padding", "", "", f"{share:.0%} of an input of {shape(input_size)} is padding, for the images are mostly {usual[1]:.0f}x{usual[0]:.0f}: {shape(better)} (height x width) has {_padding(sizes, better).mean():.0%}"))
+        out.append(
+            _note(
+                "padding",
+                "",
+                "",
+                f"{share:.0%} of an input of {shape(input_size)} is padding, for the images are mostly"
+                f" {usual[1]:.0f}x{usual[0]:.0f}: {shape(better)} (height x width) has"
+                f" {_padding(sizes, better).mean():.0%}",
+            )
+        )
     factor = 1 / np.median(_scale(sizes, input_size))
-    if factor >= 4: out.append(_note("downscale", "", "", f"images of mostly {usual[1]:.0f}x{usual[0]:.0f} are scaled down {factor:.1f} times to {shape(input_size)}: an object of {4 * factor:.0f} px is 4 px there"))
+    if factor >= 4:
+        out.append(
+            _note(
+                "downscale",
+                "",
+                "",
+                f"images of mostly {usual[1]:.0f}x{usual[0]:.0f} are scaled down {factor:.1f} times to"
+                f" {shape(input_size)}: an object of {4 * factor:.0f} px is 4 px there",
+            )
+        )
     return out
 
 # %% ../../../nbs/14_data.quality.check.ipynb #a680abe2
@@ -337,7 +480,8 @@ def flawed_images(
     "The flaws that count against a dataset, one for each file."
     first = {}
     for f in flaws:
-        if f.action in ("dropped", "clipped") and f.severity != "note" and f.kind not in _MINOR: first.setdefault(f.file, f)
+        if f.action in ("dropped", "clipped") and f.severity != "note" and f.kind not in _MINOR:
+            first.setdefault(f.file, f)
     return list(first.values())
 
 # %% ../../../nbs/14_data.quality.check.ipynb #e8dc190d
@@ -348,7 +492,8 @@ def _too_many(
     max_flawed:float, # share of images
 )->str: # the line of the error, or ""
     "Whether the flaws touch too many images, in words."
-    bad, known = flawed_images(flaws), set(ds.paths.tolist())
+    bad = flawed_images(flaws)
+    known = set(ds.paths.tolist())
     total = len(ds) + len({f.file for f in bad} - known)
     if not bad or (not strict and len(bad) < max_flawed * total): return ""
     shown = "; ".join(f.message for f in bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
@@ -362,7 +507,8 @@ def reader_flaws(
     "The flaws that the reader met, with their severities."
     out = []
     for f in ds.flaws:
-        if f.severity == "warning" and f.action == "noted" and f.kind != "size-mismatch": f = f._replace(severity="note")
+        if f.severity == "warning" and f.action == "noted" and f.kind != "size-mismatch":
+            f = f._replace(severity="note")
         if f.kind == "unreadable-image":
             look = look_at(ds.root / f.file)
             if look.problem: f = f._replace(kind=look.problem, message=f"{f.file} {look.message}")
@@ -484,8 +630,13 @@ class CheckReport:
     def to_dict(self)->dict:
         "The report as what JSON can hold."
         d = self.ds
-        facts = {} if d is None else dict(format=d.format, images=len(d), boxes=len(d.boxes), classes=d.class_counts(),
-                                          splits={s: int((d.splits == s).sum()) for s in d.split_names}, fingerprint=d.fingerprint())
+        facts = {} if d is None else dict(format=d.format,
+                                          images=len(d),
+                                          boxes=len(d.boxes),
+                                          classes=d.class_counts(),
+                                          splits={s: int((d.splits == s).sum())
+                                                  for s in d.split_names},
+                                          fingerprint=d.fingerprint())
         rows = [dict(f._asdict(), advice=ADVICE.get(f.kind, "")) for f in self.flaws]
         return dict(path=self.path, **facts, errors=self.errors, warnings=self.warnings, notes=self.notes, flaws=rows)
 
@@ -504,7 +655,9 @@ def report_text(
         rows = [f.message for f in report.flaws if (f.severity, f.kind, f.action) == (severity, kind, action)]
         lines += [f"        {m}" for m in rows[:most]] + ([f"        and {n - most} more"] if n > most else [])
     count = lambda n, word: f"{n} {word}{'' if n == 1 else 's'}"
-    lines.append(", ".join(count(*c) for c in ((report.errors, "error"), (report.warnings, "warning"), (report.notes, "note"))) if report.flaws else "no flaws")
+    lines.append(", ".join(
+        count(*c) for c in ((report.errors, "error"), (report.warnings, "warning"),
+                            (report.notes, "note"))) if report.flaws else "no flaws")
     return "\n".join(lines)
 
 # %% ../../../nbs/14_data.quality.check.ipynb #25b11eb2
@@ -514,12 +667,18 @@ def dataset_flaws(
     input_size:tuple=(416, 416), # (h, w) that will be trained at
 )->list: # of Flaw, the warnings first, kind by kind
     "Everything that is found in a dataset."
-    read, broken = reader_flaws(ds), broken_images(ds, facts)
-    if any(f.kind == "no-images" for f in read): broken = [f for f in broken if f.kind != "missing-image"] # that says it once for all
-    flaws = [*read, *broken, *turned_images(ds, facts), *duplicate_images(ds, facts), *box_flaws(ds)[2], *repeated_boxes(ds)[1],
-             *similar_classes(ds), *odd_boxes(ds, input_size), *class_balance(ds), *unusual_images(ds, facts), *input_fit(ds, input_size)]
+    read = reader_flaws(ds)
+    broken = broken_images(ds, facts)
+    # that says it once for all
+    if any(f.kind == "no-images" for f in read): broken = [f for f in broken if f.kind != "missing-image"]
+    flaws = [
+        *read, *broken, *turned_images(ds, facts), *duplicate_images(ds, facts), *box_flaws(ds)[2],
+        *repeated_boxes(ds)[1], *similar_classes(ds), *odd_boxes(ds, input_size), *class_balance(ds),
+        *unusual_images(ds, facts), *input_fit(ds, input_size)
+    ]
     bare = sum(f.kind == "no-labels" and f.action == "noted" for f in read)
-    if bare > len(ds) / 2: flaws.append(_note("mostly-unlabelled", "", "", f"{bare} of {len(ds)} images have no labels"))
+    if bare > len(ds) / 2:
+        flaws.append(_note("mostly-unlabelled", "", "", f"{bare} of {len(ds)} images have no labels"))
     rank = {"error": 0, "warning": 1, "note": 2}
     return sorted(dict.fromkeys(flaws), key=lambda f: rank[f.severity])
 
@@ -534,7 +693,8 @@ def check_dataset(
     input_size:tuple=(416, 416), # (h, w) that will be trained at
     progress=None, # called with (images done, images in all)
 )->CheckReport: # print it, or take `.to_dict()` and `.exit_code`
-    "Read a dataset, its images too, and report everything that is wrong or odd. Raises InputError when there is no such path."
+    """Read a dataset, its images too, and report everything that is wrong or odd. Raises InputError when there is no
+    such path."""
     if not Path(path).exists(): raise InputError(f"{path}: no such file or folder")
     known_format(format)
     stop = lambda kind, text: Flaw("error", kind, str(path), "", text, "stops")

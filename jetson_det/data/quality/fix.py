@@ -19,7 +19,18 @@ import cv2
 import numpy as np
 
 from ...core import InputError
-from .check import CheckReport, box_flaws, box_place, broken_images, check_dataset, duplicate_images, plain_name, reader_flaws, repeated_boxes, turned_images
+from jetson_det.data.quality.check import (
+    CheckReport,
+    box_flaws,
+    box_place,
+    broken_images,
+    check_dataset,
+    duplicate_images,
+    plain_name,
+    reader_flaws,
+    repeated_boxes,
+    turned_images,
+)
 from ..dataset import DetDataset
 from ..formats.reader import walk_files
 from ..formats.registry import read_dataset, with_classes, write_dataset
@@ -44,7 +55,8 @@ def _without(
     gone:dict, # path -> Flaw that speaks against it
 )->tuple: # dataset and facts without these images; list of Change
     "Leave images out."
-    stay, n = np.array([p not in gone for p in ds.paths]), dict(zip(ds.paths, np.diff(ds._starts).tolist()))
+    stay = np.array([p not in gone for p in ds.paths])
+    n = dict(zip(ds.paths, np.diff(ds._starts).tolist()))
     changes = [Change(p, "", f.kind, f"an image with {n[p]} boxes", "left out", f.message) for p, f in gone.items()]
     return (replace(ds.subset(stay), flaws=ds.flaws), facts.pick(stay), changes) if gone else (ds, facts, [])
 
@@ -57,7 +69,8 @@ def fix_images(
     while True:
         split = dict(zip(ds.paths, ds.splits))
         pairs = [f for f in duplicate_images(ds, facts) if f.kind == "duplicate-across-splits"]
-        ds, facts, more = _without(ds, facts, {f.where if split[f.file] else f.file: f for f in pairs}) # `where` is in the earlier split
+        # `where` is in the earlier split
+        ds, facts, more = _without(ds, facts, {f.where if split[f.file] else f.file: f for f in pairs})
         changes += more
         if not more: return ds, facts, changes
 
@@ -66,14 +79,19 @@ def fix_classes(
     ds:DetDataset, # a dataset
 )->tuple: # the dataset; list of Change
     "Merge classes whose names are the same but for case, spaces and punctuation."
-    counts, best = ds.class_counts(), {}
+    counts = ds.class_counts()
+    best = {}
     for c in ds.classes:
         p = plain_name(c)
         if p not in best or counts[c] > counts[best[p]]: best[p] = c
     to = [best[plain_name(c)] for c in ds.classes]
     names = list(dict.fromkeys(to))
-    changes = [Change("", c, "similar-classes", f"class {c!r}, {counts[c]} boxes", f"class {t!r}", "the names differ only in case, spaces or punctuation") for c, t in zip(ds.classes, to) if c != t]
-    return (replace(ds, classes=names, labels=np.array([names.index(t) for t in to])[ds.labels]), changes) if changes else (ds, [])
+    changes = [
+        Change("", c, "similar-classes", f"class {c!r}, {counts[c]} boxes", f"class {t!r}",
+               "the names differ only in case, spaces or punctuation") for c, t in zip(ds.classes, to) if c != t
+    ]
+    return (replace(ds, classes=names, labels=np.array([names.index(t)
+                                                        for t in to])[ds.labels]), changes) if changes else (ds, [])
 
 # %% ../../../nbs/14_data.quality.fix.ipynb #90c5ceb9
 def fix_boxes(
@@ -84,12 +102,17 @@ def fix_boxes(
     thin = keep & (clipped[:, 2:] - clipped[:, :2] < .01).any(1) # nothing of these is left in a label file
     twice, again = repeated_boxes(replace(ds, boxes=clipped))
     why = {(f.file, f.where): f for f in [*again, *flaws] if f.severity != "note" or f.action == "clipped"}
-    changes, said = [], lambda b: str([round(float(v), 2) for v in b])
+    changes = []
+    said = lambda b: str([round(float(v), 2) for v in b])
     gone = ~keep | thin | twice
     for m in np.flatnonzero(gone | (np.abs(clipped - ds.boxes) > .01).any(1)):
-        path, where = ds.paths[ds.box_image[m]], box_place(ds, m)
+        path = ds.paths[ds.box_image[m]]
+        where = box_place(ds, m)
         f = why.get((path, where))
-        changes.append(Change(path, where, f.kind if f else "zero-area", said(ds.boxes[m]), "left out" if gone[m] else said(clipped[m]), f.message if f else "thinner than a hundredth of a pixel"))
+        changes.append(
+            Change(path, where, f.kind if f else "zero-area", said(ds.boxes[m]),
+                   "left out" if gone[m] else said(clipped[m]),
+                   f.message if f else "thinner than a hundredth of a pixel"))
     return (ds.keep_boxes(~gone, clipped), changes) if changes else (ds, [])
 
 # %% ../../../nbs/14_data.quality.fix.ipynb #52fd48a8
@@ -97,14 +120,22 @@ def store_upright(
     src:Path, # an image file with an EXIF note
     dst:Path, # where the upright one goes
 )->str: # what was done, in words
-    "Write the picture turned as its EXIF note says, without the note. Raises InputError when it cannot be decoded or encoded."
+    """Write the picture turned as its EXIF note says, without the note. Raises InputError when it cannot be decoded
+    or encoded."""
     data = Path(src).read_bytes()
     head = image_header(data)
-    way = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if head.kind == "jpeg" and head.channels == 4 else cv2.IMREAD_UNCHANGED
+    way = (
+        cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        if head.kind == "jpeg" and head.channels == 4
+        else cv2.IMREAD_UNCHANGED
+    )
     image = cv2.imdecode(np.frombuffer(data, np.uint8), way)
     if image is None: raise InputError(f"{src}: not an image that can be decoded")
     if head.kind != "tiff": image = upright(image, head.orientation) # OpenCV turns TIFF by itself
-    suffix, params = {"jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]), "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]), "tiff": (".tiff", [])}.get(head.kind, (".png", []))
+    suffix, params = {
+        "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]), "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
+        "tiff": (".tiff", [])
+    }.get(head.kind, (".png", []))
     dst.write_bytes(cv2.imencode(suffix, np.ascontiguousarray(image), params)[1].tobytes())
     return "stored upright" + (", encoded anew at quality 95" if head.kind == "jpeg" else "")
 
@@ -119,7 +150,10 @@ def _mirror(
     for f in walk_files(root):
         (folder / f).parent.mkdir(parents=True, exist_ok=True)
         if f not in turned: os.symlink(os.path.abspath(root / f), folder / f)
-        else: changes.append(Change(f, "", "rotated-image", "stored lying, with an EXIF note", store_upright(root / f, folder / f), turned[f].message))
+        else:
+            changes.append(
+                Change(f, "", "rotated-image", "stored lying, with an EXIF note", store_upright(root/f, folder/f),
+                       turned[f].message))
     return changes
 
 def _turn(
@@ -128,23 +162,36 @@ def _turn(
 )->tuple: # dataset, facts, list of Change
     "The dataset with the pictures that were labelled turned stored upright; where there is none, as it was read."
     ds, facts = report.ds, report.facts
-    turned = {f.file: f for f in [*ds.flaws, *turned_images(ds, facts)] if f.kind == "rotated-image" and f.action == "dropped"}
+    turned = {
+        f.file: f
+        for f in [*ds.flaws, *turned_images(ds, facts)]
+        if f.kind == "rotated-image" and f.action == "dropped"
+    }
     if not turned: return ds, facts, []
-    changes, path = _mirror(ds.root, folder, turned), Path(os.path.abspath(report.path))
+    changes = _mirror(ds.root, folder, turned)
+    path = Path(os.path.abspath(report.path))
     inside = path.is_file() and path.is_relative_to(os.path.abspath(ds.root))
-    new = with_classes(read_dataset(folder / path.relative_to(os.path.abspath(ds.root)) if inside else folder, ds.format, ds.classes if ds.format == "yolo" else None), ds.classes)
-    both, row = image_facts([look_at(folder / p) for p in turned]), {p: k for k, p in enumerate(ds.paths)}
+    new = with_classes(
+        read_dataset(folder/path.relative_to(os.path.abspath(ds.root)) if inside else folder, ds.format,
+                     ds.classes if ds.format == "yolo" else None), ds.classes)
+    both = image_facts([look_at(folder / p) for p in turned])
+    row = {p: k for k, p in enumerate(ds.paths)}
     row.update({p: len(ds) + k for k, p in enumerate(turned)})
     facts = ImageFacts(*(np.concatenate([getattr(facts, f), getattr(both, f)]) for f in vars(facts)))
-    new = replace(new, flaws=[f for f in new.flaws if f.kind != "size-mismatch" or f.file not in turned]) # that it has another shape now is meant
+    # that it has another shape now is meant
+    new = replace(new, flaws=[f for f in new.flaws if f.kind != "size-mismatch" or f.file not in turned])
     return new, facts.pick([row[p] for p in new.paths]), changes
 
 # %% ../../../nbs/14_data.quality.fix.ipynb #1fec3cac
 def _left_behind(flaws)->list: # of Change
     "What readers and writers met on the way, as changes."
     what = {"dropped": "left out", "clipped": "clipped"}
-    return [Change(f.file, f.where, f.kind, "as it was read" if f.kind == "size-mismatch" else "in the source", what.get(f.action, "the boxes are unchanged, the size is the image's"), f.message)
-            for f in flaws if f.kind != "rotated-image" and (f.action in what and f.severity == "warning" or f.kind == "size-mismatch")]
+    return [
+        Change(f.file, f.where, f.kind, "as it was read" if f.kind == "size-mismatch" else "in the source",
+               what.get(f.action, "the boxes are unchanged, the size is the image's"), f.message)
+        for f in flaws
+        if f.kind != "rotated-image" and (f.action in what and f.severity == "warning" or f.kind == "size-mismatch")
+    ]
 
 def _write_changes(
     folder:Path, # the copy
@@ -153,7 +200,10 @@ def _write_changes(
 ):
     "The list of changes, for programs and for a spreadsheet."
     rows = [c._asdict() for c in changes]
-    (folder / "changes.json").write_text(json.dumps(dict(source=source, changes=rows), ensure_ascii=False, indent=1) + "\n", encoding="utf-8", errors="surrogateescape")
+    (folder/"changes.json").write_text(
+        json.dumps(dict(source=source, changes=rows), ensure_ascii=False, indent=1) + "\n",
+        encoding="utf-8",
+        errors="surrogateescape")
     out = io.StringIO(newline="")
     table = csv.writer(out)
     table.writerows([Change._fields, *changes])
@@ -165,13 +215,17 @@ def fix_dataset(
     dst, # a folder that is new or empty
     to:str=None, # "coco", "voc" or "yolo"; None: as it was, where that can be written, else COCO
 )->list: # of Change
-    "Write a copy that checks without errors and warnings. Raises InputError when the source cannot be read or `dst` holds something."
+    """Write a copy that checks without errors and warnings. Raises InputError when the source cannot be read or
+    `dst` holds something."""
     report = report if isinstance(report, CheckReport) else check_dataset(report)
-    dst, ds = Path(dst).absolute(), report.ds
+    dst = Path(dst).absolute()
+    ds = report.ds
     stops = [f.message for f in report.flaws if f.severity == "error" and f.kind != "too-many-flaws"]
     if stops: raise InputError(f"nothing can be fixed before this is: {stops[0]}")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())): raise InputError(f"{dst} is there already: give a new or an empty folder")
-    if dst.is_relative_to(os.path.abspath(ds.root)): raise InputError(f"{dst} is inside the dataset: give a folder beside it")
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise InputError(f"{dst} is there already: give a new or an empty folder")
+    if dst.is_relative_to(os.path.abspath(ds.root)):
+        raise InputError(f"{dst} is inside the dataset: give a folder beside it")
     dst.parent.mkdir(parents=True, exist_ok=True)
     part = dst.with_name(f".{dst.name}.{os.getpid()}.fix")
     try:

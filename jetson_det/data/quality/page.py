@@ -53,7 +53,8 @@ th.num { text-align: right; }
 # %% ../../../nbs/14_data.quality.page.ipynb #843f21b9
 _STYLE_IMAGES = r"""
 #images { display: grid; grid-template-columns: 250px minmax(0, 1fr); gap: 20px; }
-#side { align-self: start; position: sticky; top: 12px; max-height: calc(100vh - 24px); overflow-y: auto; padding: 3px 4px 3px 3px; margin: -3px 0 0 -3px; }
+# side { align-self: start; position: sticky; top: 12px; max-height: calc(100vh - 24px); overflow-y: auto; padding: 3px
+# 4px 3px 3px; margin: -3px 0 0 -3px; }
 #side summary { display: none; }
 fieldset { border: 0; padding: 0; margin: 0 0 16px; min-width: 0; }
 legend { font-weight: 600; padding: 0; margin-bottom: 3px; }
@@ -125,7 +126,8 @@ dialog[open] { display: grid; grid-template-columns: minmax(0, 1fr) 400px; grid-
 #stage .box { stroke-width: 2px; } #stage .rim { stroke-width: 4px; }
 #stage .chosen .box { stroke-width: 3.5px; } #stage .chosen .rim { stroke-width: 7px; stroke-opacity: .85; }
 #stage .unchosen { opacity: .35; }
-#stage text { fill: #fff; stroke: #000; paint-order: stroke; stroke-linejoin: round; font-family: system-ui, sans-serif; pointer-events: none; }
+# stage text { fill: #fff; stroke: #000; paint-order: stroke; stroke-linejoin: round; font-family: system-ui,
+# sans-serif; pointer-events: none; }
 #stage .edge { stroke: #fff; stroke-opacity: .5; stroke-width: 1px; stroke-dasharray: 2 4; }
 #tools { position: absolute; left: 10px; bottom: 10px; display: flex; flex-wrap: wrap; gap: 6px; }
 #tools button { background: #1e2329; color: #e8ebee; border-color: #4a535e; }
@@ -135,7 +137,8 @@ dialog[open] { display: grid; grid-template-columns: minmax(0, 1fr) 400px; grid-
 #panel table { width: 100%; font-size: 13px; } #panel th, #panel td { padding: 4px 8px; }
 #panel tbody tr { cursor: pointer; } #panel tbody tr:hover, #panel tr.chosen { background: var(--mark); }
 #panel .finding { padding: 8px 10px; margin-bottom: 8px; border: 1px solid var(--line); border-radius: 6px; }
-#panel .tag { display: inline-block; border: 1px solid var(--line); border-radius: 4px; padding: 0 5px; margin-right: 4px; font-size: 12px; }
+# panel .tag { display: inline-block; border: 1px solid var(--line); border-radius: 4px; padding: 0 5px; margin-right:
+# 4px; font-size: 12px; }
 @media (max-width: 800px) {
   header, main, footer { padding-left: 12px; padding-right: 12px; }
   #images { grid-template-columns: minmax(0, 1fr); gap: 12px; }
@@ -654,14 +657,23 @@ def page_html(
 )->bytes: # ASCII
     "The page as one file."
     style = "".join((_STYLE, _STYLE_IMAGES, _STYLE_FINDINGS, _STYLE_LOOK))
-    script = "".join((_SCRIPT_TOOLS, _SCRIPT_FACTS, _SCRIPT_BOXES, _SCRIPT_FILTERS, _SCRIPT_CONTROLS, _SCRIPT_GRID, _SCRIPT_LOOK, _SCRIPT_PANEL, _SCRIPT_ZOOM, _SCRIPT_HANDS,
-                      _SCRIPT_FINDINGS, _SCRIPT_KINDS, _SCRIPT_START))
-    rules = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    script = "".join(
+        (_SCRIPT_TOOLS, _SCRIPT_FACTS, _SCRIPT_BOXES, _SCRIPT_FILTERS, _SCRIPT_CONTROLS, _SCRIPT_GRID, _SCRIPT_LOOK,
+         _SCRIPT_PANEL, _SCRIPT_ZOOM, _SCRIPT_HANDS, _SCRIPT_FINDINGS, _SCRIPT_KINDS, _SCRIPT_START))
+    rules = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none';"
+        " form-action 'none'"
+    )
     name = html.escape(title)
     content = json.dumps({**data, "palette": PALETTE}, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    head = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{rules}">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,"><title>{name}</title>\n<style>{style}</style></head>\n<body>'
-            + _BODY.format(title=name) + f'\n<script type="application/json" id="data">{content}</script>\n<script>{script}</script>\n')
+    head = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"'
+        f' content="{rules}"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon"'
+        f' href="data:,"><title>{name}</title>\n<style>{style}</style></head>\n<body>'
+        + _BODY.format(title=name)
+        + f'\n<script type="application/json" id="data">{content}</script>\n<script>{script}</script>\n'
+    )
     blocks = [(f"t{i}", b) for i, b in enumerate(thumbs)] + [(f"l{i}", b) for i, b in sorted(larges.items())]
-    pictures = (b'<script type="text/plain" id="%s">%s</script>\n' % (name.encode(), base64.b64encode(jpeg)) for name, jpeg in blocks)
+    pictures = (b'<script type="text/plain" id="%s">%s</script>\n' % (name.encode(), base64.b64encode(jpeg))
+                for name, jpeg in blocks)
     return b"".join([head.encode("ascii", "xmlcharrefreplace"), *pictures, b"</body></html>\n"])

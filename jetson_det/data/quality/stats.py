@@ -58,10 +58,13 @@ def cooccurrence(
     ds:DetDataset, # a dataset
 )->np.ndarray: # (C,C): in how many images classes a and b both are; the diagonal: images with the class
     "Which classes stand together."
-    real, c = (ds.flags & (CROWD | IGNORE)) == 0, len(ds.classes)
+    real = (ds.flags & (CROWD | IGNORE)) == 0
+    c = len(ds.classes)
     pairs = np.unique(ds.box_image[real].astype(np.int64) * c + ds.labels[real])
-    image, label = pairs // max(c, 1), pairs % max(c, 1)
-    out, starts = np.zeros((c, c), np.int64), np.searchsorted(image, np.arange(len(ds) + 1))
+    image = pairs // max(c, 1)
+    label = pairs % max(c, 1)
+    out = np.zeros((c, c), np.int64)
+    starts = np.searchsorted(image, np.arange(len(ds) + 1))
     counts = np.diff(starts)
     for k in range(int(counts.max(initial=0))): # the k-th class of each image, with all its classes
         first = np.repeat(label[np.minimum(starts[:-1] + k, len(label) - 1)], counts)[np.repeat(counts > k, counts)]
@@ -71,7 +74,8 @@ def cooccurrence(
 # %% ../../../nbs/14_data.quality.stats.ipynb #03e2c4a9
 class DatasetStats(dict):
     "A plain dictionary of figures that prints as a table, with what follows below."
-    def __str__(self): return "\n".join([stats_table(self), *(["", advice_text(self["advice"])] if self.get("advice") else [])])
+    def __str__(self):
+        return "\n".join([stats_table(self), *(["", advice_text(self["advice"])] if self.get("advice") else [])])
 
     def to_dict(self)->dict:
         "The same as a `dict`."
@@ -85,9 +89,15 @@ def _about(
 )->dict:
     "The figures of some boxes."
     short = sides.min(1) if len(sides) else np.zeros(0)
-    return dict(boxes=len(size), images=len(np.unique(image)), splits={s or "none": int((split == s).sum()) for s in splits},
-                size=_percentiles(size), short=_percentiles(short),
-                under={str(s): round(float((short < s).mean()), 4) if len(short) else 0. for s in STRIDES}, aspect=_percentiles(sides[:, 0] / np.maximum(sides[:, 1], 1e-6)))
+    return dict(boxes=len(size),
+                images=len(np.unique(image)),
+                splits={s or "none": int((split == s).sum())
+                        for s in splits},
+                size=_percentiles(size),
+                short=_percentiles(short),
+                under={str(s): round(float((short < s).mean()), 4) if len(short) else 0.
+                       for s in STRIDES},
+                aspect=_percentiles(sides[:, 0]/np.maximum(sides[:, 1], 1e-6)))
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #92ab616f
 def dataset_stats(
@@ -95,22 +105,37 @@ def dataset_stats(
     input_size:tuple=(416, 416), # (height, width) of the network's input
 )->DatasetStats: # a dict of what JSON can hold; prints as a table
     "Counts, sizes at the input, boxes in an image, shapes, places and company, overall and for each class; and advice."
-    if len(input_size) != 2 or min(input_size) <= 0: raise InputError(f"input_size is (height, width) in pixels, not {input_size!r}")
+    if len(input_size) != 2 or min(input_size) <= 0:
+        raise InputError(f"input_size is (height, width) in pixels, not {input_size!r}")
     real = np.flatnonzero((ds.flags & (CROWD | IGNORE)) == 0)
     real = real[np.argsort(ds.labels[real], kind="stable")]
-    sides, per_image = seen_sides(ds, input_size)[real], np.bincount(ds.box_image[real], minlength=len(ds))
+    sides = seen_sides(ds, input_size)[real]
+    per_image = np.bincount(ds.box_image[real], minlength=len(ds))
     columns = np.sqrt(sides.prod(1)), sides, ds.box_image[real], ds.splits[ds.box_image[real]]
     at = np.searchsorted(ds.labels[real], np.arange(len(ds.classes) + 1))
     about = lambda s: _about(*(c[s] for c in columns), ds.split_names)
     top = sorted(range(len(ds.classes)), key=lambda k: at[k] - at[k + 1])[:20]
     together = cooccurrence(ds)
     shapes, count = np.unique(ds.sizes, axis=0, return_counts=True)
-    return DatasetStats(images=len(ds), boxes=len(real), crowd_or_ignored=len(ds.boxes) - len(real), input_size=[int(v) for v in input_size],
-                        splits={s or "none": int((ds.splits == s).sum()) for s in ds.split_names}, empty_images=int((per_image == 0).sum()),
-                        image_sizes=len(shapes), common_sizes=[[*map(int, shapes[k]), int(count[k])] for k in np.argsort(-count, kind="stable")[:5]],
-                        image_aspect=_percentiles(ds.sizes[:, 1] / np.maximum(ds.sizes[:, 0], 1)), boxes_per_image=_percentiles(per_image),
-                        all=about(slice(None)), classes={c: about(slice(at[k], at[k + 1])) for k, c in enumerate(ds.classes)},
-                        positions=position_map(ds).round(4).tolist(), together={ds.classes[a]: {ds.classes[b]: int(together[a, b]) for b in top} for a in top},
+    return DatasetStats(images=len(ds),
+                        boxes=len(real),
+                        crowd_or_ignored=len(ds.boxes) - len(real),
+                        input_size=[int(v) for v in input_size],
+                        splits={s or "none": int((ds.splits == s).sum())
+                                for s in ds.split_names},
+                        empty_images=int((per_image == 0).sum()),
+                        image_sizes=len(shapes),
+                        common_sizes=[[*map(int, shapes[k]), int(count[k])]
+                                      for k in np.argsort(-count, kind="stable")[:5]],
+                        image_aspect=_percentiles(ds.sizes[:, 1]/np.maximum(ds.sizes[:, 0], 1)),
+                        boxes_per_image=_percentiles(per_image),
+                        all=about(slice(None)),
+                        classes={c: about(slice(at[k], at[k + 1]))
+                                 for k, c in enumerate(ds.classes)},
+                        positions=position_map(ds).round(4).tolist(),
+                        together={ds.classes[a]: {ds.classes[b]: int(together[a, b])
+                                                  for b in top}
+                                  for a in top},
                         advice=[a._asdict() for a in advise(ds, input_size)])
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #7d3bcd30
@@ -121,19 +146,30 @@ def stats_table(
     "A row for each class: counts, sizes at the input, share under each stride."
     splits = list(stats["splits"])
     wide = max([len("class"), *(len(c) for c in stats["classes"])])
-    head = f"{'class':{wide}} {'boxes':>7} {'images':>7} " + "".join(f"{s:>7}" for s in splits) + f" {'p5 px':>7} {'p50 px':>7} {'p95 px':>7}" + "".join(f"{f'<{s}':>6}" for s in STRIDES)
+    head = f"{'class':{wide}} {'boxes':>7} {'images':>7} " + "".join(
+        f"{s:>7}" for s in splits) + f" {'p5 px':>7} {'p50 px':>7} {'p95 px':>7}" + "".join(f"{f'<{s}':>6}"
+                                                                                            for s in STRIDES)
     def row(name, d):
         size = "".join(f" {d['size'].get(k, float('nan')):>7.1f}" for k in ("p5", "p50", "p95"))
-        return (f"{name:{wide}} {d['boxes']:>7} {d['images']:>7} " + "".join(f"{d['splits'][s]:>7}" for s in splits) + size +
-                "".join(f"{d['under'][str(s)]:>6.0%}" for s in STRIDES))
+        return (f"{name:{wide}} {d['boxes']:>7} {d['images']:>7} " + "".join(f"{d['splits'][s]:>7}" for s in splits) +
+                size + "".join(f"{d['under'][str(s)]:>6.0%}" for s in STRIDES))
     ranked = sorted(stats["classes"].items(), key=lambda kv: -kv[1]["boxes"])
     h, w = stats["input_size"]
-    lines = [f"{stats['images']} images ({stats['empty_images']} without a box, {stats['image_sizes']} sizes), sizes at an input of {h}x{w} (height x width)", head]
-    lines += [row(c, d) for c, d in ranked[:most]] + ([f"and {len(ranked) - most} classes more"] if len(ranked) > most else [])
+    lines = [
+        (
+            f"{stats['images']} images ({stats['empty_images']} without a box, {stats['image_sizes']} sizes), sizes at"
+            f" an input of {h}x{w} (height x width)"
+        ),
+        head,
+    ]
+    lines += [row(c, d)
+              for c, d in ranked[:most]] + ([f"and {len(ranked) - most} classes more"] if len(ranked) > most else [])
     return "\n".join([*lines, row("all", stats["all"])])
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #6572755c
-SEEN, COMFORTABLE = (8, 16), (16, 32) # 5th and 50th percentile of the shorter sides at the input, pixels
+# 5th and 50th percentile of the shorter sides at the input, pixels
+SEEN = (8, 16)
+COMFORTABLE = (16, 32)
 
 class Advice(NamedTuple):
     "One thing to do, and why."
@@ -168,11 +204,18 @@ def seen_at(
 )->dict: # what the network sees at this size
     "Percentiles of the sides, shares under the strides, pixels, and the share of them that image fills."
     scale = (np.array(input_size) / np.maximum(sides.sizes, 1)).min(1)
-    short, used = sides.short * scale[sides.image], np.unique(sides.image)
+    short = sides.short * scale[sides.image]
+    used = np.unique(sides.image)
     p5, p50 = np.percentile(short, [5, 50])
-    return dict(size=[int(v) for v in input_size], pixels=int(np.prod(input_size)), scale=float(np.median(scale[used])), p5=float(p5), p50=float(p50),
-                under4=float((short < 4).mean()), under8=float((short < 8).mean()), long99=float(np.percentile(sides.long * scale[sides.image], 99)),
-                filled=float((scale[used] ** 2 * sides.sizes[used].prod(1)).mean() / np.prod(input_size)))
+    return dict(size=[int(v) for v in input_size],
+                pixels=int(np.prod(input_size)),
+                scale=float(np.median(scale[used])),
+                p5=float(p5),
+                p50=float(p50),
+                under4=float((short < 4).mean()),
+                under8=float((short < 8).mean()),
+                long99=float(np.percentile(sides.long*scale[sides.image], 99)),
+                filled=float((scale[used]**2*sides.sizes[used].prod(1)).mean()/np.prod(input_size)))
 
 def _reaches(
     seen:dict, # what `seen_at` gave
@@ -189,7 +232,10 @@ def input_shapes(
     sizes = sides.sizes[np.unique(sides.image)]
     ceil = lambda v: int(np.ceil(round(v / 32, 3)) * 32)
     longest = ceil(np.percentile(sizes.max(1), 95))
-    def family(aspect): return [(n, ceil(n * aspect)) if aspect < 1 else (ceil(n / aspect), n) for n in range(256, max(longest, 256) + 1, 32)]
+    def family(aspect):
+        return [(n, ceil(n*aspect)) if aspect < 1 else (ceil(n/aspect), n)
+                for n in range(256,
+                               max(longest, 256) + 1, 32)]
     options = [family(float(np.median(sizes[:, 1] / sizes[:, 0]))), family(1.)]
     def filled(shapes): # by nine images in ten, at the least
         (h, w), (mh, mw) = shapes[-1], sizes.T
@@ -203,7 +249,8 @@ def choose_input(
     afford:float=4., # times its pixels
 )->tuple: # what is seen at the size asked for, at the one chosen; the smallest comfortable one or None
     "The input size that shows the boxes."
-    given, shapes = seen_at(sides, input_size), [seen_at(sides, s) for s in input_shapes(sides)]
+    given = seen_at(sides, input_size)
+    shapes = [seen_at(sides, s) for s in input_shapes(sides)]
     comfortable = next((s for s in shapes if _reaches(s, COMFORTABLE)), None)
     if _reaches(given, COMFORTABLE):
         same = [s for s in shapes if s["scale"] >= .97 * given["scale"] and s["pixels"] <= given["pixels"]]
@@ -236,13 +283,21 @@ def _input_advice(
     sizes:np.ndarray, # (N,2) of the images
 )->Advice:
     "Which input size."
-    ratio, (h, w) = f"{chosen['pixels'] / given['pixels']:.2g}", np.median(sizes, 0).astype(int)
+    ratio = f"{chosen['pixels'] / given['pixels']:.2g}"
+    (h, w) = np.median(sizes, 0).astype(int)
     if chosen["size"] == given["size"]: line = f"keep the input of {_name(given['size'])}"
     else: line = f"an input of {_name(chosen['size'])} (height x width) instead of {_name(given['size'])}"
-    why = f"images are {h}x{w} at the median; at {_name(chosen['size'])} {_px(chosen)}, image fills {chosen['filled']:.0%} of it"
-    if chosen is not given: why += f"; at {_brief(given)}, {given['filled']:.0%}; {ratio} times the pixels, so about {ratio} times the time"
-    if _reaches(given, COMFORTABLE) and comfortable and comfortable["pixels"] < .8 * chosen["pixels"]: why += f"; should speed matter more: {_brief(comfortable)}"
-    else: why += "".join(f"; {want} px at {k} are not reached" for k, want in zip(("p5", "p50"), SEEN) if chosen[k] < want)
+    why = (
+        f"images are {h}x{w} at the median; at {_name(chosen['size'])} {_px(chosen)}, image fills"
+        f" {chosen['filled']:.0%} of it"
+    )
+    if chosen is not given:
+        why += f"; at {_brief(given)}, {given['filled']:.0%}; {ratio} times the pixels, so about {ratio} times the time"
+    if _reaches(given, COMFORTABLE) and comfortable and comfortable["pixels"] < .8 * chosen["pixels"]:
+        why += f"; should speed matter more: {_brief(comfortable)}"
+    else:
+        why += "".join(f"; {want} px at {k} are not reached" for k, want in zip(("p5", "p50"), SEEN)
+                       if chosen[k] < want)
     return Advice("input", line, why, dict(given=given, chosen=chosen, comfortable=comfortable))
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #a1089cf5
@@ -250,15 +305,26 @@ def _level_advice(
     seen:dict, # at the chosen input
 )->list: # of Advice
     "P2 or not, P5 or not."
-    at, under, lost = _name(seen["size"]), seen["under8"], seen["under4"]
+    at = _name(seen["size"])
+    under = seen["under8"]
+    lost = seen["under4"]
     p2 = under >= .1 and lost <= under / 2
-    if p2: line, why = "a P2 head (stride 4)", f"at {at} {under:.0%} of the boxes are under stride 8, {lost:.0%} under stride 4"
-    elif under >= .1: line, why = "no P2 head yet: first more pixels an object", f"at {at} {under:.0%} of the boxes are under stride 8, and {lost:.0%} even under stride 4"
-    else: line, why = "no P2 head", f"at {at} {under:.1%} of the boxes are under stride 8; stride 4 has four times the points of stride 8"
+    if p2:
+        line = "a P2 head (stride 4)"
+        why = f"at {at} {under:.0%} of the boxes are under stride 8, {lost:.0%} under stride 4"
+    elif under >= .1:
+        line = "no P2 head yet: first more pixels an object"
+        why = f"at {at} {under:.0%} of the boxes are under stride 8, and {lost:.0%} even under stride 4"
+    else:
+        line = "no P2 head"
+        why = f"at {at} {under:.1%} of the boxes are under stride 8; stride 4 has four times the points of stride 8"
     out = [Advice("p2", line, why, dict(use=bool(p2), under8=under, under4=lost))]
     p5 = seen["long99"] >= 128
     line = "keep P5 (stride 32)" if p5 else "P5 (stride 32) can go"
-    return out + [Advice("p5", line, f"at {at} the longer sides are {seen['long99']:.0f} px at p99, and P4 reaches to 128", dict(use=bool(p5), long99=seen["long99"]))]
+    return out + [
+        Advice("p5", line, f"at {at} the longer sides are {seen['long99']:.0f} px at p99, and P4 reaches to 128",
+               dict(use=bool(p5), long99=seen["long99"]))
+    ]
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #dd890556
 def tile_plan(
@@ -272,8 +338,15 @@ def tile_plan(
     tile = [int(min(round(v / scale / 32) * 32, np.ceil(s / 32) * 32)) for v, s in zip(input_size, (h, w))]
     overlap = float(np.clip(np.ceil(long / min(tile) * 20) / 20, .1, .5))
     count = [int(np.ceil(max(v - t * overlap, 1) / (t * (1 - overlap)))) for v, t in zip((h, w), tile)]
-    return dict(size=tile, overlap=overlap, count=count[0] * count[1], scale=float(scale), p5=float(p5 * scale), p50=float(p50 * scale),
-                fits=bool(long <= min(tile) / 2), under8=float((sides.short * scale < 8).mean()), under4=float((sides.short * scale < 4).mean()))
+    return dict(size=tile,
+                overlap=overlap,
+                count=count[0]*count[1],
+                scale=float(scale),
+                p5=float(p5*scale),
+                p50=float(p50*scale),
+                fits=bool(long <= min(tile)/2),
+                under8=float((sides.short*scale < 8).mean()),
+                under4=float((sides.short*scale < 4).mean()))
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #2c82e0ee
 def _tile_advice(
@@ -282,17 +355,32 @@ def _tile_advice(
 )->Advice:
     "Tiles or not."
     t = tile_plan(sides, given["size"])
-    enough, p2 = _reaches(chosen, SEEN), chosen["p5"] >= SEEN[0] / 2 and chosen["p50"] >= SEEN[1] / 2
+    enough = _reaches(chosen, SEEN)
+    p2 = chosen["p5"] >= SEEN[0] / 2 and chosen["p50"] >= SEEN[1] / 2
     said = f"{t['count']} tiles of {_name(t['size'])} with an overlap of {t['overlap']:.0%}"
     cost = f"{t['count']} times the time of {_name(given['size'])}"
     seen = f"in them {_px(t)}, for {cost}"
     if t["under8"] >= .1: seen += f"; {t['under8']:.0%} are under stride 8 there too: with a P2 head"
-    if enough: line, why, use = "no tiles", f"the whole image at {_name(chosen['size'])} shows the boxes", "no"
+    if enough:
+        line = "no tiles"
+        why = f"the whole image at {_name(chosen['size'])} shows the boxes"
+        use = "no"
     elif t["count"] < 2 or t["p50"] < 1.2 * chosen["p50"]:
-        line, why, use = f"no tiles: they would show no more than {_name(chosen['size'])}", f"in the images' own pixels {_px(t)}; tiles would cost {cost}", "no"
-    elif not t["fits"]: line, why, use = "no tiles: large boxes would not fit into one", f"p95 of the longer sides is over half of a tile of {_name(t['size'])}", "no"
-    elif p2: line, why, use = f"or, in place of the larger input and P2: {said}", seen, "or"
-    else: line, why, use = said, f"{seen}; the whole image at {_brief(chosen)}", "yes"
+        line = f"no tiles: they would show no more than {_name(chosen['size'])}"
+        why = f"in the images' own pixels {_px(t)}; tiles would cost {cost}"
+        use = "no"
+    elif not t["fits"]:
+        line = "no tiles: large boxes would not fit into one"
+        why = f"p95 of the longer sides is over half of a tile of {_name(t['size'])}"
+        use = "no"
+    elif p2:
+        line = f"or, in place of the larger input and P2: {said}"
+        why = seen
+        use = "or"
+    else:
+        line = said
+        why = f"{seen}; the whole image at {_brief(chosen)}"
+        use = "yes"
     return Advice("tiles", line, why, dict(t, use=use))
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #13010c68
@@ -302,8 +390,15 @@ def _crowd_advice(
     "Images with more boxes than other code takes."
     per_image = np.bincount(ds.box_image, minlength=len(ds))
     over = {k: int((per_image > k).sum()) for k in (120, 300)}
-    why = f"{over[120]} images have over 120 boxes, where YOLOX's own loader cuts its labels, {over[300]} over 300, the queries of RT-DETR and D-FINE; the most is {per_image.max()}"
-    return [Advice("crowd", "mind the limits of crowded images", why, dict(over={str(k): v for k, v in over.items()}, most=int(per_image.max())))] if over[120] else []
+    why = (
+        f"{over[120]} images have over 120 boxes, where YOLOX's own loader cuts its labels, {over[300]} over 300, the"
+        f" queries of RT-DETR and D-FINE; the most is {per_image.max()}"
+    )
+    return [
+        Advice("crowd", "mind the limits of crowded images", why,
+               dict(over={str(k): v
+                          for k, v in over.items()}, most=int(per_image.max())))
+    ] if over[120] else []
 
 def _class_advice(
     ds:DetDataset, # a dataset
@@ -311,11 +406,17 @@ def _class_advice(
     seen:dict, # at the chosen input
 )->list: # of Advice, three at most
     "Classes much smaller than the rest."
-    scale, c = (np.array(seen["size"]) / np.maximum(sides.sizes, 1)).min(1), len(ds.classes)
-    under = np.bincount(sides.label, sides.short * scale[sides.image] < 8, c) / np.maximum(np.bincount(sides.label, minlength=c), 1)
+    scale = (np.array(seen["size"]) / np.maximum(sides.sizes, 1)).min(1)
+    c = len(ds.classes)
+    under = np.bincount(sides.label, sides.short*scale[sides.image] < 8, c)/np.maximum(
+        np.bincount(sides.label, minlength=c), 1)
     def one(k):
-        why = f"{under[k]:.0%} of its boxes are under stride 8 at {_name(seen['size'])}, of all boxes {seen['under8']:.0%}"
-        return Advice("class", f"look at {ds.classes[k]!r} by itself", why, dict(name=ds.classes[k], under8=float(under[k])))
+        why = (
+            f"{under[k]:.0%} of its boxes are under stride 8 at {_name(seen['size'])}, of all boxes"
+            f" {seen['under8']:.0%}"
+        )
+        return Advice("class", f"look at {ds.classes[k]!r} by itself", why,
+                      dict(name=ds.classes[k], under8=float(under[k])))
     return [one(k) for k in np.flatnonzero((under >= .2) & (under >= 2 * seen["under8"]))[:3]]
 
 def _rare_advice(
@@ -326,7 +427,11 @@ def _rare_advice(
     rare = [k for k in np.argsort(share, kind="stable") if 0 < share[k] < .1]
     if not rare: return []
     why = f"{len(rare)} classes are in less than 10% of the images, {ds.classes[rare[0]]!r} in {share[rare[0]]:.1%}"
-    return [Advice("balance", "repeat images with rare classes (data.balance: repeat)", why, dict(classes={ds.classes[k]: float(share[k]) for k in rare}))]
+    return [
+        Advice("balance", "repeat images with rare classes (data.balance: repeat)", why,
+               dict(classes={ds.classes[k]: float(share[k])
+                             for k in rare}))
+    ]
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #61cfbed8
 def advise(
@@ -338,8 +443,10 @@ def advise(
     sides = real_sides(ds)
     if not len(sides.short): return []
     given, chosen, comfortable = choose_input(sides, input_size, afford)
-    return [_input_advice(given, chosen, comfortable, sides.sizes[np.unique(sides.image)]), *_level_advice(chosen), _tile_advice(sides, given, chosen),
-            *_crowd_advice(ds), *_class_advice(ds, sides, chosen), *_rare_advice(ds)]
+    return [
+        _input_advice(given, chosen, comfortable, sides.sizes[np.unique(sides.image)]), *_level_advice(chosen),
+        _tile_advice(sides, given, chosen), *_crowd_advice(ds), *_class_advice(ds, sides, chosen), *_rare_advice(ds)
+    ]
 
 def advice_text(
     advice:list, # of Advice, or of dicts as JSON has them
@@ -392,11 +499,22 @@ def _draw_together(
 ):
     "Share of the images with the class of a row that have the class of a column too."
     both = cooccurrence(ds)[np.ix_(top, top)]
-    share, names = both / np.maximum(np.diag(both), 1)[:, None], [ds.classes[k][:12] for k in top]
+    share = both / np.maximum(np.diag(both), 1)[:, None]
+    names = [ds.classes[k][:12] for k in top]
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for a in range(len(top)):
-        for b in range(len(top)): ax.text(b, a, f"{share[a, b]:.0%}", ha="center", va="center", fontsize=8, color="w" if share[a, b] > .6 else "k")
-    ax.set(title="images with a row's class\nthat have a column's", xticks=range(len(top)), yticks=range(len(top)), yticklabels=names)
+        for b in range(len(top)):
+            ax.text(b,
+                    a,
+                    f"{share[a, b]:.0%}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="w" if share[a, b] > .6 else "k")
+    ax.set(title="images with a row's class\nthat have a column's",
+           xticks=range(len(top)),
+           yticks=range(len(top)),
+           yticklabels=names)
     ax.set_xticks(range(len(top)), names, rotation=30, ha="right")
 
 def plot_stats(
@@ -408,8 +526,13 @@ def plot_stats(
     import matplotlib.pyplot as plt
     real = (ds.flags & (CROWD | IGNORE)) == 0
     top = sorted(range(len(ds.classes)), key=lambda k: -int((real & (ds.labels == k)).sum()))[:most]
-    wh, per_image = ds.boxes[:, 2:] - ds.boxes[:, :2], np.bincount(ds.box_image[real], minlength=len(ds))
-    fig, ((count, sizes, crowd), (shape, places, company)) = plt.subplots(2, 3, figsize=(11, 5.4), dpi=60, layout="constrained")
+    wh = ds.boxes[:, 2:] - ds.boxes[:, :2]
+    per_image = np.bincount(ds.box_image[real], minlength=len(ds))
+    fig, ((count, sizes, crowd), (shape, places, company)) = plt.subplots(2,
+                                                                          3,
+                                                                          figsize=(11, 5.4),
+                                                                          dpi=60,
+                                                                          layout="constrained")
     _draw_classes(count, ds, real, top)
     _draw_sides(sizes, ds, real, top, input_size)
     crowd.hist(per_image, bins=min(30, int(per_image.max(initial=0)) + 1))

@@ -24,7 +24,9 @@ from .stats import seen_sizes
 from ...runtime.files import write_bytes_atomic
 
 # %% ../../../nbs/14_data.quality.view.ipynb #6c498811
-_BOX, _BEGINS, _ENDS = re.compile(r"box (\d+)\b"), re.compile(r"(?:^|(?<=[\s(\['\"]))\S"), re.compile(r"[\s:;,)\]'\"]|\.(?=\s|$)|$")
+_BOX = re.compile(r"box (\d+)\b")
+_BEGINS = re.compile(r"(?:^|(?<=[\s(\['\"]))\S")
+_ENDS = re.compile(r"[\s:;,)\]'\"]|\.(?=\s|$)|$")
 
 def named_path(
     text:str, # a sentence
@@ -32,7 +34,8 @@ def named_path(
     but:str="", # a path that is not meant
 )->str: # the first path that the sentence names, or ""
     "A known path in a sentence, the longest where several begin, whatever spaces are in it."
-    text, after = text[:2000], 0
+    text = text[:2000]
+    after = 0
     ends = [m.start() for m in _ENDS.finditer(text)][::-1]
     for m in _BEGINS.finditer(text):
         if m.start() < after: continue
@@ -47,16 +50,19 @@ def locate(
     rows:list, # of dict: severity, kind, file, where, message, action, advice
 )->np.ndarray: # (R,3) int: image, box in that image from 0, the other image of a pair; -1 where there is none
     "Which image and which box each row of a report is about."
-    known, stems = {p: i for i, p in enumerate(ds.paths.tolist())}, {}
+    known = {p: i for i, p in enumerate(ds.paths.tolist())}
+    stems = {}
     for i, p in enumerate(ds.paths.tolist()): stems.setdefault(stem_of(p).lower(), []).append(i)
     out = np.full((len(rows), 3), -1, np.int64)
     for r, row in enumerate(rows):
         same = stems.get(stem_of(row["file"]).lower(), []) if row["file"] else []
         i = known.get(row["file"], same[0] if len(same) == 1 else -1)
         if i < 0: continue
-        m, boxes = _BOX.match(row["where"]), ds._starts[i + 1] - ds._starts[i]
+        m = _BOX.match(row["where"])
+        boxes = ds._starts[i + 1] - ds._starts[i]
         k = int(m[1]) - 1 if m and len(m[1]) < 9 else -1
-        other = row["where"] if row["where"] in known else named_path(row["message"], known, row["file"]) if "duplicate" in row["kind"] and k < 0 else ""
+        other = row["where"] if row["where"] in known else named_path(
+            row["message"], known, row["file"]) if "duplicate" in row["kind"] and k < 0 else ""
         out[r] = i, k if k < boxes else -1, known.get(other, -1) if other != row["file"] else -1
     return out
 
@@ -71,7 +77,8 @@ def choose_images(
     seed:int=0, # of the sample
 )->tuple: # indices of the images, sorted; how many images have findings; the order in which pictures matter
     "The images of a page."
-    order, turn = list(dict.fromkeys(kinds)), Counter()
+    order = list(dict.fromkeys(kinds))
+    turn = Counter()
     queue = []
     for kind, (i, _, j) in zip(kinds, at.tolist()):
         if i < 0: continue
@@ -93,7 +100,8 @@ def jpeg_within(
     "A picture made smaller, never larger."
     h, w = img.shape[:2]
     scale = side / max(h, w)
-    if scale < 1: img = cv2.resize(img, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+    if scale < 1:
+        img = cv2.resize(img, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
     for quality in (82, 70, 55, 40, 25, 12):
         data = cv2.imencode(".jpg", img, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1])[1].tobytes()
         if len(data) <= _DENSITY * img.shape[0] * img.shape[1] + 1000: break
@@ -107,7 +115,9 @@ def shrink(
 )->list: # of bytes: a JPEG for each; b"" when the file cannot be decoded
     "Read an image once, and make it small."
     reduce = next((f for f in (8, 4, 2) if max(size) // f >= max(sides)), 1)
-    flags = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2, 1: cv2.IMREAD_COLOR}[reduce]
+    flags = {
+        8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2, 1: cv2.IMREAD_COLOR
+    }[reduce]
     try:
         if int(size[0]) * int(size[1]) > _LARGEST: return [b""] * len(sides)
         img = cv2.imdecode(np.fromfile(path, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -143,17 +153,23 @@ def make_pictures(
     progress=None, # called with (done, total) after each picture
 )->tuple: # dict: index -> bytes of the thumbnail (b"" where the file cannot be decoded); the same of the larger pictures that fit
     "The JPEGs of a page."
-    sizes, thumbs, larges, batch = ds.sizes[order], {}, {}, 64
+    sizes = ds.sizes[order]
+    thumbs = {}
+    larges = {}
+    batch = 64
     left = max(_AT_LEAST, _PER_IMAGE * len(order))
     side = _larger_side(sizes[flagged:], left - _cost(sizes, thumb).sum() - _cost(sizes[:flagged], LARGE).sum())
     sides = np.where(np.arange(len(order)) < flagged, LARGE, side)
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for a in range(0, len(order), batch):
-            here, want = sizes[a:a + batch], sides[a:a + batch]
+            here = sizes[a:a + batch]
+            want = sides[a:a + batch]
             cost = np.where(here.max(1, initial=0) > thumb, [_cost(s[None], w)[0] for s, w in zip(here, want)], np.inf)
             fits = np.cumsum(np.where(np.isinf(cost), 0, cost)) <= left - _cost(sizes[a:], thumb).sum()
-            jobs = [(i, (thumb, int(w)) if ok and c < np.inf else (thumb,)) for i, w, c, ok in zip(order[a:a + batch], want, cost, fits)]
-            for (i, _), made in zip(jobs, pool.map(lambda job: shrink(ds.path_of(job[0]), ds.sizes[job[0]], job[1]), jobs)):
+            jobs = [(i, (thumb, int(w)) if ok and c < np.inf else (thumb, ))
+                    for i, w, c, ok in zip(order[a:a + batch], want, cost, fits)]
+            for (i, _), made in zip(jobs,
+                                    pool.map(lambda job: shrink(ds.path_of(job[0]), ds.sizes[job[0]], job[1]), jobs)):
                 thumbs[i] = made[0]
                 if len(made) > 1 and made[1]: larges[i] = made[1]
                 left -= sum(map(len, made)) * 4 / 3
@@ -170,10 +186,22 @@ def _image_row(
 )->dict: # what the page knows of it
     "One image in short words: path, width, height, split, group, boxes, labels, flags, sizes, attributes."
     s = slice(ds._starts[i], ds._starts[i + 1])
-    said = {k: {n: c[s][k] for n, c in ds.attributes.items() if c[s][k]} for k in range(s.stop - s.start)} if ds.attributes else {}
-    return dict(p=ds.paths[i], w=int(ds.sizes[i, 1]), h=int(ds.sizes[i, 0]), s=ds.splits[i], g=ds.groups[i],
-                b=[[round(v, 2) for v in b] for b in ds.boxes[s].tolist()], l=ds.labels[s].tolist(), f=ds.flags[s].tolist(),
-                z=(np.floor(seen[s] * 100) / 100).tolist(), a={k: v for k, v in said.items() if v})
+    said = {k: {n: c[s][k]
+                for n, c in ds.attributes.items()
+                if c[s][k]}
+            for k in range(s.stop - s.start)} if ds.attributes else {}
+    return dict(p=ds.paths[i],
+                w=int(ds.sizes[i, 1]),
+                h=int(ds.sizes[i, 0]),
+                s=ds.splits[i],
+                g=ds.groups[i],
+                b=[[round(v, 2) for v in b] for b in ds.boxes[s].tolist()],
+                l=ds.labels[s].tolist(),
+                f=ds.flags[s].tolist(),
+                z=(np.floor(seen[s]*100)/100).tolist(),
+                a={k: v
+                   for k, v in said.items()
+                   if v})
 
 # %% ../../../nbs/14_data.quality.view.ipynb #08bfdccd
 _SEVERITIES = ("error", "warning", "note")
@@ -186,7 +214,9 @@ def _kind_rows(
     "The kinds of findings with their counts; a kind has the gravest severity that one of it has."
     out = {}
     for row, (i, _, j) in zip(rows, at.tolist()):
-        k = out.setdefault(row["kind"], dict(kind=row["kind"], severity=row["severity"], count=0, all=set(), actions=[], advice=row["advice"]))
+        k = out.setdefault(
+            row["kind"],
+            dict(kind=row["kind"], severity=row["severity"], count=0, all=set(), actions=[], advice=row["advice"]))
         k["count"] += 1
         k["all"].update(v for v in (i, j) if v >= 0)
         if row["action"] and row["action"] not in k["actions"]: k["actions"].append(row["action"])
@@ -203,13 +233,18 @@ def _class_rows(
 )->list: # of dict: name, boxes, images (all of the dataset), shown (images on the page)
     "The classes with their counts."
     pairs = np.unique(np.c_[ds.box_image, ds.labels].reshape(-1, 2), axis=0)
-    per, here = (np.bincount(p[:, 1], minlength=len(ds.classes)).tolist() for p in (pairs, pairs[np.isin(pairs[:, 0], images)]))
+    per, here = (np.bincount(p[:, 1], minlength=len(ds.classes)).tolist()
+                 for p in (pairs, pairs[np.isin(pairs[:, 0], images)]))
     return [dict(name=c, boxes=n, images=per[k], shown=here[k]) for k, (c, n) in enumerate(ds.class_counts().items())]
 
 def _split_rows(ds:DetDataset)->list: # of dict: name, images, boxes, empty
     "The splits with their counts."
     per = np.diff(ds._starts)
-    return [dict(name=s, images=len(p), boxes=int(p.sum()), empty=int((p == 0).sum())) for s in ds.split_names for p in [per[ds.splits == s]]]
+    return [
+        dict(name=s, images=len(p), boxes=int(p.sum()), empty=int((p == 0).sum()))
+        for s in ds.split_names
+        for p in [per[ds.splits == s]]
+    ]
 
 # %% ../../../nbs/14_data.quality.view.ipynb #de1227a6
 def _finding_rows(
@@ -217,7 +252,8 @@ def _finding_rows(
     at:np.ndarray, # (R,3) from `locate`
     place:dict, # image of the dataset -> image on the page
 )->list: # of dict
-    "The findings that are on the page, or about no image at all. A row whose second image is left out is told without it."
+    """The findings that are on the page, or about no image at all. A row whose second image is left out is told
+    without it."""
     out = []
     for row, (i, k, j) in zip(rows, at.tolist()):
         if i >= 0 and i not in place: continue
@@ -243,11 +279,21 @@ def page_data(
     place = {int(i): k for k, i in enumerate(images)}
     told = "could not be read"
     if ds is not None:
-        told = ", ".join((_many(len(ds), "image"), _many(len(ds.boxes), "box", "boxes"), _many(len(ds.classes), "class", "classes"))) + f"; read as {ds.format}" * bool(ds.format)
+        told = ", ".join(
+            (_many(len(ds), "image"), _many(len(ds.boxes), "box", "boxes"), _many(len(
+                ds.classes), "class", "classes"))) + f"; read as {ds.format}"*bool(ds.format)
     seen = seen_sizes(ds, input_size) if ds is not None else None
-    return dict(images=[_image_row(ds, int(i), seen) for i in images], findings=_finding_rows(rows, at, place), kinds=_kind_rows(rows, at, set(place)),
-                classes=[] if ds is None else _class_rows(ds, images), splits=[] if ds is None else _split_rows(ds), edges=EDGES,
-                input=[int(v) for v in input_size], tab=tab, told=told, share=share, texts=bool(ds is not None and ds.attributes))
+    return dict(images=[_image_row(ds, int(i), seen) for i in images],
+                findings=_finding_rows(rows, at, place),
+                kinds=_kind_rows(rows, at, set(place)),
+                classes=[] if ds is None else _class_rows(ds, images),
+                splits=[] if ds is None else _split_rows(ds),
+                edges=EDGES,
+                input=[int(v) for v in input_size],
+                tab=tab,
+                told=told,
+                share=share,
+                texts=bool(ds is not None and ds.attributes))
 
 # %% ../../../nbs/14_data.quality.view.ipynb #cf2fb014
 def _share(ds, images, flagged, most, seed)->str: # words
@@ -255,24 +301,37 @@ def _share(ds, images, flagged, most, seed)->str: # words
     if len(images) == len(ds): return ""
     here = f"{len(images):,} of {_many(len(ds), 'image')} are on this page"
     if flagged > max(CEILING, most): return f"{here}: of {flagged:,} with findings, each kind in turn"
-    return here + (f": all {flagged:,} with findings, and a sample of the others" if flagged else ": a sample") + f" (seed {seed})"
+    return here + (f": all {flagged:,} with findings, and a sample of the others"
+                   if flagged else ": a sample") + f" (seed {seed})"
 
 def _write(ds, rows, out, tab, title, input_size, most, thumb, seed, workers, progress)->Path:
     "Choose, shrink, write."
-    if len(input_size) != 2 or min(input_size) <= 0: raise InputError(f"input_size is (height, width) in pixels, not {input_size!r}")
-    if most < 0 or not 32 <= thumb <= LARGE: raise InputError(f"most is 0 or more and thumb from 32 to {LARGE} pixels, not {most} and {thumb}")
+    if len(input_size) != 2 or min(input_size) <= 0:
+        raise InputError(f"input_size is (height, width) in pixels, not {input_size!r}")
+    if most < 0 or not 32 <= thumb <= LARGE:
+        raise InputError(f"most is 0 or more and thumb from 32 to {LARGE} pixels, not {most} and {thumb}")
     rows = sorted(rows, key=lambda r: _SEVERITIES.index(r["severity"]))
     at = np.full((len(rows), 3), -1) if ds is None else locate(ds, rows)
-    images, flagged, order = (np.zeros(0, np.int64), 0, []) if ds is None else choose_images(len(ds), at, [r["kind"] for r in rows], most, seed)
+    images, flagged, order = (np.zeros(0, np.int64), 0,
+                              []) if ds is None else choose_images(len(ds), at, [r["kind"] for r in rows], most, seed)
     thumbs, larges = make_pictures(ds, order, min(flagged, len(order)), thumb, workers, progress) if order else ({}, {})
-    data = page_data(ds, rows, at, images, input_size, tab, _share(ds, images, flagged, most, seed) if ds is not None else "")
+    data = page_data(ds, rows, at, images, input_size, tab,
+                     _share(ds, images, flagged, most, seed) if ds is not None else "")
     held = sum(-(-len(b) // 3) * 4 for b in [*thumbs.values(), *larges.values()])
-    foot = f"{_many(len(images), 'picture')}, {len(larges):,} of them also larger, {held / 1e6:.1f} MB in this file. " if order else ""
+    foot = (
+        f"{_many(len(images), 'picture')}, {len(larges):,} of them also larger, {held / 1e6:.1f} MB in this file. "
+        if order
+        else ""
+    )
     foot += "Nothing is loaded from elsewhere."
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     place = {int(i): k for k, i in enumerate(images)}
-    write_bytes_atomic(out, page_html(title, {**data, "thumb": thumb, "foot": foot}, [thumbs[i] for i in place], {place[i]: b for i, b in larges.items()}))
+    write_bytes_atomic(
+        out,
+        page_html(title, {**data, "thumb": thumb, "foot": foot}, [thumbs[i] for i in place],
+                  {place[i]: b
+                   for i, b in larges.items()}))
     return out
 
 # %% ../../../nbs/14_data.quality.view.ipynb #d681f8de
@@ -304,4 +363,6 @@ def write_check_page(
     workers:int=2, # threads
 )->Path: # the file
     "Write what the check found, with pictures: the same page, opened at its findings. Raises InputError."
-    return _write(report.ds, report.to_dict()["flaws"], out, "findings", f"Check of {Path(report.path).name or report.path}", input_size, most, thumb, seed, workers, progress)
+    return _write(report.ds,
+                  report.to_dict()["flaws"], out, "findings", f"Check of {Path(report.path).name or report.path}",
+                  input_size, most, thumb, seed, workers, progress)

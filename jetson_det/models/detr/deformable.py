@@ -35,10 +35,15 @@ def sample_gather(
 )->torch.Tensor: # (N,D,Q,P)
     "The same as `sample_grid`, by four look-ups."
     (n, d, h, w), (q, p) = value.shape, places.shape[1:3]
-    table, x, y = value.flatten(2).transpose(1, 2), places[..., 0].reshape(n, q*p)*w - .5, places[..., 1].reshape(n, q*p)*h - .5
-    left, top, total = x.floor(), y.floor(), 0
+    table = value.flatten(2).transpose(1, 2)
+    x = places[..., 0].reshape(n, q*p)*w - .5
+    y = places[..., 1].reshape(n, q*p)*h - .5
+    left = x.floor()
+    top = y.floor()
+    total = 0
     for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        cx, cy = left + dx, top + dy
+        cx = left + dx
+        cy = top + dy
         share = (1 - (x - cx).abs())*(1 - (y - cy).abs())*((cx >= 0) & (cx < w) & (cy >= 0) & (cy < h)).to(x.dtype)
         cell = cy.clamp(0, h - 1)*w + cx.clamp(0, w - 1)
         total = total + rows_at(table, cell.long())*share[..., None]
@@ -72,10 +77,17 @@ class DeformableAttention(nn.Module):
         super().__init__()
         for name, part in old.named_children():
             if isinstance(part, nn.Linear): self.add_module(name, part)
-        self.points, self.heads = tuple(points), heads
+        self.points = tuple(points)
+        self.heads = heads
         self.register_buffer("reach", torch.cat([torch.full((n, 1), .5/n) for n in self.points]), persistent=False)
 
-    def forward(self, hidden_states, encoder_hidden_states, reference_points, spatial_shapes_list, position_embeddings=None, **_):
+    def forward(self,
+                hidden_states,
+                encoder_hidden_states,
+                reference_points,
+                spatial_shapes_list,
+                position_embeddings=None,
+                **_):
         x = hidden_states if position_embeddings is None else hidden_states + position_embeddings
         b, q = x.shape[:2]
         value = self.value_proj(encoder_hidden_states) if hasattr(self, "value_proj") else encoder_hidden_states
@@ -83,5 +95,6 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(x).view(b, q, self.heads, -1).softmax(-1)
         places = reference_points[:, :, None, :, :2] + offsets*self.reach*reference_points[:, :, None, :, 2:]
         sample = sample_gather if torch.onnx.is_in_onnx_export() else sample_grid
-        out = deformable_attention(value.view(b, value.shape[1], self.heads, -1), spatial_shapes_list, places, weights, self.points, sample)
+        out = deformable_attention(value.view(b, value.shape[1], self.heads, -1), spatial_shapes_list, places, weights,
+                                   self.points, sample)
         return (self.output_proj(out) if hasattr(self, "output_proj") else out), None

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 
 # %% ../../../nbs/26_models.detr.denoising.ipynb #c91f0163
-QUERIES, LABEL_NOISE, BOX_NOISE = 100, .5, 1. # positives an image; twice the share of labels replaced; 1: sides move by up to half the box
+# positives an image; twice the share of labels replaced; 1: sides move by up to half the box
+QUERIES = 100
+LABEL_NOISE = .5
+BOX_NOISE = 1.
 
 class Noisy(NamedTuple):
     "The denoising queries of one image."
@@ -28,15 +31,19 @@ def noisy_queries(
     classes:int, # how many there are
 )->Noisy:
     "Positives and negatives, group by group; the noise follows from the boxes and labels alone."
-    n, groups = len(boxes), max(QUERIES//max(len(boxes), 1), 1)
-    rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(boxes).tobytes() + np.ascontiguousarray(labels).tobytes()))
-    k, negative = 2*n*groups, np.tile(np.repeat([False, True], n), groups)
+    n = len(boxes)
+    groups = max(QUERIES//max(len(boxes), 1), 1)
+    rng = np.random.default_rng(
+        zlib.crc32(np.ascontiguousarray(boxes).tobytes() + np.ascontiguousarray(labels).tobytes()))
+    k = 2*n*groups
+    negative = np.tile(np.repeat([False, True], n), groups)
     slot = np.tile(np.arange(n), 2*groups)
     replaced = rng.random(k) < LABEL_NOISE/2
     noisy = np.where(replaced, rng.integers(0, classes, k), labels[slot])
     half = np.tile((boxes[slot, 2:] - boxes[slot, :2])/2, 2)*BOX_NOISE
     moved = boxes[slot] + (rng.random((k, 4)) + negative[:, None])*rng.choice([-1., 1.], (k, 4))*half
-    return Noisy(noisy, moved.clip(0, 1).astype(np.float32), np.where(negative, -1, slot), np.repeat(np.arange(groups), 2*n))
+    return Noisy(noisy,
+                 moved.clip(0, 1).astype(np.float32), np.where(negative, -1, slot), np.repeat(np.arange(groups), 2*n))
 
 # %% ../../../nbs/26_models.detr.denoising.ipynb #4ad9ab9c
 class Denoising(NamedTuple):
@@ -54,18 +61,23 @@ def denoising_of(
 )->Denoising: # on the device of the boxes
     "The noisy queries of each image, one row an image."
     (h, w), device = size, boxes.device
-    boxes, labels = boxes.detach().cpu().numpy().astype(np.float32)/np.float32([w, h, w, h]), labels.cpu().numpy().astype(np.int64)
-    found, real = [], [np.flatnonzero(row >= 0) for row in labels]
+    boxes = boxes.detach().cpu().numpy().astype(np.float32)/np.float32([w, h, w, h])
+    labels = labels.cpu().numpy().astype(np.int64)
+    found = []
+    real = [np.flatnonzero(row >= 0) for row in labels]
     for b, row, at in zip(boxes, labels, real):
         few = noisy_queries(b[at], row[at], classes)
         found.append(few._replace(slot=np.where(few.slot < 0, -1, at[few.slot] if len(at) else few.slot)))
-    d, fill = max(1, *(len(f.labels) for f in found)), dict(labels=classes, boxes=.5, slot=-1, group=-1)
+    d = max(1, *(len(f.labels) for f in found))
+    fill = dict(labels=classes, boxes=.5, slot=-1, group=-1)
     def joined(name):
         out = np.full((len(found), d, *getattr(found[0], name).shape[1:]), fill[name], getattr(found[0], name).dtype)
         for row, f in zip(out, found): row[:len(f.labels)] = getattr(f, name)
         return torch.from_numpy(out).to(device)
     sides = joined("boxes")
-    return Denoising(joined("labels"), torch.cat([(sides[..., :2] + sides[..., 2:])/2, sides[..., 2:] - sides[..., :2]], -1), joined("slot"), joined("group"))
+    return Denoising(joined("labels"),
+                     torch.cat([(sides[..., :2] + sides[..., 2:])/2, sides[..., 2:] - sides[..., :2]], -1),
+                     joined("slot"), joined("group"))
 
 # %% ../../../nbs/26_models.detr.denoising.ipynb #489a04b5
 def attention_mask(

@@ -53,7 +53,9 @@ def overlap(
     return iou, iou - (hull - union)/hull.clamp(min=1e-12)
 
 # %% ../../../nbs/26_models.detr.loss.ipynb #a4cb4adf
-CLASS_COST, BOX_COST, GIOU_COST = 2., 5., 2.
+CLASS_COST = 2.
+BOX_COST = 5.
+GIOU_COST = 2.
 
 def match_cost(
     logits:torch.Tensor, # (B,Q,C)
@@ -76,7 +78,8 @@ class Pairs(NamedTuple):
     query:torch.Tensor # (F,)
     slot:torch.Tensor # (F,) index of the box in its image
 
-def _pairs(rows, device): return Pairs(*torch.from_numpy(np.concatenate([np.zeros((4, 0), np.int64), *rows], 1)).to(device))
+def _pairs(rows, device):
+    return Pairs(*torch.from_numpy(np.concatenate([np.zeros((4, 0), np.int64), *rows], 1)).to(device))
 
 @torch.no_grad()
 def match(
@@ -86,7 +89,8 @@ def match(
 )->Pairs: # on the device of the layers
     "The cheapest matching of each layer and image."
     from scipy.optimize import linear_sum_assignment
-    real, rows = [np.flatnonzero(row >= 0) for row in labels.cpu().numpy()], []
+    real = [np.flatnonzero(row >= 0) for row in labels.cpu().numpy()]
+    rows = []
     if not sum(map(len, real)): return _pairs(rows, labels.device)
     costs = torch.stack([match_cost(l, b, targets, labels) for l, b in zip(layers.logits, layers.boxes)]).cpu().numpy()
     for layer, cost in enumerate(costs):
@@ -114,7 +118,9 @@ def vfl_sums(
     class_weights:torch.Tensor=None, # (C,) how much a matched query counts, by its class; None: once
 )->torch.Tensor: # (L,)
     "The varifocal loss, alpha .75 and gamma 2, over all queries and classes."
-    weight, sure, at = .75*logits.detach().sigmoid()**2, torch.zeros_like(logits), (*pairs[:3], label)
+    weight = .75*logits.detach().sigmoid()**2
+    sure = torch.zeros_like(logits)
+    at = (*pairs[:3], label)
     weight[at], sure[at] = iou, iou
     if class_weights is not None: weight[pairs[:3]] *= class_weights[label][:, None]
     loss = F.binary_cross_entropy_with_logits(logits, sure, weight, reduction="none").sum(-1)
@@ -129,7 +135,9 @@ def box_sums(
     factor:torch.Tensor, # (B,)
 )->tuple: # l1 (L,), giou (L,)
     "Distance and lack of overlap of the matched boxes."
-    said, right, times = boxes[pairs[:3]], targets[pairs.image, pairs.slot], factor[pairs.image]
+    said = boxes[pairs[:3]]
+    right = targets[pairs.image, pairs.slot]
+    times = factor[pairs.image]
     terms = (said - right).abs().sum(-1), 1 - overlap(xyxy(said), xyxy(right))[1]
     return tuple(by_layer(t*times, pairs.layer, len(boxes)) for t in terms)
 
@@ -161,7 +169,8 @@ def terms_of(
     class_weights:torch.Tensor=None, # (C,)
 )->dict: # name -> (L,), without gains
     "The three terms, layer by layer."
-    vfl = vfl_sums(layers.logits, pairs, pair_iou(layers.boxes, pairs, targets), labels[pairs.image, pairs.slot], factor, class_weights)
+    vfl = vfl_sums(layers.logits, pairs, pair_iou(layers.boxes, pairs, targets), labels[pairs.image, pairs.slot],
+                   factor, class_weights)
     l1, giou = box_sums(layers.boxes, box_pairs, targets, box_factor)
     return dict(vfl=vfl, l1=l1, giou=giou)
 
@@ -192,10 +201,13 @@ def detr_loss(
     "The RT-DETR loss of a batch, in float32 whatever the outputs are."
     with torch.autocast(boxes.device.type, enabled=False):
         outputs, targets, noisy = in_float32(outputs), fractions(boxes, outputs.size), {}
-        pairs, once = match(outputs.queries, targets, labels), torch.ones(len(boxes), device=boxes.device)
+        pairs = match(outputs.queries, targets, labels)
+        once = torch.ones(len(boxes), device=boxes.device)
         terms = terms_of(outputs.queries, pairs, pairs, targets, labels, once, once, class_weights)
         if outputs.noisy is not None:
-            dn, factor = outputs.denoising, noisy_factor(outputs.denoising)
+            dn = outputs.denoising
+            factor = noisy_factor(outputs.denoising)
             known = noisy_pairs(dn, len(outputs.noisy.logits))
-            noisy = terms_of(outputs.noisy, known, known, targets, labels, factor[:, None]*(dn.group >= 0), factor, class_weights)
+            noisy = terms_of(outputs.noisy, known, known, targets, labels, factor[:, None]*(dn.group >= 0), factor,
+                             class_weights)
         return LossSums(summed_terms(terms, noisy, gains), (labels >= 0).sum().float())

@@ -13,11 +13,28 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .loss import DETROutputs, GAINS, Layers, Pairs, fractions, in_float32, match, noisy_factor, noisy_pairs, pair_iou, summed_terms, terms_of, xyxy
+from jetson_det.models.detr.loss import (
+    DETROutputs,
+    GAINS,
+    Layers,
+    Pairs,
+    fractions,
+    in_float32,
+    match,
+    noisy_factor,
+    noisy_pairs,
+    pair_iou,
+    summed_terms,
+    terms_of,
+    xyxy,
+)
 from ..zoo import LossSums
 
 # %% ../../../nbs/26_models.detr.loss_dfine.ipynb #739efad1
-BINS, UP, SCALE = 32, .5, 4. # bins less one; how far the ends reach; the sides are measured in quarters of the first guess
+# bins less one; how far the ends reach; the sides are measured in quarters of the first guess
+BINS = 32
+UP = .5
+SCALE = 4.
 
 @lru_cache(maxsize=None)
 def _bins():
@@ -35,8 +52,10 @@ def boxes_from_sides(
     bins:torch.Tensor, # (33,)
 )->torch.Tensor: # (...,4) cxcywh
     "The boxes that distributions mean: each side at the mean of its distances."
-    moved, unit = (corners.softmax(-1)*bins).sum(-1) + SCALE/2, start[..., 2:]/SCALE
-    low, high = start[..., :2] - moved[..., :2]*unit, start[..., :2] + moved[..., 2:]*unit
+    moved = (corners.softmax(-1)*bins).sum(-1) + SCALE/2
+    unit = start[..., 2:]/SCALE
+    low = start[..., :2] - moved[..., :2]*unit
+    high = start[..., :2] + moved[..., 2:]*unit
     return torch.cat([(low + high)/2, high - low], -1)
 
 # %% ../../../nbs/26_models.detr.loss_dfine.ipynb #0477cb4f
@@ -46,7 +65,8 @@ def right_bins(
     bins:torch.Tensor, # (33,)
 )->tuple: # left bin (F,4) int64, share of the bin to its right (F,4)
     "Between which bins each side belongs."
-    unit, sides = start[:, 2:]/SCALE + 1e-16, xyxy(boxes)
+    unit = start[:, 2:]/SCALE + 1e-16
+    sides = xyxy(boxes)
     moved = torch.cat([(start[:, :2] - sides[:, :2])/unit, (sides[:, 2:] - start[:, :2])/unit], 1) - SCALE/2
     left = ((bins <= moved[..., None]).sum(-1) - 1).clamp(0, BINS - 1)
     return left, ((moved - bins[left])/(bins[left + 1] - bins[left])).clamp(0, 1)
@@ -59,14 +79,16 @@ def fgl_sums(
 )->torch.Tensor: # (K,)
     "Fine-grained localisation of the layers that have distributions."
     _, image, query, slot = pairs
-    start, said = layers.start[image, query], layers.corners[:, image, query].log_softmax(-1)
+    start = layers.start[image, query]
+    said = layers.corners[:, image, query].log_softmax(-1)
     left, share = right_bins(start, targets[image, slot], bin_values(start.device))
     pick = lambda index: said.gather(-1, index[None, ..., None].expand(*said.shape[:-1], 1))[..., 0]
     loss = -(pick(left)*(1 - share) + pick(left + 1)*share).sum(-1)
     return (loss*_ious(layers, pairs, targets)*factor[image]).sum(1)
 
 def _ious(layers, pairs, targets): # (K,F) of the layers with distributions
-    n, k = len(layers.corners), len(pairs.image)
+    n = len(layers.corners)
+    k = len(pairs.image)
     layer = torch.arange(n, device=pairs.image.device).repeat_interleave(k)
     return pair_iou(layers.boxes[-n:], Pairs(layer, *(t.repeat(n) for t in pairs[1:])), targets).view(n, k)
 
@@ -83,12 +105,14 @@ def ddf_sums(
 )->torch.Tensor: # (K-1,)
     "What the earlier layers' distributions lack of the last one's."
     _, image, query, _ = pairs
-    teacher, t = layers.corners[-1].detach(), TEMPERATURE
+    teacher = layers.corners[-1].detach()
+    t = TEMPERATURE
     weight = layers.logits[-1].detach().sigmoid().amax(-1).repeat(len(layers.corners) - 1, 1, 1)
     weight[:, image, query] = _ious(layers, pairs, targets)[:-1]
     matched = torch.zeros(weight.shape[1:], dtype=torch.bool, device=weight.device)
     matched[image, query] = True
-    far = F.kl_div((layers.corners[:-1]/t).log_softmax(-1), (teacher/t).softmax(-1).expand_as(layers.corners[:-1]), reduction="none").sum(-1)
+    far = F.kl_div((layers.corners[:-1]/t).log_softmax(-1), (teacher/t).softmax(-1).expand_as(layers.corners[:-1]),
+                   reduction="none").sum(-1)
     loss = (far*weight[..., None]*t**2).mean(-1) # a query's four sides
     mean = lambda which: (loss*which).sum(-1)/which.sum(-1).clamp(min=1)
     return ((mean(matched)*share[0] + mean(~matched & counted)*share[1])/(share[0] + share[1])*counts).sum(1)
@@ -112,7 +136,9 @@ def joined(
 DFINE_GAINS = dict(GAINS, fgl=.15, ddf=1.5)
 
 def _in_all(pairs, layers): # the same pairs in each of `layers` layers
-    return Pairs(torch.arange(layers, device=pairs.image.device).repeat_interleave(len(pairs.image)), *(t.repeat(layers) for t in pairs[1:]))
+    return Pairs(
+        torch.arange(layers, device=pairs.image.device).repeat_interleave(len(pairs.image)),
+        *(t.repeat(layers) for t in pairs[1:]))
 
 def dfine_loss(
     outputs:DETROutputs, # of the network, with gradient
@@ -124,18 +150,22 @@ def dfine_loss(
     "The D-FINE loss of a batch, in float32 whatever the outputs are."
     with torch.autocast(boxes.device.type, enabled=False):
         outputs, targets, counts, noisy = in_float32(outputs), fractions(boxes, outputs.size), (labels >= 0).sum(1), {}
-        layers, n_images = outputs.queries, len(boxes)
+        layers = outputs.queries
+        n_images = len(boxes)
         (n, _, q, _), once = layers.logits.shape, torch.ones(n_images, device=boxes.device)
         own = match(layers, targets, labels)
         pairs = joined(own, q, boxes.shape[1])
         chosen = torch.bincount(pairs.image, minlength=n_images)
         factor = counts/chosen.clamp(min=1)
         terms = terms_of(layers, own, _in_all(pairs, n), targets, labels, once, factor, class_weights)
-        share, every = (chosen.sqrt(), (q - chosen).sqrt()), torch.ones(n_images, q, dtype=torch.bool, device=boxes.device)
+        share = (chosen.sqrt(), (q - chosen).sqrt())
+        every = torch.ones(n_images, q, dtype=torch.bool, device=boxes.device)
         terms.update(_side_terms(layers, pairs, targets, factor, counts, share, every))
         if outputs.noisy is not None:
-            dn, factor = outputs.denoising, noisy_factor(outputs.denoising)
-            known, real = noisy_pairs(dn, len(outputs.noisy.logits)), dn.group >= 0
+            dn = outputs.denoising
+            factor = noisy_factor(outputs.denoising)
+            known = noisy_pairs(dn, len(outputs.noisy.logits))
+            real = dn.group >= 0
             noisy = terms_of(outputs.noisy, known, known, targets, labels, factor[:, None]*real, factor, class_weights)
             noisy.update(_side_terms(outputs.noisy, noisy_pairs(dn, 1), targets, factor, counts, share, real))
         return LossSums(summed_terms(terms, noisy, gains), counts.sum().float())

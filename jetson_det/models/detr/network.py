@@ -32,11 +32,23 @@ class DETRSize(NamedTuple):
     frozen:bool # does the backbone's BatchNorm stay as it is?
 
 def _resnet(widths, depths, layer):
-    return dict(model_type="rt_detr_resnet", hidden_sizes=widths, depths=depths, layer_type=layer, out_indices=[2, 3, 4])
+    return dict(model_type="rt_detr_resnet",
+                hidden_sizes=widths,
+                depths=depths,
+                layer_type=layer,
+                out_indices=[2, 3, 4])
 
 def _hgnet(stem, mid, out, blocks, layers, affine, use=(2, 3, 4)):
-    return dict(model_type="hgnet_v2", stem_channels=[3, *stem], stage_in_channels=[stem[-1], *out[:3]], stage_mid_channels=mid, stage_out_channels=out, hidden_sizes=out,
-                stage_num_blocks=blocks, stage_numb_of_layers=[layers]*4, use_learnable_affine_block=affine, out_indices=list(use))
+    return dict(model_type="hgnet_v2",
+                stem_channels=[3, *stem],
+                stage_in_channels=[stem[-1], *out[:3]],
+                stage_mid_channels=mid,
+                stage_out_channels=out,
+                hidden_sizes=out,
+                stage_num_blocks=blocks,
+                stage_numb_of_layers=[layers]*4,
+                use_learnable_affine_block=affine,
+                out_indices=list(use))
 
 # %% ../../../nbs/27_models.detr.network.ipynb #9747a94c
 _R18, _R34 = (_resnet([64, 128, 256, 512], d, "basic") for d in ([2, 2, 2, 2], [3, 4, 6, 3]))
@@ -45,26 +57,44 @@ _B0 = [16, 16], [16, 32, 64, 128], [64, 256, 512, 1024], [1, 1, 2, 1], 3, True
 _B2 = [24, 32], [32, 64, 128, 256], [96, 384, 768, 1536], [1, 1, 3, 1], 4, True
 _B4 = [32, 48], [48, 96, 192, 384], [128, 512, 1024, 2048], [1, 1, 3, 1], 6, False
 _LIGHT = dict(encoder_in_channels=[128, 256, 512], hidden_expansion=.5)
-_NANO = dict(num_feature_levels=2, feat_strides=[16, 32], d_model=128, encoder_hidden_dim=128, encoder_ffn_dim=512, decoder_ffn_dim=512, encode_proj_layers=[1],
-             encoder_in_channels=[512, 1024], decoder_in_channels=[128, 128], decoder_n_points=[6, 6], depth_mult=.5, hidden_expansion=.34, decoder_layers=3)
+_NANO = dict(num_feature_levels=2,
+             feat_strides=[16, 32],
+             d_model=128,
+             encoder_hidden_dim=128,
+             encoder_ffn_dim=512,
+             decoder_ffn_dim=512,
+             encode_proj_layers=[1],
+             encoder_in_channels=[512, 1024],
+             decoder_in_channels=[128, 128],
+             decoder_n_points=[6, 6],
+             depth_mult=.5,
+             hidden_expansion=.34,
+             decoder_layers=3)
 _FINE = dict(decoder_n_points=[3, 6, 3])
 
-SIZES = {"rtdetr-r18": DETRSize("rt_detr", dict(_LIGHT, decoder_layers=3), _R18, .1, False),
-         "rtdetr-r34": DETRSize("rt_detr", dict(_LIGHT, decoder_layers=4), _R34, .1, False),
-         "rtdetr-r50": DETRSize("rt_detr", {}, _R50, .1, True),
-         "rtdetrv2-r18": DETRSize("rt_detr_v2", dict(_LIGHT, decoder_layers=3), _R18, .1, False),
-         "rtdetrv2-r34": DETRSize("rt_detr_v2", dict(_LIGHT, decoder_layers=4), _R34, .1, False),
-         "rtdetrv2-r50": DETRSize("rt_detr_v2", {}, _R50, .1, True),
-         "dfine-n": DETRSize("d_fine", _NANO, _hgnet(*_B0, use=(3, 4)), .5, False),
-         "dfine-s": DETRSize("d_fine", dict(_FINE, encoder_in_channels=[256, 512, 1024], decoder_layers=3, hidden_expansion=.5, depth_mult=.34), _hgnet(*_B0), .5, False),
-         "dfine-m": DETRSize("d_fine", dict(_FINE, encoder_in_channels=[384, 768, 1536], decoder_layers=4, depth_mult=.67), _hgnet(*_B2), .1, False),
-         "dfine-l": DETRSize("d_fine", _FINE, _hgnet(*_B4), .05, True)}
+SIZES = {
+    "rtdetr-r18": DETRSize("rt_detr", dict(_LIGHT, decoder_layers=3), _R18, .1,
+                           False), "rtdetr-r34": DETRSize("rt_detr", dict(_LIGHT, decoder_layers=4), _R34, .1,
+                                                          False), "rtdetr-r50": DETRSize("rt_detr", {}, _R50, .1, True),
+    "rtdetrv2-r18": DETRSize("rt_detr_v2", dict(_LIGHT, decoder_layers=3), _R18, .1, False),
+    "rtdetrv2-r34": DETRSize("rt_detr_v2", dict(_LIGHT, decoder_layers=4), _R34, .1, False), "rtdetrv2-r50": DETRSize(
+        "rt_detr_v2", {}, _R50, .1,
+        True), "dfine-n": DETRSize("d_fine", _NANO, _hgnet(*_B0, use=(3, 4)), .5, False), "dfine-s": DETRSize(
+            "d_fine",
+            dict(_FINE, encoder_in_channels=[256, 512, 1024], decoder_layers=3, hidden_expansion=.5, depth_mult=.34),
+            _hgnet(*_B0), .5, False), "dfine-m": DETRSize(
+                "d_fine", dict(_FINE, encoder_in_channels=[384, 768, 1536], decoder_layers=4, depth_mult=.67),
+                _hgnet(*_B2), .1, False), "dfine-l": DETRSize("d_fine", _FINE, _hgnet(*_B4), .05, True)
+}
 
 # %% ../../../nbs/27_models.detr.network.ipynb #26edbfb1
 # the READMEs of lyuwenyu/RT-DETR and Peterande/D-FINE; COCO alone, no Objects365
-CARDS = {"rtdetr-r18": ModelCard(640, 46.5, 20, 60), "rtdetr-r34": ModelCard(640, 48.9, 31, 92), "rtdetr-r50": ModelCard(640, 53.1, 42, 136),
-         "rtdetrv2-r18": ModelCard(640, 48.1, 20, 60), "rtdetrv2-r34": ModelCard(640, 49.9, 31, 92), "rtdetrv2-r50": ModelCard(640, 53.4, 42, 136),
-         "dfine-n": ModelCard(640, 42.8, 4, 7), "dfine-s": ModelCard(640, 48.5, 10, 25), "dfine-m": ModelCard(640, 52.3, 19, 57), "dfine-l": ModelCard(640, 54.0, 31, 91)}
+CARDS = {
+    "rtdetr-r18": ModelCard(640, 46.5, 20, 60), "rtdetr-r34": ModelCard(640, 48.9, 31, 92), "rtdetr-r50": ModelCard(
+        640, 53.1, 42, 136), "rtdetrv2-r18": ModelCard(640, 48.1, 20, 60), "rtdetrv2-r34": ModelCard(640, 49.9, 31, 92),
+    "rtdetrv2-r50": ModelCard(640, 53.4, 42, 136), "dfine-n": ModelCard(640, 42.8, 4, 7), "dfine-s": ModelCard(
+        640, 48.5, 10, 25), "dfine-m": ModelCard(640, 52.3, 19, 57), "dfine-l": ModelCard(640, 54.0, 31, 91)
+}
 
 # %% ../../../nbs/27_models.detr.network.ipynb #a2091471
 def _usable(name):
@@ -79,10 +109,18 @@ def detr_classes(
     if hide:
         sys.modules["torchvision"] = None
         known = sys.modules.get("transformers.utils.import_utils") # which may have looked for it already
-        for look in ("is_torchvision_available", "_is_package_available"): getattr(getattr(known, look, None), "cache_clear", lambda: None)()
+        for look in ("is_torchvision_available", "_is_package_available"):
+            getattr(getattr(known, look, None), "cache_clear", lambda: None)()
     stem = dict(rt_detr="RTDetr", rt_detr_v2="RTDetrV2", d_fine="DFine")[kind]
-    try: parts = [importlib.import_module(f"transformers.models.{kind}.{part}_{kind}") for part in ("configuration", "modeling")]
-    except ImportError as e: raise InputError(f"DETRs need the package transformers, version 5 or newer: pip install \"jetson_det[train]\" [{e}]") from None
+    try:
+        parts = [
+            importlib.import_module(f"transformers.models.{kind}.{part}_{kind}")
+            for part in ("configuration", "modeling")
+        ]
+    except ImportError as e:
+        raise InputError(
+            f"DETRs need the package transformers, version 5 or newer: pip install \"jetson_det[train]\" [{e}]"
+        ) from None
     finally:
         if hide: del sys.modules["torchvision"]
     return getattr(parts[0], f"{stem}Config"), getattr(parts[1], f"{stem}ForObjectDetection")
@@ -90,7 +128,8 @@ def detr_classes(
 # %% ../../../nbs/27_models.detr.network.ipynb #258099d7
 def _fresh(whole, config):
     "Initial weights as in the official code."
-    net, plain = whole.model, (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.BatchNorm2d)
+    net = whole.model
+    plain = (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.BatchNorm2d)
     inside = [m for k, m in whole.named_modules() if "backbone" not in k]
     for m in inside:
         if isinstance(m, plain): m.reset_parameters()
@@ -101,7 +140,8 @@ def _fresh(whole, config):
             for p in (m.q_proj, m.k_proj, m.v_proj, m.o_proj): nn.init.xavier_uniform_(p.weight), nn.init.zeros_(p.bias)
     for m in net.decoder.query_pos_head.layers: nn.init.xavier_uniform_(m.weight)
     nn.init.xavier_uniform_(net.enc_output[0].weight)
-    for part in (net.enc_bbox_head.layers[-1], *([net.decoder.pre_bbox_head.layers[-1]] if hasattr(net.decoder, "pre_bbox_head") else [])):
+    for part in (net.enc_bbox_head.layers[-1],
+                 *([net.decoder.pre_bbox_head.layers[-1]] if hasattr(net.decoder, "pre_bbox_head") else [])):
         nn.init.zeros_(part.weight), nn.init.zeros_(part.bias)
     nn.init.normal_(net.denoising_class_embed.weight)
     with torch.no_grad(): net.denoising_class_embed.weight[-1].zero_()
@@ -116,12 +156,18 @@ def build_network(
 )->nn.Module: # transformers' model, with our attention in its decoder
     "A network with fresh weights."
     Config, Whole = detr_classes(size.kind)
-    config = Config(backbone_config=dict(size.backbone), num_labels=classes, initializer_bias_prior_prob=.01, freeze_backbone_batch_norms=False, **{**size.settings, **settings})
+    config = Config(backbone_config=dict(size.backbone),
+                    num_labels=classes,
+                    initializer_bias_prior_prob=.01,
+                    freeze_backbone_batch_norms=False,
+                    **{**size.settings, **settings})
     whole = Whole(config)
     _fresh(whole, config)
-    net, points = whole.model, config.decoder_n_points
+    net = whole.model
+    points = config.decoder_n_points
     points = points if isinstance(points, (list, tuple)) else [points]*config.num_feature_levels
-    for layer in net.decoder.layers: layer.encoder_attn = DeformableAttention(layer.encoder_attn, points, config.decoder_attention_heads)
+    for layer in net.decoder.layers:
+        layer.encoder_attn = DeformableAttention(layer.encoder_attn, points, config.decoder_attention_heads)
     for m in net.backbone.modules():
         if isinstance(m, nn.AvgPool2d): m.ceil_mode = False # the same for even sizes, which multiples of 32 have
     return net
@@ -152,14 +198,20 @@ def decode_rtdetr(
     **memory # what the layers look at
 )->Layers:
     "RT-DETR's decoder, layer by layer."
-    ref, said, answers = start.sigmoid(), None, []
+    ref = start.sigmoid()
+    said = None
+    answers = []
     for i, layer in enumerate(decoder.layers):
-        x = layer(x, object_queries_position_embeddings=decoder.query_pos_head(ref), reference_points=ref[:, :, None], **memory)
+        x = layer(x,
+                  object_queries_position_embeddings=decoder.query_pos_head(ref),
+                  reference_points=ref[:, :, None],
+                  **memory)
         move = decoder.bbox_embed[i](x)
         now = (move + inverse_sigmoid(ref)).sigmoid()
         linked = now if said is None or not every else (move + inverse_sigmoid(said)).sigmoid()
         if every or i == len(decoder.layers) - 1: answers.append((decoder.class_embed[i](x), linked))
-        said, ref = now, now.detach()
+        said = now
+        ref = now.detach()
     return Layers(*map(torch.stack, zip(*answers)))
 
 # %% ../../../nbs/27_models.detr.network.ipynb #f4a30f05
@@ -171,17 +223,27 @@ def decode_dfine(
     **memory # what the layers look at
 )->Layers:
     "D-FINE's decoder, layer by layer; in training its first guess is the first layer."
-    ref, before, sides, answers, bins = start.sigmoid(), 0, 0, [], bin_values(start.device)
+    ref = start.sigmoid()
+    before = 0
+    sides = 0
+    answers = []
+    bins = bin_values(start.device)
     for i, layer in enumerate(decoder.layers):
-        x = layer(x, position_embeddings=decoder.query_pos_head(ref).clamp(-10, 10), reference_points=ref[:, :, None], **memory)
+        x = layer(x,
+                  position_embeddings=decoder.query_pos_head(ref).clamp(-10, 10),
+                  reference_points=ref[:, :, None],
+                  **memory)
         if i == 0:
             guess = (decoder.pre_bbox_head(x) + inverse_sigmoid(ref)).sigmoid()
-            first, guess_logits = guess.detach(), decoder.class_embed[0](x) if every else None
+            first = guess.detach()
+            guess_logits = decoder.class_embed[0](x) if every else None
         sides = decoder.bbox_embed[i](x + before) + sides
         corners = sides.unflatten(-1, (4, len(bins)))
         now = boxes_from_sides(first, corners, bins)
-        ref, before = now.detach(), x.detach()
-        if every or i == len(decoder.layers) - 1: answers.append((decoder.lqe_layers[i](decoder.class_embed[i](x), sides), now, corners))
+        ref = now.detach()
+        before = x.detach()
+        if every or i == len(decoder.layers) - 1:
+            answers.append((decoder.lqe_layers[i](decoder.class_embed[i](x), sides), now, corners))
     logits, boxes, corners = map(torch.stack, zip(*answers))
     if not every: return Layers(logits, boxes)
     return Layers(torch.cat([guess_logits[None], logits]), torch.cat([guess[None], boxes]), corners, first)
@@ -200,12 +262,14 @@ class DETRNetwork(Detector):
     def __init__(self,
         name:str, # one of `SIZES`
         classes, # class names, in the order of the labels
-        freeze_norm:bool=None, # keep the backbone's BatchNorm as it is? None: as published; a training from nothing needs False
+        # keep the backbone's BatchNorm as it is? None: as published; a training from nothing needs False
+        freeze_norm:bool=None,
         **settings # of transformers' configuration: num_queries, decoder_layers, ...
     ):
         if name not in SIZES: raise InputError(f"unknown model {name!r}: {did_you_mean(name, SIZES)}")
         super().__init__(name, classes)
-        self.published, self.family = SIZES[name], "dfine" if SIZES[name].kind == "d_fine" else "rtdetr"
+        self.published = SIZES[name]
+        self.family = "dfine" if SIZES[name].kind == "d_fine" else "rtdetr"
         self.freeze_norm = self.published.frozen if freeze_norm is None else freeze_norm
         self.net = build_network(self.published, len(self.classes), **settings)
         if self.freeze_norm:
@@ -234,7 +298,9 @@ class DETRNetwork(Detector):
     )->tuple: # (B,S,D) all cells of all maps; (h, w) of each map
         "Backbone and encoder."
         maps = _plain([p(m) for p, m in zip(self.net.encoder_input_proj, self.net.backbone.model(x).feature_maps)])
-        maps = _plain([p(m) for p, m in zip(self.net.decoder_input_proj, self.net.encoder(list(maps)).last_hidden_state)])
+        maps = _plain(
+            [p(m) for p, m in zip(self.net.decoder_input_proj,
+                                  self.net.encoder(list(maps)).last_hidden_state)])
         return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1), [tuple(map(int, m.shape[-2:])) for m in maps]
 
     def propose(self,
@@ -242,12 +308,15 @@ class DETRNetwork(Detector):
         sizes, # (h, w) of each map
     )->tuple: # queries (B,Q,D), their class logits (B,Q,C), their boxes before the sigmoid (B,Q,4)
         "The cells that are surest; all of them where there are fewer than queries."
-        net, (anchors, valid) = self.net, anchor_boxes(sizes, memory.device)
+        net = self.net
+        (anchors, valid) = anchor_boxes(sizes, memory.device)
         cells = net.enc_output(memory*valid)
         logits = net.enc_score_head(cells)
         best = logits.amax(-1).topk(min(net.config.num_queries, len(anchors)), 1).indices
         chosen = rows_at(cells, best)
-        return chosen, rows_at(logits, best), net.enc_bbox_head(chosen) + anchors.index_select(0, best.reshape(-1)).view(-1, best.shape[1], 4)
+        return chosen, rows_at(
+            logits,
+            best), net.enc_bbox_head(chosen) + anchors.index_select(0, best.reshape(-1)).view(-1, best.shape[1], 4)
 
     def forward(self,
         x:torch.Tensor, # (B,3,h,w) of `normalize`, h and w multiples of 32
@@ -256,7 +325,8 @@ class DETRNetwork(Detector):
     )->DETROutputs:
         "Run the network."
         self.net.config._attn_implementation = "eager" if torch.onnx.is_in_onnx_export() else "sdpa"
-        size, (memory, sizes) = tuple(map(int, x.shape[-2:])), self.features(x)
+        size = tuple(map(int, x.shape[-2:]))
+        (memory, sizes) = self.features(x)
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             memory = memory.float()
             chosen, logits, start = self.propose(memory, sizes)
@@ -264,18 +334,28 @@ class DETRNetwork(Detector):
             said = self.decode_layers(chosen.detach(), start.detach(), memory, sizes, dn)
         if not self.training: return DETROutputs(said, size)
         d = said.logits.shape[2] - chosen.shape[1]
-        noisy, queries = (Layers(*(None if t is None else t[..., part, :] if t.ndim < 5 else t[:, :, part] for t in said)) for part in (slice(0, d), slice(d, None)))
-        queries = queries._replace(logits=torch.cat([logits[None], queries.logits]), boxes=torch.cat([start.sigmoid()[None], queries.boxes]))
+        noisy, queries = (Layers(*(None if t is None else t[..., part, :] if t.ndim < 5 else t[:, :, part]
+                                   for t in said))
+                          for part in (slice(0, d), slice(d, None)))
+        queries = queries._replace(logits=torch.cat([logits[None], queries.logits]),
+                                   boxes=torch.cat([start.sigmoid()[None], queries.boxes]))
         return DETROutputs(queries, size, noisy if dn else None, dn)
 
     def decode_layers(self, x, start, memory, sizes, dn)->Layers:
         "The decoder, over the denoising queries and then the ordinary ones."
         mask = None
         if dn is not None:
-            mask, x = attention_mask(dn.group, x.shape[1]), torch.cat([self.net.denoising_class_embed(dn.labels), x], 1)
+            mask = attention_mask(dn.group, x.shape[1])
+            x = torch.cat([self.net.denoising_class_embed(dn.labels), x], 1)
             start = torch.cat([inverse_sigmoid(dn.boxes), start], 1)
         run = decode_dfine if self.family == "dfine" else decode_rtdetr
-        return run(self.net.decoder, x, start, self.training, encoder_hidden_states=memory, encoder_attention_mask=mask, spatial_shapes_list=sizes)
+        return run(self.net.decoder,
+                   x,
+                   start,
+                   self.training,
+                   encoder_hidden_states=memory,
+                   encoder_attention_mask=mask,
+                   spatial_shapes_list=sizes)
 
 # %% ../../../nbs/27_models.detr.network.ipynb #0f4b8b65
 class DETRDetector(DETRNetwork):
@@ -297,14 +377,16 @@ class DETRDetector(DETRNetwork):
         l1:bool=False, # without effect: L1 is a term of this loss from the start
     ): # LossSums
         "The family's loss, divided by the number of boxes."
-        return (dfine_loss if self.family == "dfine" else detr_loss)(outputs, boxes, labels, self.gains, self.class_weights)
+        return (dfine_loss if self.family == "dfine" else detr_loss)(outputs, boxes, labels, self.gains,
+                                                                     self.class_weights)
 
     def decode(self,
         outputs:DETROutputs,
     )->tuple: # boxes (B,Q,4) xyxy px of the input, scores (B,Q,C) 0..1
         "The last layer's answer."
         h, w = outputs.size
-        return xyxy(outputs.queries.boxes[-1])*torch.tensor([w, h, w, h], device=outputs.queries.boxes.device), outputs.queries.logits[-1].sigmoid()
+        return xyxy(outputs.queries.boxes[-1])*torch.tensor(
+            [w, h, w, h], device=outputs.queries.boxes.device), outputs.queries.logits[-1].sigmoid()
 
     def contract(self,
         input_size, # (h,w) px
@@ -312,14 +394,31 @@ class DETRDetector(DETRNetwork):
     ): # runtime.contract.Contract
         "How this model's exported form wants its picture and what it gives."
         from jetson_det.runtime.contract import Contract
-        return Contract(**{**dict(family=self.family, name=self.name, classes=self.classes, input_size=tuple(input_size), color="rgb",
-            scale=1/255, fit="letterbox-topleft", pad=114, output="queries"), **kw})
+        return Contract(
+            **{
+                **dict(family=self.family,
+                       name=self.name,
+                       classes=self.classes,
+                       input_size=tuple(input_size),
+                       color="rgb",
+                       scale=1/255,
+                       fit="letterbox-topleft",
+                       pad=114,
+                       output="queries"), **kw
+            })
 
     def stages(self)->dict: # name -> list of modules, from the input to the output
         "The parts that can be frozen one after the other."
-        body, net = self.net.backbone.model, self.net
-        return dict(stem=[body.embedder], **{f"stage{i + 1}": [s] for i, s in enumerate(body.encoder.stages)}, encoder=[net.encoder_input_proj, net.encoder],
-                    decoder=[net.decoder_input_proj, net.denoising_class_embed, net.enc_output, net.enc_score_head, net.enc_bbox_head, net.decoder])
+        body = self.net.backbone.model
+        net = self.net
+        return dict(stem=[body.embedder],
+                    **{f"stage{i + 1}": [s]
+                       for i, s in enumerate(body.encoder.stages)},
+                    encoder=[net.encoder_input_proj, net.encoder],
+                    decoder=[
+                        net.decoder_input_proj, net.denoising_class_embed, net.enc_output, net.enc_score_head,
+                        net.enc_bbox_head, net.decoder
+                    ])
 
     def param_groups(self,
         weight_decay:float=1e-4, # on weights, not on norms and biases
@@ -327,8 +426,12 @@ class DETRDetector(DETRNetwork):
         "Backbone and rest, each with and without decay."
         groups = {}
         for name, p in self.named_parameters():
-            part, plain = "backbone" if name.startswith("net.backbone.") else "rest", p.ndim > 1
-            group = groups.setdefault((part, plain), dict(name=f"{part} {'weights' if plain else 'norms and biases'}", params=[], weight_decay=weight_decay if plain else 0.,
-                                                          lr_scale=self.published.lr_scale if part == "backbone" else 1.))
+            part = "backbone" if name.startswith("net.backbone.") else "rest"
+            plain = p.ndim > 1
+            group = groups.setdefault((part, plain),
+                                      dict(name=f"{part} {'weights' if plain else 'norms and biases'}",
+                                           params=[],
+                                           weight_decay=weight_decay if plain else 0.,
+                                           lr_scale=self.published.lr_scale if part == "backbone" else 1.))
             group["params"].append(p)
         return list(groups.values())

@@ -20,7 +20,8 @@ from ...runtime.contract import METADATA_KEY, Contract
 from ...runtime.files import read_json, require
 
 # %% ../../../nbs/26_models.detr.weights.ipynb #6162443b
-_FFN = {True: ("mlp.layers.0", "mlp.layers.1"), False: ("mlp.fc1", "mlp.fc2")} # the feed-forward layers; D-FINE's, RT-DETR's
+# the feed-forward layers; D-FINE's, RT-DETR's
+_FFN = {True: ("mlp.layers.0", "mlp.layers.1"), False: ("mlp.fc1", "mlp.fc2")}
 _CONSTANTS = re.compile(r"n(um)?_points_scale$|(^|\.)(anchors|valid_mask)$") # follow from the settings
 
 def _rename(name, rules):
@@ -30,29 +31,47 @@ def _rename(name, rules):
 def _hub_names(weights, dfine):
     "From the names of transformers 4 or 5."
     ffn = _FFN[dfine]
-    rules = [(r"^model\.", "net."), (r"^(class_embed|bbox_embed)\.", r"net.decoder.\1."), (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
-             (r"(layers\.\d+)\.fc1\.", rf"\1.{ffn[0]}."), (r"(layers\.\d+)\.fc2\.", rf"\1.{ffn[1]}."), (r"\.encoder\.encoder\.(\d+)\.layers\.", r".encoder.aifi.\1.layers.")]
+    rules = [(r"^model\.", "net."), (r"^(class_embed|bbox_embed)\.", r"net.decoder.\1."),
+             (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."), (r"(layers\.\d+)\.fc1\.", rf"\1.{ffn[0]}."),
+             (r"(layers\.\d+)\.fc2\.", rf"\1.{ffn[1]}."),
+             (r"\.encoder\.encoder\.(\d+)\.layers\.", r".encoder.aifi.\1.layers.")]
     found = {_rename(k, rules): v for k, v in weights.items() if not k.startswith(("class_embed", "bbox_embed"))}
-    return {**{_rename(k, rules): v for k, v in weights.items() if k.startswith(("class_embed", "bbox_embed"))}, **found}
+    return {
+        **{_rename(k, rules): v
+           for k, v in weights.items() if k.startswith(("class_embed", "bbox_embed"))}, **found
+    }
 
 # %% ../../../nbs/26_models.detr.weights.ipynb #08c17768
 _STAGE = "net.backbone.model.encoder.stages."
 _BACKBONE = [(r"^backbone\.conv1\.conv1_(\d)\.", lambda m: f"net.backbone.model.embedder.embedder.{int(m[1]) - 1}."),
-             (r"^backbone\.res_layers\.(\d+)\.blocks\.(\d+)\.", _STAGE + r"\1.layers.\2."), (r"\.short\.conv\.(conv|norm)\.", r".shortcut.1.\1."), (r"\.short\.", ".shortcut."),
-             (r"\.branch2([abc])\.", lambda m: f".layer.{'abc'.index(m[1])}."), (r"^backbone\.stem\.", "net.backbone.model.embedder."), (r"^backbone\.stages\.", _STAGE),
+             (r"^backbone\.res_layers\.(\d+)\.blocks\.(\d+)\.", _STAGE + r"\1.layers.\2."),
+             (r"\.short\.conv\.(conv|norm)\.", r".shortcut.1.\1."), (r"\.short\.", ".shortcut."),
+             (r"\.branch2([abc])\.", lambda m: f".layer.{'abc'.index(m[1])}."),
+             (r"^backbone\.stem\.", "net.backbone.model.embedder."), (r"^backbone\.stages\.", _STAGE),
              (r"\.conv\.(?=\w+$)", ".convolution."), (r"\.(norm|bn)\.(?=\w+$)", ".normalization.")]
-_ENCODER = [(r"^encoder\.input_proj\.(\d+)\.(0|conv)\.", r"net.encoder_input_proj.\1.0."), (r"^encoder\.input_proj\.(\d+)\.(1|norm)\.", r"net.encoder_input_proj.\1.1."),
-            (r"^encoder\.encoder\.", "net.encoder.aifi."), (r"^encoder\.", "net.encoder."), (r"(downsample_convs\.\d+)\.0\.cv(\d)\.", r"\1.conv\2."),
-            (r"(_blocks\.\d+)\.cv([14])\.", r"\1.conv\2."), (r"(_blocks\.\d+)\.cv([23])\.0\.", lambda m: f"{m[1]}.csp_rep{int(m[2]) - 1}."), (r"(_blocks\.\d+)\.cv([23])\.1\.", r"\1.conv\2."),
+_ENCODER = [(r"^encoder\.input_proj\.(\d+)\.(0|conv)\.", r"net.encoder_input_proj.\1.0."),
+            (r"^encoder\.input_proj\.(\d+)\.(1|norm)\.", r"net.encoder_input_proj.\1.1."),
+            (r"^encoder\.encoder\.", "net.encoder.aifi."), (r"^encoder\.", "net.encoder."),
+            (r"(downsample_convs\.\d+)\.0\.cv(\d)\.", r"\1.conv\2."), (r"(_blocks\.\d+)\.cv([14])\.", r"\1.conv\2."),
+            (r"(_blocks\.\d+)\.cv([23])\.0\.", lambda m: f"{m[1]}.csp_rep{int(m[2]) - 1}."),
+            (r"(_blocks\.\d+)\.cv([23])\.1\.", r"\1.conv\2."),
             (r"(aifi\.\d+\.layers\.\d+)\.norm2\.", r"\1.final_layer_norm.")]
-_DECODER = [(r"^decoder\.decoder\.", "net.decoder."), (r"^decoder\.dec_score_head\.", "net.decoder.class_embed."), (r"^decoder\.dec_bbox_head\.", "net.decoder.bbox_embed."),
-            (r"^decoder\.(query_pos_head|pre_bbox_head|up|reg_scale)\b", r"net.decoder.\1"), (r"^decoder\.(input_proj|enc_output)\.((?:\d+\.)?)(conv|proj|norm)\.", lambda m: f"net.{'decoder_' if m[1] == 'input_proj' else ''}{m[1]}.{m[2]}{int(m[3] == 'norm')}."),
-            (r"^decoder\.", "net."), (r"\.cross_attn\.", ".encoder_attn."), (r"(layers\.\d+)\.norm2\.", r"\1.encoder_attn_layer_norm."), (r"(layers\.\d+)\.norm3\.", r"\1.final_layer_norm.")]
+_DECODER = [(r"^decoder\.decoder\.", "net.decoder."), (r"^decoder\.dec_score_head\.", "net.decoder.class_embed."),
+            (r"^decoder\.dec_bbox_head\.", "net.decoder.bbox_embed."),
+            (r"^decoder\.(query_pos_head|pre_bbox_head|up|reg_scale)\b", r"net.decoder.\1"),
+            (r"^decoder\.(input_proj|enc_output)\.((?:\d+\.)?)(conv|proj|norm)\.",
+             lambda m: f"net.{'decoder_' if m[1] == 'input_proj' else ''}{m[1]}.{m[2]}{int(m[3] == 'norm')}."),
+            (r"^decoder\.", "net."), (r"\.cross_attn\.", ".encoder_attn."),
+            (r"(layers\.\d+)\.norm2\.", r"\1.encoder_attn_layer_norm."),
+            (r"(layers\.\d+)\.norm3\.", r"\1.final_layer_norm.")]
 
 def _official_names(weights, dfine):
     "From the names of lyuwenyu/RT-DETR and Peterande/D-FINE."
-    ffn, found = _FFN[dfine], {}
-    attention = [(r"\.linear1\.", f".{ffn[0]}."), (r"\.linear2\.", f".{ffn[1]}."), (r"(layers\.\d+)\.norm1\.", r"\1.self_attn_layer_norm."), (r"\.self_attn\.out_proj\.", ".self_attn.o_proj.")]
+    ffn = _FFN[dfine]
+    found = {}
+    attention = [(r"\.linear1\.", f".{ffn[0]}."), (r"\.linear2\.", f".{ffn[1]}."),
+                 (r"(layers\.\d+)\.norm1\.", r"\1.self_attn_layer_norm."),
+                 (r"\.self_attn\.out_proj\.", ".self_attn.o_proj.")]
     parts = {"backbone": _BACKBONE, "encoder": [*_ENCODER, *attention], "decoder": [*_DECODER, *attention]}
     for k, v in weights.items():
         name = _rename(k, parts.get(k.split(".")[0], []))
@@ -66,7 +85,9 @@ def our_names(
     weights:dict, # name -> tensor, as a file has them
 )->dict: # by the names of `models.detr`
     "Put the names of a DETR's weights into ours; what is known by none stays as it is, and constants are left out."
-    weights, dfine = {k: v for k, v in weights.items() if not _CONSTANTS.search(k)}, any("lqe_layers" in k for k in weights)
+    weights, dfine = {k: v
+                      for k, v in weights.items()
+                      if not _CONSTANTS.search(k)}, any("lqe_layers" in k for k in weights)
     if any(k.startswith("net.") for k in weights): return weights
     hub = any(k.startswith("model.") for k in weights)
     if not hub and not any(k.startswith("decoder.") for k in weights): return weights
@@ -76,7 +97,8 @@ def place_detr(
     model:Detector, # DETRDetector, to be filled
     source:Source, # what was read
 )->LoadReport:
-    "Fill `model`; class rows by name, new ones as they were initialised. Raises InputError, with the model untouched, when the file is another model's."
+    """Fill `model`; class rows by name, new ones as they were initialised. Raises InputError, with the model
+    untouched, when the file is another model's."""
     return place(model, source._replace(weights=our_names(source.weights)))
 
 # %% ../../../nbs/26_models.detr.weights.ipynb #4dffeb03
@@ -84,11 +106,16 @@ def read_hub_folder(
     path, # a folder with config.json and model.safetensors
 )->Source:
     "Read a model that transformers saved. Raises InputError."
-    path, kinds = Path(path), {s.kind for s in SIZES.values()}
+    path = Path(path)
+    kinds = {s.kind for s in SIZES.values()}
     config = read_json(path/"config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in kinds: raise InputError(f"{path}: its config.json is of model_type {kind!r}; those that are read: {', '.join(sorted(kinds))}")
-    if not (path/"model.safetensors").exists(): raise InputError(f"{path}: has no model.safetensors beside its config.json" + (" (a pytorch_model.bin is a pickle, and is not opened)" if (path/"pytorch_model.bin").exists() else ""))
+    if kind not in kinds:
+        raise InputError(
+            f"{path}: its config.json is of model_type {kind!r}; those that are read: {', '.join(sorted(kinds))}")
+    if not (path/"model.safetensors").exists():
+        raise InputError(f"{path}: has no model.safetensors beside its config.json" + (
+            " (a pytorch_model.bin is a pickle, and is not opened)" if (path/"pytorch_model.bin").exists() else ""))
     tensors, _, _ = read_safetensors(path/"model.safetensors")
     return Source(str(path), "hub", tensors, _labels(config.get("id2label")))
 
@@ -103,30 +130,39 @@ def _known_twin(name, classes): # -> Detector
     g = torch.Generator().manual_seed(1)
     model = create_model(name, classes).eval()
     for v in model.state_dict().values():
-        if v.is_floating_point(): v.copy_(torch.randn(v.shape, generator=g)*.05 if v.ndim > 1 else torch.rand(v.shape, generator=g) + .5)
+        if v.is_floating_point():
+            v.copy_(torch.randn(v.shape, generator=g)*.05 if v.ndim > 1 else torch.rand(v.shape, generator=g) + .5)
     return model
 
 def _norm_of(conv): # name of a convolution's weight -> prefix of the BatchNorm behind it
-    return next((re.sub(old, new, conv) for old, new in ((r"\.convolution\.weight$", ".normalization."), (r"\.conv\.weight$", ".norm."), (r"_input_proj\.(\d+)\.0\.weight$", r"_input_proj.\1.1."))
+    return next((re.sub(old, new, conv)
+                 for old, new in ((r"\.convolution\.weight$", ".normalization."), (r"\.conv\.weight$", ".norm."),
+                                  (r"_input_proj\.(\d+)\.0\.weight$", r"_input_proj.\1.1."))
                  if re.search(old, conv)), None)
 
 def _forms(model): # -> list of (form, name, tensor)
     "How each weight may stand in a graph: as it is, turned round, or with its BatchNorm folded in."
-    state, forms = model.state_dict(), []
+    state = model.state_dict()
+    forms = []
     eps = {f"{k}.": m.eps for k, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     for k, v in state.items():
         norm = _norm_of(k)
         if norm in eps:
             scale = state[norm + "weight"]/(state[norm + "running_var"] + eps[norm]).sqrt()
-            forms += [("folded weight", k, v*scale[:, None, None, None]), ("folded bias", k, state[norm + "bias"] - state[norm + "running_mean"]*scale)]
-        elif v.is_floating_point() and not any(k.startswith(p) for p in eps): forms += [("plain", k, v)] + ([("turned", k, v.T)] if v.ndim == 2 else [])
+            forms += [("folded weight", k, v*scale[:, None, None, None]),
+                      ("folded bias", k, state[norm + "bias"] - state[norm + "running_mean"]*scale)]
+        elif v.is_floating_point() and not any(k.startswith(p) for p in eps):
+            forms += [("plain", k, v)] + ([("turned", k, v.T)] if v.ndim == 2 else [])
     return forms
 
 # %% ../../../nbs/26_models.detr.weights.ipynb #aa0b1142
 def _stored(graph): # name -> array
     onnx = require("onnx")
     found = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    found.update({n.output[0]: onnx.numpy_helper.to_array(a.t) for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"})
+    found.update({
+        n.output[0]: onnx.numpy_helper.to_array(a.t)
+        for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    })
     for n in graph.node: # equal arrays are stored once
         if n.op_type == "Identity" and n.input[0] in found: found[n.output[0]] = found[n.input[0]]
     return found
@@ -143,9 +179,14 @@ def same_walk(
     a, b, # onnx.ModelProto; where `b` leaves out a factor or a term of `a`, that is 1 or 0
 ): # list of (array of a, array of b) for each stored input of each node; None where the graphs differ
     "Walk two graphs side by side."
-    ours, theirs = _stored(a.graph), _stored(b.graph)
-    nodes, left = ([n for n in m.graph.node if n.op_type != "Constant" and n.output[0] not in stored] for m, stored in ((a, ours), (b, theirs)))
-    place, found = {i.name: j.name for i, j in zip(a.graph.input, b.graph.input)}, []
+    ours = _stored(a.graph)
+    theirs = _stored(b.graph)
+    nodes, left = ([n
+                    for n in m.graph.node
+                    if n.op_type != "Constant" and n.output[0] not in stored]
+                   for m, stored in ((a, ours), (b, theirs)))
+    place = {i.name: j.name for i, j in zip(a.graph.input, b.graph.input)}
+    found = []
     left.reverse()
     for n in nodes:
         pairs = _pairs_at(n, left[-1], ours, theirs, place) if left else None
@@ -153,7 +194,8 @@ def same_walk(
             place.update(zip(n.output, left.pop().output))
             found += pairs
             continue
-        stored, rest = [i for i in n.input if i in ours], [i for i in n.input if i not in ours]
+        stored = [i for i in n.input if i in ours]
+        rest = [i for i in n.input if i not in ours]
         if n.op_type not in ("Mul", "Add") or len(stored) != 1: return None
         place[n.output[0]] = place.get(rest[0], rest[0])
         found.append((ours[stored[0]], np.full_like(ours[stored[0]], n.op_type == "Mul")))
@@ -167,34 +209,49 @@ def read_onnx_detr(
     "Such a file's weights under our names. Raises InputError."
     onnx = require("onnx")
     try: file = onnx.load(str(path))
-    except Exception as e: raise InputError(f"{path}: not an ONNX file, or torn: {' '.join(str(e).split())[:120]}") from None
+    except Exception as e:
+        raise InputError(f"{path}: not an ONNX file, or torn: {' '.join(str(e).split())[:120]}") from None
     contract = next((p.value for p in file.metadata_props if p.key == METADATA_KEY), None)
-    if contract is None: raise InputError(f"{path}: has no contract, so jetson-det did not export it; of DETRs no other graph is read")
+    if contract is None:
+        raise InputError(f"{path}: has no contract, so jetson-det did not export it; of DETRs no other graph is read")
     contract = Contract.from_json(contract, str(path))
-    if contract.name != name: raise InputError(f"{path}: not a {name}: it is a {contract.name}; use model.name={contract.name}")
+    if contract.name != name:
+        raise InputError(f"{path}: not a {name}: it is a {contract.name}; use model.name={contract.name}")
     twin = _known_twin(name, contract.classes)
     pairs = next(filter(None, (same_walk(graph, file) for graph in _exports(twin, contract, file))), None)
-    if pairs is None: raise InputError(f"{path}: its graph is not the one that this version and its torch export of {name}; start from the checkpoint it was made from")
+    if pairs is None:
+        raise InputError(
+            f"{path}: its graph is not the one that this version and its torch export of {name}; start from the"
+            " checkpoint it was made from"
+        )
     found, folded = _names_of(pairs, twin)
     absent = tuple(k for k in twin.state_dict() if k not in found and not k.endswith("num_batches_tracked"))
-    return Source(str(path), "onnx", found, contract.classes, folded, absent, ("an exported graph has only what the answer needs; what is missing starts anew",))
+    return Source(str(path), "onnx", found, contract.classes, folded, absent,
+                  ("an exported graph has only what the answer needs; what is missing starts anew", ))
 
 def _exports(twin, contract, file): # generator of onnx.ModelProto
     "The twin's graph, as export_onnx makes it: simplified, or not."
     from jetson_det.export.onnx import _deployed, _slim, _trace
-    opset, batch = next(o.version for o in file.opset_import if o.domain in ("", "ai.onnx")), file.graph.input[0].type.tensor_type.shape.dim[0]
+    opset = next(o.version for o in file.opset_import if o.domain in ("", "ai.onnx"))
+    batch = file.graph.input[0].type.tensor_type.shape.dim[0]
     graph = _trace(_deployed(twin), contract.input_size, opset, not batch.HasField("dim_value"))
     if any(n.op_type in ("Identity", "Shape") for n in file.graph.node): yield graph
     yield _slim(graph)
 
 def _names_of(pairs, twin): # -> ({name: tensor}, BatchNorms folded)
     "Give the file's arrays the names of the twin's."
-    known, found, shifts = {}, {}, {}
+    known = {}
+    found = {}
+    shifts = {}
     for form in _forms(twin): known.setdefault(tuple(form[2].shape), []).append(form)
     for a, b in pairs:
         if a.dtype.kind != "f": continue
-        a, b = torch.from_numpy(a.copy()).float(), torch.from_numpy(b.copy()).float()
-        form, k = next(((f, k) for f, k, v in known.get(tuple(a.shape), ()) if (torch.allclose(a, v, rtol=1e-3, atol=1e-5) if "folded" in f else torch.equal(a, v))), (None, None))
+        a = torch.from_numpy(a.copy()).float()
+        b = torch.from_numpy(b.copy()).float()
+        form, k = next(((f, k)
+                        for f, k, v in known.get(tuple(a.shape), ())
+                        if (torch.allclose(a, v, rtol=1e-3, atol=1e-5) if "folded" in f else torch.equal(a, v))),
+                       (None, None))
         if form == "folded bias": shifts[k] = b
         elif form: found[k] = b.T.contiguous() if form == "turned" else b
     eps = {f"{k}.": m.eps for k, m in twin.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}

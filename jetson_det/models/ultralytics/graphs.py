@@ -17,10 +17,13 @@ from ..zoo import ModelCard
 
 # %% ../../../nbs/24_models.ultralytics.graphs.ipynb #ca639d25
 # Ultralytics, documentation of YOLOv8 and YOLO11, tables "Detection (COCO)"
-PUBLISHED = {"yolov8n": ModelCard(640, 37.3,  3.2,   8.7), "yolov8s": ModelCard(640, 44.9, 11.2,  28.6), "yolov8m": ModelCard(640, 50.2, 25.9,  78.9),
-             "yolov8l": ModelCard(640, 52.9, 43.7, 165.2), "yolov8x": ModelCard(640, 53.9, 68.2, 257.8),
-             "yolo11n": ModelCard(640, 39.5,  2.6,   6.5), "yolo11s": ModelCard(640, 47.0,  9.4,  21.5), "yolo11m": ModelCard(640, 51.5, 20.1,  68.0),
-             "yolo11l": ModelCard(640, 53.4, 25.3,  86.9), "yolo11x": ModelCard(640, 54.7, 56.9, 194.9)}
+PUBLISHED = {
+    "yolov8n": ModelCard(640, 37.3, 3.2, 8.7), "yolov8s": ModelCard(640, 44.9, 11.2,
+                                                                    28.6), "yolov8m": ModelCard(640, 50.2, 25.9, 78.9),
+    "yolov8l": ModelCard(640, 52.9, 43.7, 165.2), "yolov8x": ModelCard(640, 53.9, 68.2, 257.8), "yolo11n": ModelCard(
+        640, 39.5, 2.6, 6.5), "yolo11s": ModelCard(640, 47.0, 9.4, 21.5), "yolo11m": ModelCard(640, 51.5, 20.1, 68.0),
+    "yolo11l": ModelCard(640, 53.4, 25.3, 86.9), "yolo11x": ModelCard(640, 54.7, 56.9, 194.9)
+}
 # ours: counted here, for 80 classes at 640 px, before the folding; no AP is published
 OURS = {"yolo11n-p2": ModelCard(640, None,  2.7,  11.2), "yolo11n-p2-lite": ModelCard(640, None,  2.0,  10.6),
         "yolo11s-p2": ModelCard(640, None,  9.6,  29.4), "yolo11s-p2-lite": ModelCard(640, None,  7.1,  27.4),
@@ -29,11 +32,15 @@ OURS = {"yolo11n-p2": ModelCard(640, None,  2.7,  11.2), "yolo11n-p2-lite": Mode
         "yolo11x-p2": ModelCard(640, None, 57.8, 243.9), "yolo11x-p2-lite": ModelCard(640, None, 46.2, 234.6)}
 CARDS = {**PUBLISHED, **OURS}
 # Ultralytics, documentation of YOLO26, table "Detection (COCO)", column "mAPval 50-95 (e2e)"
-YOLO26 = {"yolo26n": ModelCard(640, 40.1,  2.4,   5.5), "yolo26s": ModelCard(640, 47.8,  9.5,  20.9), "yolo26m": ModelCard(640, 52.5, 20.4,  68.4),
-          "yolo26l": ModelCard(640, 54.4, 24.8,  86.8), "yolo26x": ModelCard(640, 56.9, 55.7, 194.4)}
+YOLO26 = {
+    "yolo26n": ModelCard(640, 40.1, 2.4, 5.5), "yolo26s": ModelCard(640, 47.8, 9.5,
+                                                                    20.9), "yolo26m": ModelCard(640, 52.5, 20.4, 68.4),
+    "yolo26l": ModelCard(640, 54.4, 24.8, 86.8), "yolo26x": ModelCard(640, 56.9, 55.7, 194.4)
+}
 
 # %% ../../../nbs/24_models.ultralytics.graphs.ipynb #66f859cb
-_SCALES = dict(n=[.5, .25, 1024], s=[.5, .5, 1024], m=[.5, 1., 512], l=[1., 1., 512], x=[1., 1.5, 512]) # depth, width, most channels
+# depth, width, most channels
+_SCALES = dict(n=[.5, .25, 1024], s=[.5, .5, 1024], m=[.5, 1., 512], l=[1., 1., 512], x=[1., 1.5, 512])
 
 _BACKBONE = [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [128, 3, 2]],
              [-1, 2, "C3k2", [256, False, .25]], # 2: P2, stride 4
@@ -43,7 +50,8 @@ _BACKBONE = [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [128, 3, 2]],
              [-1, 1, "SPPF", [1024, 5]], [-1, 2, "C2PSA", [1024]]] # 10: what is around, from all over the picture
 
 def _up(layer, channels): # twice the size, beside the backbone's `layer`
-    return [[-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, layer], 1, "Concat", [1]], [-1, 2, "C3k2", [channels, False]]]
+    return [[-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, layer], 1, "Concat", [1]],
+            [-1, 2, "C3k2", [channels, False]]]
 
 def _down(layer, c_in, channels, inner=False): # half the size, beside the neck's `layer`
     return [[-1, 1, "Conv", [c_in, 3, 2]], [[-1, layer], 1, "Concat", [1]], [-1, 2, "C3k2", [channels, inner]]]
@@ -51,8 +59,10 @@ def _down(layer, c_in, channels, inner=False): # half the size, beside the neck'
 _TO_P2 = [*_up(6, 512), *_up(4, 256), *_up(2, 128)] # 13, 16, 19
 
 # %% ../../../nbs/24_models.ultralytics.graphs.ipynb #083069ec
-_OUR_HEADS = {"p2": ([*_down(16, 128, 256), *_down(13, 256, 512), *_down(10, 512, 1024, True)], [19, 22, 25, 28], (4, 8, 16, 32)),
-              "p2-lite": ([*_down(16, 128, 256), *_down(13, 256, 512)], [19, 22, 25], (4, 8, 16))}
+_OUR_HEADS = {
+    "p2": ([*_down(16, 128, 256), *_down(13, 256, 512), *_down(10, 512, 1024, True)], [19, 22, 25, 28], (4, 8, 16, 32)),
+    "p2-lite": ([*_down(16, 128, 256), *_down(13, 256, 512)], [19, 22, 25], (4, 8, 16))
+}
 
 # %% ../../../nbs/24_models.ultralytics.graphs.ipynb #4b2e2b74
 class Graph(NamedTuple):
@@ -83,6 +93,7 @@ def graph_of(
         found = dict(scales=_SCALES, backbone=_BACKBONE, head=[*_TO_P2, *layers, [heads, 1, "Detect", ["nc"]]])
     else:
         file = {"8": "v8/yolov8.yaml", "11": "11/yolo11.yaml", "26": "26/yolo26.yaml"}[version]
-        found, strides = yaml.safe_load((Path(package)/"cfg"/"models"/file).read_text(encoding="utf-8")), (8, 16, 32)
+        found = yaml.safe_load((Path(package)/"cfg"/"models"/file).read_text(encoding="utf-8"))
+        strides = (8, 16, 32)
     found = copy.deepcopy({**found, "nc": n_classes, "scale": size})
     return Graph(found, strides, len(found["backbone"]))

@@ -20,7 +20,8 @@ from ..zoo import LossSums
 # %% ../../../nbs/24_models.ultralytics.loss.ipynb #c3e06569
 class YOLOOutputs(NamedTuple):
     "The head's numbers for A anchor points, finest scale first, each scale row by row."
-    boxes:torch.Tensor # (B,4*bins,A) logits of the distances left, top, right, bottom; with one bin the distances themselves, in strides
+    # (B,4*bins,A) logits of the distances left, top, right, bottom; with one bin the distances themselves, in strides
+    boxes:torch.Tensor
     scores:torch.Tensor # (B,C,A) logits of the classes
     grids:tuple # ((h,w), ...) points of each scale
 
@@ -38,8 +39,13 @@ def points_for(
 )->Points: # of all scales in a row
     "The anchor points of `grids`: constants, also while a graph is being traced."
     with torch.inference_mode(False):
-        xy = [torch.stack(torch.meshgrid(torch.arange(w) + .5, torch.arange(h) + .5, indexing="xy"), -1).view(-1, 2) for h, w in grids]
-        return Points(torch.cat(xy).to(device), torch.cat([torch.full((h*w, 1), float(s)) for (h, w), s in zip(grids, strides)]).to(device))
+        xy = [
+            torch.stack(torch.meshgrid(torch.arange(w) + .5, torch.arange(h) + .5, indexing="xy"), -1).view(-1, 2)
+            for h, w in grids
+        ]
+        return Points(
+            torch.cat(xy).to(device),
+            torch.cat([torch.full((h*w, 1), float(s)) for (h, w), s in zip(grids, strides)]).to(device))
 
 # %% ../../../nbs/24_models.ultralytics.loss.ipynb #09263068
 def distances(
@@ -61,9 +67,14 @@ def decode_boxes(
     strides:tuple, # px of each scale
 )->torch.Tensor: # (B,4,A) xyxy px of the input, float32
     "All boxes, in the layout of the head: what a graph for export holds too."
-    points, n, ltrb = points_for(outputs.grids, strides, outputs.boxes.device), len(outputs.boxes[0])//4, outputs.boxes.float()
-    if n > 1: ltrb = (torch.arange(float(n), device=ltrb.device)[None] @ ltrb.view(-1, 4, n, len(points.xy)).softmax(2)).squeeze(2)
-    xy, s = points.xy.T[None], points.strides.T[None]
+    points = points_for(outputs.grids, strides, outputs.boxes.device)
+    n = len(outputs.boxes[0])//4
+    ltrb = outputs.boxes.float()
+    if n > 1:
+        ltrb = (torch.arange(float(n), device=ltrb.device)[None] @ ltrb.view(-1, 4, n, len(
+            points.xy)).softmax(2)).squeeze(2)
+    xy = points.xy.T[None]
+    s = points.strides.T[None]
     return torch.cat([xy - ltrb[:, :2], xy + ltrb[:, 2:]], 1)*s
 
 # %% ../../../nbs/24_models.ultralytics.loss.ipynb #aa533311
@@ -75,7 +86,10 @@ def ciou(
 )->torch.Tensor: # (N,) -1..1, with gradient
     "Complete IoU of pairs, in the order of operations of the package Ultralytics."
     (x1, y1, x2, y2), (u1, v1, u2, v2) = a.unbind(-1), b.unbind(-1)
-    w, h, p, q = x2 - x1, y2 - y1 + _EPS, u2 - u1, v2 - v1 + _EPS
+    w = x2 - x1
+    h = y2 - y1 + _EPS
+    p = u2 - u1
+    q = v2 - v1 + _EPS
     inter = (x2.minimum(u2) - x1.maximum(u1)).clamp(min=0)*(y2.minimum(v2) - y1.maximum(v1)).clamp(min=0)
     iou = inter/(w*h + p*q - inter + _EPS)
     diagonal = (x2.maximum(u2) - x1.minimum(u1))**2 + (y2.maximum(v2) - y1.minimum(v1))**2 + _EPS
@@ -91,7 +105,8 @@ def candidate_pairs(
     strides:tuple, # px of each scale
 )->tuple: # box (P,), anchor point (P,): index tensors, scale after scale
     "Every pair of a box and an anchor point that lies in it."
-    center, wh = (boxes[:, :2] + boxes[:, 2:])/2, (boxes[:, 2:] - boxes[:, :2])
+    center = (boxes[:, :2] + boxes[:, 2:])/2
+    wh = boxes[:, 2:] - boxes[:, :2]
     half = wh.clamp(min=strides[min(1, len(strides) - 1)])/2
     first, count = [], []
     for (h, w), s in zip(grids, strides):
@@ -100,12 +115,15 @@ def candidate_pairs(
             after = at - (center - half)[:, axis, None] > 1e-9
             first.append((~after).sum(1))
             count.append((after & ((center + half)[:, axis, None] - at > 1e-9)).sum(1))
-    (x, y), (nx, ny) = (torch.stack(t).view(len(grids), 2, -1).transpose(0, 1).flatten(1) for t in (first, count)) # (scales x R,)
+    # (scales x R,)
+    (x, y), (nx, ny) = (torch.stack(t).view(len(grids), 2, -1).transpose(0, 1).flatten(1) for t in (first, count))
     total = nx*ny
     rect = torch.repeat_interleave(total)
     k = torch.arange(len(rect), device=boxes.device) - (total.cumsum(0) - total)[rect]
-    scale, row = rect//len(boxes), rect%len(boxes)
-    start, width = ([*map(int, torch.tensor([0] + [h*w for h, w in grids[:-1]]).cumsum(0))], [w for _, w in grids])
+    scale = rect//len(boxes)
+    row = rect%len(boxes)
+    start = [*map(int, torch.tensor([0] + [h*w for h, w in grids[:-1]]).cumsum(0))]
+    width = [w for _, w in grids]
     start, width = (torch.tensor(v, device=boxes.device)[scale] for v in (start, width))
     return row, start + (y[rect] + k//nx[rect])*width + x[rect] + k%nx[rect]
 
@@ -160,15 +178,25 @@ def align(
 )->Aligned:
     "Task-aligned assignment over the whole batch, in float32."
     image, slot = (labels >= 0).nonzero(as_tuple=True) # R boxes
-    boxes, labels, n = boxes[image, slot].float(), labels[image, slot], outputs.scores.shape[2]
+    boxes = boxes[image, slot].float()
+    labels = labels[image, slot]
+    n = outputs.scores.shape[2]
     row, anchor = candidate_pairs(boxes, outputs.grids, strides)
-    point, logit = image[row]*n + anchor, (image*outputs.scores.shape[1] + labels)[row]*n + anchor # places in the flat tensors: one index is quicker than three
-    overlap = ciou(boxes.index_select(0, row), decode_boxes(outputs, strides).transpose(1, 2).reshape(-1, 4).index_select(0, point)).clamp_(min=0)
+    # places in the flat tensors: one index is quicker than three
+    point = image[row]*n + anchor
+    logit = (image*outputs.scores.shape[1] + labels)[row]*n + anchor
+    overlap = ciou(boxes.index_select(0, row),
+                   decode_boxes(outputs, strides).transpose(1, 2).reshape(-1, 4).index_select(0, point)).clamp_(min=0)
     value = outputs.scores.flatten().index_select(0, logit).float().sigmoid()**.5*overlap**6
     pair = settle(best_of_each(value, row, top), point, overlap, outputs.scores[:, 0].numel())
     if keep: pair = pair[best_of_each(value[pair], row[pair], keep)]
-    row, anchor, value, overlap = row[pair], anchor[pair], value[pair], overlap[pair]
-    best = torch.zeros(2, len(boxes), device=boxes.device).scatter_reduce_(1, row.expand(2, -1), torch.stack([value, overlap]), "amax")[:, row]
+    row = row[pair]
+    anchor = anchor[pair]
+    value = value[pair]
+    overlap = overlap[pair]
+    best = torch.zeros(2, len(boxes), device=boxes.device).scatter_reduce_(1, row.expand(2, -1),
+                                                                           torch.stack([value, overlap]), "amax")[:,
+                                                                                                                  row]
     return Aligned(image[row], anchor, slot[row], value*best[1]/(best[0] + 1e-9))
 
 # %% ../../../nbs/24_models.ultralytics.loss.ipynb #c2fd7f2e
@@ -176,21 +204,25 @@ def distribution_loss(
     logits:torch.Tensor, # (F,4,bins)
     ltrb:torch.Tensor, # (F,4) true distances, in strides
 )->torch.Tensor: # (F,), mean over the four sides
-    "Cross-entropy with the two bins beside each distance, by nearness. Distances beyond the last bin count as just before it."
+    """Cross-entropy with the two bins beside each distance, by nearness. Distances beyond the last bin count as just
+    before it."""
     ltrb = ltrb.clamp(0, logits.shape[-1] - 1 - .01)
     left = ltrb.long()
-    log_p, right_share = logits.log_softmax(-1), ltrb - left
+    log_p = logits.log_softmax(-1)
+    right_share = ltrb - left
     pick = lambda i: log_p.gather(-1, i[..., None])[..., 0]
     return -(pick(left)*(1 - right_share) + pick(left + 1)*right_share).mean(-1)
 
 # %% ../../../nbs/24_models.ultralytics.loss.ipynb #85e002e2
 class _ClassSum(torch.autograd.Function):
-    "The sum of a binary cross-entropy whose targets are nearly all 0: its gradient is made in one pass over the logits, and the objects are put into that."
+    """The sum of a binary cross-entropy whose targets are nearly all 0: its gradient is made in one pass over the
+    logits, and the objects are put into that."""
     @staticmethod
     def forward(ctx, scores, image, label, anchor, target, weights):
         ctx.save_for_backward(scores, image, label, anchor, target, weights)
         background = F.softplus(scores.float()).sum((0, 2)) # (C,) against "nothing here", everywhere
-        return ((background - background.new_zeros(len(background)).index_add(0, label, scores[image, label, anchor].float()*target))*weights).sum()
+        return ((background - background.new_zeros(len(background)).index_add(
+            0, label, scores[image, label, anchor].float()*target))*weights).sum()
 
     @staticmethod
     def backward(ctx, grad):
@@ -219,13 +251,15 @@ def yolo_loss(
     labels:torch.Tensor, # (B,G) int64, -1 pads
     strides:tuple, # px of each scale
     gains:dict=GAINS, # factor of each term: box, cls, dfl
-    class_weights:torch.Tensor=None, # (C,) factor of each class in the class term, objects and background alike; None: 1
+    # (C,) factor of each class in the class term, objects and background alike; None: 1
+    class_weights:torch.Tensor=None,
 )->LossSums: # sums `box`, `cls`, `dfl`; the sum of the target scores
     "The YOLOv8 loss of a batch, in float32 whatever the outputs are."
     with torch.autocast(boxes.device.type, enabled=False):
         found = image, anchor, slot, score = align(outputs, boxes, labels, strides)
         points = points_for(outputs.grids, strides, boxes.device)
-        xy, target = points.xy[anchor], boxes[image, slot].float()/points.strides[anchor]
+        xy = points.xy[anchor]
+        target = boxes[image, slot].float()/points.strides[anchor]
         logits = outputs.boxes[image, :, anchor].float().unflatten(1, (4, -1))
         ltrb = torch.cat([xy - target[:, :2], target[:, 2:] - xy], 1)
         sums = dict(box=((1 - ciou(box_at(xy, distances(logits)), target))*score).sum(),

@@ -41,16 +41,20 @@ def head_loss(
     labels:torch.Tensor, # (B,G) int64, -1 pads
     strides:tuple, # px of each scale
     gains:dict=GAINS26, # factor of each term: box, cls, l1
-    class_weights:torch.Tensor=None, # (C,) factor of each class in the class term, objects and background alike; None: 1
+    # (C,) factor of each class in the class term, objects and background alike; None: 1
+    class_weights:torch.Tensor=None,
     top:int=TOP, # anchor points a box wants
     keep:int=None, # how many of those that it got it keeps; None: all
 )->LossSums: # sums `box`, `cls`, `l1`; the sum of the target scores
     "The loss of one head on a batch, in float32 whatever the outputs are."
     with torch.autocast(boxes.device.type, enabled=False):
         found = image, anchor, slot, score = align(outputs, boxes, labels, strides, top, keep)
-        points, size = points_for(outputs.grids, strides, boxes.device), tuple(n*strides[0] for n in outputs.grids[0])
-        xy, s = points.xy[anchor], points.strides[anchor]
-        said, target = outputs.boxes[image, :, anchor].float(), boxes[image, slot].float()/s
+        points = points_for(outputs.grids, strides, boxes.device)
+        size = tuple(n*strides[0] for n in outputs.grids[0])
+        xy = points.xy[anchor]
+        s = points.strides[anchor]
+        said = outputs.boxes[image, :, anchor].float()
+        target = boxes[image, slot].float()/s
         true = torch.cat([xy - target[:, :2], target[:, 2:] - xy], 1)
         sums = dict(box=((1 - ciou(box_at(xy, said), target))*score).sum(),
                     cls=class_loss(outputs.scores, found, labels[image, slot], class_weights),
@@ -76,7 +80,10 @@ def yolo26_loss(
     progress:float=0., # epochs done / (all epochs - 1), 0..1
 )->LossSums: # sums "one2many/box" and so on, their shares in them; a divisor for each part
     "Both heads' losses of a batch."
-    parts = {part: head_loss(getattr(outputs, part), boxes, labels, strides, gains, class_weights, **pick) for part, pick in PICKS.items()}
+    parts = {
+        part: head_loss(getattr(outputs, part), boxes, labels, strides, gains, class_weights, **pick)
+        for part, pick in PICKS.items()
+    }
     share = shares(progress)
     return LossSums({f"{part}/{k}": share[part]*v for part, loss in parts.items() for k, v in loss.sums.items()},
                     {part: loss.normaliser for part, loss in parts.items()})

@@ -29,14 +29,24 @@ from .loss_yolo26 import GAINS26, YOLO26Outputs, yolo26_loss
 from ..zoo import Detector, check_gains
 
 # %% ../../../nbs/25_models.ultralytics.network.ipynb #7d2149d4
-LICENCE = "Ultralytics is under the AGPL-3.0: a program that ships or serves this network falls under it, unless licensed by Ultralytics"
+LICENCE = (
+    "Ultralytics is under the AGPL-3.0: a program that ships or serves this network falls under it, unless licensed by"
+    " Ultralytics"
+)
 
 @contextmanager
 def _left_as_it_was(folder):
     "What importing Ultralytics changes in the process is put back afterwards."
     import cv2
-    env, save, threads, prints, quiet = dict(os.environ), torch.save, cv2.getNumThreads(), np.get_printoptions(), logging.root.manager.disable
-    os.environ.update({"YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": env.get("YOLO_CONFIG_DIR", folder), "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", "1")})
+    env = dict(os.environ)
+    save = torch.save
+    threads = cv2.getNumThreads()
+    prints = np.get_printoptions()
+    quiet = logging.root.manager.disable
+    os.environ.update({
+        "YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": env.get("YOLO_CONFIG_DIR", folder),
+        "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", "1")
+    })
     logging.disable(logging.WARNING) # it tells where it put its settings
     try:
         with warnings.catch_warnings(): yield
@@ -54,10 +64,14 @@ def ultralytics_tasks(): # the module ultralytics.nn.tasks
     "The package's builder of networks. Raises InputError where it is not installed."
     if sys.modules.get("ultralytics"): return importlib.import_module("ultralytics.nn.tasks")
     try:
-        with tempfile.TemporaryDirectory() as folder, _left_as_it_was(folder): return importlib.import_module("ultralytics.nn.tasks")
+        with tempfile.TemporaryDirectory() as folder, _left_as_it_was(folder):
+            return importlib.import_module("ultralytics.nn.tasks")
     except ImportError as e:
         if (e.name or "").split(".")[0] != "ultralytics": raise
-        raise InputError('yolov8, yolo11 and yolo26 are networks of the package Ultralytics (AGPL-3.0), which is not installed: pip install "jetson_det[ultralytics]"') from None
+        raise InputError(
+            'yolov8, yolo11 and yolo26 are networks of the package Ultralytics (AGPL-3.0), which is not installed: pip'
+            ' install "jetson_det[ultralytics]"'
+        ) from None
 
 def package_folder()->Path: # with the published graphs in cfg/models
     "Where the package lies. Raises InputError where it is not installed."
@@ -101,7 +115,8 @@ class UltralyticsNetwork(Detector):
         super().__init__(name, classes)
         if name not in self.cards: raise InputError(f"unknown model {name!r}: {did_you_mean(name, self.cards)}")
         graph = graph_of(name, len(self.classes), package_folder())
-        self.strides, self.neck_at = graph.strides, graph.neck
+        self.strides = graph.strides
+        self.neck_at = graph.neck
         self.model = build_layers(graph)
         self.kept = {j for m in self.model for j in ([m.f] if isinstance(m.f, int) else m.f) if j != -1}
         init_biases(self.model[-1], self.strides, input_size)
@@ -174,11 +189,24 @@ class UltralyticsDetector(UltralyticsNetwork):
         input_size, # (h,w) px
         **kw, # any other field of the contract: confidence, iou, dataset, ...
     ): # runtime.contract.Contract
-        "How this model's exported form wants its picture and what it gives. The picture lies at the top left, as in training."
+        """How this model's exported form wants its picture and what it gives. The picture lies at the top left, as
+        in training."""
         from jetson_det.runtime.contract import Contract
         kw["extra"] = {"licence": "AGPL-3.0 (network: Ultralytics)", **kw.get("extra", {})}
-        return Contract(**{**dict(family=self.family, name=self.name, classes=self.classes, input_size=tuple(input_size), color="rgb",
-            scale=1/255, mean=(0., 0., 0.), std=(1., 1., 1.), fit="letterbox-topleft", pad=114, output="boxes_scores"), **kw})
+        return Contract(
+            **{
+                **dict(family=self.family,
+                       name=self.name,
+                       classes=self.classes,
+                       input_size=tuple(input_size),
+                       color="rgb",
+                       scale=1/255,
+                       mean=(0., 0., 0.),
+                       std=(1., 1., 1.),
+                       fit="letterbox-topleft",
+                       pad=114,
+                       output="boxes_scores"), **kw
+            })
 
     def param_groups(self,
         weight_decay:float=5e-4, # on the convolutions' weights alone
@@ -229,7 +257,16 @@ class YOLO26Detector(UltralyticsDetector):
         weight_decay:float=5e-4, # on the convolutions' weights alone
     )->list: # of dicts, as torch.optim takes them; `part`: whose divisor counts
         "Weights, norms and biases of each part."
-        groups, head = super().param_groups(weight_decay), self.model[-1]
+        groups = super().param_groups(weight_decay)
+        head = self.model[-1]
         one = {id(p) for convs in (head.one2one_cv2, head.one2one_cv3) for p in convs.parameters()}
-        return [dict(g, name=f"{part} {g['name']}", part=part, params=[p for p in g["params"] if (id(p) in one) == (part == "one2one")])
-                for part in ("one2many", "one2one") for g in groups]
+        return [
+            dict(g,
+                 name=f"{part} {g['name']}",
+                 part=part,
+                 params=[p
+                         for p in g["params"]
+                         if (id(p) in one) == (part == "one2one")])
+            for part in ("one2many", "one2one")
+            for g in groups
+        ]

@@ -16,12 +16,21 @@ from pathlib import Path
 
 from ...core import InputError
 from .graphs import CARDS, YOLO26, split_name
-from ..weights.load import LoadReport, Source, carry_rows, class_names, load_weights, match_classes, shapes_of
+from jetson_det.models.weights.load import (
+    LoadReport,
+    Source,
+    carry_rows,
+    class_names,
+    load_weights,
+    match_classes,
+    shapes_of,
+)
 from ..zoo import Detector
 from ...runtime.files import require, sha256_file
 
 # %% ../../../nbs/24_models.ultralytics.weights.ipynb #201ecfe1
-_MOVES = {"p2": {17: 23, 19: 25, 20: 26, 22: 28, 23: 29}, "p2-lite": {17: 23, 19: 25, 23: 26}} # YOLO11's layer -> ours; the last are the heads
+# YOLO11's layer -> ours; the last are the heads
+_MOVES = {"p2": {17: 23, 19: 25, 20: 26, 22: 28, 23: 29}, "p2-lite": {17: 23, 19: 25, 23: 26}}
 
 def official_names(
     weights:dict, # name -> tensor, as in the file
@@ -35,12 +44,15 @@ def move_layers(
     kind:str, # p2 or p2-lite
 )->dict: # by the names of that graph; what has no place there is left out
     "The weights of YOLO11 under the names of a graph with a P2 head."
-    moves, head, moved = _MOVES[kind], max(_MOVES[kind].values()), {}
+    moves = _MOVES[kind]
+    head = max(_MOVES[kind].values())
+    moved = {}
     for k, v in weights.items():
         if not re.match(r"model\.\d+\.", k): continue
         _, i, rest = k.split(".", 2)
         to = int(i) if int(i) <= 16 else moves.get(int(i))
-        if to == head: rest = re.sub(r"^(cv[23]\.)(\d)", lambda m: m[1] + str(int(m[2]) + 1), rest) # P2 is the first head now
+        # P2 is the first head now
+        if to == head: rest = re.sub(r"^(cv[23]\.)(\d)", lambda m: m[1] + str(int(m[2]) + 1), rest)
         if to is not None: moved[f"model.{to}.{rest}"] = v
     return moved
 
@@ -50,7 +62,9 @@ def place_ultralytics(
     source:Source, # what was read
 )->LoadReport:
     "Fill `model`; class rows by name. Raises InputError, with the model untouched, when the file is another model's."
-    own, head, weights = model.state_dict(), f"model.{len(model.model) - 1}.", official_names(source.weights)
+    own = model.state_dict()
+    head = f"model.{len(model.model) - 1}."
+    weights = official_names(source.weights)
     kind = split_name(model.name)[2]
     moved = kind and any(k.startswith("model.23.cv3.") for k in weights)
     if moved: weights = move_layers(weights, kind)
@@ -63,9 +77,12 @@ def place_ultralytics(
     for k in carried: new[k] = carry_rows(weights[k].to(own[k]), match, own[k][0].item() if k.endswith("bias") else 0.)
     model.load_state_dict(new, strict=False)
     taken = tuple(c for c, r in zip(model.classes, match) if r is not None and carried)
-    return LoadReport(source.path, source.kind, tuple(new), tuple(k for k in own if k not in new and not k.endswith("num_batches_tracked")),
-        tuple(k for k in weights if k not in own), tuple(carried), taken, tuple(c for c in model.classes if c not in taken),
-        tuple(c for i, c in enumerate(classes or ()) if i not in match or not carried), source.folded, source.notes + _why(own, weights, head))
+    return LoadReport(source.path, source.kind, tuple(new),
+                      tuple(k for k in own if k not in new and not k.endswith("num_batches_tracked")),
+                      tuple(k for k in weights if k not in own), tuple(carried), taken,
+                      tuple(c for c in model.classes if c not in taken),
+                      tuple(c for i, c in enumerate(classes or ()) if i not in match or not carried), source.folded,
+                      source.notes + _why(own, weights, head))
 
 def _is_row(k, head): # a layer of the head whose first axis is the classes?
     return re.fullmatch(re.escape(head) + r"(one2one_)?cv3\.\d\.2\.(weight|bias)", k) is not None
@@ -77,13 +94,38 @@ def _branch(k, head): # of the class layers: (which, scale), or None
 def _whole_branches(own, weights, new, head): # -> names of class rows whose inputs are the file's too
     inner = [k for k in own if _branch(k, head) and not _is_row(k, head) and not k.endswith("num_batches_tracked")]
     broken = {_branch(k, head) for k in inner if k not in new}
-    return [k for k in own if _is_row(k, head) and k in weights and _branch(k, head) not in broken and weights[k].shape[1:] == own[k].shape[1:]]
+    return [
+        k for k in own if _is_row(k, head) and k in weights and _branch(k, head) not in broken
+        and weights[k].shape[1:] == own[k].shape[1:]
+    ]
 
 def _why(own, weights, head): # -> lines for the report
     "Why the class branch of the file is not taken."
-    wide = next(((len(weights[k]), len(own[k])) for k in own if _branch(k, head) and k.endswith(".1.conv.weight") and k in weights), None) \
-        or next(((len(weights[k]), len(own[k])) for k in own if _branch(k, head) and k.endswith(".1.1.conv.weight") and k in weights), None)
-    return (f"the class branch starts anew: it is {wide[0]} wide in the file and {wide[1]} here, which follows from the number of classes",) if wide and wide[0] != wide[1] else ()
+    wide = next(
+        (
+            (len(weights[k]), len(own[k]))
+            for k in own
+            if _branch(k, head) and k.endswith(".1.conv.weight") and k in weights
+        ),
+        None,
+    ) or next(
+        (
+            (len(weights[k]), len(own[k]))
+            for k in own
+            if _branch(k, head) and k.endswith(".1.1.conv.weight") and k in weights
+        ),
+        None,
+    )
+    return (
+        (
+            (
+                f"the class branch starts anew: it is {wide[0]} wide in the file and {wide[1]} here, which follows from"
+                " the number of classes"
+            ),
+        )
+        if wide and wide[0] != wide[1]
+        else ()
+    )
 
 def _check_layers(name, own, weights, last, source):
     "Every weight up to layer `last` has to be there and fit. Raises InputError."
@@ -92,7 +134,9 @@ def _check_layers(name, own, weights, last, source):
         if have == tuple(own[k].shape): continue
         from jetson_det.models.weights.load import fits
         right = fits(source.weights)
-        raise InputError(f"{source.path}: not the weights of {name}: {k} is {have or 'missing'}, {name} has {tuple(own[k].shape)}" + (f"; {right}" if right else ""))
+        raise InputError(
+            f"{source.path}: not the weights of {name}: {k} is {have or 'missing'}, {name} has {tuple(own[k].shape)}" +
+            (f"; {right}" if right else ""))
 
 def fits_ultralytics(
     weights:dict, # name -> tensor, as a file has them
@@ -100,9 +144,11 @@ def fits_ultralytics(
     "Which model these weights are of, as words for an error; the layers before the head decide."
     weights = official_names(weights)
     def same(name):
-        shapes, head = shapes_of(name, 1), max(int(k.split(".")[1]) for k in shapes_of(name, 1))
+        shapes = shapes_of(name, 1)
+        head = max(int(k.split(".")[1]) for k in shapes_of(name, 1))
         first = [k for k in shapes if int(k.split(".")[1]) < head and not k.endswith("num_batches_tracked")]
-        return any(k.startswith(f"model.{head}.") for k in weights) and all(k in weights and tuple(weights[k].shape) == shapes[k] for k in first)
+        return any(k.startswith(f"model.{head}.")
+                   for k in weights) and all(k in weights and tuple(weights[k].shape) == shapes[k] for k in first)
     found = next((name for name in (*CARDS, *YOLO26) if same(name)), None)
     return f"they are those of {found}; use model.name={found}" if found else ""
 
@@ -123,16 +169,32 @@ def import_pt(
     "Turn a pickled network into plain tensors with the names of its classes. Raises InputError."
     path = Path(path)
     if not path.is_file(): raise InputError(f"{path}: no such file")
-    if not trust: raise InputError(f"{path}: not opened: a .pt is a pickle, and a pickle can run any code as it is opened; if you trust who made it, say --trust")
+    if not trust:
+        raise InputError(
+            f"{path}: not opened: a .pt is a pickle, and a pickle can run any code as it is opened; if you trust who"
+            " made it, say --trust"
+        )
     out = Path(out) if out else path.with_suffix(".safetensors")
     if out.suffix != ".safetensors": raise InputError(f"{out}: the name of the file to write ends in .safetensors")
     if not out.parent.is_dir(): raise InputError(f"{out.parent}: no such folder to write {out.name} into")
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".import-") as folder:
         part = Path(folder)/"part.safetensors"
-        env = {**os.environ, "YOLO_AUTOINSTALL": "false", "YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": folder, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        env = {
+            **os.environ, "YOLO_AUTOINSTALL": "false", "YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": folder,
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)
+        }
         code = "import sys; from jetson_det.models.ultralytics.weights import _unpickle; _unpickle(*sys.argv[1:])"
-        done = subprocess.run([sys.executable, "-c", code, str(path.resolve()), str(part)], env=env, capture_output=True, text=True, errors="replace")
-        if done.returncode or not part.exists(): raise InputError(f"{path}: not imported: {(done.stderr.strip().splitlines() or ['its code ended the process'])[-1][:300]}")
+        done = subprocess.run([sys.executable, "-c", code, str(path.resolve()),
+                               str(part)],
+                              env=env,
+                              capture_output=True,
+                              text=True,
+                              errors="replace")
+        if done.returncode or not part.exists():
+            raise InputError(
+                f"{path}: not imported:"
+                f" {(done.stderr.strip().splitlines() or ['its code ended the process'])[-1][:300]}"
+            )
         os.replace(part, out)
     return out
 
@@ -141,11 +203,17 @@ def _unpickle(path, out): # in the child
     import torch
     from jetson_det.models.ultralytics.network import ultralytics_tasks
     tasks = ultralytics_tasks()
-    found = tasks.torch_safe_load(path)[0] if path.endswith(".pt") else torch.load(path, map_location="cpu", weights_only=False)
+    found = tasks.torch_safe_load(path)[0] if path.endswith(".pt") else torch.load(
+        path, map_location="cpu", weights_only=False)
     net = (found.get("ema") or found.get("model")) if isinstance(found, dict) else found
     if not isinstance(net, torch.nn.Module): sys.exit("it holds no network under 'ema' or 'model'")
-    if not getattr(net, "names", None): sys.exit("its network has no names of classes: it is no detector of Ultralytics")
-    names = [str(v) for _, v in sorted(net.names.items())] if isinstance(net.names, dict) else [str(v) for v in net.names]
+    if not getattr(net, "names", None):
+        sys.exit("its network has no names of classes: it is no detector of Ultralytics")
+    names = [str(v)
+             for _, v in sorted(net.names.items())] if isinstance(net.names, dict) else [str(v) for v in net.names]
     state = {k: (v.float() if v.is_floating_point() else v).contiguous().clone() for k, v in net.state_dict().items()}
-    words = {"names": json.dumps(names, ensure_ascii=False), "made_from": sha256_file(Path(path)), "licence": str(getattr(net, "license", "") or "AGPL-3.0 (Ultralytics), unless its maker says otherwise")}
+    words = {
+        "names": json.dumps(names, ensure_ascii=False), "made_from": sha256_file(Path(path)),
+        "licence": str(getattr(net, "license", "") or "AGPL-3.0 (Ultralytics), unless its maker says otherwise")
+    }
     require("safetensors.torch").save_file(state, out, words)

@@ -76,7 +76,8 @@ def wanted(
 class _Redirects(urllib.request.HTTPRedirectHandler):
     "Follows redirects, but not from https to anything else."
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"): raise DownloadError(f"{req.full_url}: leads from https to {newurl}")
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise DownloadError(f"{req.full_url}: leads from https to {newurl}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 def _open(
@@ -106,11 +107,13 @@ def read_answer(
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
     length = headers.get("Content-Length")
     if length is not None and not length.strip().isdigit(): raise ValueError(f"a Content-Length of {length!r}")
-    if (headers.get("Content-Encoding") or "identity") != "identity": raise ValueError(f"a Content-Encoding of {headers.get('Content-Encoding')!r}, which was not asked for")
+    if (headers.get("Content-Encoding") or "identity") != "identity":
+        raise ValueError(f"a Content-Encoding of {headers.get('Content-Encoding')!r}, which was not asked for")
     if status == 200: return Answer(0, None if length is None else int(length), validator)
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", (headers.get("Content-Range") or "").strip())
     if not found: raise ValueError(f"a Content-Range of {headers.get('Content-Range')!r}")
-    begin, end = int(found[1]), int(found[2])
+    begin = int(found[1])
+    end = int(found[2])
     total = end + 1 if found[3] == "*" else int(found[3])
     if not begin <= end < total: raise ValueError(f"a Content-Range of {headers.get('Content-Range')!r}")
     return Answer(begin, total, validator)
@@ -122,9 +125,12 @@ def not_weights(
 )->str: # what it is instead; "" when nothing speaks against it
     "Is this a page, a message or a pointer, and no weights?"
     start = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith(b"<") or content_type.lower().startswith("text/html"): return "a web page came instead of the file: of a proxy, a login or an error"
-    if start.startswith(b"version https://git-lfs"): return "a Git LFS pointer came instead of the file: take the URL of the file itself"
-    if start.startswith((b'{"error', b'{"message')): return f"an error message came instead of the file: {head[:120].decode('utf-8', 'replace')}"
+    if start.startswith(b"<") or content_type.lower().startswith("text/html"):
+        return "a web page came instead of the file: of a proxy, a login or an error"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer came instead of the file: take the URL of the file itself"
+    if start.startswith((b'{"error', b'{"message')):
+        return f"an error message came instead of the file: {head[:120].decode('utf-8', 'replace')}"
     return ""
 
 def _broken(
@@ -133,7 +139,8 @@ def _broken(
     "A last look at a file: a .pth of today is a zip, whose list of contents is at its end."
     with open(path, "rb") as f: head = f.read(512)
     if not head: return "the file is empty"
-    if head.startswith(b"PK\3\4") and not zipfile.is_zipfile(path): return "the file is cut off: the end of its zip is missing"
+    if head.startswith(b"PK\3\4") and not zipfile.is_zipfile(path):
+        return "the file is cut off: the end of its zip is missing"
     if ".safetensors" in path.name and not not_weights(head): return _broken_tensors(path)
     return not_weights(head)
 
@@ -155,7 +162,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 class _Again(Exception):
     "Something that may be over in a moment; `wait`: seconds the server asks for."
-    def __init__(self, why, wait=0.): super().__init__(why); self.wait = wait
+    def __init__(self, why, wait=0.):
+        super().__init__(why)
+        self.wait = wait
 
 def _note(part:Path)->Path: # what a part is the beginning of
     return part.with_name(part.name + ".json")
@@ -164,7 +173,8 @@ def _begun(part:Path, url:str)->tuple: # bytes to go on from, the note
     "What is there of an earlier try that can be continued."
     try: note, have = read_json(_note(part)), part.stat().st_size
     except (InputError, OSError): return 0, {}
-    whole = isinstance(note, dict) and note.get("url") == url and note.get("validator") and (note.get("total") is None or have <= note["total"])
+    whole = isinstance(note, dict) and note.get("url") == url and note.get("validator") and (note.get("total") is None
+                                                                                             or have <= note["total"])
     return (have, note) if whole else (0, {})
 
 def _mb(n)->str: return f"{n/1e6:.1f} MB"
@@ -182,19 +192,27 @@ def _write(
         while data: data = data[os.write(fd, data):]
     except OSError as e:
         if e.errno not in _FULL: raise DownloadError(f"{part}: cannot be written: {e.strerror}") from None
-        raise DownloadError(f"{part}: {e.strerror} after {_mb(have)}{f' of {_mb(total)}' if total else ''}: make room and start again, it goes on from there") from None
+        raise DownloadError(
+            f"{part}: {e.strerror} after {_mb(have)}{f' of {_mb(total)}' if total else ''}: make room and start again,"
+            " it goes on from there"
+        ) from None
 
 def _room(part:Path, have:int, total:Optional[int]):
     "Say before the first byte that the disk is too small."
     free = shutil.disk_usage(part.parent).free
-    if total and total - have > free: raise DownloadError(f"{part.parent}: the disk is full: {_mb(free)} are free and {_mb(total - have)} are still to come: make room, or set JETSON_DET_CACHE")
+    if total and total - have > free:
+        raise DownloadError(
+            f"{part.parent}: the disk is full: {_mb(free)} are free and {_mb(total - have)} are still to come: make"
+            " room, or set JETSON_DET_CACHE"
+        )
 
 # %% ../../../nbs/28_models.weights.download.ipynb #8620fbcc
 def _receive(response, want:Wanted, part:Path, have:int, note:dict, say, progress):
     "Write what comes. Raises _Again when it ends too early."
     try: answer = read_answer(response.status, response.headers)
     except ValueError as e: raise DownloadError(f"{want.url}: the server answers with {e}") from None
-    if answer.begin and (answer.begin != have or (note["total"] and answer.total != note["total"]) or (answer.validator and answer.validator != note["validator"])):
+    if answer.begin and (answer.begin != have or (note["total"] and answer.total != note["total"]) or
+                         (answer.validator and answer.validator != note["validator"])):
         _note(part).unlink(missing_ok=True)
         raise _Again("the server has another file now: from the beginning")
     piece = _read(response)
@@ -202,27 +220,31 @@ def _receive(response, want:Wanted, part:Path, have:int, note:dict, say, progres
     if wrong: raise DownloadError(f"{want.url}: {wrong}")
     if have and not answer.begin: say(f"{want.name}: the server sends all of it again")
     _room(part, answer.begin, answer.total)
-    have, fd = answer.begin, os.open(part, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    have = answer.begin
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
         if not have:
             os.ftruncate(fd, 0) # before the note: a part must never be longer than what its note speaks of
             write_json_atomic(_note(part), {"url": want.url, "validator": answer.validator, "total": answer.total})
         os.lseek(fd, have, os.SEEK_SET)
         while piece:
-            if answer.total is not None and have + len(piece) > answer.total: raise DownloadError(f"{want.url}: more came than the {answer.total} bytes that were announced")
+            if answer.total is not None and have + len(piece) > answer.total:
+                raise DownloadError(f"{want.url}: more came than the {answer.total} bytes that were announced")
             _write(fd, piece, part, have, answer.total)
             have += len(piece)
             if progress: progress(have, answer.total or have)
             piece = _read(response)
         os.fsync(fd)
     finally: os.close(fd)
-    if answer.total is not None and have < answer.total: raise _Again(f"it ended after {_mb(have)} of {_mb(answer.total)}")
+    if answer.total is not None and have < answer.total:
+        raise _Again(f"it ended after {_mb(have)} of {_mb(answer.total)}")
 
 def _read(response)->bytes: # b"" at the end
     "The next piece; what came before a break is not lost."
     try: return response.read1(_PIECE)
     except TimeoutError: raise _Again("nothing came any more") from None
-    except (http.client.HTTPException, OSError) as e: raise _Again(f"it broke off ({getattr(e, 'strerror', None) or type(e).__name__})") from None
+    except (http.client.HTTPException, OSError) as e:
+        raise _Again(f"it broke off ({getattr(e, 'strerror', None) or type(e).__name__})") from None
 
 # %% ../../../nbs/28_models.weights.download.ipynb #898b3040
 def _ask(want:Wanted, part:Path, timeout:float, say, progress):
@@ -233,7 +255,10 @@ def _ask(want:Wanted, part:Path, timeout:float, say, progress):
     except urllib.error.HTTPError as e: raise _refused(e, want, part, have) from None
     except urllib.error.URLError as e:
         if isinstance(e.reason, ssl.SSLCertVerificationError):
-            raise DownloadError(f"{want.url}: its certificate is not trusted: {e.reason.verify_message}; a proxy's own certificate is named by SSL_CERT_FILE") from None
+            raise DownloadError(
+                f"{want.url}: its certificate is not trusted: {e.reason.verify_message}; a proxy's own certificate is"
+                " named by SSL_CERT_FILE"
+            ) from None
         raise _Again(str(getattr(e.reason, "strerror", None) or e.reason)) from None
     except TimeoutError: raise _Again(f"nothing came for {timeout:g} s") from None
     except (http.client.HTTPException, OSError) as e: raise _Again(f"no answer ({type(e).__name__})") from None
@@ -247,7 +272,8 @@ def _refused(e, want:Wanted, part:Path, have:int)->Exception:
     if code == 416 and have:
         _note(part).unlink(missing_ok=True)
         return _Again("the server has another file now: from the beginning")
-    if code in (408, 425, 429, 500, 502, 503, 504): return _Again(f"{code} {e.reason}", float(asked) if asked.isdigit() else 0.)
+    if code in (408, 425, 429, 500, 502, 503, 504):
+        return _Again(f"{code} {e.reason}", float(asked) if asked.isdigit() else 0.)
     return DownloadError(f"{want.url}: {code} {e.reason}")
 
 # %% ../../../nbs/28_models.weights.download.ipynb #79be1820
@@ -268,7 +294,8 @@ def _download(
             now = part.stat().st_size if part.exists() else 0
             failed = 1 if now >= before + 1_000_000 else failed + 1
             if failed >= tries:
-                kept = f"; {_mb(now)} are kept, and the next call goes on from there" if _begun(part, want.url)[0] else ""
+                kept = f"; {_mb(now)} are kept, and the next call goes on from there" if _begun(part,
+                                                                                                want.url)[0] else ""
                 raise DownloadError(f"{want.url}: {e}, {failed} times{kept}") from None
             pause = min(max(wait * 2**(failed - 1), e.wait), 30.)
             say(f"{want.name}: {e}; trying again in {pause:.3g} s")
@@ -282,7 +309,9 @@ def _locked(
 ):
     "Hold a file's lock; the system gives it back when a process dies. Where there are no such locks, nothing is held."
     try: import fcntl
-    except ImportError: yield; return
+    except ImportError:
+        yield
+        return
     with open(path.with_name(f".{path.name}.lock"), "a") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -299,32 +328,39 @@ def known_sha256(
     sha256:Optional[str]=None, # as the caller knows it
 )->str: # 64 hexadecimal digits; "": this file is new
     "The checksum that a file should have. Raises InputError when the two that are known differ."
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256): raise InputError(f"sha256={sha256!r}: 64 hexadecimal digits are expected")
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise InputError(f"sha256={sha256!r}: 64 hexadecimal digits are expected")
     if sha256: return sha256.lower()
     if not _record(path).exists(): return ""
     noted = read_json(_record(path))
     found = noted.get("sha256") if isinstance(noted, dict) else None
-    if not isinstance(found, str) or not re.fullmatch(r"[0-9a-f]{64}", found): raise InputError(f"{_record(path)}: holds no sha256: remove it, and the next download is trusted")
+    if not isinstance(found, str) or not re.fullmatch(r"[0-9a-f]{64}", found):
+        raise InputError(f"{_record(path)}: holds no sha256: remove it, and the next download is trusted")
     return found
 
 # %% ../../../nbs/28_models.weights.download.ipynb #176e1797
 def _kept(path:Path, url:str, sha256:Optional[str], say)->bool: # whether the file is there and whole
     "Look at the file in the cache."
     if not path.is_file(): return False
-    found, known = sha256_file(path), known_sha256(path, sha256)
+    found = sha256_file(path)
+    known = known_sha256(path, sha256)
     wrong = _broken(path)
     if wrong or (known and found != known):
         say(f"{path}: is not used: {wrong or f'its sha256 is {found[:12]}..., and {known[:12]}... is expected'}")
         return False
-    if not _record(path).exists(): write_json_atomic(_record(path), {"url": url, "sha256": found, "bytes": path.stat().st_size})
+    if not _record(path).exists():
+        write_json_atomic(_record(path), {"url": url, "sha256": found, "bytes": path.stat().st_size})
     return True
 
 # %% ../../../nbs/28_models.weights.download.ipynb #5d32de54
 def _accept(part:Path, path:Path, url:str, sha256:Optional[str], say):
     "Check a whole part and give it its name. One that is wrong is removed. Raises DownloadError."
-    found, known, wrong = sha256_file(part), known_sha256(path, sha256), _broken(part)
+    found = sha256_file(part)
+    known = known_sha256(path, sha256)
+    wrong = _broken(part)
     if not wrong and known and found != known:
-        wrong = f"its sha256 is {found}, and {known} is expected" + ("" if sha256 else f", as when it was first downloaded; if the new file is right, remove {_record(path)}")
+        wrong = f"its sha256 is {found}, and {known} is expected" + (
+            "" if sha256 else f", as when it was first downloaded; if the new file is right, remove {_record(path)}")
     if wrong:
         part.unlink()
         _note(part).unlink(missing_ok=True)
@@ -333,7 +369,10 @@ def _accept(part:Path, path:Path, url:str, sha256:Optional[str], say):
     os.replace(part, path)
     fsync_dir(path.parent)
     _note(part).unlink(missing_ok=True)
-    say(f"{path.name}: {_mb(path.stat().st_size)}, sha256 {found[:12]}...{'' if known else ' (written down: there was none to compare with)'}, kept in {path.parent}")
+    say(
+        f"{path.name}: {_mb(path.stat().st_size)}, sha256"
+        f" {found[:12]}...{'' if known else ' (written down: there was none to compare with)'}, kept in {path.parent}"
+    )
 
 # %% ../../../nbs/28_models.weights.download.ipynb #3769367f
 def _from_folder(want:Wanted, folder:Path, part:Path)->bool: # whether it was there
@@ -346,7 +385,9 @@ def _from_folder(want:Wanted, folder:Path, part:Path)->bool: # whether it was th
         _room(part, 0, source.stat().st_size)
         with open(source, "rb") as f:
             have = 0
-            while piece := f.read(1 << 20): _write(fd, piece, part, have, source.stat().st_size); have += len(piece)
+            while piece := f.read(1 << 20):
+                _write(fd, piece, part, have, source.stat().st_size)
+                have += len(piece)
         os.fsync(fd)
     finally: os.close(fd)
     return True
@@ -356,7 +397,8 @@ def _mirror(
     want:Wanted, # the file
 ): # a Wanted at the mirror, or the folder
     "Where a mirror has a file. Raises InputError when there is no such folder."
-    if mirror.startswith(("http://", "https://")): return want._replace(url="/".join(filter(None, (mirror.rstrip("/"), want.shelf, want.name))))
+    if mirror.startswith(("http://", "https://")):
+        return want._replace(url="/".join(filter(None, (mirror.rstrip("/"), want.shelf, want.name))))
     folder = Path(mirror[len("file://"):] if mirror.startswith("file://") else mirror).expanduser()
     if not folder.is_dir(): raise InputError(f"mirror {mirror}: no such folder; a mirror is a folder or an http(s) URL")
     return folder
@@ -381,21 +423,28 @@ def fetch(
     folder = Path(cache or cache_dir()/"weights")/want.folder
     path = folder/want.name
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f"{folder}: cannot be made: {e.strerror}; set JETSON_DET_CACHE to a folder that can") from None
+    except OSError as e:
+        raise InputError(f"{folder}: cannot be made: {e.strerror}; set JETSON_DET_CACHE to a folder that can") from None
     try: return _fetch(want, path, offline, mirror, sha256, say, progress, (timeout, tries, wait))
     except OSError as e: raise DownloadError(f"{e.filename or path}: {e.strerror or e}") from None
 
 # %% ../../../nbs/28_models.weights.download.ipynb #c9f34dc5
 def _fetch(want, path, offline, mirror, sha256, say, progress, limits)->Path:
     "The cache, the mirror, the official place, in this order."
-    part = path.with_name(path.name + (".part" if os.name == "posix" else f".{os.getpid()}.part")) # without locks a part is not shared
-    def get(place): _download(place, part, *limits, say, progress); _accept(part, path, place.url, sha256, say); return path
+    # without locks a part is not shared
+    part = path.with_name(path.name + (".part" if os.name == "posix" else f".{os.getpid()}.part"))
+    def get(place):
+        _download(place, part, *limits, say, progress)
+        _accept(part, path, place.url, sha256, say)
+        return path
     with _locked(path, say):
         if _kept(path, want.url, sha256, say): return path
         if mirror:
             at = _mirror(mirror, want)
             if isinstance(at, Path):
-                if _from_folder(want, at, part): _accept(part, path, str(at/want.shelf/want.name), sha256, say); return path
+                if _from_folder(want, at, part):
+                    _accept(part, path, str(at/want.shelf/want.name), sha256, say)
+                    return path
                 say(f"{want.name}: not in the mirror {mirror}")
             else:
                 try: return get(at)
@@ -403,7 +452,10 @@ def _fetch(want, path, offline, mirror, sha256, say, progress, limits)->Path:
                     if offline: raise
                     say(f"the mirror failed: {e}")
         if offline:
-            raise InputError(f"{want.name}: not in {path.parent}{f' and not in {mirror}' if mirror else ''}, and nothing is downloaded offline: put the file there; it is at {want.url}")
+            raise InputError(
+                f"{want.name}: not in {path.parent}{f' and not in {mirror}' if mirror else ''}, and nothing is"
+                f" downloaded offline: put the file there; it is at {want.url}"
+            )
         say(f"{want.name}: downloading {want.url}")
         return get(want)
 
@@ -415,14 +467,18 @@ def progress_mb(
     "A line that writes over itself."
     import sys
     if stream is None and not sys.stderr.isatty(): return None
-    stream, begun = stream or sys.stderr, []
+    stream = stream or sys.stderr
+    begun = []
     def told(done, total):
         now = time.monotonic()
         if not begun: begun.extend((now, done, 0.)) # what an earlier try brought is not this one's speed
         if now - begun[2] < .2 and done < total: return
         begun[2], rate = now, (done - begun[1])/max(now - begun[0], 1e-6)
         left = f", {rate/1e6:.1f} MB/s, {(total - done)/rate:.0f} s left" if rate > 0 and done < total else ""
-        print(f"\r{name}: {done/1e6:.1f} of {total/1e6:.1f} MB{left}\033[K", end="\n" if done >= total else "", file=stream, flush=True)
+        print(f"\r{name}: {done/1e6:.1f} of {total/1e6:.1f} MB{left}\033[K",
+              end="\n" if done >= total else "",
+              file=stream,
+              flush=True)
     return told
 
 # %% ../../../nbs/28_models.weights.download.ipynb #716d1dca
@@ -432,7 +488,8 @@ _FILES = (".pth", ".pt", ".ckpt", ".onnx", ".safetensors")
 def is_hub_name(
     text:str, # what stands in a config
 )->bool:
-    "Can it be a repository of the hub, owner/name? A file's name is none, nor is what begins with a folder that is here."
+    """Can it be a repository of the hub, owner/name? A file's name is none, nor is what begins with a folder that is
+    here."""
     owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", text)
     return bool(owner) and Path(text).suffix not in _FILES and not Path(owner[1]).is_dir()
 
@@ -443,10 +500,16 @@ def fetch_hub(
     **options, # of `fetch`
 )->Path: # the folder that has them
     "Download a model of the hub, where the cache has it not. Raises InputError and DownloadError."
-    if not is_hub_name(name): raise InputError(f"{name}: no name of a model on the Hugging Face hub; those are owner/name, such as PekingU/rtdetr_r18vd")
+    if not is_hub_name(name):
+        raise InputError(
+            f"{name}: no name of a model on the Hugging Face hub; those are owner/name, such as PekingU/rtdetr_r18vd")
     base = (base or os.environ.get("HF_ENDPOINT", "") or HUB).rstrip("/")
     try: paths = [fetch(Wanted(f, f"{base}/{name}/resolve/main/{f}", f"hub/{name}", name), **options) for f in files]
-    except DownloadError as e: raise DownloadError(f"{name}: no such file or folder here, and not to be had from the hub: {e}; for one that needs a login: hf download {name} --local-dir DIR") from None
+    except DownloadError as e:
+        raise DownloadError(
+            f"{name}: no such file or folder here, and not to be had from the hub: {e}; for one that needs a login: hf"
+            f" download {name} --local-dir DIR"
+        ) from None
     return paths[0].parent
 
 # %% ../../../nbs/28_models.weights.download.ipynb #b307db3a
@@ -463,5 +526,8 @@ def locate(
     official = next((n for n, url in OFFICIAL.items() if url.endswith("/" + Path(text).name)), None)
     if official: raise InputError(f"{text}: no such file; to download the official weights, say weights={official}")
     try: wanted(text)
-    except InputError as e: raise InputError(str(e).replace("no official weights of that name", "no such file or folder, and no official weights of that name")) from None
+    except InputError as e:
+        raise InputError(
+            str(e).replace("no official weights of that name",
+                           "no such file or folder, and no official weights of that name")) from None
     raise InputError(f"{text}: no such file or folder")

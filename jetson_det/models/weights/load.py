@@ -43,8 +43,11 @@ def read_pth(
     try: found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         if "weights_only" not in str(e).lower(): raise InputError(f"{path}: not a PyTorch file, or torn") from None
-        raise InputError(f"{path}: holds more than tensors (a pickle of code), so it is not opened; save its state_dict() instead") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as e: raise InputError(f"{path}: not a PyTorch file, or torn: {_line(e)}") from None
+        raise InputError(
+            f"{path}: holds more than tensors (a pickle of code), so it is not opened; save its state_dict() instead"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as e:
+        raise InputError(f"{path}: not a PyTorch file, or torn: {_line(e)}") from None
     tensors = _tensors_in(found)
     if tensors is None: raise InputError(f"{path}: holds no weights (expected a state_dict, or one under 'model')")
     return tensors
@@ -58,7 +61,9 @@ def read_safetensors(
     "The weights in a safetensors file. Raises InputError."
     open_file = require("safetensors").safe_open
     try:
-        with open_file(str(path), "pt") as f: tensors, words = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        with open_file(str(path), "pt") as f:
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            words = f.metadata() or {}
         names = json.loads(words.get("names", "null"))
     except Exception as e: raise InputError(f"{path}: not a safetensors file, or torn: {_line(e)}") from None
     if not tensors: raise InputError(f"{path}: holds no weights")
@@ -68,7 +73,8 @@ def read_safetensors(
 # the layers whose first axis is the classes: of YOLOX, of the DETRs, of YOLOv8 and its followers
 _CLASS_ROW = re.compile(r"\.(cls_preds|class_embed|enc_score_head|denoising_class_embed)\.|\.(one2one_)?cv3\.\d\.2\.")
 
-def _is_class_row(name): return bool(_CLASS_ROW.search(name)) # its length is the number of classes; denoising has one row more
+# its length is the number of classes; denoising has one row more
+def _is_class_row(name): return bool(_CLASS_ROW.search(name))
 def _is_counter(name): return name.endswith("num_batches_tracked") # older files lack it; it is not used
 
 @lru_cache(maxsize=64)
@@ -144,10 +150,13 @@ class LoadReport(NamedTuple):
         said = [f"{self.kind} {self.source}: {len(self.loaded)} weights loaded"]
         for word in ("missing", "unexpected"):
             if getattr(self, word): said.append(f"{word}: {few(getattr(self, word))}")
-        said.append(f"classes carried over: {few(self.carried) or 'none'}" + (f"; new: {few(self.fresh)}" if self.fresh else "")
-                    + (f"; {len(self.left)} of the file not used" if self.left else ""))
+        said.append(f"classes carried over: {few(self.carried) or 'none'}" +
+                    (f"; new: {few(self.fresh)}" if self.fresh else "") +
+                    (f"; {len(self.left)} of the file not used" if self.left else ""))
         said += self.notes
-        if self.folded: said.append(f"{self.folded} BatchNorms were folded into the convolutions: restore_batchnorm before training")
+        if self.folded:
+            said.append(
+                f"{self.folded} BatchNorms were folded into the convolutions: restore_batchnorm before training")
         return "\n  ".join(said)
 
 # %% ../../../nbs/29_models.weights.load.ipynb #cb86bbdf
@@ -166,9 +175,11 @@ def class_names(
     source:Source,
     rows:int, # of the file's head
 )->Optional[tuple]: # None where nobody knows them
-    "The names of a head's rows: the file's own, or COCO's where there are 80. Raises InputError when there are too many or too few."
+    """The names of a head's rows: the file's own, or COCO's where there are 80. Raises InputError when there are too
+    many or too few."""
     classes = source.classes or (COCO_CLASSES if rows == len(COCO_CLASSES) else None)
-    if classes and len(classes) != rows: raise InputError(f"{source.path}: {len(classes)} class names for a head of {rows} classes")
+    if classes and len(classes) != rows:
+        raise InputError(f"{source.path}: {len(classes)} class names for a head of {rows} classes")
     return classes
 
 def place(
@@ -176,23 +187,30 @@ def place(
     source:Source, # what was read
 )->LoadReport:
     "Fill `model`; class rows by name. Raises InputError, with the model untouched, when the file is another model's."
-    weights, wrong = source.weights, misfits(source.weights, model.name, source.absent, source.pruned and {k: tuple(v.shape) for k, v in model.state_dict().items()})
+    weights = source.weights
+    wrong = misfits(source.weights, model.name, source.absent, source.pruned
+                    and {k: tuple(v.shape)
+                         for k, v in model.state_dict().items()})
     if wrong: raise InputError(f"{source.path}: not the weights of {model.name}: {fits(weights) or wrong[0]}")
     rows = next(len(v) for k, v in weights.items() if _is_class_row(k) and ".denoising" not in k)
     classes = class_names(source, rows)
-    match, own = match_classes(model.classes, classes), model.state_dict()
+    match = match_classes(model.classes, classes)
+    own = model.state_dict()
     new = {k: v for k, v in weights.items() if k in own}
     if classes is None or match != list(range(rows)):
         for k in (k for k in own if _is_class_row(k) and k in new): new[k] = _rows(model, k, weights[k], match, own[k])
     model.load_state_dict(new, strict=False)
     names = lambda keys: tuple(k for k in keys)
-    return LoadReport(source.path, source.kind, names(new), names(k for k in own if k not in new and not _is_counter(k)), names(k for k in weights if k not in own),
-        names(k for k in new if new[k] is not weights[k]), tuple(c for c, r in zip(model.classes, match) if r is not None),
-        tuple(c for c, r in zip(model.classes, match) if r is None),
-        tuple(c for i, c in enumerate(classes or ()) if i not in match), source.folded, source.notes)
+    return LoadReport(source.path, source.kind, names(new),
+                      names(k for k in own if k not in new and not _is_counter(k)),
+                      names(k for k in weights if k not in own), names(k for k in new if new[k] is not weights[k]),
+                      tuple(c for c, r in zip(model.classes, match) if r is not None),
+                      tuple(c for c, r in zip(model.classes, match) if r is None),
+                      tuple(c for i, c in enumerate(classes or ()) if i not in match), source.folded, source.notes)
 
 def _rows(model, k, there, match, own): # -> tensor like `own`
-    "A class layer's rows; in a DETR new classes keep what they were initialised with, and the row of no class stays the last."
+    """A class layer's rows; in a DETR new classes keep what they were initialised with, and the row of no class
+    stays the last."""
     if model.family == "yolox": return carry_rows(there, match, PRIOR_BIAS if k.endswith("bias") else 0.)
     return carry_rows(there.to(own), [*match, len(there) - 1] if ".denoising" in k else match, own)
 
@@ -225,15 +243,22 @@ class _ConvTrace(TorchFunctionMode):
     "Collects the convolutions that run inside the `with`, and what feeds them."
     def __init__(self, names): # id of a weight -> name
         super().__init__()
-        self.names, self.convs, self.last, self.alive = names, [], {}, []
+        self.names = names
+        self.convs = []
+        self.last = {}
+        self.alive = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg]) if isinstance(a, torch.Tensor)]
+        flat = [
+            a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg])
+            if isinstance(a, torch.Tensor)
+        ]
         before = frozenset().union(*(self.last.get(id(a), ()) for a in flat))
         if func is torch.conv2d:
             conv = flat[1]
-            stride, groups = args[3], args[6]
+            stride = args[3]
+            groups = args[6]
             self.convs.append(Conv(self.names[id(conv)], tuple(conv.shape), stride[0], groups, before))
             before = frozenset([len(self.convs) - 1])
         for o in out if isinstance(out, (list, tuple)) else [out]: # a split gives several
@@ -269,7 +294,10 @@ def onnx_convs(
     except Exception as e: raise InputError(f"{path}: not an ONNX file, or torn: {_line(e)}") from None
     if not model.graph.node: raise InputError(f"{path}: not an ONNX file, or torn: it has no graph")
     stored = {i.name: i for i in model.graph.initializer}
-    convs, weights, last, made_by = [], [], {}, {}
+    convs = []
+    weights = []
+    last = {}
+    made_by = {}
     for node in model.graph.node:
         attr = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         before = frozenset().union(*(last.get(i, ()) for i in node.input))
@@ -277,10 +305,15 @@ def onnx_convs(
         elif node.op_type == "Identity" and node.input[0] in stored: stored[node.output[0]] = stored[node.input[0]]
         elif node.op_type in ("Conv", "BatchNormalization"):
             lost = [i for i in node.input[1:] if i and i not in stored]
-            if lost: raise InputError(f"{path}: the weights of {node.name or node.output[0]} are computed, not stored (a quantised file?)")
+            if lost:
+                raise InputError(
+                    f"{path}: the weights of {node.name or node.output[0]} are computed, not stored (a quantised file?)"
+                )
             values = [torch.tensor(onnx.numpy_helper.to_array(stored[i])).float() for i in node.input[1:] if i]
             if node.op_type == "Conv":
-                convs.append(Conv(node.name or node.output[0], tuple(values[0].shape), attr.get("strides", [1])[0], attr.get("group", 1), before))
+                convs.append(
+                    Conv(node.name or node.output[0], tuple(values[0].shape),
+                         attr.get("strides", [1])[0], attr.get("group", 1), before))
                 weights.append((values[0], values[1] if len(values) > 1 else None, None))
                 before = frozenset([len(convs) - 1])
                 made_by[node.output[0]] = len(convs) - 1
@@ -299,11 +332,20 @@ def _onnx_classes(model, path): # -> tuple or None
     return tuple(str(v) for _, v in sorted(names.items())) if isinstance(names, dict) else None
 
 def _without_bins(convs, weights): # the same lists, without the convolution that is none
-    "YOLO's box layer gives a share for each of 16 bins; exported graphs take their mean by a convolution with the weights 0 to 15."
-    drop = {i for i, (w, _, _) in enumerate(weights) if w.shape[0] == 1 == w.shape[2] and torch.equal(w.flatten(), torch.arange(w.numel()).float()) and w.numel() > 1}
+    """YOLO's box layer gives a share for each of 16 bins; exported graphs take their mean by a convolution with the
+    weights 0 to 15."""
+    drop = {
+        i
+        for i, (w, _, _) in enumerate(weights)
+        if w.shape[0] == 1 == w.shape[2] and torch.equal(w.flatten(),
+                                                         torch.arange(w.numel()).float()) and w.numel() > 1
+    }
     kept = [i for i in range(len(convs)) if i not in drop]
     place = {old: new for new, old in enumerate(kept)}
-    return [convs[i]._replace(before=frozenset(place[j] for j in convs[i].before if j in place)) for i in kept], [weights[i] for i in kept]
+    return [convs[i]._replace(before=frozenset(place[j]
+                                               for j in convs[i].before
+                                               if j in place))
+            for i in kept], [weights[i] for i in kept]
 
 # %% ../../../nbs/29_models.weights.load.ipynb #b2f4ecb9
 def conv_colors(
@@ -313,7 +355,8 @@ def conv_colors(
     after = [[] for _ in convs]
     for i, c in enumerate(convs):
         for j in c.before: after[j].append(i)
-    colors, told_apart = [hash((*c.shape, c.stride, c.groups)) for c in convs], 0
+    colors = [hash((*c.shape, c.stride, c.groups)) for c in convs]
+    told_apart = 0
     near = lambda places: tuple(sorted(colors[i] for i in places))
     while len(set(colors)) > told_apart:
         told_apart = len(set(colors))
@@ -329,7 +372,8 @@ def classes_in(
     def ends(convs):
         inner = set().union(*(c.before for c in convs))
         return [c for i, c in enumerate(convs) if i not in inner]
-    ours, left = ends(model_convs(name, 1)), sorted(c.shape[0] for c in ends(convs))
+    ours = ends(model_convs(name, 1))
+    left = sorted(c.shape[0] for c in ends(convs))
     for c in ours:
         if not _is_class_row(c.name) and c.shape[0] in left: left.remove(c.shape[0])
     return left[0] if len(left) == sum(_is_class_row(c.name) for c in ours) and len(set(left)) == 1 else 0
@@ -350,7 +394,8 @@ def first_difference(
     for c, color, path in zip(convs, *paint(convs)):
         if color in colors: continue
         there = sorted({o.shape for o, p in zip(ours, paths) if p == path})
-        return f"{c.name} has the weight {c.shape}" + (f" where the model has {' or '.join(map(str, there))}" if there else " and a place the model does not know")
+        return f"{c.name} has the weight {c.shape}" + (f" where the model has {' or '.join(map(str, there))}"
+                                                       if there else " and a place the model does not know")
     return f"it has {len(convs)} convolutions, the model {len(ours)}" if len(convs) != len(ours) else ""
 
 # %% ../../../nbs/29_models.weights.load.ipynb #de010b13
@@ -358,23 +403,31 @@ def read_onnx(
     path, # an .onnx file
     name:str, # the model it should be, as `create_model` knows it
 )->Source:
-    "An ONNX file's weights under the model's names. Raises InputError, which names the model that fits, or the first difference."
-    read, names = onnx_convs(path), [name, *_stand_ins(name)]
+    """An ONNX file's weights under the model's names. Raises InputError, which names the model that fits, or the
+    first difference."""
+    read = onnx_convs(path)
+    names = [name, *_stand_ins(name)]
     colors = conv_colors(read.convs)
     same = lambda n: sorted(conv_colors(model_convs(n, max(classes_in(read.convs, n), 1)))) == sorted(colors)
     name = next((n for n in names if same(n)), None)
     if name is None:
         fits = [n for n in _relatives(names[0]) if same(n)]
-        why = f"its graph is that of {fits[0]}; use model.name={fits[0]}" if fits else first_difference(read.convs, model_convs(names[0], max(classes_in(read.convs, names[0]), 1)))
+        why = f"its graph is that of {fits[0]}; use model.name={fits[0]}" if fits else first_difference(
+            read.convs, model_convs(names[0], max(classes_in(read.convs, names[0]), 1)))
         raise InputError(f"{path}: not a {names[0]}: {why or 'its graph differs'}")
     count = classes_in(read.convs, name)
-    if len(set(colors)) < len(colors): raise InputError(f"{path}: with {count} classes the layers of the boxes and of the classes cannot be told apart in the graph of {name}; a state_dict or a checkpoint can be read")
+    if len(set(colors)) < len(colors):
+        raise InputError(
+            f"{path}: with {count} classes the layers of the boxes and of the classes cannot be told apart in the graph"
+            f" of {name}; a state_dict or a checkpoint can be read"
+        )
     ours = model_convs(name, count)
     place_of = {color: i for i, color in enumerate(colors)}
     found, folded = {}, 0
     for conv, color in zip(ours, conv_colors(ours)):
         weight, bias, norm = read.weights[place_of[color]]
-        stem, found[conv.name] = conv.name[:-len("weight")], weight
+        stem = conv.name[:-len("weight")]
+        found[conv.name] = weight
         if not conv.name.endswith(".conv.weight"): # a prediction layer has a bias and no BatchNorm
             found[stem + "bias"] = torch.zeros(len(weight)) if bias is None else bias
             continue
@@ -400,7 +453,10 @@ def plain_norm(
     "A BatchNorm's weights."
     bias = torch.zeros(n) if bias is None else bias
     weight, add, mean, var = norm or (torch.ones(n), torch.zeros(n), torch.zeros(n), torch.ones(n))
-    return {prefix + "weight": weight, prefix + "bias": add, prefix + "running_mean": mean - bias, prefix + "running_var": var - eps}
+    return {
+        prefix + "weight": weight, prefix + "bias": add, prefix + "running_mean": mean - bias,
+        prefix + "running_var": var - eps
+    }
 
 # %% ../../../nbs/29_models.weights.load.ipynb #0862faa0
 @torch.no_grad()
@@ -410,15 +466,23 @@ def restore_batchnorm(
 )->int: # images seen
     "Give each BatchNorm the statistics of what arrives at it, without changing what the model computes in evaluation."
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    sums, seen, was, device = {}, 0, model.training, next(model.parameters()).device
+    sums = {}
+    seen = 0
+    was = model.training
+    device = next(model.parameters()).device
     def watch(m, args):
         x = args[0].double()
-        stats = torch.stack([x.sum((0, 2, 3)), (x*x).sum((0, 2, 3)), torch.full_like(x[0, :, 0, 0], x.numel()/x.shape[1])])
+        stats = torch.stack(
+            [x.sum((0, 2, 3)), (x*x).sum((0, 2, 3)),
+             torch.full_like(x[0, :, 0, 0],
+                             x.numel()/x.shape[1])])
         sums[m] = sums.get(m, 0) + stats
     hooks = [m.register_forward_pre_hook(watch) for m in norms]
     model.eval()
     try:
-        for images in batches: model(model.normalize(images.to(device))); seen += len(images)
+        for images in batches:
+            model(model.normalize(images.to(device)))
+            seen += len(images)
     finally:
         for h in hooks: h.remove()
         model.train(was)
@@ -430,11 +494,14 @@ def _set_statistics(m, mean, var): # float64 (C,), (C,)
     scale = m.weight.double()/(m.running_var.double() + m.eps).sqrt()
     m.bias.copy_(m.bias + (mean - m.running_mean)*scale)
     m.weight.copy_(scale*(var + m.eps).sqrt())
-    m.running_mean.copy_(mean); m.running_var.copy_(var)
+    m.running_mean.copy_(mean)
+    m.running_var.copy_(var)
 
 # %% ../../../nbs/29_models.weights.load.ipynb #e2f8b11c
 def read_source(
-    path, # a .pth, .pt, .safetensors or .onnx file; a folder (a checkpoint, a training, a model of the hub); an official model's name, a hub's, or a URL
+    # a .pth, .pt, .safetensors or .onnx file; a folder (a checkpoint, a training, a model of the hub); an official
+    # model's name, a hub's, or a URL
+    path,
     name:str, # the model it should be, as `create_model` knows it
 )->Source:
     "Read weights, whatever holds them. Raises InputError."
@@ -444,7 +511,10 @@ def read_source(
     if path.suffix == ".onnx": return _read_graph(path, name)
     if path.suffix == ".safetensors": return Source(str(path), "safetensors", *read_safetensors(path)[:2])
     if path.suffix in (".pth", ".pt", ".ckpt"): return _read_pickle(path, name)
-    raise InputError(f"{path}: weights come as .pth, .safetensors, .onnx or a folder, not as {path.suffix or 'a file without a suffix'}")
+    raise InputError(
+        f"{path}: weights come as .pth, .safetensors, .onnx or a folder, not as"
+        f" {path.suffix or 'a file without a suffix'}"
+    )
 
 def _read_folder(path): # -> Source
     "A checkpoint of ours, or a model of the hub."
@@ -454,7 +524,11 @@ def _read_folder(path): # -> Source
     from jetson_det.models.session import checkpoint_of
     from jetson_det.models.checkpoint import load_checkpoint
     ckpt = load_checkpoint(checkpoint_of(path), training=False)
-    return Source(str(path), "checkpoint", dict(ckpt.shipped), tuple(ckpt.contract.classes), pruned=ckpt.contract.extra.get("pruned"))
+    return Source(str(path),
+                  "checkpoint",
+                  dict(ckpt.shipped),
+                  tuple(ckpt.contract.classes),
+                  pruned=ckpt.contract.extra.get("pruned"))
 
 def _read_graph(path, name): # -> Source
     "A convolutional network by its graph of convolutions; a DETR by the graph that our export writes."
@@ -473,7 +547,10 @@ def _read_pickle(path, name): # -> Source
             tensors, names, words = read_safetensors(made)
             if words.get("made_from") == sha256_file(path): return Source(str(made), "safetensors", tensors, names)
         if name in MODELS: raise
-        raise InputError(f"{path}: a pickle of code, as Ultralytics gives its weights, so it is not opened; where you trust it: jetson-det import-pt --trust {path}") from None
+        raise InputError(
+            f"{path}: a pickle of code, as Ultralytics gives its weights, so it is not opened; where you trust it:"
+            f" jetson-det import-pt --trust {path}"
+        ) from None
 
 # %% ../../../nbs/29_models.weights.load.ipynb #2ab9bc96
 def load_weights(
@@ -483,7 +560,8 @@ def load_weights(
     batches=None, # of uint8 images (B,3,h,w): BatchNorms that the file had folded are restored with them
 )->LoadReport: # what was taken and what was not; print it
     "Fill a model from a file or a folder. Raises InputError, with the model untouched, when it does not fit."
-    fill, found = _filler(model), read_source(source, model.name)
+    fill = _filler(model)
+    found = read_source(source, model.name)
     if classes is not None: found = found._replace(classes=tuple(classes))
     if found.pruned:
         from jetson_det.models.prune import rebuild_pruned

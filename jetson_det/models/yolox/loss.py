@@ -61,8 +61,10 @@ def candidates_of(
     grids:tuple, # ((h,w), ...) points of each scale
 )->torch.Tensor: # (B,A) bool
     "The points that lie in some box of their image or near the middle of one."
-    return torch.cat([_covered(center - wh/2, center + wh/2, h, w, s) | _covered(center - RADIUS*s, center + RADIUS*s, h, w, s)
-                      for (h, w), s in zip(grids, STRIDES)], 1)
+    return torch.cat([
+        _covered(center - wh/2, center + wh/2, h, w, s) | _covered(center - RADIUS*s, center + RADIUS*s, h, w, s)
+        for (h, w), s in zip(grids, STRIDES)
+    ], 1)
 
 # %% ../../../nbs/22_models.yolox.loss.ipynb #4af1a166
 def central_anchors(
@@ -71,13 +73,17 @@ def central_anchors(
     grids:tuple, # ((h,w), ...) points of each scale
 )->tuple: # anchor index (R,75), and which of them are central (R,75) bool
     "The 5x5 points around each box's middle on each scale; some are outside the picture or the box."
-    center, half = center[:, None], wh[:, None]/2
-    index, central, start = [], [], 0
+    center = center[:, None]
+    half = wh[:, None]/2
+    index = []
+    central = []
+    start = 0
     for (h, w), s in zip(grids, STRIDES):
         size = center.new_tensor([w, h])
         cell = (center/s - RADIUS - .5).floor() + torch.arange(1., 6., device=center.device)[:, None] # (R,5,2)
         point = (cell + .5)*s
-        ok = (point > center - half) & (point < center + half) & (point > center - RADIUS*s) & (point < center + RADIUS*s)
+        ok = (point > center - half) & (point < center + half) & (point > center - RADIUS*s) & (point
+                                                                                                < center + RADIUS*s)
         ok &= (cell >= 0) & (cell < size)
         x, y = torch.minimum(cell.clamp(min=0), size - 1).long().unbind(-1)
         index.append((start + y[:, :, None]*w + x[:, None]).flatten(1))
@@ -142,7 +148,8 @@ def scene_of(
     real = labels >= 0
     center = torch.where(real[..., None], (boxes[..., :2] + boxes[..., 2:])/2, -1e6)
     wh = (boxes[..., 2:] - boxes[..., :2])*real[..., None]
-    obj, cls = outputs.obj[..., 0].float(), outputs.cls.float()
+    obj = outputs.obj[..., 0].float()
+    cls = outputs.cls.float()
     candidates = candidates_of(center, wh, outputs.grids)
     preds = sides_of(*decode_cxcywh(outputs.reg, anchors_for(outputs.grids, boxes.device)))
     return Scene(outputs.grids, real, labels, center, wh, sides_of(center, wh), preds, obj, cls, candidates,
@@ -186,10 +193,12 @@ def anywhere(
     cost:torch.Tensor, # (R,75), infinite where not central
 )->torch.Tensor: # (R,10) anchor index, cheapest first
     "The cheapest points among all candidates, for boxes with too few central ones."
-    n_anchors, found = scene.obj.shape[1], []
+    n_anchors = scene.obj.shape[1]
+    found = []
     every = torch.arange(n_anchors, device=image.device)
     for i, s, at, c in zip(*(t.split(_at_a_time(n_anchors, every.device)) for t in (image, slot, index, cost))):
-        full = (pair_cost(scene, i[:, None], s[:, None], every) + OUTSIDE).masked_fill_(~scene.candidates[i], float("inf"))
+        full = (pair_cost(scene, i[:, None], s[:, None], every) + OUTSIDE).masked_fill_(
+            ~scene.candidates[i], float("inf"))
         row, column = c.isfinite().nonzero(as_tuple=True)
         full[row, at[row, column]] = c[row, column]
         found.append(cheapest(full))
@@ -203,12 +212,14 @@ def owners_of(
     central_key:torch.Tensor, # (N,) cost and slot of these pairs, as `_key` packs them
 )->torch.Tensor: # (P,) slot
     "The box that each contested point goes to."
-    n_anchors, nobody = scene.obj.shape[1], torch.iinfo(torch.long).max
+    n_anchors = scene.obj.shape[1]
+    nobody = torch.iinfo(torch.long).max
     best = torch.full((scene.obj.numel(),), nobody, device=point.device)
     best = best.scatter_reduce_(0, central_point, central_key, "amin")[point]
     rest = (best == nobody).nonzero()[:, 0]
     if len(rest):
-        image, anchor = point[rest, None]//n_anchors, point[rest, None]%n_anchors
+        image = point[rest, None]//n_anchors
+        anchor = point[rest, None]%n_anchors
         slot = torch.arange(scene.labels.shape[1], device=point.device)
         cost = (pair_cost(scene, image, slot, anchor) + OUTSIDE).masked_fill_(~scene.real[image[:, 0]], float("inf"))
         best[rest] = _key(cost, slot).amin(1)
@@ -248,7 +259,9 @@ def assign(
     all_central = (image[:, None]*n_anchors + index)[central]
     owner[contested] = owners_of(scene, contested, all_central, _key(cost, slot[:, None])[central])
     point = (count > 0).nonzero()[:, 0]
-    image, anchor, slot = point//n_anchors, point%n_anchors, owner[point]
+    image = point//n_anchors
+    anchor = point%n_anchors
+    slot = owner[point]
     return Assignment(image, anchor, slot, pair_iou(scene, image, slot, anchor))
 
 # %% ../../../nbs/22_models.yolox.loss.ipynb #733ec78c
@@ -258,7 +271,8 @@ def iou_loss(
     boxes:torch.Tensor, # (F,4) xyxy px, labelled
 )->torch.Tensor: # (F,)
     "1 - IoU^2, with gradient."
-    middle, size = (boxes[:, :2] + boxes[:, 2:])/2, boxes[:, 2:] - boxes[:, :2]
+    middle = (boxes[:, :2] + boxes[:, 2:])/2
+    size = boxes[:, 2:] - boxes[:, :2]
     overlap = torch.minimum(center + wh/2, middle + size/2) - torch.maximum(center - wh/2, middle - size/2)
     inter = overlap.clamp(min=0).prod(1)
     return 1 - (inter/(wh.prod(1) + size.prod(1) - inter + 1e-16))**2
@@ -270,7 +284,8 @@ def l1_loss(
     boxes:torch.Tensor, # (F,4) xyxy px, labelled
 )->torch.Tensor: # (F,4)
     "Distance of the raw numbers from those that would be right."
-    middle, size = (boxes[:, :2] + boxes[:, 2:])/2, boxes[:, 2:] - boxes[:, :2]
+    middle = (boxes[:, :2] + boxes[:, 2:])/2
+    size = boxes[:, 2:] - boxes[:, :2]
     right = torch.cat([middle/anchors.strides - anchors.cells, (size/anchors.strides + 1e-8).log()], 1)
     return (reg - right).abs()
 
@@ -287,12 +302,15 @@ def yolox_loss(
     "The YOLOX loss of a batch, in float32 whatever the outputs are."
     with torch.autocast(boxes.device.type, enabled=False):
         image, anchor, slot, overlap = assign(outputs, boxes, labels)
-        there, targets = Anchors(*(t[anchor] for t in anchors_for(outputs.grids, boxes.device))), boxes[image, slot]
-        reg, cls = outputs.reg[image, anchor].float(), outputs.cls[image, anchor].float()
+        there = Anchors(*(t[anchor] for t in anchors_for(outputs.grids, boxes.device)))
+        targets = boxes[image, slot]
+        reg = outputs.reg[image, anchor].float()
+        cls = outputs.cls[image, anchor].float()
         chosen = torch.zeros(outputs.obj.shape, device=boxes.device)
         chosen[image, anchor] = 1.
         sure = torch.zeros_like(cls).scatter_(1, labels[image, slot][:, None], overlap[:, None])
-        bce, weight = F.binary_cross_entropy_with_logits, None if class_weights is None else class_weights[labels[image, slot]][:, None]
+        bce = F.binary_cross_entropy_with_logits
+        weight = None if class_weights is None else class_weights[labels[image, slot]][:, None]
         sums = dict(iou=IOU_WEIGHT*iou_loss(*decode_cxcywh(reg, there), targets).sum(),
                     obj=bce(outputs.obj.float(), chosen, reduction="sum"), cls=bce(cls, sure, weight, reduction="sum"))
         if l1: sums["l1"] = l1_loss(reg, there, targets).sum()

@@ -58,7 +58,9 @@ class Bottleneck(nn.Module):
         conv:type, # ConvBlock or DepthwiseBlock
     ):
         super().__init__()
-        self.conv1, self.conv2, self.shortcut = ConvBlock(channels, channels, 1), conv(channels, channels, 3), shortcut
+        self.conv1 = ConvBlock(channels, channels, 1)
+        self.conv2 = conv(channels, channels, 3)
+        self.shortcut = shortcut
 
     def forward(self, x):
         y = self.conv2(self.conv1(x))
@@ -86,7 +88,8 @@ class CSPLayer(nn.Module):
     ):
         super().__init__()
         half = c_out//2
-        self.conv1, self.conv2 = ConvBlock(c_in, half, 1), ConvBlock(c_in, half, 1)
+        self.conv1 = ConvBlock(c_in, half, 1)
+        self.conv2 = ConvBlock(c_in, half, 1)
         self.conv3 = ConvBlock(2*half, c_out, 1)
         self.m = nn.Sequential(*[Bottleneck(half, shortcut, conv) for _ in range(n)])
 
@@ -102,7 +105,8 @@ class SPP(nn.Module):
         channels:int, # in and out
     ):
         super().__init__()
-        self.conv1, self.conv2 = ConvBlock(channels, channels//2, 1), ConvBlock(channels//2*4, channels, 1)
+        self.conv1 = ConvBlock(channels, channels//2, 1)
+        self.conv2 = ConvBlock(channels//2*4, channels, 1)
 
     def forward(self, x):
         xs = [self.conv1(x)]
@@ -121,7 +125,8 @@ def unfocused(
     weight:torch.Tensor, # (C,12,3,3) of a convolution behind `focus`
 )->torch.Tensor: # (C,3,6,6) of one with stride 2 and padding 2 on the picture itself
     "The same numbers, pixel by pixel."
-    return weight.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 2, 5, 1).flatten(4, 5).flatten(2, 3) # right, down, colour -> colour, down, right
+    # right, down, colour -> colour, down, right
+    return weight.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 2, 5, 1).flatten(4, 5).flatten(2, 3)
 
 class Focus(nn.Module):
     "`focus`, then a 3x3 block."
@@ -153,9 +158,12 @@ class CSPDarknet(nn.Module):
         size:Size, # depth, width and block
     ):
         super().__init__()
-        c, n, conv = int(64*size.width), max(round(3*size.depth), 1), size.conv
+        c = int(64*size.width)
+        n = max(round(3*size.depth), 1)
+        conv = size.conv
         def stage(i, depth, *more, shortcut=True):
-            return nn.Sequential(conv(c*2**i, c*2**(i+1), 3, 2), *more, CSPLayer(c*2**(i+1), c*2**(i+1), depth, shortcut, conv))
+            return nn.Sequential(conv(c*2**i, c*2**(i + 1), 3, 2), *more,
+                                 CSPLayer(c*2**(i + 1), c*2**(i + 1), depth, shortcut, conv))
         self.stem = Focus(c)
         self.dark2 = stage(0, n)
         self.dark3 = stage(1, 3*n)
@@ -175,13 +183,18 @@ class PAFPN(nn.Module):
     ):
         super().__init__()
         c3, c4, c5 = (int(c*size.width) for c in (256, 512, 1024))
-        n, conv = round(3*size.depth), size.conv
+        n = round(3*size.depth)
+        conv = size.conv
         csp = lambda c_in, c_out: CSPLayer(c_in, c_out, n, False, conv)
         self.backbone = CSPDarknet(size)
-        self.lateral_conv0, self.C3_p4 = ConvBlock(c5, c4, 1), csp(2*c4, c4)
-        self.reduce_conv1, self.C3_p3 = ConvBlock(c4, c3, 1), csp(2*c3, c3)
-        self.bu_conv2, self.C3_n3 = conv(c3, c3, 3, 2), csp(2*c3, c4)
-        self.bu_conv1, self.C3_n4 = conv(c4, c4, 3, 2), csp(2*c4, c5)
+        self.lateral_conv0 = ConvBlock(c5, c4, 1)
+        self.C3_p4 = csp(2*c4, c4)
+        self.reduce_conv1 = ConvBlock(c4, c3, 1)
+        self.C3_p3 = csp(2*c3, c3)
+        self.bu_conv2 = conv(c3, c3, 3, 2)
+        self.C3_n3 = csp(2*c3, c4)
+        self.bu_conv1 = conv(c4, c4, 3, 2)
+        self.C3_n4 = csp(2*c4, c5)
 
     def forward(self, x):
         p3, p4, p5 = self.backbone(x)
@@ -196,7 +209,8 @@ class PAFPN(nn.Module):
 # %% ../../../nbs/23_models.yolox.network.ipynb #9218ad0a
 class YOLOXOutputs(NamedTuple):
     "The head's numbers for A anchor points: strides 8, 16, 32 in turn, each scale row by row."
-    reg:torch.Tensor # (B,A,4) box as the network says it: offset of the centre in strides, log of width and height in strides
+    # (B,A,4) box as the network says it: offset of the centre in strides, log of width and height in strides
+    reg:torch.Tensor
     obj:torch.Tensor # (B,A,1) logit: is there an object
     cls:torch.Tensor # (B,A,C) logits of the classes
     grids:tuple # ((h,w), ...) points of each scale
@@ -216,7 +230,8 @@ class YOLOXHead(nn.Module):
         n_classes:int, # C
     ):
         super().__init__()
-        c, conv = int(256*size.width), size.conv
+        c = int(256*size.width)
+        conv = size.conv
         each = lambda make: nn.ModuleList([make(int(256*2**i*size.width)) for i in range(len(STRIDES))])
         self.stems = each(lambda c_in: ConvBlock(c_in, c, 1))
         self.cls_convs = each(lambda _: nn.Sequential(conv(c, c, 3), conv(c, c, 3)))
@@ -227,11 +242,16 @@ class YOLOXHead(nn.Module):
         for pred in [*self.cls_preds, *self.obj_preds]: nn.init.constant_(pred.bias, PRIOR_BIAS)
 
     def forward(self, xs):
-        reg, obj, cls = [], [], []
+        reg = []
+        obj = []
+        cls = []
         for i, x in enumerate(xs):
             x = self.stems[i](x)
-            x_cls, x_reg = self.cls_convs[i](x), self.reg_convs[i](x)
-            reg.append(self.reg_preds[i](x_reg)); obj.append(self.obj_preds[i](x_reg)); cls.append(self.cls_preds[i](x_cls))
+            x_cls = self.cls_convs[i](x)
+            x_reg = self.reg_convs[i](x)
+            reg.append(self.reg_preds[i](x_reg))
+            obj.append(self.obj_preds[i](x_reg))
+            cls.append(self.cls_preds[i](x_cls))
         return YOLOXOutputs(*map(_rows, (reg, obj, cls)), tuple(tuple(map(int, x.shape[-2:])) for x in xs))
 
 # %% ../../../nbs/23_models.yolox.network.ipynb #a92c57b5
@@ -323,8 +343,20 @@ class YOLOX(Detector):
     ): # runtime.contract.Contract
         "How this model's exported form wants its picture and what it gives."
         from jetson_det.runtime.contract import Contract
-        return Contract(**{**dict(family=self.family, name=self.name, classes=self.classes, input_size=tuple(input_size), color="bgr",
-            scale=1., mean=(0., 0., 0.), std=(1., 1., 1.), fit="letterbox-topleft", pad=114, output="boxes_scores"), **kw})
+        return Contract(
+            **{
+                **dict(family=self.family,
+                       name=self.name,
+                       classes=self.classes,
+                       input_size=tuple(input_size),
+                       color="bgr",
+                       scale=1.,
+                       mean=(0., 0., 0.),
+                       std=(1., 1., 1.),
+                       fit="letterbox-topleft",
+                       pad=114,
+                       output="boxes_scores"), **kw
+            })
 
     def param_groups(self,
         weight_decay:float=5e-4, # on the convolutions' weights alone
@@ -339,6 +371,7 @@ class YOLOX(Detector):
 
     def stages(self)->dict: # name -> list of modules, from the input to the output
         "The parts that can be frozen one after the other."
-        neck, dark = self.backbone, self.backbone.backbone
+        neck = self.backbone
+        dark = self.backbone.backbone
         return dict(stem=[dark.stem], dark2=[dark.dark2], dark3=[dark.dark3], dark4=[dark.dark4], dark5=[dark.dark5],
             neck=[m for k, m in neck.named_children() if k != "backbone"], head=[self.head])

@@ -68,7 +68,11 @@ class ImageSource:
         root,      # folder
         others=0,  # files beside them that are no images
     ):
-        self.files, self.root, self.others, self.count, self.unreadable = list(files), Path(str(root)), others, len(files), []
+        self.files = list(files)
+        self.root = Path(str(root))
+        self.others = others
+        self.count = len(files)
+        self.unreadable = []
 
     def __iter__(self):
         self.unreadable = []
@@ -102,7 +106,9 @@ class VideoSource:
         name,   # for frames and messages
         live,   # a camera or a stream: no end, no frame count
     ):
-        self.opened, self.name, self.live = opened, name, live
+        self.opened = opened
+        self.name = name
+        self.live = live
         self._capture = self._open()
         self.fps = self._number(cv2.CAP_PROP_FPS) or (None if live else 25.0)
         self.count = None if live else int(self._number(cv2.CAP_PROP_FRAME_COUNT)) or None
@@ -111,7 +117,8 @@ class VideoSource:
     def _open(self):
         capture = cv2.VideoCapture(self.opened)
         if capture.isOpened(): return capture
-        raise InputError("{}: {}".format(self.name, "cannot be opened" if self.live else "neither an image nor a video that OpenCV can open"))
+        raise InputError("{}: {}".format(
+            self.name, "cannot be opened" if self.live else "neither an image nor a video that OpenCV can open"))
 
     def _number(self, what):
         "A property of the capture, 0 where it is unknown."
@@ -130,10 +137,12 @@ class VideoSource:
         finally: self.close()
         if i == 0: raise InputError("{}: opened, but not one frame can be read".format(self.name))
         if self.count and i < .9 * self.count:
-            warnings.warn("{}: its header says {} frames, {} could be read: is it cut short?".format(self.name, self.count, i))
+            warnings.warn("{}: its header says {} frames, {} could be read: is it cut short?".format(
+                self.name, self.count, i))
 
     def __str__(self):
-        return "{}: {}x{} at {} frames/s{}".format(self.name, self.size[1], self.size[0], "?" if self.fps is None else "%g" % self.fps,
+        return "{}: {}x{} at {} frames/s{}".format(self.name, self.size[1], self.size[0],
+                                                   "?" if self.fps is None else "%g" % self.fps,
                                                    "" if self.count is None else ", %d frames" % self.count)
 
     def close(self):
@@ -151,7 +160,9 @@ def open_source(
     if "://" in text: return VideoSource(text, _public(text), live=True)
     if path.is_dir():
         files, others = list_images(path)
-        if not files: raise InputError("{}: no images in this folder ({} other files); known are {}".format(path, others, " ".join(IMAGE_SUFFIXES)))
+        if not files:
+            raise InputError("{}: no images in this folder ({} other files); known are {}".format(
+                path, others, " ".join(IMAGE_SUFFIXES)))
         return ImageSource(files, path, others)
     if path.is_file():
         if text.lower().endswith(IMAGE_SUFFIXES): return ImageSource([path.name], path.parent)

@@ -1,4 +1,5 @@
-"""albumentations pipelines: mistakes are named, samples are the same everywhere, boxes stay on what they were drawn around."""
+"""albumentations pipelines: mistakes are named, samples are the same everywhere, boxes stay on what they were drawn
+around."""
 import pickle
 import subprocess
 import sys
@@ -18,16 +19,20 @@ from jetson_det.data.loader import TrainLoader
 from jetson_det.data.augment.plan import epoch_order
 from jetson_det.data.augment.albumentations import load_transforms
 
-GREY, COLOURS = 90, np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250]])
+GREY = 90
+COLOURS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250]])
 
 
 def picture(size, seed):
     "Three rectangles of their own colours, apart from each other; boxes and labels."
     (h, w), rng = size, np.random.default_rng(seed)
-    image, boxes = np.full((h, w, 3), GREY, np.uint8), []
+    image = np.full((h, w, 3), GREY, np.uint8)
+    boxes = []
     for k in range(3): # one in each third of the width
-        x1, y1 = k * w // 3 + rng.integers(w // 15, w // 8), rng.integers(h // 6, h // 2)
-        x2, y2 = x1 + rng.integers(w // 12, w // 6), y1 + rng.integers(h // 8, h // 3)
+        x1 = k * w // 3 + rng.integers(w // 15, w // 8)
+        y1 = rng.integers(h // 6, h // 2)
+        x2 = x1 + rng.integers(w // 12, w // 6)
+        y2 = y1 + rng.integers(h // 8, h // 3)
         image[y1:y2, x1:x2] = COLOURS[k]
         boxes.append((x1, y1, x2, y2))
     return image, np.array(boxes, np.float32), np.arange(3)
@@ -37,26 +42,35 @@ def found(image, label):
     "The smallest upright box around the pixels of a colour."
     high = COLOURS[label] > 0
     mask = cv2.inRange(image, np.where(high, 170, 0), np.where(high, 255, 48))
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    ys = np.flatnonzero(mask.any(1))
+    xs = np.flatnonzero(mask.any(0))
     return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
 
 
 GEOMETRY = {  # name: arguments, bound in pixels, bound as a share of the longer side
-    "HorizontalFlip": ({}, 1, 0), "VerticalFlip": ({}, 1, 0),
-    "Affine": ({"rotate": [-15, 15], "scale": [.7, 1.2], "shear": [-5, 5], "translate_percent": [-.1, .1], "fill": GREY}, 2.5, 0),
-    "Rotate": ({"limit": 20, "fill": GREY}, 2.5, 0), "SafeRotate": ({"limit": 20, "fill": GREY}, 2.5, 0),
+    "HorizontalFlip": ({}, 1, 0),
+    "VerticalFlip": ({}, 1, 0),
+    "Affine": (
+        {"rotate": [-15, 15], "scale": [0.7, 1.2], "shear": [-5, 5], "translate_percent": [-0.1, 0.1], "fill": GREY},
+        2.5,
+        0,
+    ),
+    "Rotate": ({"limit": 20, "fill": GREY}, 2.5, 0),
+    "SafeRotate": ({"limit": 20, "fill": GREY}, 2.5, 0),
     "ShiftScaleRotate": ({"rotate_limit": 15, "fill": GREY}, 2.5, 0),
-    "Perspective": ({"scale": [.02, .06], "fill": GREY}, 3, 0),
-    "CropAndPad": ({"percent": [-.1, .1], "fill": GREY}, 2.5, 0),
-    "GridDistortion": ({"distort_limit": .2, "fill": GREY}, 3, .01),
-    "OpticalDistortion": ({"distort_limit": .2, "fill": GREY}, 3, .01), "ThinPlateSpline": ({"scale_range": [.05, .1], "fill": GREY}, 3, .01),
+    "Perspective": ({"scale": [0.02, 0.06], "fill": GREY}, 3, 0),
+    "CropAndPad": ({"percent": [-0.1, 0.1], "fill": GREY}, 2.5, 0),
+    "GridDistortion": ({"distort_limit": 0.2, "fill": GREY}, 3, 0.01),
+    "OpticalDistortion": ({"distort_limit": 0.2, "fill": GREY}, 3, 0.01),
+    "ThinPlateSpline": ({"scale_range": [0.05, 0.1], "fill": GREY}, 3, 0.01),
 }
 
 
 @pytest.mark.parametrize("name", list(GEOMETRY))
 def test_boxes_follow(name):
     arguments, bound, share = GEOMETRY[name]
-    looked, sizes = 0, [(240, 320), (416, 416), (333, 517), (320, 192)]
+    looked = 0
+    sizes = [(240, 320), (416, 416), (333, 517), (320, 192)]
     transform = load_transforms([{name: {**arguments, "p": 1}}])
     for seed in range(12):
         size = sizes[seed % 4]
@@ -65,7 +79,8 @@ def test_boxes_follow(name):
         assert got.shape == image.shape and len(moved) == len(kept) and moved.dtype == np.float32
         assert (moved >= 0).all() and (moved <= np.array([size[1], size[0]] * 2)).all()
         for box, label in zip(moved, kept):
-            if box.min() <= 1 or box[2] >= size[1] - 1 or box[3] >= size[0] - 1: continue # cut: a turned one has no exact box
+            # cut: a turned one has no exact box
+            if box.min() <= 1 or box[2] >= size[1] - 1 or box[3] >= size[0] - 1: continue
             np.testing.assert_allclose(found(got, label), box, atol=bound + share * max(size))
             looked += 1
     assert looked > 12
@@ -73,7 +88,8 @@ def test_boxes_follow(name):
 
 @pytest.mark.parametrize("size", [(900, 1600), (1260, 2240)])
 def test_boxes_follow_at_the_steps_of_1080(size):
-    transform = load_transforms([{"HorizontalFlip": {"p": .5}}, {"Affine": {"rotate": [-10, 10], "scale": [.6, .9], "fill": GREY, "p": 1}}])
+    transform = load_transforms([{"HorizontalFlip": {"p": .5}},
+                                 {"Affine": {"rotate": [-10, 10], "scale": [.6, .9], "fill": GREY, "p": 1}}])
     image, boxes, labels = picture(size, 3)
     got, moved, kept = transform(image, boxes, labels, rng_for(5))
     assert len(kept) == 3
@@ -88,26 +104,34 @@ def test_labels_stay_with_their_boxes(seed, size, count):
     assert set(kept.tolist()) <= set(range(count)) and len(set(kept.tolist())) == len(kept) == len(moved)
     for box, label in zip(moved, kept):
         x, y = ((box[:2] + box[2:]) / 2).astype(int)
-        if (box[2:] - box[:2]).min() > 8 and (box[:2] > 2).all() and (box[2:] < [size[1] - 2, size[0] - 2]).all(): assert got[y - 2:y + 3, x - 2:x + 3].mean((0, 1)).argmax() == label
+        if (box[2:] - box[:2]).min() > 8 and (box[:2] > 2).all() and (box[2:] < [size[1] - 2, size[0] - 2]).all():
+            assert got[y - 2:y + 3, x - 2:x + 3].mean((0, 1)).argmax() == label
 
 
-PIPELINE = load_transforms([{"OneOf": {"p": 1, "transforms": [{"Affine": {"rotate": [-12, 12], "fill": 114}}, {"HorizontalFlip": {"p": .5}}, "VerticalFlip"]}},
-                            {"SomeOf": {"n": 2, "p": .8, "transforms": [{"GaussNoise": {"p": .9}}, "Blur", {"ShotNoise": {"p": 1}}]}},
+PIPELINE = load_transforms([{
+    "OneOf": {
+        "p": 1, "transforms": [{"Affine": {"rotate": [-12, 12], "fill": 114}}, {"HorizontalFlip": {"p": .5}},
+                               "VerticalFlip"]
+    }
+}, {"SomeOf": {"n": 2, "p": .8, "transforms": [{"GaussNoise": {"p": .9}}, "Blur", {"ShotNoise": {"p": 1}}]}},
                             {"Sequential": [{"ImageCompression": {"p": .5}}, "RandomBrightnessContrast"]}])
 
 
 def scenes(folder, n=10):
     "Images of `picture` as a dataset."
-    boxes, size = [], (120, 160)
+    boxes = []
+    size = (120, 160)
     for i in range(n):
         image, b, _ = picture(size, i)
         cv2.imwrite(str(folder / f"{i}.png"), image)
         boxes.append(b)
-    return DetDataset(folder, tuple("abc"), [f"{i}.png" for i in range(n)], [size] * n, np.repeat(np.arange(n), 3), np.concatenate(boxes), [0, 1, 2] * n)
+    return DetDataset(folder, tuple("abc"), [f"{i}.png" for i in range(n)], [size]*n, np.repeat(np.arange(n), 3),
+                      np.concatenate(boxes), [0, 1, 2]*n)
 
 
 def test_the_same_samples_with_any_number_of_workers(tmp_path):
-    ds, made = scenes(tmp_path), {}
+    ds = scenes(tmp_path)
+    made = {}
     for workers in 0, 2, 8:
         loader = TrainLoader(ds, (96, 128), AugmentConfig(multiscale=0), 2, seed=4, workers=workers, transform=PIPELINE)
         made[workers] = [[a.numpy().copy() for a in batch] for batch in loader.epoch(1)]
@@ -125,7 +149,13 @@ def test_the_same_samples_with_any_number_of_workers(tmp_path):
 def test_global_random_numbers_have_no_say(tmp_path):
     ds = scenes(tmp_path, 3)
     def make():
-        return make_sample(ImageCache(ds, (96, 128)), epoch_order(3, 0, 0), 0, (96, 128), AugmentConfig(mosaic=0), 0, 0, transform=PIPELINE).image
+        return make_sample(ImageCache(ds, (96, 128)),
+                           epoch_order(3, 0, 0),
+                           0, (96, 128),
+                           AugmentConfig(mosaic=0),
+                           0,
+                           0,
+                           transform=PIPELINE).image
     first = make()
     for seed in range(3):
         np.random.seed(seed), cv2.setRNGSeed(seed), PIPELINE(*picture((96, 160), seed), rng_for(seed))
@@ -135,7 +165,10 @@ def test_global_random_numbers_have_no_say(tmp_path):
 def test_colours_are_not_exchanged():
     image, boxes, labels = picture((96, 160), 0)
     image[..., 2] = 0 # no red at all
-    got, *_ = load_transforms([{"RGBShift": {"r_shift_limit": [100, 100], "g_shift_limit": 0, "b_shift_limit": 0, "p": 1}}])(image, boxes, labels, rng_for(0))
+    got, *_ = load_transforms(
+        [{"RGBShift": {"r_shift_limit": [100, 100], "g_shift_limit": 0, "b_shift_limit": 0, "p": 1}}])(image,
+                                                                                                       boxes, labels,
+                                                                                                       rng_for(0))
     assert (got[..., 2] >= 99).all() and (got[..., 0] == image[..., 0]).all()
 
 
@@ -155,10 +188,21 @@ def test_without_boxes_and_without_change():
 WRONG = [
     ("- Blurr\n", 1, r"unknown transform 'Blurr': did you mean 'Blur'\?"),
     ("- Blur\n- Xyzzy: {p: 1}\n", 2, "unknown transform 'Xyzzy': albumentations 2.0.8 has none"),
-    ("- Blur:\n    p: .5\n    blur_limits: 3\n", 3, r"Blur: unknown argument 'blur_limits': did you mean 'blur_limit'\?"),
+    (
+        "- Blur:\n    p: .5\n    blur_limits: 3\n",
+        3,
+        r"Blur: unknown argument 'blur_limits': did you mean 'blur_limit'\?",
+    ),
     ("- Blur:\n    blur_limit: many\n", 2, "Blur: blur_limit: "),
     ("- Blur:\n    p: 7\n", 2, "Blur: p: "),
-    ("- Blur\n- OneOf:\n    transforms:\n    - HorizontalFlip\n    - MotionBlur:\n        blur_limit: [3, 5]\n        angel: 3\n", 7, "MotionBlur: unknown argument 'angel'"),
+    (
+        (
+            "- Blur\n- OneOf:\n    transforms:\n    - HorizontalFlip\n    - MotionBlur:\n        blur_limit: [3, 5]\n  "
+            "      angel: 3\n"
+        ),
+        7,
+        "MotionBlur: unknown argument 'angel'",
+    ),
     ("- OneOf:\n    p: 2\n    transforms: [Blur]\n", 2, "OneOf: p: a number of 0 to 1"),
     ("- SomeOf:\n    n: 0\n    transforms: [Blur]\n", 2, "SomeOf: n: a whole number from 1"),
     ("- SomeOf:\n    m: 1\n    transforms: [Blur]\n", 2, "SomeOf: unknown argument 'm'"),
@@ -189,12 +233,14 @@ WRONG = [
 @pytest.mark.parametrize("text,line,words", WRONG)
 def test_mistakes_are_named(tmp_path, text, line, words):
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(InputError, match=rf"mine\.yaml, line [{line}].*: .*{words}") as e: load_transforms("mine.yaml", base=tmp_path)
+    with pytest.raises(InputError, match=rf"mine\.yaml, line [{line}].*: .*{words}") as e:
+        load_transforms("mine.yaml", base=tmp_path)
     assert "\n" not in str(e.value) and len(str(e.value)) < 400
 
 
 def test_mistakes_in_a_list_and_in_files(tmp_path):
-    with pytest.raises(InputError, match=r"augment\.transforms\[1\]\.OneOf\.transforms\[0\]\.Blur\.x: Blur: unknown argument 'x'"):
+    with pytest.raises(InputError,
+                       match=r"augment\.transforms\[1\]\.OneOf\.transforms\[0\]\.Blur\.x: Blur: unknown argument 'x'"):
         load_transforms(["Blur", {"OneOf": {"transforms": [{"Blur": {"x": 1}}]}}])
     with pytest.raises(InputError, match="absent.yaml: cannot be read"): load_transforms(tmp_path / "absent.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00- Blur")

@@ -22,12 +22,17 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 @pytest.fixture(scope="module")
 def ds(tmp_path_factory):
     "Smooth pictures of many sizes, as JPEG and PNG, with boxes."
-    folder, rng, index, boxes = tmp_path_factory.mktemp("batch"), np.random.default_rng(0), [], []
+    folder = tmp_path_factory.mktemp("batch")
+    rng = np.random.default_rng(0)
+    index = []
+    boxes = []
     names = [f"{i}.{('jpg', 'png')[i % 2]}" for i in range(len(SIZES))]
     for i, (h, w) in enumerate(SIZES):
-        cv2.imwrite(str(folder / names[i]), cv2.resize(rng.integers(0, 256, (5, 7, 3), np.uint8), (w, h), interpolation=cv2.INTER_CUBIC))
+        cv2.imwrite(str(folder/names[i]),
+                    cv2.resize(rng.integers(0, 256, (5, 7, 3), np.uint8), (w, h), interpolation=cv2.INTER_CUBIC))
         for _ in range(i % 4):
-            x, y = rng.uniform(0, w * .7), rng.uniform(0, h * .7)
+            x = rng.uniform(0, w * .7)
+            y = rng.uniform(0, h * .7)
             index.append(i), boxes.append((x, y, x + w * rng.uniform(.05, .3), y + h * rng.uniform(.05, .3)))
     return DetDataset(folder, ("a", "b"), names, SIZES, index, np.array(boxes, np.float32), np.arange(len(boxes)) % 2)
 
@@ -41,26 +46,38 @@ def planned(ds, size, augment, epoch=0, mosaics=True, seed=0):
 
 
 def edges(cache, plans, size):
-    "(B,h,w) bool: pixels next to an edge of a tile, as far as a pixel of its image reaches; found by drawing each over grey and over black."
+    """(B,h,w) bool: pixels next to an edge of a tile, as far as a pixel of its image reaches; found by drawing each
+    over grey and over black."""
     found = np.zeros((len(plans), *size), np.uint8)
     for mask, plan in zip(found, plans):
         for layer in plan.layers:
             mask[min(layer.frame[0], size[0] - 1)] = mask[:, min(layer.frame[1], size[1] - 1)] = 1
             for tile in layer.tiles:
-                grounds = [draw_layer(cache, Layer([tile], frame), (0, 0, size[1], size[0]))[..., :3] for frame in (size, (0, 0))]
+                grounds = [
+                    draw_layer(cache, Layer([tile], frame), (0, 0, size[1], size[0]))[..., :3]
+                    for frame in (size, (0, 0))
+                ]
                 inside = (grounds[0] == grounds[1]).all(-1).astype(np.uint8)
-                reach = 5 + 2 * int(1.5 * tile.zoom * 2 ** reduction(tuple(cache.ds.sizes[tile.index].tolist()), cache.detail))
-                mask |= cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, np.ones((reach, reach), np.uint8), borderType=cv2.BORDER_REPLICATE)
+                reach = 5 + 2*int(1.5*tile.zoom*2**reduction(tuple(cache.ds.sizes[tile.index].tolist()), cache.detail))
+                mask |= cv2.morphologyEx(inside,
+                                         cv2.MORPH_GRADIENT,
+                                         np.ones((reach, reach), np.uint8),
+                                         borderType=cv2.BORDER_REPLICATE)
     return found > 0
 
 
 def compare(ds, pixels, cache, size, augment, **kw):
     plans = planned(ds, size, augment, **kw)
     batch = render_batch(pixels, pack_plans(plans, pixels.table), size)
-    assert batch.shape == (len(ds), 3, *size) and batch.dtype == torch.uint8 and batch.is_contiguous(memory_format=torch.channels_last)
+    assert batch.shape == (len(ds), 3, *size) and batch.dtype == torch.uint8 and batch.is_contiguous(
+        memory_format=torch.channels_last)
     order = epoch_order(len(ds), kw.get("seed", 0), kw.get("epoch", 0))
-    samples = [make_sample(cache, order, p, size, augment, kw.get("seed", 0), kw.get("epoch", 0), kw.get("mosaics", True)) for p in range(len(ds))]
-    for plan, s in zip(plans, samples): assert np.array_equal(plan.boxes, s.boxes) and np.array_equal(plan.labels, s.labels) and plan.index == s.index
+    samples = [
+        make_sample(cache, order, p, size, augment, kw.get("seed", 0), kw.get("epoch", 0), kw.get("mosaics", True))
+        for p in range(len(ds))
+    ]
+    for plan, s in zip(plans, samples):
+        assert np.array_equal(plan.boxes, s.boxes) and np.array_equal(plan.labels, s.labels) and plan.index == s.index
     apart = np.abs(batch.permute(0, 2, 3, 1).cpu().numpy().astype(int) - np.stack([s.image for s in samples])).max(-1)
     inner = apart[~edges(cache, plans, size)]
     assert inner.mean() < .5 and apart.mean() < 2
@@ -69,18 +86,34 @@ def compare(ds, pixels, cache, size, augment, **kw):
 
 PLAIN = dict(hsv_prob=0, multiscale=0)
 CASES = {
-    "mosaic": dict(PLAIN), "mixup": dict(PLAIN, mixup=1), "letterbox": dict(PLAIN, mosaic=0), "flips": dict(PLAIN, mosaic=0, flip=1, flip_vertical=.5),
-    "zoomed": dict(PLAIN, mosaic_scale=[.05, .2]), "crop": dict(PLAIN, mosaic=.3, crop=1), "affine": dict(PLAIN, mosaic=0, affine=1, degrees=180),
-    "zoom_out": dict(PLAIN, mosaic=0, zoom_out=1, zoom_out_scale=[2., 8.]), "copy_paste": dict(PLAIN, copy_paste=1), "hsv": dict(mosaic=.5),
-    "everything": dict(mixup=.5, mosaic=.6, crop=.5, affine=.5, zoom_out=.5, copy_paste=.7, flip_vertical=.5, hsv=[90, 80, 80]),
+    "mosaic": dict(PLAIN),
+    "mixup": dict(PLAIN, mixup=1),
+    "letterbox": dict(PLAIN, mosaic=0),
+    "flips": dict(PLAIN, mosaic=0, flip=1, flip_vertical=.5),
+    "zoomed": dict(PLAIN, mosaic_scale=[.05, .2]),
+    "crop": dict(PLAIN, mosaic=.3, crop=1),
+    "affine": dict(PLAIN, mosaic=0, affine=1, degrees=180),
+    "zoom_out": dict(PLAIN, mosaic=0, zoom_out=1, zoom_out_scale=[2., 8.]),
+    "copy_paste": dict(PLAIN, copy_paste=1),
+    "hsv": dict(mosaic=.5),
+    "everything": dict(mixup=.5,
+                       mosaic=.6,
+                       crop=.5,
+                       affine=.5,
+                       zoom_out=.5,
+                       copy_paste=.7,
+                       flip_vertical=.5,
+                       hsv=[90, 80, 80]),
 }
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", CASES)
 def test_pixels_and_boxes_are_those_of_single_samples(ds, case, device):
-    size, augment = (160, 256), AugmentConfig(**CASES[case])
-    pixels, cache = DevicePixels(ds, size, device, quiet), ImageCache(ds, size)
+    size = (160, 256)
+    augment = AugmentConfig(**CASES[case])
+    pixels = DevicePixels(ds, size, device, quiet)
+    cache = ImageCache(ds, size)
     inner = np.concatenate([compare(ds, pixels, cache, size, augment, epoch=e) for e in (0, 1)])
     colours = augment.hsv_prob > 0 # a step of grey in a dim or grey pixel may turn its hue
     assert np.mean(inner <= (3 if colours else 2)) > (.995 if colours else .9999), np.bincount(inner)[:20]
@@ -88,31 +121,40 @@ def test_pixels_and_boxes_are_those_of_single_samples(ds, case, device):
 
 @pytest.mark.parametrize("size", [(256, 160), (96, 320), (32, 32), (320, 320)])
 def test_sizes_other_than_the_one_decoded_for(ds, size):
-    pixels, cache = DevicePixels(ds, (160, 160), "cpu", quiet), ImageCache(ds, (160, 160))
+    pixels = DevicePixels(ds, (160, 160), "cpu", quiet)
+    cache = ImageCache(ds, (160, 160))
     for mosaics in True, False:
         inner = compare(ds, pixels, cache, size, AugmentConfig(hsv_prob=0, mixup=.5), mosaics=mosaics)
         assert np.mean(inner <= 2) > .9999
 
 
 def test_a_part_at_a_time_changes_nothing(ds):
-    pixels, plans = DevicePixels(ds, (96, 160), "cpu", quiet), planned(ds, (96, 160), AugmentConfig(mixup=.5))
+    pixels = DevicePixels(ds, (96, 160), "cpu", quiet)
+    plans = planned(ds, (96, 160), AugmentConfig(mixup=.5))
     tables = pack_plans(plans, pixels.table)
     whole = render_batch(pixels, tables, (96, 160), chunk=10**9)
     for chunk in 1, 3 * 96 * 160: assert torch.equal(render_batch(pixels, tables, (96, 160), chunk=chunk), whole)
-    for k, p in enumerate(plans): assert torch.equal(render_batch(pixels, pack_plans([p], pixels.table), (96, 160))[0], whole[k])
+    for k, p in enumerate(plans):
+        assert torch.equal(render_batch(pixels, pack_plans([p], pixels.table), (96, 160))[0], whole[k])
 
 
 def test_plans_without_tiles(ds):
-    pixels, none = DevicePixels(ds, (96, 160), "cpu", quiet), np.zeros((0, 4), np.float32)
-    plain = lambda frames: Plan((96, 160), 0, [Layer([], f) for f in frames], (0, 0, 0), none, np.zeros(0, np.int64), None)
-    batch = render_batch(pixels, pack_plans([plain([(96, 160)]), plain([(96, 160), (50, 60)])], pixels.table), (96, 160))
-    assert (batch[0] == 114).all() and (batch[1, :, :50, :60] == 114).all() and (batch[1, :, 50:] == 57).all() and (batch[1, :, :, 60:] == 57).all()
+    pixels = DevicePixels(ds, (96, 160), "cpu", quiet)
+    none = np.zeros((0, 4), np.float32)
+    plain = lambda frames: Plan((96, 160), 0, [Layer([], f) for f in frames],
+                                (0, 0, 0), none, np.zeros(0, np.int64), None)
+    batch = render_batch(pixels, pack_plans([plain([(96, 160)]), plain([(96, 160), (50, 60)])], pixels.table),
+                         (96, 160))
+    assert (batch[0] == 114).all() and (batch[1, :, :50, :60] == 114).all() and (batch[1, :, 50:]
+                                                                                 == 57).all() and (batch[1, :, :, 60:]
+                                                                                                   == 57).all()
 
 
 def test_no_pixel_outside_the_image_is_read(ds):
     "Every copy of every image is surrounded by a colour that no sample may show."
     pixels = DevicePixels(ds, (160, 256), "cpu", quiet)
-    clean, table = pixels.pixels.clone(), pixels.table
+    clean = pixels.pixels.clone()
+    table = pixels.table
     pixels.pixels.fill_(0x0000FF00) # green
     for i in range(len(ds)):
         for level in range(B.LEVELS):
@@ -120,7 +162,9 @@ def test_no_pixel_outside_the_image_is_read(ds):
             start = int(table.starts[i, level])
             pixels.pixels[start:start + h * w] = 0x00FF00FF # what is an image is magenta
     for case in "mosaic", "everything", "letterbox", "crop":
-        batch = render_batch(pixels, pack_plans(planned(ds, (160, 256), AugmentConfig(**{**CASES[case], **PLAIN})), table), (160, 256))
+        batch = render_batch(pixels,
+                             pack_plans(planned(ds, (160, 256), AugmentConfig(**{**CASES[case], **PLAIN})), table),
+                             (160, 256))
         assert (batch[:, 1] <= 114).all()
     pixels.pixels = clean
 
@@ -132,23 +176,33 @@ def test_colours_are_those_of_shift_colours(shifts, seed):
     planes = [torch.from_numpy(image[..., k].astype(np.float32))[None] for k in range(3)]
     hue = (shifts[0] + 90) % 180 - 90
     drawn = torch.stack(shift_planes(*planes, torch.tensor([[hue, *shifts[1:]]]).float()), -1)[0].numpy()
-    assert np.abs(drawn - shift_colours(image, shifts, image.copy() if any(shifts) else None)).max() <= 2 or not (hue or any(shifts[1:]))
+    assert np.abs(drawn -
+                  shift_colours(image, shifts,
+                                image.copy() if any(shifts) else None)).max() <= 2 or not (hue or any(shifts[1:]))
 
 
 def test_the_bytes_of_pixels_are_mixed_exactly():
     rng = np.random.default_rng(0)
     corners, u, v = rng.integers(0, 256, (4, 5000, 4), np.uint8), *rng.random((2, 5000)).astype(np.float32)
-    memory = torch.from_numpy(np.concatenate([corners[0], corners[1], corners[2], corners[3]], 1).reshape(-1, 4)).view(torch.int32).ravel() # 2x2 each
-    at, pitch = torch.arange(0, 20000, 4), torch.full((5000,), 2)
-    mixed = B._fetched(memory, at, pitch, torch.from_numpy(u), torch.from_numpy(v)).view(torch.uint8).reshape(5000, 4).numpy()
-    c, u, v = corners.astype(float), u[:, None], v[:, None]
-    assert np.abs(mixed - (c[0] * (1 - u) * (1 - v) + c[1] * u * (1 - v) + c[2] * (1 - u) * v + c[3] * u * v)).max() < 2.1
+    # 2x2 each
+    memory = torch.from_numpy(np.concatenate([corners[0], corners[1], corners[2], corners[3]],
+                                             1).reshape(-1, 4)).view(torch.int32).ravel()
+    at = torch.arange(0, 20000, 4)
+    pitch = torch.full((5000,), 2)
+    mixed = B._fetched(memory, at, pitch, torch.from_numpy(u),
+                       torch.from_numpy(v)).view(torch.uint8).reshape(5000, 4).numpy()
+    c = corners.astype(float)
+    u = u[:, None]
+    v = v[:, None]
+    assert np.abs(mixed - (c[0]*(1 - u)*(1 - v) + c[1]*u*(1 - v) + c[2]*(1 - u)*v + c[3]*u*v)).max() < 2.1
 
 
 def same(a, b): return all(x.shape == y.shape and torch.equal(x.cpu(), y.cpu()) for x, y in zip(a, b))
 
 
-def loader(ds, **kw): return TrainLoader(ds, (96, 160), AugmentConfig(mixup=.5, multiscale=1, multiscale_every=1), 4, **{"say": quiet, **kw})
+def loader(ds, **kw):
+    return TrainLoader(ds, (96, 160), AugmentConfig(mixup=.5, multiscale=1, multiscale_every=1), 4,
+                       **{"say": quiet, **kw})
 
 
 def test_the_loader_gives_the_same_batches_with_any_workers(ds):
@@ -186,7 +240,8 @@ def test_an_unreadable_image_is_named(ds, tmp_path):
     for i in range(3): cv2.imwrite(str(tmp_path / f"{i}.jpg"), np.zeros((40, 50, 3), np.uint8))
     (tmp_path / "1.jpg").write_bytes(b"no")
     bad = DetDataset(tmp_path, ("a",), [f"{i}.jpg" for i in range(3)], [(40, 50)] * 3)
-    with pytest.raises(InputError, match="1.jpg: not an image"): next(loader(bad, workers=0, augment_on="device", device="cpu").epoch(0))
+    with pytest.raises(InputError, match="1.jpg: not an image"):
+        next(loader(bad, workers=0, augment_on="device", device="cpu").epoch(0))
 
 
 def test_pixels_that_are_sent_when_needed(ds):
@@ -214,6 +269,7 @@ def test_on_a_card_nothing_waits(ds, monkeypatch):
     assert torch.equal(again, expected) and expected.is_cuda
     monkeypatch.setattr(B, "_SHARE", 0.)
     pinned = DevicePixels(ds, (96, 160), "cuda", quiet)
-    assert not pinned.resident and pinned.pixels.is_pinned() and torch.equal(render_batch(pinned, tables, (96, 160)), expected)
+    assert not pinned.resident and pinned.pixels.is_pinned() and torch.equal(render_batch(pinned, tables,
+                                                                                          (96, 160)), expected)
     batch = next(loader(ds, workers=2, augment_on="device").epoch(0))
     assert all(t.is_cuda for t in batch)

@@ -21,7 +21,8 @@ SIZES = [(72, 128), (100, 33), (1, 1), (301, 467), (480, 640), (97, 101)]
 
 def make(folder, sizes=SIZES, ext="jpg"):
     rng = np.random.default_rng(len(sizes))
-    for i, (h, w) in enumerate(sizes): cv2.imwrite(str(folder / f"{i}.{ext}"), cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), (w, h)))
+    for i, (h, w) in enumerate(sizes):
+        cv2.imwrite(str(folder / f"{i}.{ext}"), cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), (w, h)))
     return DetDataset(folder, ("a",), [f"{i}.{ext}" for i in range(len(sizes))], sizes)
 
 
@@ -46,10 +47,12 @@ def assert_holds(store, ds, detail):
 @pytest.mark.parametrize("detail", [(640, 640), (96, 160), (32, 32)])
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_pixels_are_those_of_the_image_cache(tmp_path, kind, detail, ext):
-    ds, lines = make(tmp_path, ext=ext), []
+    ds = make(tmp_path, ext=ext)
+    lines = []
     store = open_store(kind, ds, detail, lines.append)
     assert_holds(store, ds, detail)
-    assert len(store) == len(ds) and store.nbytes == store_size(ds, detail) and len(lines) == 1 and f"{len(ds)} images" in lines[0]
+    assert len(store) == len(ds) and store.nbytes == store_size(
+        ds, detail) and len(lines) == 1 and f"{len(ds)} images" in lines[0]
     with pytest.raises(ValueError, match="read-only"): store.get(0)[...] = 0
     assert np.shares_memory(store.get(3), store.get(3)) # views
     cv2.warpAffine(store.get(3), np.eye(2, 3), (20, 20)) # OpenCV reads what may not be written
@@ -72,8 +75,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(ds, tmp_path, cach
     for f in (tmp_path / "images").iterdir(): f.write_bytes(b"not an image") # reading one would raise something else
     monkeypatch.setattr(cache, "free_memory", lambda: cache._LEFT + store_size(ds, (640, 640)) - 1)
     usage = cache.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda p: usage._replace(free=cache._SPARE + store_size(ds, (640, 640))))
-    with pytest.raises(InputError, match=f"data.cache={kind}: 6 images take .*[KM]iB, and .* free") as e: open_store(kind, ds, (640, 640), print)
+    monkeypatch.setattr(cache.shutil, "disk_usage",
+                        lambda p: usage._replace(free=cache._SPARE + store_size(ds, (640, 640))))
+    with pytest.raises(InputError, match=f"data.cache={kind}: 6 images take .*[KM]iB, and .* free") as e:
+        open_store(kind, ds, (640, 640), print)
     assert "\n" not in str(e.value)
     assert not cache_folder.exists() or not list(cache_folder.iterdir())
 
@@ -133,7 +138,11 @@ def test_another_file_when_an_image_changes(ds, tmp_path, cache_folder, change):
 
 
 def test_other_sizes_and_images_have_their_own_names(ds, tmp_path):
-    names = {store_name(d, s) for d in (ds, ds.subset([0, 1, 3]), ds.subset([1, 0, 3])) for s in ((640, 640), (96, 160))}
+    names = {
+        store_name(d, s)
+        for d in (ds, ds.subset([0, 1, 3]), ds.subset([1, 0, 3]))
+        for s in ((640, 640), (96, 160))
+    }
     assert len(names) == 6
 
 
@@ -160,7 +169,8 @@ def test_a_full_disk_leaves_nothing(ds, cache_folder, monkeypatch):
     for name in "posix_fallocate", "pwrite", "fsync":
         with monkeypatch.context() as m:
             m.setattr(cache.os, name, full)
-            with pytest.raises(InputError, match="data.cache=disk: .*cannot be written: No space left") as e: disk_store(ds, (640, 640), print)
+            with pytest.raises(InputError, match="data.cache=disk: .*cannot be written: No space left") as e:
+                disk_store(ds, (640, 640), print)
         assert "\n" not in str(e.value) and not list(cache_folder.iterdir())
     with monkeypatch.context() as m:
         m.setattr(cache.os, "pwrite", lambda fd, data, at: len(data) - 1) # as at the very end of a disk
@@ -171,7 +181,8 @@ def test_a_full_disk_leaves_nothing(ds, cache_folder, monkeypatch):
 
 def test_a_folder_that_cannot_be_written(ds, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made"): disk_store(ds, (640, 640), print, tmp_path / "file" / "pixels")
+    with pytest.raises(InputError, match="cannot be made"):
+        disk_store(ds, (640, 640), print, tmp_path / "file" / "pixels")
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "magic", "count"])
@@ -204,7 +215,9 @@ print("sum", int(store._pixels.sum()), flush=True)
 """
 
 
-def run(ds, *how): return subprocess.Popen([sys.executable, "-c", RUN, str(ds.root), str(SIZES), *how], stdout=subprocess.PIPE, text=True)
+def run(ds, *how):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(ds.root), str(SIZES), *how], stdout=subprocess.PIPE, text=True)
 
 
 def until(process, word):

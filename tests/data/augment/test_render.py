@@ -8,10 +8,20 @@ from hypothesis import given, settings, strategies as st
 
 from jetson_det.config import AugmentConfig
 from jetson_det.core import InputError, rng_for
-from jetson_det.data.augment.render import ImageCache, draw, draw_layer, make_sample, read_reduced, reduction, render, shift_colours
+from jetson_det.data.augment.render import (
+    ImageCache,
+    draw,
+    draw_layer,
+    make_sample,
+    read_reduced,
+    reduction,
+    render,
+    shift_colours,
+)
 from jetson_det.data.dataset import DetDataset
-from jetson_det.data.augment.plan import (COVERED, Layer, alone, boxes_in, detail_of, epoch_order, group_of, mixup, mosaic, move_boxes, partners, plan_sample, random_affine,
-                                  random_crop, random_shifts, region, sample_rng, training_boxes)
+from jetson_det.data.augment.plan import (COVERED, Layer, alone, boxes_in, detail_of, epoch_order, group_of, mixup,
+                                          mosaic, move_boxes, partners, plan_sample, random_affine, random_crop,
+                                          random_shifts, region, sample_rng, training_boxes)
 from jetson_det.runtime.preprocess import letterbox
 
 COLOURS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 250, 250], [250, 0, 250]])
@@ -20,12 +30,18 @@ GREY = 90
 
 def painted(folder, sizes, ext=".png", empty=()):
     "A dataset with one rectangle an image: its colour and its label are the image's number (mod 6)."
-    rng, paths, index, boxes, labels = np.random.default_rng(0), [], [], [], []
+    rng = np.random.default_rng(0)
+    paths = []
+    index = []
+    boxes = []
+    labels = []
     for i, (h, w) in enumerate(sizes):
         image = np.full((h, w, 3), GREY, np.uint8)
         if i not in empty:
-            bw, bh = rng.integers(w // 8, w // 3), rng.integers(h // 8, h // 3)
-            x, y = rng.integers(0, w - bw), rng.integers(0, h - bh)
+            bw = rng.integers(w // 8, w // 3)
+            bh = rng.integers(h // 8, h // 3)
+            x = rng.integers(0, w - bw)
+            y = rng.integers(0, h - bh)
             image[y:y + bh, x:x + bw] = COLOURS[i % 6]
             index.append(i), boxes.append((x, y, x + bw, y + bh)), labels.append(i % 6)
         paths.append(f"{i}{ext}")
@@ -37,7 +53,8 @@ def found(image, label):
     "The smallest upright box around the pixels of a colour: those that are nearer to it than to the grey around it."
     high = COLOURS[label] > 0
     mask = cv2.inRange(np.ascontiguousarray(image[..., :3]), np.where(high, 170, 0), np.where(high, 255, 48))
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    ys = np.flatnonzero(mask.any(1))
+    xs = np.flatnonzero(mask.any(0))
     return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
 
 
@@ -61,7 +78,8 @@ SIZES = [(416, 416), (384, 640), (640, 384), (288, 512)]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_rectangles_are_found_again_after_the_mosaic(wide, size):
-    augment, seen = AugmentConfig(min_visible=.3), 0
+    augment = AugmentConfig(min_visible=.3)
+    seen = 0
     cache = ImageCache(wide, size)
     for seed in range(50):
         tiles, boxes, labels, _ = mosaic(rng_for(seed), wide, [0, 1, 2, 3], size, augment, flips=seed % 4)
@@ -75,7 +93,8 @@ def test_rectangles_are_found_again_after_the_mosaic(wide, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_cut_rectangles_are_found_again_when_nothing_turns(wide, size):
-    augment, at_rim = AugmentConfig(degrees=0, shear=0), 0
+    augment = AugmentConfig(degrees=0, shear=0)
+    at_rim = 0
     cache = ImageCache(wide, size)
     for seed in range(20):
         tiles, boxes, labels, _ = mosaic(rng_for(seed), wide, [4, 5, 6, 7], size, augment, flips=seed % 4)
@@ -90,10 +109,12 @@ def test_cut_rectangles_are_found_again_when_nothing_turns(wide, size):
 @pytest.mark.parametrize("size", [(160, 160), (128, 224), (96, 160)])
 def test_rectangles_are_found_again_in_reduced_images(tmp_path, ext, size):
     ds = painted(tmp_path, [(721, 1283), (480, 640), (1031, 517), (1440, 2561)], ext)
-    cache, augment = ImageCache(ds, size), AugmentConfig(degrees=3, min_box=6, min_visible=1)
+    cache = ImageCache(ds, size)
+    augment = AugmentConfig(degrees=3, min_box=6, min_visible=1)
     assert cache.pixels(3).shape[0] < 400
     for seed in range(6):
-        for made in [mosaic(rng_for(seed), ds, [0, 1, 2, 3], size, augment)] + [alone(rng_for(seed), ds, i, size, augment, seed % 4) for i in range(4)]:
+        for made in [mosaic(rng_for(seed), ds, [0, 1, 2, 3], size, augment)
+                     ] + [alone(rng_for(seed), ds, i, size, augment, seed % 4) for i in range(4)]:
             tiles, boxes, labels, _ = made
             canvas = pixels(cache, tiles, size)
             for box, label in zip(boxes, labels):
@@ -123,17 +144,21 @@ def test_mixup(wide, size):
         layer, boxes, labels = mixup(rng_for(seed), wide, seed % 4, size, AugmentConfig(flip_vertical=.5))
         second = pixels(cache, layer.tiles, size, layer.frame)
         for box, label in zip(boxes, labels): np.testing.assert_allclose(found(second, label), box, atol=1.5)
-        assert (second[layer.frame[0] + 1:, :, :3] == 0).all() and (second[:, layer.frame[1] + 1:, :3] == 0).all() # the frame is rounded
+        # the frame is rounded
+        assert (second[layer.frame[0] + 1:, :, :3] == 0).all() and (second[:, layer.frame[1] + 1:, :3] == 0).all()
 
 
 def test_the_matrix_is_that_of_yolox():
     for seed in range(20):
         got, zoom = random_affine(rng_for(seed), (300, 500), 10, .1, (.5, 1.5), 2)
         rng = rng_for(seed) # the same draws, in the way of yolox.data.data_augment.get_affine_matrix
-        angle, scale = rng.uniform(-10, 10), rng.uniform(.5, 1.5)
+        angle = rng.uniform(-10, 10)
+        scale = rng.uniform(.5, 1.5)
         shear_x, shear_y = (math.tan(s * math.pi / 180) for s in rng.uniform(-2, 2, 2))
-        R, M = cv2.getRotationMatrix2D(angle=angle, center=(0, 0), scale=scale), np.ones((2, 3))
-        M[0], M[1] = R[0] + shear_y * R[1], R[1] + shear_x * R[0]
+        R = cv2.getRotationMatrix2D(angle=angle, center=(0, 0), scale=scale)
+        M = np.ones((2, 3))
+        M[0] = R[0] + shear_y * R[1]
+        M[1] = R[1] + shear_x * R[0]
         M[:, 2] = rng.uniform(-.1, .1, 2) * (500, 300)
         np.testing.assert_allclose(got, M, atol=1e-12)
         assert zoom == scale
@@ -173,7 +198,8 @@ def test_images_meet_without_a_gap(wide):
 
 
 def test_a_sample_does_not_depend_on_what_was_made_before(wide):
-    augment, order = AugmentConfig(mixup=.5), epoch_order(len(wide), 1, 4)
+    augment = AugmentConfig(mixup=.5)
+    order = epoch_order(len(wide), 1, 4)
     def make(cache, p): return make_sample(cache, order, p, (288, 512), augment, 1, 4)
     one = ImageCache(wide, (288, 512))
     forwards = [make(one, p) for p in range(8)]
@@ -189,7 +215,8 @@ def test_a_sample_does_not_depend_on_what_was_made_before(wide):
 
 def test_labels_follow_in_whole_samples(wide):
     augment = AugmentConfig(hsv_prob=0, degrees=0, shear=0, min_visible=.2)
-    order, cache = epoch_order(4, 0, 0), ImageCache(wide.subset(range(4)), (288, 512))
+    order = epoch_order(4, 0, 0)
+    cache = ImageCache(wide.subset(range(4)), (288, 512))
     for epoch in range(6):
         for p in range(4):
             sample = make_sample(cache, order, p, (288, 512), augment, 0, epoch)
@@ -209,7 +236,11 @@ def test_without_boxes_and_alone(tmp_path):
 
 
 def test_crowds_and_ignored_boxes_are_not_learnt(wide):
-    ds = DetDataset(wide.root, wide.classes, wide.paths[:1], wide.sizes[:1], [0] * 4, [[1, 1, 9, 9]] * 4, [0, 1, 2, 3], flags=[0, 1, 2, 4])
+    ds = DetDataset(wide.root,
+                    wide.classes,
+                    wide.paths[:1],
+                    wide.sizes[:1], [0]*4, [[1, 1, 9, 9]]*4, [0, 1, 2, 3],
+                    flags=[0, 1, 2, 4])
     assert training_boxes(ds, 0)[1].tolist() == [0, 3]
 
 
@@ -220,21 +251,24 @@ def test_groups_cover_the_epoch(n, most):
     spans = sorted((first, end, g) for g, first, end in ends)
     assert [g for _, _, g in spans] == list(range(len(spans)))
     assert spans[0][0] == 0 and spans[-1][1] == n and all(a[1] == b[0] for a, b in zip(spans, spans[1:]))
-    assert max(e - f for f, e, _ in spans) <= most and max(e - f for f, e, _ in spans) - min(e - f for f, e, _ in spans) <= 1
+    assert max(e - f for f, e, _ in spans) <= most and max(e - f for f, e, _ in spans) - min(e - f
+                                                                                             for f, e, _ in spans) <= 1
 
 
 @given(st.integers(1, 300), st.data())
 @settings(max_examples=60, deadline=None)
 def test_partners_are_neighbours(n, data):
     p = data.draw(st.integers(0, n - 1))
-    got, (_, first, end) = partners(rng_for(n, p), p, n), group_of(p, n)
+    got = partners(rng_for(n, p), p, n)
+    (_, first, end) = group_of(p, n)
     assert ((got >= first) & (got < end)).all()
     assert end - first == 1 or (got != p).all()
 
 
 def test_each_image_is_decoded_once_an_epoch(wide):
     ds = wide.subset(range(8))
-    cache, order = ImageCache(ds, (416, 416)), epoch_order(8, 0, 0)
+    cache = ImageCache(ds, (416, 416))
+    order = epoch_order(8, 0, 0)
     for p in range(8): make_sample(cache, order, p, (320 + 32 * p, 320 + 32 * p), AugmentConfig(), 0, 0)
     assert cache.decoded <= 8
 
@@ -257,7 +291,8 @@ def test_colours_as_in_whole_numbers(shifts):
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).astype(int) + shifts
     hsv[..., 0] %= 180
     expected = cv2.cvtColor(hsv.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2BGR).astype(int)
-    got, out = shift_colours(image, shifts), np.empty_like(image)
+    got = shift_colours(image, shifts)
+    out = np.empty_like(image)
     assert np.abs(got - expected).mean() < 1.2 and np.abs(got - expected).max() <= 12 # hue is in steps of two degrees
     shift_colours(cv2.cvtColor(image, cv2.COLOR_BGR2BGRA), shifts, out)
     np.testing.assert_array_equal(out, got)
@@ -281,40 +316,54 @@ def test_reading_errors(tmp_path, wide):
 
 
 def test_what_a_transform_returns_is_checked(wide):
-    cache, order = ImageCache(wide, (96, 160)), epoch_order(8, 0, 0)
+    cache = ImageCache(wide, (96, 160))
+    order = epoch_order(8, 0, 0)
     def make(t): return make_sample(cache, order, 0, (96, 160), AugmentConfig(), 0, 0, transform=t)
-    for wrong, words in [(lambda i, b, l, r: (i[:9], b, l), "must return an image"), (lambda i, b, l, r: (None, b, l), "must return an image"),
-                         (lambda i, b, l, r: (i, b, [1] * 99), "99 labels"), (lambda i, b, l, r: (i, [[0, 0, math.nan, 1]], [1]), "not finite")]:
+    for wrong, words in [(lambda i, b, l, r: (i[:9], b, l), "must return an image"),
+                         (lambda i, b, l, r: (None, b, l), "must return an image"),
+                         (lambda i, b, l, r: (i, b, [1]*99), "99 labels"),
+                         (lambda i, b, l, r: (i, [[0, 0, math.nan, 1]], [1]), "not finite")]:
         with pytest.raises(InputError, match=words) as e: make(wrong)
         assert wide.paths[order[0]] in str(e.value)
     sample = make(lambda i, b, l, r: (255 - i, [[-5, 3, 500, 50]], [2]))
     assert sample.boxes.tolist() == [[0, 3, 160, 50]] and sample.labels.tolist() == [2]
 
 
-ALL = {"mosaic": 0., "flip": .5, "flip_vertical": .5, "affine": 1., "crop": 1., "zoom_out": 1., "copy_paste": 1., "mixup": 1.}
+ALL = {
+    "mosaic": 0., "flip": .5, "flip_vertical": .5, "affine": 1., "crop": 1., "zoom_out": 1., "copy_paste": 1.,
+    "mixup": 1.
+}
 STEPS_1080 = [(900, 1600), (1044, 1856), (1260, 2240)]
 
 
 @pytest.fixture(scope="module")
 def six(tmp_path_factory):
-    return painted(tmp_path_factory.mktemp("six"), [(240, 320), (360, 640), (200, 150), (270, 480), (64, 400), (300, 300)])
+    return painted(tmp_path_factory.mktemp("six"), [(240, 320), (360, 640), (200, 150), (270, 480), (64, 400),
+                                                    (300, 300)])
 
 
 def check_sample(ds, plan, augment):
-    "Every box of a plan is around its colour, and every colour that can be seen has a box. Returns how many boxes were looked at."
+    """Every box of a plan is around its colour, and every colour that can be seen has a box. Returns how many boxes
+    were looked at."""
     zoom = max((t.zoom for layer in plan.layers for t in layer.tiles), default=1)
     bound = 1.5 + .5 * max(zoom, 1) # pixels of the sample: half a pixel of the image shows at the rim of a crop
-    cache, turned, looked = ImageCache(ds, plan.size), augment.degrees > 0 or augment.shear > 0, 0
+    cache = ImageCache(ds, plan.size)
+    turned = augment.degrees > 0 or augment.shear > 0
+    looked = 0
     second = len(boxes_in(ds, plan.layers[1].tiles, plan.size, augment)[0]) if len(plan.layers) == 2 else 0
     first = len(plan.boxes) - second
     for layer, part in zip(plan.layers, (slice(0, first), slice(first, None))):
-        image, boxes, labels = pixels(cache, layer.tiles, plan.size, layer.frame), plan.boxes[part], plan.labels[part]
+        image = pixels(cache, layer.tiles, plan.size, layer.frame)
+        boxes = plan.boxes[part]
+        labels = plan.labels[part]
         shown = np.bincount([t.index for t in layer.tiles], minlength=6)
         over = [t.within for t in layer.tiles if t.source and t is not layer.tiles[0]]
         for box, label in zip(boxes, labels):
-            hidden = sum(min(box[2], x2) > max(box[0], x1) and min(box[3], y2) > max(box[1], y1) for x1, y1, x2, y2 in over)
+            hidden = sum(
+                min(box[2], x2) > max(box[0], x1) and min(box[3], y2) > max(box[1], y1) for x1, y1, x2, y2 in over)
             pasted = any(np.abs(box - rect).max() < 1.5 for rect in over)
-            if shown[label] != 1 or hidden > pasted or turned and cut(box, plan.size) or (box[2:] - box[:2]).min() < 6: continue
+            if shown[label] != 1 or hidden > pasted or turned and cut(box, plan.size) or (box[2:] - box[:2]).min() < 6:
+                continue
             np.testing.assert_allclose(found(image, label), box, atol=bound)
             looked += 1
         for label in set(np.flatnonzero(shown).tolist()) - set(labels.tolist()):
@@ -322,7 +371,8 @@ def check_sample(ds, plan, augment):
             mask = cv2.inRange(image[..., :3].copy(), np.where(high, 170, 0), np.where(high, 255, 48))
             scale = max(abs(np.linalg.det(t.matrix[:, :2])) for t in layer.tiles if t.index == label)
             whole = np.prod(np.diff(training_boxes(ds, label)[0].reshape(2, 2), axis=0)) * scale
-            assert np.count_nonzero(mask) <= max(1.3 * augment.min_visible * whole * (2 if turned else 1), 2 * max(plan.size) * augment.min_box)
+            assert np.count_nonzero(mask) <= max(1.3*augment.min_visible*whole*(2 if turned else 1),
+                                                 2*max(plan.size)*augment.min_box)
     return looked
 
 
@@ -333,29 +383,37 @@ some = st.sampled_from([0., 0., 1.])
 @settings(max_examples=120, deadline=None)
 def test_boxes_are_right_after_everything_together(six, shares, degrees, size, seed):
     augment = AugmentConfig(**shares, degrees=degrees, shear=degrees / 10, hsv_prob=0)
-    for position in range(3): check_sample(six, plan_sample(six, epoch_order(6, seed, 0), position, size, augment, seed, 0), augment)
+    for position in range(3):
+        check_sample(six, plan_sample(six, epoch_order(6, seed, 0), position, size, augment, seed, 0), augment)
 
 
 @pytest.mark.parametrize("size", STEPS_1080)
 @pytest.mark.parametrize("shares", [{"mosaic": 1.}, {"mosaic": 1., "mixup": 1., "copy_paste": 1.}, {**ALL, "mixup": 0.}])
 def test_boxes_are_right_at_the_steps_of_1080(six, size, shares):
     augment = AugmentConfig(**{**dict.fromkeys(ALL, 0.), **shares}, hsv_prob=0)
-    assert sum(check_sample(six, plan_sample(six, epoch_order(6, 1, 0), p, size, augment, 1, 0), augment) for p in range(2)) > 0
+    assert sum(
+        check_sample(six, plan_sample(six, epoch_order(6, 1, 0), p, size, augment, 1, 0), augment)
+        for p in range(2)) > 0
 
 
 @pytest.mark.parametrize("name", ["crop", "zoom_out", "affine", "copy_paste", "flip", "flip_vertical", "mosaic"])
 def test_each_alone_keeps_its_boxes(six, name):
     augment = AugmentConfig(**{**dict.fromkeys(ALL, 0.), name: 1.}, hsv_prob=0, degrees=0 if name == "mosaic" else 10)
-    looked = sum(check_sample(six, plan_sample(six, epoch_order(6, s, 0), p, (288, 512), augment, s, 0), augment) for s in range(6) for p in range(6))
+    looked = sum(
+        check_sample(six, plan_sample(six, epoch_order(6, s, 0), p, (288, 512), augment, s, 0), augment)
+        for s in range(6)
+        for p in range(6))
     assert looked >= 20
 
 
 def test_what_is_off_draws_nothing(six):
     "Settings that were added later leave the samples of a training as they were."
-    order, both = epoch_order(6, 0, 0), AugmentConfig(crop_scale=[.9, .9], zoom_out_scale=[3, 3], copy_paste_boxes=9)
+    order = epoch_order(6, 0, 0)
+    both = AugmentConfig(crop_scale=[.9, .9], zoom_out_scale=[3, 3], copy_paste_boxes=9)
     for p in range(6):
         for mosaics in True, False:
-            a, b = (plan_sample(six, order, p, (96, 160), s, 0, 0, mosaics) for s in (AugmentConfig(mosaic=.5), both.model_copy(update={"mosaic": .5})))
+            a, b = (plan_sample(six, order, p, (96, 160), s, 0, 0, mosaics)
+                    for s in (AugmentConfig(mosaic=.5), both.model_copy(update={"mosaic": .5})))
             np.testing.assert_array_equal(a.boxes, b.boxes)
             assert a.rng.integers(2**60) == b.rng.integers(2**60) and a.shifts == b.shifts
     last = plan_sample(six, order, 0, (96, 160), AugmentConfig(**ALL), 0, 0, mosaics=False)
@@ -377,7 +435,8 @@ def test_crops_lie_inside_and_hold_a_box(h, w, corners, low, more, seed):
 def test_a_crop_shows_its_part_and_nothing_else(six):
     for seed in range(8):
         tiles, boxes, labels, _ = alone(rng_for(seed), six, 3, (256, 320), AugmentConfig(crop=1), seed % 4)
-        image, (x1, y1, x2, y2) = pixels(ImageCache(six, (256, 320)), tiles, (256, 320)), tiles[0].source
+        image = pixels(ImageCache(six, (256, 320)), tiles, (256, 320))
+        (x1, y1, x2, y2) = tiles[0].source
         nw, nh = tiles[0].within[2:]
         expected = cv2.resize(six.image(3)[y1:y2, x1:x2], (nw, nh))
         if seed % 4: expected = cv2.flip(expected, (None, 1, 0, -1)[seed % 4])
@@ -386,7 +445,8 @@ def test_a_crop_shows_its_part_and_nothing_else(six):
 
 
 def test_pasted_boxes_hide_little(six):
-    augment, pasted = AugmentConfig(mosaic=.5, copy_paste=1, copy_paste_boxes=5, mixup=0), 0
+    augment = AugmentConfig(mosaic=.5, copy_paste=1, copy_paste_boxes=5, mixup=0)
+    pasted = 0
     off = augment.model_copy(update={"copy_paste": 0})
     for seed in range(40):
         order = epoch_order(6, seed, 0)
@@ -396,7 +456,9 @@ def test_pasted_boxes_hide_little(six):
         patches = [t.within for t in plan.layers[0].tiles[len(bare.layers[0].tiles):]]
         pasted += len(patches)
         for box in before:
-            area = sum(max(min(box[2], x2) - max(box[0], x1), 0) * max(min(box[3], y2) - max(box[1], y1), 0) for x1, y1, x2, y2 in patches)
+            area = sum(
+                max(min(box[2], x2) - max(box[0], x1), 0)*max(min(box[3], y2) - max(box[1], y1), 0)
+                for x1, y1, x2, y2 in patches)
             assert area <= (COVERED + 1e-3) * np.prod(box[2:] - box[:2])
         assert len(plan.boxes) - len(before) >= len(patches)
     assert pasted > 40
@@ -407,7 +469,8 @@ def test_a_patch_brings_the_other_boxes_in_it(tmp_path):
     boxes = [[20, 20, 120, 120], [40, 40, 80, 80], [110, 60, 180, 90], [150, 150, 190, 190]]
     ds = DetDataset(tmp_path, ("big", "inner", "cut", "away"), ["0.png"], [(200, 200)], [0] * 4, boxes, [0, 1, 2, 3])
     for seed in range(60):
-        plan = plan_sample(ds, np.array([0]), 0, (640, 640), AugmentConfig(mosaic=0, copy_paste=1, copy_paste_boxes=1, flip=0, min_visible=.1), seed, 0)
+        plan = plan_sample(ds, np.array([0]), 0, (640, 640),
+                           AugmentConfig(mosaic=0, copy_paste=1, copy_paste_boxes=1, flip=0, min_visible=.1), seed, 0)
         tiles = plan.layers[0].tiles
         if len(tiles) < 2 or tiles[1].source != (20, 20, 120, 120): continue
         assert plan.labels[4:].tolist() == [0, 1, 2]
@@ -451,18 +514,23 @@ class Store:
 
 
 def test_a_store_is_used_instead_of_decoding(six):
-    order, size, augment = epoch_order(6, 0, 0), (160, 256), AugmentConfig(mosaic_scale=[.2, .9])
+    order = epoch_order(6, 0, 0)
+    size = (160, 256)
+    augment = AugmentConfig(mosaic_scale=[.2, .9])
     plain = ImageCache(six, size)
     filled = ImageCache(six, size, store=Store({i: plain.pixels(i).copy() for i in range(6) if i != 4}))
     for p in range(6):
-        for a, b in zip(make_sample(plain, order, p, size, augment, 0, 0), make_sample(filled, order, p, size, augment, 0, 0)): np.testing.assert_array_equal(a, b)
+        for a, b in zip(make_sample(plain, order, p, size, augment, 0, 0),
+                        make_sample(filled, order, p, size, augment, 0, 0)):
+            np.testing.assert_array_equal(a, b)
     assert filled.decoded <= 1
 
 
 @pytest.mark.parametrize("shares", [{"mosaic": 1.}, {"mosaic": 1., "mixup": 1.}, {"mosaic": 0.}, {"mosaic": 0., "zoom_out": 1., "copy_paste": 1.}])
 def test_the_window_changes_nothing(six, shares):
     "What no tile reaches is filled without computing: the same pixels as the plain way gives."
-    cache, size = ImageCache(six, (288, 512)), (288, 512)
+    cache = ImageCache(six, (288, 512))
+    size = (288, 512)
     for seed in range(10):
         plan = plan_sample(six, epoch_order(6, seed, 0), 0, size, AugmentConfig(**shares), seed, 0)
         canvas, *second = (draw_layer(cache, layer, (0, 0, 512, 288)) for layer in plan.layers)

@@ -59,13 +59,18 @@ def refused(path, *parts, **kw):
     return line
 
 
-def everything(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not (p.is_dir() and p.name in ("around", "cache", "unpacked")))
+def everything(folder):
+    return sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if not (p.is_dir() and p.name in ("around", "cache", "unpacked")))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("top", [True, False])
 def test_every_kind_gives_the_same_dataset(tmp_path, scenes, kind, top):
-    path = shutil.make_archive(str(tmp_path / "a b"), kind, scenes.parent if top else scenes, scenes.name if top else None)
+    path = shutil.make_archive(str(tmp_path/"a b"), kind, scenes.parent if top else scenes,
+                               scenes.name if top else None)
     assert path.endswith(KINDS[kind]) and is_archive(path)
     said = []
     folder = open_archive(path, say=said.append)
@@ -91,7 +96,8 @@ def test_a_changed_archive_is_unpacked_anew(tmp_path):
 
 
 def test_into_a_folder(tmp_path):
-    path, into = make_zip(tmp_path / "a.zip", {"d/x.txt": b"1"}), tmp_path / "new" / "place"
+    path = make_zip(tmp_path / "a.zip", {"d/x.txt": b"1"})
+    into = tmp_path / "new" / "place"
     assert open_archive(path, into) == into / "d" == open_archive(path, into)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
@@ -108,7 +114,7 @@ BAD_NAMES = ["../x", "a/../../x", "/x", "\\x", "C:\\x", "c:x", "..\\x", "a/b/../
 def test_no_member_leaves_the_target(tmp_path, name):
     (tmp_path / "around/cache/unpacked").mkdir(parents=True)
     refused(make_zip(tmp_path / "a.zip", {"ok.txt": b"1", name: b"evil"}), "a.zip: the member ", ascii(name)[:-1])
-    refused(make_tar(tmp_path / "a.tar", [(dict(name="ok.txt"), b"1"), (dict(name=name), b"evil")]), "a.tar: the member ")
+    refused(make_tar(tmp_path/"a.tar", [(dict(name="ok.txt"), b"1"), (dict(name=name), b"evil")]), "a.tar: the member ")
     refused(make_tar(tmp_path / "b.tar.gz", [(dict(name=name, type=tarfile.DIRTYPE), b"")]), "the member ")
 
 
@@ -127,15 +133,20 @@ def test_nul_in_a_name(tmp_path):
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"Z"])
 def test_devices_are_refused(tmp_path, kind):
-    refused(make_tar(tmp_path / "a.tar", [(dict(name="dev", type=kind), b"")]), "the member 'dev' is neither a file nor a folder")
+    refused(make_tar(tmp_path/"a.tar", [(dict(name="dev", type=kind), b"")]),
+            "the member 'dev' is neither a file nor a folder")
     if kind == b"Z": return
     info = zipfile.ZipInfo("dev")
-    info.external_attr = ({tarfile.CHRTYPE: stat.S_IFCHR, tarfile.BLKTYPE: stat.S_IFBLK, tarfile.FIFOTYPE: stat.S_IFIFO}[kind] | 0o600) << 16
+    info.external_attr = (
+        {tarfile.CHRTYPE: stat.S_IFCHR, tarfile.BLKTYPE: stat.S_IFBLK, tarfile.FIFOTYPE: stat.S_IFIFO}[kind]
+        | 0o600) << 16
     refused(make_zip(tmp_path / "a.zip", {info: b""}), "the member 'dev' is neither a file nor a folder")
 
 
 def links(tmp_path, *pairs, hard=()):
-    members = [(dict(name="d/a.txt"), b"text")] + [(dict(name=n, linkname=to, type=tarfile.LNKTYPE if n in hard else tarfile.SYMTYPE), b"") for n, to in pairs]
+    members = [(dict(name="d/a.txt"), b"text")] + [
+        (dict(name=n, linkname=to, type=tarfile.LNKTYPE if n in hard else tarfile.SYMTYPE), b"") for n, to in pairs
+    ]
     return make_tar(tmp_path / "a.tar", members + [(dict(name="e/z.txt"), b"last")])
 
 
@@ -156,15 +167,21 @@ def test_hard_link_out_is_refused(tmp_path):
 def test_nothing_is_written_through_a_link(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
-    refused(make_tar(tmp_path / "a.tar", [(dict(name="d", type=tarfile.SYMTYPE, linkname=str(outside)), b""), (dict(name="d/x.txt"), b"evil")]), "d")
-    refused(make_tar(tmp_path / "b.tar", [(dict(name="d", type=tarfile.SYMTYPE, linkname="e"), b""), (dict(name="e", type=tarfile.SYMTYPE, linkname=".."), b""),
-                                          (dict(name="d/x.txt"), b"evil")]), "")
+    refused(
+        make_tar(tmp_path/"a.tar", [(dict(name="d", type=tarfile.SYMTYPE, linkname=str(outside)), b""),
+                                    (dict(name="d/x.txt"), b"evil")]), "d")
+    refused(
+        make_tar(tmp_path/"b.tar", [(dict(name="d", type=tarfile.SYMTYPE, linkname="e"), b""),
+                                    (dict(name="e", type=tarfile.SYMTYPE, linkname=".."), b""),
+                                    (dict(name="d/x.txt"), b"evil")]), "")
     assert not any(outside.iterdir())
 
 
 def test_links_inside_are_made(tmp_path):
-    folder = open_archive(links(tmp_path, ("b.txt", "d/a.txt"), ("c.txt", "b.txt"), ("h.txt", "d/a.txt"), ("more", "e"), hard={"h.txt"}))
-    assert [(folder / n).read_text() for n in ("b.txt", "c.txt", "h.txt", "more/z.txt")] == ["text", "text", "text", "last"]
+    folder = open_archive(
+        links(tmp_path, ("b.txt", "d/a.txt"), ("c.txt", "b.txt"), ("h.txt", "d/a.txt"), ("more", "e"), hard={"h.txt"}))
+    assert [(folder/n).read_text()
+            for n in ("b.txt", "c.txt", "h.txt", "more/z.txt")] == ["text", "text", "text", "last"]
     assert not (folder / "b.txt").is_symlink()
 
 
@@ -221,7 +238,9 @@ def test_names_of_a_zip_in_utf8_without_the_bit(tmp_path):
     path = make_zip(tmp_path / "a.zip", {"Straße 写真.txt": b"x"})
     data = path.read_bytes()
     assert (0x800).to_bytes(2, "little") in data
-    path.write_bytes(data.replace(b"PK\3\4\x14\0\0\x08", b"PK\3\4\x14\0\0\0").replace(b"PK\1\2\x14\x03\x14\0\0\x08", b"PK\1\2\x14\x03\x14\0\0\0"))
+    path.write_bytes(
+        data.replace(b"PK\3\4\x14\0\0\x08", b"PK\3\4\x14\0\0\0").replace(b"PK\1\2\x14\x03\x14\0\0\x08",
+                                                                         b"PK\1\2\x14\x03\x14\0\0\0"))
     assert [p.name for p in open_archive(path).iterdir() if p.suffix == ".txt"] == ["Straße 写真.txt"]
 
 

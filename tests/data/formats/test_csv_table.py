@@ -1,4 +1,5 @@
-"""Tables of boxes (CSV), Open Images and plate lists: layouts met in the wild, the one line of every error, damaged files."""
+"""Tables of boxes (CSV), Open Images and plate lists: layouts met in the wild, the one line of every error, damaged
+files."""
 import csv
 import random
 import signal
@@ -14,7 +15,16 @@ from jetson_det.data.formats.reader import Files
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.formats.openimages import class_descriptions, openimages_sign, read_openimages
 from jetson_det.data.formats.plates import plate_row, plates_sign, read_plates
-from jetson_det.data.formats.csv_table import KINDS, column_roles, find_image, find_layout, find_tables, read_tables, tables_sign, to_corners
+from jetson_det.data.formats.csv_table import (
+    KINDS,
+    column_roles,
+    find_image,
+    find_layout,
+    find_tables,
+    read_tables,
+    tables_sign,
+    to_corners,
+)
 from jetson_det.scenes.docks import write_scenes
 
 OI = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
@@ -45,7 +55,13 @@ def refused(call, *parts):
     return line
 
 
-def boxes(ds): return {p: [(ds.classes[c], *b) for c, b in zip(ds.boxes_of(i)[1], ds.boxes_of(i)[0].tolist())] for i, p in enumerate(ds.paths)}
+def boxes(ds):
+    return {
+        p: [(ds.classes[c], *b)
+            for c, b in zip(ds.boxes_of(i)[1],
+                            ds.boxes_of(i)[0].tolist())]
+        for i, p in enumerate(ds.paths)
+    }
 
 
 # The layout of a table
@@ -53,7 +69,9 @@ def boxes(ds): return {p: [(ds.classes[c], *b) for c, b in zip(ds.boxes_of(i)[1]
 LAYOUTS = {
     "tensorflow": TF + "\na.jpg,64,48,Sack,1,2,30,40\n",
     "bccd": "filename,cell_type,xmin,xmax,ymin,ymax\na.jpg,Sack,1,30,2,40\n",
-    "upper case, spaces, quotes": '"File Name","X Min","Y Min","X Max","Y Max","Class"\n"a.jpg","1","2","30","40","Sack"\n',
+    "upper case, spaces, quotes": (
+        '"File Name","X Min","Y Min","X Max","Y Max","Class"\n"a.jpg","1","2","30","40","Sack"\n'
+    ),
     "semicolon": "image;label;x1;y1;x2;y2\na.jpg;Sack;1;2;30;40\n",
     "tab": "image_path\tspecies\tleft\ttop\tright\tbottom\nimgs/a.jpg\tSack\t1\t2\t30\t40\n",
     "bar": "path|name|xtl|ytl|xbr|ybr\na.jpg|Sack|1|2|30|40\n",
@@ -67,7 +85,9 @@ LAYOUTS = {
     "corner and size, long": "file,class,x,y,width,height,image_width,image_height\na.jpg,Sack,1,2,29,38,64,48\n",
     "centre": "file,class,x_center,y_center,width,height\na.jpg,Sack,15.5,21,29,38\n",
     "zero-based corners": "image,x0,y0,x1,y1,label\na.jpg,1,2,30,40,Sack\n",
-    "shares": "image,xmin,ymin,xmax,ymax,label\na.jpg,.015625,.041666667,.46875,.833333333\n".replace("333\n", "333,Sack\n"),
+    "shares": "image,xmin,ymin,xmax,ymax,label\na.jpg,.015625,.041666667,.46875,.833333333\n".replace(
+        "333\n", "333,Sack\n"
+    ),
     "shares, centre": "image,x_center,y_center,w,h,label\na.jpg,0.2421875,0.4375,0.453125,0.791666667,Sack\n",
     "path of another computer": "filename,class,xmin,ymin,xmax,ymax\nC:\\data\\imgs\\A.JPG,Sack,1,2,30,40\n",
     "image id": "image_id,class_name,class_id,xmin,ymin,xmax,ymax\na,Sack,3,1,2,30,40\n",
@@ -107,7 +127,9 @@ def test_text_lists_need_three_rows(tmp_path):
     assert tables_sign(Files(tmp_path)) == "annotate.txt" and plates_sign(Files(tmp_path)) == ""
 
 
-def test_two_columns_of_one_name(): assert column_roles("file,class,xmin,ymin,xmax,ymax,XMin".split(",")) == {} and find_layout("file,file,class,x,y,w,h") is None
+def test_two_columns_of_one_name():
+    assert column_roles(
+        "file,class,xmin,ymin,xmax,ymax,XMin".split(",")) == {} and find_layout("file,file,class,x,y,w,h") is None
 
 
 # Rows
@@ -131,7 +153,8 @@ def test_empty_boxes_are_background(tmp_path):
     ds = one(tmp_path, "a.jpg,Sack,1,2,30,40", "b.jpg,,,,,")()
     assert boxes(ds) == {"a.jpg": [("Sack", 1, 2, 30, 40)], "b.jpg": []} and not ds.flaws
     ds = one(tmp_path, "a.jpg,Sack,1,2,30,40", "b.jpg,No finding,nan,nan,nan,nan")()
-    assert ds.classes == ("Sack",) and len(ds) == 2 and [(f.kind, f.file, f.where) for f in ds.flaws] == [("no-labels", "b.jpg", "t.csv, line 3")]
+    assert ds.classes == ("Sack", ) and len(ds) == 2 and [(f.kind, f.file, f.where) for f in ds.flaws
+                                                          ] == [("no-labels", "b.jpg", "t.csv, line 3")]
     (tmp_path / "t.csv").write_text("a.jpg,1,2,30,40,Sack\nb.jpg,,,,,\n")
     assert boxes(read_tables(tmp_path)) == {"a.jpg": [("Sack", 1, 2, 30, 40)], "b.jpg": []}
 
@@ -140,15 +163,21 @@ def test_flags_and_attributes(tmp_path):
     ds = one(tmp_path, "a.jpg,Sack,1,2,30,40,1,0,true,0,2,M AB 1,v1", "a.jpg,Sack,1,2,31,40,0,1,FALSE,0.5,0,,v1",
              header="filename,class,xmin,ymin,xmax,ymax,difficult,iscrowd,ignore,truncated,occluded,text,video")()
     assert ds.flags.tolist() == [DIFFICULT | IGNORE, CROWD] and ds.groups.tolist() == ["v1"]
-    assert {k: v.tolist() for k, v in ds.attributes.items()} == {"text": ["M AB 1", ""], "truncated": ["", "0.5"], "occluded": ["2", ""]}
-    refused(one(tmp_path, "a.jpg,Sack,1,2,30,40,maybe", header="filename,class,xmin,ymin,xmax,ymax,difficult"), "t.csv, line 2: difficult is 'maybe': 0 or 1 is right")
+    assert {k: v.tolist()
+            for k, v in ds.attributes.items()
+            } == {"text": ["M AB 1", ""], "truncated": ["", "0.5"], "occluded": ["2", ""]}
+    refused(one(tmp_path, "a.jpg,Sack,1,2,30,40,maybe", header="filename,class,xmin,ymin,xmax,ymax,difficult"),
+            "t.csv, line 2: difficult is 'maybe': 0 or 1 is right")
 
 
 def test_images_without_rows_and_rows_without_images(tmp_path):
     ds = one(tmp_path, "a.jpg,Sack,1,2,30,40", "gone.jpg,Sack,1,2,30,40", "gone.jpg,Sack,1,2,30,40")()
-    assert len(ds) == 1 and [(f.kind, f.action) for f in ds.flaws] == [("missing-image", "dropped"), ("no-labels", "noted")]
-    assert "t.csv, line 3: 'gone.jpg'" in ds.flaws[0].message and "1 images" in ds.flaws[1].message and "b.jpg" in ds.flaws[1].message
-    refused(one(tmp_path, "x.jpg,Sack,1,2,3,4", "y.jpg,Sack,1,2,3,4"), "t.csv, line 2: none of its 2 images is there, such as 'x.jpg'")
+    assert len(ds) == 1 and [(f.kind, f.action) for f in ds.flaws] == [("missing-image", "dropped"),
+                                                                       ("no-labels", "noted")]
+    assert "t.csv, line 3: 'gone.jpg'" in ds.flaws[0].message and "1 images" in ds.flaws[
+        1].message and "b.jpg" in ds.flaws[1].message
+    refused(one(tmp_path, "x.jpg,Sack,1,2,3,4", "y.jpg,Sack,1,2,3,4"),
+            "t.csv, line 2: none of its 2 images is there, such as 'x.jpg'")
 
 
 def test_declared_size(tmp_path):
@@ -188,25 +217,44 @@ def test_columns_named_wrongly(tmp_path, kind, header):
 
 def test_train_test_and_their_union(tmp_path):
     images(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg")
-    head, a, b, c = "filename,class,xmin,ymin,xmax,ymax\n", "a.jpg,Sack,1,2,30,40\na.jpg,Person,5,6,7,8\n", "b.jpg,Sack,1,2,30,40\n", "c.jpg,Sack,1,2,3,4\n"
-    put(tmp_path, {"data/train_labels.csv": head + a, "data/test_labels.csv": head + b, "data/all_labels.csv": head + b + "\n".join(a.split("\n")[::-1]) + "\n" + c})
+    head = "filename,class,xmin,ymin,xmax,ymax\n"
+    a = "a.jpg,Sack,1,2,30,40\na.jpg,Person,5,6,7,8\n"
+    b = "b.jpg,Sack,1,2,30,40\n"
+    c = "c.jpg,Sack,1,2,3,4\n"
+    put(
+        tmp_path, {
+            "data/train_labels.csv": head + a, "data/test_labels.csv": head + b,
+            "data/all_labels.csv": head + b + "\n".join(a.split("\n")[::-1]) + "\n" + c
+        })
     ds = read_tables(tmp_path)
-    assert dict(zip(ds.paths, ds.splits)) == {"images/a.jpg": "train", "images/b.jpg": "test", "images/c.jpg": ""} and len(ds.boxes) == 4
+    assert dict(zip(ds.paths, ds.splits)) == {"images/a.jpg": "train", "images/b.jpg": "test", "images/c.jpg": ""
+                                              } and len(ds.boxes) == 4
     put(tmp_path, {"data/test_labels.csv": head + b + a})
-    refused(lambda: read_tables(tmp_path), "data/train_labels.csv, line 2", "images/a.jpg is in train here, and in test in data/test_labels.csv")
+    refused(lambda: read_tables(tmp_path), "data/train_labels.csv, line 2",
+            "images/a.jpg is in train here, and in test in data/test_labels.csv")
     put(tmp_path, {"data/test_labels.csv": head + b.replace("30", "31")})
-    refused(lambda: read_tables(tmp_path), "data/test_labels.csv, line 2", "images/b.jpg has other boxes here than in data/all_labels.csv, line 2")
+    refused(lambda: read_tables(tmp_path), "data/test_labels.csv, line 2",
+            "images/b.jpg has other boxes here than in data/all_labels.csv, line 2")
 
 
 def test_split_column(tmp_path):
-    ds = one(tmp_path, "a.jpg,Sack,1,2,3,4,TRAIN", "b.jpg,Sack,1,2,3,4,validation", header="filename,class,xmin,ymin,xmax,ymax,Subset")()
+    ds = one(tmp_path,
+             "a.jpg,Sack,1,2,3,4,TRAIN",
+             "b.jpg,Sack,1,2,3,4,validation",
+             header="filename,class,xmin,ymin,xmax,ymax,Subset")()
     assert ds.splits.tolist() == ["train", "val"]
-    refused(one(tmp_path, "a.jpg,Sack,1,2,3,4,train", "a.jpg,Sack,1,2,3,4,test", header="filename,class,xmin,ymin,xmax,ymax,split"), "t.csv, line 3: 'a.jpg' is in train above, in test here")
+    refused(
+        one(tmp_path,
+            "a.jpg,Sack,1,2,3,4,train",
+            "a.jpg,Sack,1,2,3,4,test",
+            header="filename,class,xmin,ymin,xmax,ymax,split"),
+        "t.csv, line 3: 'a.jpg' is in train above, in test here")
 
 
 def test_a_csv_of_something_else_is_named(tmp_path):
     put(tmp_path, {"prices.csv": "name,price\n"})
-    assert [(f.kind, f.file, f.action) for f in one(tmp_path, "a.jpg,Sack,1,2,3,4", "b.jpg,Sack,1,2,3,4")().flaws] == [("not-read", "prices.csv", "noted")]
+    assert [(f.kind, f.file, f.action) for f in one(tmp_path, "a.jpg,Sack,1,2,3,4", "b.jpg,Sack,1,2,3,4")().flaws
+            ] == [("not-read", "prices.csv", "noted")]
 
 
 def test_same_name_in_two_folders(tmp_path):
@@ -229,64 +277,95 @@ ODD_NAMES = ["a b.jpg", "50% #1.JPG", "Straße.jpeg", "写真.PNG", "v1.2.jpg", 
 def test_any_table_comes_back(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("t")
     images(root, *ODD_NAMES)
-    kind, d = data.draw(st.sampled_from(sorted(KINDS))), data.draw(st.sampled_from([",", ";", "\t", "|"]))
+    kind = data.draw(st.sampled_from(sorted(KINDS)))
+    d = data.draw(st.sampled_from([",", ";", "\t", "|"]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    m, comma = data.draw(st.integers(1, 30)), data.draw(st.booleans())
+    m = data.draw(st.integers(1, 30))
+    comma = data.draw(st.booleans())
     corners = np.sort(rng.random((m, 2, 2)), 1).reshape(m, 4) * [64, 48, 64, 48]
-    raw = np.c_[corners[:, :2] if kind != "centre" else (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] if kind == "corners" else corners[:, 2:] - corners[:, :2]]
+    raw = np.c_[corners[:, :2] if kind != "centre" else (corners[:, :2] + corners[:, 2:])/2,
+                corners[:, 2:] if kind == "corners" else corners[:, 2:] - corners[:, :2]]
     np.testing.assert_allclose(to_corners(raw, kind), corners)
     columns = ["file", "class", *KINDS[kind]]
-    order, which, labels = data.draw(st.permutations(range(6))), np.sort(rng.integers(0, len(ODD_NAMES), m)), rng.choice(["Säcke & <Co>", "per,son", "a b"], m)
+    order = data.draw(st.permutations(range(6)))
+    which = np.sort(rng.integers(0, len(ODD_NAMES), m))
+    labels = rng.choice(["Säcke & <Co>", "per,son", "a b"], m)
     with open(root / "t.csv", "w", newline="", encoding="utf-8") as f:
         w = csv.writer(f, delimiter=d, quoting=data.draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])))
         w.writerow([columns[k] for k in order])
-        for i, c, b in zip(which, labels, raw): w.writerow([[ODD_NAMES[i], c, *(f"{v:.4f}".replace(".", "," if comma else ".") for v in b)][k] for k in order])
+        for i, c, b in zip(which, labels, raw):
+            w.writerow([[ODD_NAMES[i], c, *(f"{v:.4f}".replace(".", "," if comma else ".")
+                                            for v in b)][k]
+                        for k in order])
     if raw.max() <= 1.5: return
     ds = read_tables(root)
     assert ds.classes == tuple(sorted(set(labels.tolist())))
     assert all(boxes(ds).values())  # every image read has a box
     for i, p in enumerate(ODD_NAMES):
-        have, want = sorted(boxes(ds).get(p, [])), sorted((c, *b) for c, b in zip(labels[which == i].tolist(), corners[which == i].tolist()))
+        have = sorted(boxes(ds).get(p, []))
+        want = sorted((c, *b) for c, b in zip(labels[which == i].tolist(), corners[which == i].tolist()))
         assert [r[0] for r in have] == [r[0] for r in want]
-        np.testing.assert_allclose(np.array([r[1:] for r in have]).reshape(-1, 4), np.array([r[1:] for r in want]).reshape(-1, 4), atol=2e-4)
+        np.testing.assert_allclose(np.array([r[1:] for r in have]).reshape(-1, 4),
+                                   np.array([r[1:] for r in want]).reshape(-1, 4),
+                                   atol=2e-4)
 
 
 def test_find_image(tmp_path):
     files = Files(images(tmp_path, "x/a.jpg", "y/A.jpg", "y/b.png"))
-    assert [find_image(files, n) for n in ("A.jpg", "a.jpg", "x/A.JPG", "b", "B.jpg", "./y/b.png", "", "/", "..", "\0", "é" * 9000)] == ["y/A.jpg", "x/a.jpg", "x/a.jpg"] + ["y/b.png"] * 3 + [""] * 5
+    assert [
+        find_image(files, n)
+        for n in ("A.jpg", "a.jpg", "x/A.JPG", "b", "B.jpg", "./y/b.png", "", "/", "..", "\0", "é"*9000)
+    ] == ["y/A.jpg", "x/a.jpg", "x/a.jpg"] + ["y/b.png"]*3 + [""]*5
 
 
 # Open Images
 
 def openimages(tmp_path, *rows, header=OI, **more):
     images(tmp_path, "train/0a.jpg", "train/0b.jpg")
-    put(tmp_path, {"class-descriptions-boxable.csv": "/m/1,Sack\n/m/2,\"Person, standing\"\n", "train-annotations-bbox.csv": "\n".join((header, *rows)) + "\n", **more})
+    put(
+        tmp_path, {
+            "class-descriptions-boxable.csv": "/m/1,Sack\n/m/2,\"Person, standing\"\n",
+            "train-annotations-bbox.csv": "\n".join((header, *rows)) + "\n", **more
+        })
     return lambda: read_openimages(tmp_path)
 
 
 def test_openimages(tmp_path):
-    call = openimages(tmp_path, "0a,xclick,/m/1,1,0.25,0.5,0.25,0.75,0,1,0,0,-1", "0a,xclick,/m/2,1,0,1,0,1,1,0,1,0,0", "ff,xclick,/m/2,1,0,1,0,1,1,0,1,0,0")
-    assert openimages_sign(Files(tmp_path)) == "train-annotations-bbox.csv" and tables_sign(Files(tmp_path)) == plates_sign(Files(tmp_path)) == ""
+    call = openimages(tmp_path, "0a,xclick,/m/1,1,0.25,0.5,0.25,0.75,0,1,0,0,-1", "0a,xclick,/m/2,1,0,1,0,1,1,0,1,0,0",
+                      "ff,xclick,/m/2,1,0,1,0,1,1,0,1,0,0")
+    assert openimages_sign(Files(tmp_path)) == "train-annotations-bbox.csv" and tables_sign(
+        Files(tmp_path)) == plates_sign(Files(tmp_path)) == ""
     ds = call()
-    assert boxes(ds) == {"train/0a.jpg": [("Sack", 16, 12, 32, 36), ("Person, standing", 0, 0, 64, 48)]} and ds.classes == ("Person, standing", "Sack")
-    assert ds.flags.tolist() == [0, CROWD] and {k: v.tolist() for k, v in ds.attributes.items()} == {"truncated": ["1", ""], "occluded": ["", "1"]}
-    assert [(f.kind, f.action) for f in ds.flaws] == [("not-downloaded", "noted")] and "1 of 2 images, such as 'ff'" in ds.flaws[0].message
+    assert boxes(ds) == {"train/0a.jpg": [("Sack", 16, 12, 32, 36), ("Person, standing", 0, 0, 64, 48)]
+                         } and ds.classes == ("Person, standing", "Sack")
+    assert ds.flags.tolist() == [0, CROWD] and {k: v.tolist()
+                                                for k, v in ds.attributes.items()
+                                                } == {"truncated": ["1", ""], "occluded": ["", "1"]}
+    assert [(f.kind, f.action)
+            for f in ds.flaws] == [("not-downloaded", "noted")] and "1 of 2 images, such as 'ff'" in ds.flaws[0].message
     assert boxes(read_openimages(tmp_path / "train-annotations-bbox.csv")) == boxes(ds)
 
 
 def test_openimages_splits_order_and_commas(tmp_path):
     val = "IsGroupOf;YMax;YMin;XMax;XMin;LabelName;ImageID\n0;0,75;0,25;0,5;0,25;/m/1;0b\n"
-    ds = openimages(tmp_path, "0a,xclick,/m/1,1,0.25,0.5,0.25,0.75,0,1,0,0,0", **{"validation-annotations-bbox.csv": val})()
-    assert dict(zip(ds.paths, ds.splits)) == {"train/0a.jpg": "train", "train/0b.jpg": "val"} and (ds.boxes == [16, 12, 32, 36]).all()
+    ds = openimages(tmp_path, "0a,xclick,/m/1,1,0.25,0.5,0.25,0.75,0,1,0,0,0",
+                    **{"validation-annotations-bbox.csv": val})()
+    assert dict(zip(ds.paths, ds.splits)) == {"train/0a.jpg": "train", "train/0b.jpg": "val"
+                                              } and (ds.boxes == [16, 12, 32, 36]).all()
 
 
 def test_openimages_errors(tmp_path):
-    refused(openimages(tmp_path, "0a,xclick,/m/1,1,16,32,12,36,0,0,0,0,0"), "train-annotations-bbox.csv, line 2: shares of the image")
+    refused(openimages(tmp_path, "0a,xclick,/m/1,1,16,32,12,36,0,0,0,0,0"),
+            "train-annotations-bbox.csv, line 2: shares of the image")
     refused(openimages(tmp_path, "0a,xclick,/m/1,1,.2,x,.2,.3,0,0,0,0,0"), "line 2: xmax: 'x' is not a number")
-    refused(openimages(tmp_path, "zz,xclick,/m/1,1,.2,.3,.2,.3,0,0,0,0,0"), "line 2: none of its 1 images is there, such as 'zz'")
-    refused(openimages(tmp_path, "0a,xclick,/m/1", **{"class-descriptions-boxable.csv": "/m/1\n"}), "class-descriptions-boxable.csv, line 1: a class id and its name")
-    ds = openimages(tmp_path, "0a,xclick,/m/7,1,.2,.3,.2,.3,0,0,0,0,0", **{"class-descriptions-boxable.csv": "LabelName,DisplayName\n/m/1,Sack\n"})()
-    assert ds.classes == ("/m/7",) and [f.kind for f in ds.flaws] == ["unnamed-class"] and class_descriptions(Files(tmp_path)) == {"/m/1": "Sack"}
+    refused(openimages(tmp_path, "zz,xclick,/m/1,1,.2,.3,.2,.3,0,0,0,0,0"),
+            "line 2: none of its 1 images is there, such as 'zz'")
+    refused(openimages(tmp_path, "0a,xclick,/m/1", **{"class-descriptions-boxable.csv": "/m/1\n"}),
+            "class-descriptions-boxable.csv, line 1: a class id and its name")
+    ds = openimages(tmp_path, "0a,xclick,/m/7,1,.2,.3,.2,.3,0,0,0,0,0",
+                    **{"class-descriptions-boxable.csv": "LabelName,DisplayName\n/m/1,Sack\n"})()
+    assert ds.classes == ("/m/7", ) and [f.kind for f in ds.flaws] == ["unnamed-class"] and class_descriptions(
+        Files(tmp_path)) == {"/m/1": "Sack"}
 
 
 # Plates
@@ -306,17 +385,29 @@ def test_no_plate_rows(line): assert plate_row(line) is None
 
 def test_plates_beside_their_photos(tmp_path):
     images(tmp_path, "test_1.jpg", "test_2.jpg", "test_3.jpg", "test_4.jpg")
-    put(tmp_path, {"test_1.txt": "test_1.jpg\t1\t2\t30\t10\tM AB 12\n\ntest_1.jpg\t1\t22\t30.5\t10\tÖ 1\n", "test_2.txt": "", "test_3.txt": "old name.jpg\t1\t2\t30\t10\tX\n", "lost.txt": "lost.jpg\t1\t2\t30\t10\tX\n",
-                   "readme.txt": "Photos of plates\n"})
+    put(
+        tmp_path, {
+            "test_1.txt": "test_1.jpg\t1\t2\t30\t10\tM AB 12\n\ntest_1.jpg\t1\t22\t30.5\t10\tÖ 1\n", "test_2.txt": "",
+            "test_3.txt": "old name.jpg\t1\t2\t30\t10\tX\n", "lost.txt": "lost.jpg\t1\t2\t30\t10\tX\n",
+            "readme.txt": "Photos of plates\n"
+        })
     assert plates_sign(Files(tmp_path)) == "lost.txt" and tables_sign(Files(tmp_path)) == ""
     ds = read_plates(tmp_path)
-    assert boxes(ds) == {"test_1.jpg": [("plate", 1, 2, 31, 12), ("plate", 1, 22, 31.5, 32)], "test_2.jpg": [], "test_3.jpg": [("plate", 1, 2, 31, 12)], "test_4.jpg": []}
+    assert boxes(ds) == {
+        "test_1.jpg": [("plate", 1, 2, 31, 12), ("plate", 1, 22, 31.5, 32)], "test_2.jpg": [],
+        "test_3.jpg": [("plate", 1, 2, 31, 12)], "test_4.jpg": []
+    }
     assert ds.attributes["text"].tolist() == ["M AB 12", "Ö 1", "X"] and ds.split_names == [""]
     assert [(f.kind, f.file) for f in ds.flaws] == [("missing-image", "lost.jpg"), ("no-labels", "test_4.jpg")]
     put(tmp_path, {"test_2.txt": "\ntest_2.jpg\t1\t2\t3O\t10\tX\n"})
-    refused(lambda: read_plates(tmp_path), "test_2.txt, line 2: 'test_2.jpg\\t1\\t2\\t3O\\t10\\tX' is no plate: file, x, y, width, height and text are right")
+    refused(
+        lambda: read_plates(tmp_path),
+        "test_2.txt, line 2: 'test_2.jpg\\t1\\t2\\t3O\\t10\\tX' is no plate: file, x, y, width, height and text are"
+        " right",
+    )
     put(tmp_path, {"test_2.txt": "test_1.jpg\t1\t2\t3\t10\tX\n"})
-    refused(lambda: read_plates(tmp_path), "test_2.txt, line 1: test_1.jpg has other boxes here than in test_1.txt, line 1")
+    refused(lambda: read_plates(tmp_path),
+            "test_2.txt, line 1: test_1.jpg has other boxes here than in test_1.txt, line 1")
 
 
 @pytest.mark.parametrize("name, text", [("list.txt", "a.jpg,40,12,20,10,M 1\nb.jpg,41,12,20,10,M 2\n"), ("list.csv", "a.jpg;40;12;20;10;M 1\nb.jpg;41;12;20;10;M 2\n"),
@@ -328,7 +419,8 @@ def test_one_list_for_all(tmp_path, name, text):
     assert plates_sign(Files(tmp_path)) == name and tables_sign(Files(tmp_path)) == ""
     ds = read_plates(tmp_path)
     np.testing.assert_allclose(ds.boxes, [[40, 12, 60, 22], [41, 12, 61, 22]], atol=1e-4)
-    assert ds.attributes["text"].tolist() == ["M 1", "M 2"] and [(f.kind, f.action) for f in ds.flaws] == [("no-labels", "noted")] and len(ds) == 2
+    assert ds.attributes["text"].tolist() == ["M 1", "M 2"] and [(f.kind, f.action) for f in ds.flaws
+                                                                 ] == [("no-labels", "noted")] and len(ds) == 2
     assert read_plates(tmp_path / name, classes=["licence"]).classes == ("licence",)
 
 
@@ -342,40 +434,59 @@ def test_plates_with_corners_are_refused(tmp_path):
 
 def damaged(rng, data):
     "A file with something wrong in it."
-    k, n = rng.randrange(8), len(data)
+    k = rng.randrange(8)
+    n = len(data)
     a, b = sorted((rng.randrange(n + 1), rng.randrange(n + 1)))
     if k == 0: return data[:a]
     if k == 1: return data[:a] + bytes(rng.randrange(256) for _ in range(rng.choice((1, 4, 60)))) + data[a:]
     if k == 2: return data[:a] + data[b:]
-    if k == 3: return data[:a] + rng.choice((b"\0", b'"', b"\r", b"\n\n", b",,,,", b"\xff\xfe", b";", b"\t" * 3000, b"," * 3000)) + data[a:]
+    if k == 3:
+        return data[:a] + rng.choice(
+            (b"\0", b'"', b"\r", b"\n\n", b",,,,", b"\xff\xfe", b";", b"\t"*3000, b","*3000)) + data[a:]
     words = data.replace(b"\n", b" \n ").replace(b",", b" , ").replace(b"\t", b" \t ").split(b" ")
     at = rng.randrange(len(words))
-    words[at] = rng.choice((b"", b"nan", b"-1", b"1e999", b"9" * 5000, b"x", b"1_0", b"0x1", b"/", b"../..", "\u0663".encode(), b"1,5", b'"', b"a.jpg"))
+    words[at] = rng.choice((b"", b"nan", b"-1", b"1e999", b"9"*5000, b"x", b"1_0", b"0x1", b"/", b"../..",
+                            "\u0663".encode(), b"1,5", b'"', b"a.jpg"))
     return b"".join(words)
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory): return read_dataset(write_scenes(tmp_path_factory.mktemp("scenes") / "made", 6, (240, 320), seed=3))
+def scenes(tmp_path_factory):
+    return read_dataset(write_scenes(tmp_path_factory.mktemp("scenes") / "made", 6, (240, 320), seed=3))
 
 
 def written(ds, root, format):
     "The scenes in one of the three formats, label files beside the images; {path: text}."
     files = {}
     for i, p in enumerate(ds.paths):
-        name, (h, w) = p.split("/")[-1], ds.sizes[i]
+        name = p.split("/")[-1]
+        (h, w) = ds.sizes[i]
         (root / "images").mkdir(exist_ok=True, parents=True)
         (root / "images" / name).write_bytes(ds.path_of(i).read_bytes())
         for k, ((x1, y1, x2, y2), c) in enumerate(zip(ds.boxes_of(i)[0].tolist(), ds.boxes_of(i)[1])):
-            if format == "csv": file, head, row = f"{ds.splits[i]}_labels.csv", TF, f"{name},{w},{h},{ds.classes[c]},{x1},{y1},{x2},{y2}"
-            elif format == "openimages": file, head, row = f"{ds.splits[i]}-annotations-bbox.csv", OI, f"{name[:-4]},xclick,/m/{c},1,{x1 / w},{x2 / w},{y1 / h},{y2 / h},0,0,0,0,0"
-            else: file, head, row = f"images/{name[:-4]}.txt", "", f"{name}\t{x1}\t{y1}\t{x2 - x1}\t{y2 - y1}\tM {name[:-4]} {k}"
+            if format == "csv":
+                file = f"{ds.splits[i]}_labels.csv"
+                head = TF
+                row = f"{name},{w},{h},{ds.classes[c]},{x1},{y1},{x2},{y2}"
+            elif format == "openimages":
+                file = f"{ds.splits[i]}-annotations-bbox.csv"
+                head = OI
+                row = f"{name[:-4]},xclick,/m/{c},1,{x1 / w},{x2 / w},{y1 / h},{y2 / h},0,0,0,0,0"
+            else:
+                file = f"images/{name[:-4]}.txt"
+                head = ""
+                row = f"{name}\t{x1}\t{y1}\t{x2 - x1}\t{y2 - y1}\tM {name[:-4]} {k}"
             files.setdefault(file, [head] if head else []).append(row)
-    if format == "openimages": files["class-descriptions-boxable.csv"] = [f"/m/{k},{c}" for k, c in enumerate(ds.classes)]
+    if format == "openimages":
+        files["class-descriptions-boxable.csv"] = [f"/m/{k},{c}" for k, c in enumerate(ds.classes)]
     put(root, {f: "\n".join(rows) + "\n" for f, rows in files.items()})
     return sorted(root / f for f in files)
 
 
-READERS = {"csv": (read_tables, tables_sign), "openimages": (read_openimages, openimages_sign), "plates": (read_plates, plates_sign)}
+READERS = {
+    "csv": (read_tables, tables_sign), "openimages": (read_openimages, openimages_sign),
+    "plates": (read_plates, plates_sign)
+}
 
 
 @pytest.mark.parametrize("format", READERS)
@@ -387,15 +498,21 @@ def test_scenes_come_back(scenes, tmp_path, format):
     for i, p in enumerate(scenes.paths):
         j = by_name[p.split("/")[-1]]
         np.testing.assert_allclose(ds.boxes_of(j)[0], scenes.boxes_of(i)[0], atol=2e-3)
-        if format != "plates": assert ds.splits[j] == scenes.splits[i] and [ds.classes[c] for c in ds.boxes_of(j)[1]] == [scenes.classes[c] for c in scenes.boxes_of(i)[1]]
-    if format == "plates": assert ds.attributes["text"].tolist() == [f"M {p.split('/')[-1][:-4]} {k}" for p, n in zip(ds.paths, np.bincount(ds.box_image)) for k in range(n)]
+        if format != "plates":
+            assert ds.splits[j] == scenes.splits[i] and [ds.classes[c] for c in ds.boxes_of(j)[1]
+                                                         ] == [scenes.classes[c] for c in scenes.boxes_of(i)[1]]
+    if format == "plates":
+        assert ds.attributes["text"].tolist() == [
+            f"M {p.split('/')[-1][:-4]} {k}" for p, n in zip(ds.paths, np.bincount(ds.box_image)) for k in range(n)
+        ]
 
 
 @pytest.mark.parametrize("format", READERS)
 def test_damaged_files(scenes, tmp_path, format):
     def too_long(*_): raise TimeoutError("no answer in 5 s")
     files, (read, sign), rng, read_on = written(scenes, tmp_path, format), READERS[format], random.Random(format), 0
-    whole, before = {p: p.read_bytes() for p in files}, signal.signal(signal.SIGALRM, too_long)
+    whole = {p: p.read_bytes() for p in files}
+    before = signal.signal(signal.SIGALRM, too_long)
     try:
         for k in range(250):
             path = rng.choice(files)
@@ -407,7 +524,8 @@ def test_damaged_files(scenes, tmp_path, format):
             except InputError as e:
                 text = str(e)
                 assert "\n" not in text and len(text) < 2000 and (", line " in text or "not one box" in text), text
-                assert path.name in text or "has other boxes" in text or "is in" in text or "not one box" in text, (path, text)
+                assert path.name in text or "has other boxes" in text or "is in" in text or "not one box" in text, (
+                    path, text)
             signal.alarm(0)
             path.write_bytes(whole[path])
     finally: signal.signal(signal.SIGALRM, before)
@@ -421,9 +539,15 @@ def test_damaged_files(scenes, tmp_path, format):
 def test_real_tables_say_what_the_xml_says(data, name, table):
     root = data / "datasets" / name
     assert tables_sign(Files(root)) == table
-    ds, xml = read_tables(root), read_dataset(root, "voc")
-    assert {p: sorted(b) for p, b in boxes(ds).items()} == {p: sorted(b) for p, b in boxes(xml).items()} and not ds.flaws
-    if name == "raccoon": assert {s: int((ds.splits == s).sum()) for s in ds.split_names} == {"train": 160, "test": 40} and find_tables(Files(root))[1:] == ["data/test_labels.csv", "data/train_labels.csv"]
+    ds = read_tables(root)
+    xml = read_dataset(root, "voc")
+    assert {p: sorted(b)
+            for p, b in boxes(ds).items()} == {p: sorted(b)
+                                               for p, b in boxes(xml).items()} and not ds.flaws
+    if name == "raccoon":
+        assert {s: int((ds.splits == s).sum())
+                for s in ds.split_names} == {"train": 160, "test": 40} and find_tables(
+                    Files(root))[1:] == ["data/test_labels.csv", "data/train_labels.csv"]
 
 
 @pytest.mark.data
@@ -433,7 +557,8 @@ def test_real_plates(data):
     ds = read_plates(root)
     assert (len(ds), len(ds.boxes), ds.classes, ds.split_names, ds.flaws) == (108, 108, ("plate",), [""], [])
     at = ds.paths.tolist().index("eu1.jpg")
-    assert ds.boxes_of(at)[0].tolist() == [[396, 340, 599, 386]] and ds.attributes["text"][at] == "M5XSX" and all(ds.attributes["text"])
+    assert ds.boxes_of(at)[0].tolist() == [[396, 340, 599, 386]] and ds.attributes["text"][at] == "M5XSX" and all(
+        ds.attributes["text"])
     assert (ds.boxes[:, 2:] <= ds.sizes[ds.box_image][:, ::-1]).all() and (ds.boxes >= 0).all()
 
 

@@ -19,16 +19,19 @@ from jetson_det.data.formats.writers import WRITERS
 
 def voc(*objects, name="a.jpg", size=(48, 64), more=""):
     "objects: (class, xmin, ymin, xmax, ymax)"
-    body = "".join(f"<object><name>{c}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>\n"
-                   for c, a, b, x, y in objects)
+    body = "".join(
+        f"<object><name>{c}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>\n"
+        for c, a, b, x, y in objects
+    )
     return f"<annotation>\n<filename>{name}</filename><size><width>{size[1]}</width><height>{size[0]}</height></size>\n{body}{more}</annotation>"
 
 
 def coco(images, anns, cats, **kw):
     "images: {id: name}; anns: (image, category, bbox); cats: {id: name}"
-    return dict(images=[dict(id=k, file_name=n, height=48, width=64) for k, n in images.items()],
-                annotations=[dict(id=k, image_id=i, category_id=c, bbox=b, **kw) for k, (i, c, b) in enumerate(anns, 1)],
-                categories=[dict(id=k, name=n) for k, n in cats.items()])
+    return dict(
+        images=[dict(id=k, file_name=n, height=48, width=64) for k, n in images.items()],
+        annotations=[dict(id=k, image_id=i, category_id=c, bbox=b, **kw) for k, (i, c, b) in enumerate(anns, 1)],
+        categories=[dict(id=k, name=n) for k, n in cats.items()])
 
 
 ODD_NAMES = ["a b.jpg", "50% #1.JPG", "Straße.jpeg", "写真.PNG", "v1.2.jpg", "A.jpg"]
@@ -38,7 +41,7 @@ ODD_NAMES = ["a b.jpg", "50% #1.JPG", "Straße.jpeg", "写真.PNG", "v1.2.jpg", 
 def folder(tmp_path_factory):
     "Six pictures of odd names and different sizes."
     root = tmp_path_factory.mktemp("odd")
-    put(root, {f"in/{n}": picture(40 + 8 * k, 64 + 4 * k, os.path.splitext(n)[1].lower()) for k, n in enumerate(ODD_NAMES)})
+    put(root, {f"in/{n}": picture(40 + 8*k, 64 + 4*k, os.path.splitext(n)[1].lower()) for k, n in enumerate(ODD_NAMES)})
     return root
 
 
@@ -50,9 +53,13 @@ def test_round_trip(folder, tmp_path_factory, seed, format, split):
     m = int(rng.integers(1, 40))
     which = np.sort(rng.integers(0, 6, m))
     corners = np.sort(rng.random((m, 2, 2)), 1).reshape(m, 4) * np.tile(sizes[which][:, ::-1], 2)
-    ds = DetDataset(folder, ("Säcke & <Co>", "person"), [f"in/{n}" for n in ODD_NAMES], sizes, which, corners, rng.integers(0, 2, m),
-                    ["train", "train", "train", "val", "val", "test"] if split else None,
-                    flags=rng.choice([0, 0, 0, DIFFICULT, CROWD, IGNORE, CROWD | DIFFICULT], m), image_ids=rng.permutation(1000)[:6])
+    ds = DetDataset(folder, ("Säcke & <Co>", "person"), [f"in/{n}" for n in ODD_NAMES],
+                    sizes,
+                    which,
+                    corners,
+                    rng.integers(0, 2, m), ["train", "train", "train", "val", "val", "test"] if split else None,
+                    flags=rng.choice([0, 0, 0, DIFFICULT, CROWD, IGNORE, CROWD | DIFFICULT], m),
+                    image_ids=rng.permutation(1000)[:6])
     keep = (ds.flags & (CROWD | IGNORE) == 0) if format == "yolo" else np.ones(m, bool)
     dst = tmp_path_factory.mktemp("out") / "new"
     if not keep.any(): return
@@ -87,21 +94,32 @@ def test_voc_layouts(tmp_path, images, labels):
 
 
 def test_voc_file_name_without_ending_and_stale(tmp_path):
-    put(tmp_path, {"images/a.jpg": picture(), "images/b.jpg": picture(), "annotations/1.xml": voc(("s", 1, 2, 30, 40), name="a"),
-                   "annotations/b.xml": voc(("s", 5, 6, 7, 8), name="a.jpg")})
+    put(
+        tmp_path, {
+            "images/a.jpg": picture(), "images/b.jpg": picture(), "annotations/1.xml": voc(
+                ("s", 1, 2, 30, 40), name="a"), "annotations/b.xml": voc(("s", 5, 6, 7, 8), name="a.jpg")
+        })
     ds = read_dataset(tmp_path)
     assert dict(zip(ds.paths, ds.boxes[:, 0])) == {"images/a.jpg": 1, "images/b.jpg": 5}
 
 
 def test_voc_same_stem_in_two_splits(tmp_path):
-    for k, s in enumerate(("train", "val")): put(tmp_path, {f"images/{s}/1.jpg": picture(), f"annotations/{s}/1.xml": voc(("s", k, 2, 30, 40))})
+    for k, s in enumerate(("train", "val")):
+        put(tmp_path, {f"images/{s}/1.jpg": picture(), f"annotations/{s}/1.xml": voc(("s", k, 2, 30, 40))})
     ds = read_dataset(tmp_path)
-    assert [(p, s, b) for p, s, b in zip(ds.paths, ds.splits, ds.boxes[:, 0])] == [("images/train/1.jpg", "train", 0), ("images/val/1.jpg", "val", 1)]
+    assert [(p, s, b) for p, s, b in zip(ds.paths, ds.splits, ds.boxes[:, 0])] == [("images/train/1.jpg", "train", 0),
+                                                                                   ("images/val/1.jpg", "val", 1)]
 
 
 def test_voc_trainval_only_without_train(tmp_path):
-    put(tmp_path, {f"JPEGImages/{k}.jpg": picture() for k in range(3)} | {f"Annotations/{k}.xml": voc(("s", 1, 2, 30, 40)) for k in range(3)})
-    put(tmp_path, {"ImageSets/Main/trainval.txt": "0\n1\n", "ImageSets/Main/test.txt": "2.jpg\n", "ImageSets/Main/s_test.txt": "0 1\n1 -1\n"})
+    put(tmp_path, {f"JPEGImages/{k}.jpg": picture()
+                   for k in range(3)} | {f"Annotations/{k}.xml": voc(("s", 1, 2, 30, 40))
+                                         for k in range(3)})
+    put(
+        tmp_path, {
+            "ImageSets/Main/trainval.txt": "0\n1\n", "ImageSets/Main/test.txt": "2.jpg\n",
+            "ImageSets/Main/s_test.txt": "0 1\n1 -1\n"
+        })
     assert read_dataset(tmp_path).splits.tolist() == ["train", "train", "test"]
     put(tmp_path, {"ImageSets/Main/train.txt": "0  1\n", "ImageSets/Main/val.txt": "1 -1\n"})
     assert read_dataset(tmp_path).splits.tolist() == ["train", "val", "test"]
@@ -113,7 +131,11 @@ def test_voc_trainval_only_without_train(tmp_path):
 
 
 def test_voc_header_wins_over_the_label(tmp_path):
-    put(tmp_path, {"a.jpg": picture(), "a.xml": voc(("s", 1, 2, 30, 40), size=(0, 0)), "b.jpg": picture(), "b.xml": voc(("s", 1, 2, 30, 40), size=(96, 128))})
+    put(
+        tmp_path, {
+            "a.jpg": picture(), "a.xml": voc(("s", 1, 2, 30, 40), size=(0, 0)), "b.jpg": picture(), "b.xml": voc(
+                ("s", 1, 2, 30, 40), size=(96, 128))
+        })
     ds = read_dataset(tmp_path)
     assert ds.sizes.tolist() == [[48, 64]] * 2
     assert [(f.kind, f.file, f.action) for f in ds.flaws] == [("size-mismatch", "b.jpg", "noted")]
@@ -142,13 +164,20 @@ def test_voc_errors(tmp_path, text, parts):
 
 def test_voc_attributes(tmp_path):
     "Marks that are set are kept, those that say nothing cost nothing."
-    marks = [dict(truncated=1, occluded=0, difficult=0, pose="Unspecified"), dict(truncated=0, occluded=" 1 ", difficult=1, pose="Rear"), dict(difficult="0", pose="Unspecified")]
+    marks = [
+        dict(truncated=1, occluded=0, difficult=0, pose="Unspecified"),
+        dict(truncated=0, occluded=" 1 ", difficult=1, pose="Rear"),
+        dict(difficult="0", pose="Unspecified")
+    ]
     text = voc(*[("s", k, 2, 30, 40) for k in range(3)])
-    for m in marks: text = text.replace("</name><bnd", "</name>" + "".join(f"<{k}>{v}</{k}>" for k, v in m.items()) + "<bnd", 1)
+    for m in marks:
+        text = text.replace("</name><bnd", "</name>" + "".join(f"<{k}>{v}</{k}>" for k, v in m.items()) + "<bnd", 1)
     put(tmp_path, {"a.jpg": picture(), "a.xml": text})
     ds = read_dataset(tmp_path, "voc")
     assert ds.flags.tolist() == [0, DIFFICULT, 0]
-    assert {k: v.tolist() for k, v in ds.attributes.items()} == {"truncated": ["1", "", ""], "occluded": ["", "1", ""], "pose": ["", "Rear", ""]}
+    assert {k: v.tolist()
+            for k, v in ds.attributes.items()
+            } == {"truncated": ["1", "", ""], "occluded": ["", "1", ""], "pose": ["", "Rear", ""]}
     put(tmp_path, {"a.xml": voc(("s", 1, 2, 30, 40))})
     assert read_dataset(tmp_path, "voc").attributes == {}
 
@@ -161,13 +190,15 @@ def test_voc_split_is_said_by_folders_alone(tmp_path):
 
 def test_voc_upper_case_endings_and_signs(tmp_path):
     put(tmp_path, {"JPEGImages/a.JPG": picture(), "Annotations/a.XML": voc(("s", 1.5, 2.25, 30, 40))})
-    assert read_dataset(tmp_path, "voc").boxes.tolist() == [[1.5, 2.25, 30, 40]] and voc_sign(Files(tmp_path)) == "Annotations/a.XML"
+    assert read_dataset(tmp_path, "voc").boxes.tolist() == [[1.5, 2.25, 30, 40]] and voc_sign(
+        Files(tmp_path)) == "Annotations/a.XML"
     put(tmp_path, {"Annotations/a.XML": "<annotations><image/></annotations>"}) # CVAT's root has one letter more
     assert voc_sign(Files(tmp_path)) == ""
 
 
 def test_voc_billion_laughs_is_quick(tmp_path):
-    bomb = "<!DOCTYPE l [<!ENTITY a0 'ha'>" + "".join(f"<!ENTITY a{k} '{f'&a{k - 1};' * 10}'>" for k in range(1, 12)) + "]><annotation>&a11;</annotation>"
+    bomb = "<!DOCTYPE l [<!ENTITY a0 'ha'>" + "".join(f"<!ENTITY a{k} '{f'&a{k - 1};' * 10}'>"
+                                                      for k in range(1, 12)) + "]><annotation>&a11;</annotation>"
     put(tmp_path, {"a.jpg": picture(), "a.xml": bomb})
     t = time.perf_counter()
     refused(lambda: read_dataset(tmp_path), "has a DOCTYPE")
@@ -188,8 +219,12 @@ def test_voc_two_labels_of_one_image(tmp_path):
     ("train.json", "images/sub/1.jpg", "sub\\1.jpg")])
 def test_coco_layouts(tmp_path, js, image, name):
     val = js.replace("train", "valid" if js.startswith("train/") else "val")
-    put(tmp_path, {js: coco({1: name}, [(1, 3, [1, 2, 30, 40])], {3: "s"}), image: picture(),
-                   val: coco({1: "2.jpg"}, [(1, 3, [1, 2, 30, 40])], {3: "s"}), image.replace("train", "valid" if js.startswith("train/") else "val").replace("1.jpg", "2.jpg"): picture()})
+    put(
+        tmp_path, {
+            js: coco({1: name}, [(1, 3, [1, 2, 30, 40])], {3: "s"}), image: picture(), val: coco(
+                {1: "2.jpg"}, [(1, 3, [1, 2, 30, 40])], {3: "s"}),
+            image.replace("train", "valid" if js.startswith("train/") else "val").replace("1.jpg", "2.jpg"): picture()
+        })
     ds = read_dataset(tmp_path)
     assert ds.paths.tolist()[0] == image and ds.splits.tolist() == ["train", "val"] and ds.format == "coco"
     assert ds.boxes.tolist() == [[1, 2, 31, 42]] * 2 and ds.image_ids.tolist() == [1, 2]
@@ -198,13 +233,18 @@ def test_coco_layouts(tmp_path, js, image, name):
 
 def test_coco_leaves_out_what_is_no_detection(tmp_path):
     d = coco({1: "1.jpg"}, [(1, 1, [1, 2, 30, 40])], {1: "s"})
-    put(tmp_path, {"images/1.jpg": picture(), "annotations/instances_val.json": d, "annotations/captions_val.json": dict(d, annotations=[dict(id=1, image_id=1, caption="x")]),
-                   "annotations/results.json": [dict(image_id=1, bbox=[0, 0, 1, 1], score=1)], "package.json": dict(name="x")})
+    put(
+        tmp_path, {
+            "images/1.jpg": picture(), "annotations/instances_val.json": d, "annotations/captions_val.json": dict(
+                d, annotations=[dict(id=1, image_id=1, caption="x")]),
+            "annotations/results.json": [dict(image_id=1, bbox=[0, 0, 1, 1], score=1)], "package.json": dict(name="x")
+        })
     assert len(read_dataset(tmp_path)) == 1
 
 
 def test_coco_ids_flags_and_missing_fields(tmp_path):
-    d = coco({"x": "1.jpg", "y": "2.jpg"}, [("x", 90, [1, 2, 3, 4]), ("x", 7, [1, 2, 3, 4]), ("y", 7, [0, 0, 9, 9])], {90: "b", 7: "a"})
+    d = coco({"x": "1.jpg", "y": "2.jpg"}, [("x", 90, [1, 2, 3, 4]), ("x", 7, [1, 2, 3, 4]), ("y", 7, [0, 0, 9, 9])],
+             {90: "b", 7: "a"})
     for im in d["images"]: del im["height"], im["width"]
     d["annotations"][0].update(iscrowd=1)
     d["annotations"][1].update(ignore=1)
@@ -225,9 +265,14 @@ def test_coco_roboflow_parent_category_is_left_out(tmp_path):
 
 
 def test_coco_missing_image_is_a_flaw(tmp_path):
-    put(tmp_path, {"images/1.jpg": picture(), "a.json": coco({1: "1.jpg", 2: "2.jpg"}, [(1, 1, [1, 2, 3, 4]), (2, 1, [1, 2, 3, 4])], {1: "s"})})
+    put(
+        tmp_path, {
+            "images/1.jpg": picture(), "a.json": coco({1: "1.jpg", 2: "2.jpg"}, [(1, 1, [1, 2, 3, 4]),
+                                                                                 (2, 1, [1, 2, 3, 4])], {1: "s"})
+        })
     ds = read_dataset(tmp_path)
-    assert len(ds) == 1 and len(ds.boxes) == 1 and [(f.kind, f.file, f.action) for f in ds.flaws] == [("missing-image", "2.jpg", "dropped")]
+    assert len(ds) == 1 and len(ds.boxes) == 1 and [(f.kind, f.file, f.action)
+                                                    for f in ds.flaws] == [("missing-image", "2.jpg", "dropped")]
 
 
 def base(**kw): return coco({1: "1.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "s"}, **kw)
@@ -261,9 +306,14 @@ def test_coco_broken_json_names_the_line(tmp_path):
 
 
 def test_coco_class_lists_that_differ(tmp_path):
-    put(tmp_path, {"1.jpg": picture(), "2.jpg": picture(), "train.json": coco({1: "1.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "a", 2: "b"}),
-                   "val.json": coco({1: "2.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "a", 2: "c"})})
-    refused(lambda: read_dataset(tmp_path), "train.json and", "val.json differ", "train.json alone has 'b'", "val.json alone has 'c'")
+    put(
+        tmp_path, {
+            "1.jpg": picture(), "2.jpg": picture(), "train.json": coco({1: "1.jpg"}, [
+                (1, 1, [1, 2, 3, 4])
+            ], {1: "a", 2: "b"}), "val.json": coco({1: "2.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "a", 2: "c"})
+        })
+    refused(lambda: read_dataset(tmp_path), "train.json and", "val.json differ", "train.json alone has 'b'",
+            "val.json alone has 'c'")
 
 
 def test_coco_one_image_in_two_splits(tmp_path):
@@ -274,7 +324,10 @@ def test_coco_one_image_in_two_splits(tmp_path):
 # YOLO
 
 YAML = "train: images/train\nval: images/val\nnames: [s, p]\n"
-FILES = {"images/train/1.jpg": picture(), "labels/train/1.txt": "0 .5 .5 .5 .5\n", "images/val/2.PNG": picture(suffix=".png"), "labels/val/2.txt": "1 .5 .5 .25 .25\n"}
+FILES = {
+    "images/train/1.jpg": picture(), "labels/train/1.txt": "0 .5 .5 .5 .5\n",
+    "images/val/2.PNG": picture(suffix=".png"), "labels/val/2.txt": "1 .5 .5 .25 .25\n"
+}
 
 
 @pytest.mark.parametrize("more", [
@@ -297,9 +350,14 @@ def test_yolo_beside_the_images(tmp_path):
 
 
 def test_yolo_outline_and_lost_label(tmp_path):
-    put(tmp_path, {**FILES, "data.yaml": YAML, "labels/train/1.txt": "0 .25 .25 .5 .25 .5 .75\n\n", "labels/train/9.txt": "0 .5 .5 .5 .5"})
+    put(
+        tmp_path, {
+            **FILES, "data.yaml": YAML, "labels/train/1.txt": "0 .25 .25 .5 .25 .5 .75\n\n",
+            "labels/train/9.txt": "0 .5 .5 .5 .5"
+        })
     ds = read_dataset(tmp_path)
-    assert ds.boxes[0].tolist() == [16, 12, 32, 36] and [(f.kind, f.file) for f in ds.flaws] == [("missing-image", "labels/train/9.txt")]
+    assert ds.boxes[0].tolist() == [16, 12, 32, 36] and [(f.kind, f.file)
+                                                         for f in ds.flaws] == [("missing-image", "labels/train/9.txt")]
 
 
 def test_yolo_same_list_twice_is_no_split(tmp_path):
@@ -317,7 +375,11 @@ def test_yolo_line_errors(tmp_path, line, parts):
 
 
 def test_yolo_names_file_with_a_mark_blank_lines_and_windows_ends(tmp_path):
-    put(tmp_path, {**FILES, "classes.txt": b"\xef\xbb\xbfs\r\n\r\n  p \r\n\r\n", "labels/train/1.txt": b"\xef\xbb\xbf0 .5 .5 .5 .5\r\n\r\n1 .5 .5 .5 .5\r\n"})
+    put(
+        tmp_path, {
+            **FILES, "classes.txt": b"\xef\xbb\xbfs\r\n\r\n  p \r\n\r\n",
+            "labels/train/1.txt": b"\xef\xbb\xbf0 .5 .5 .5 .5\r\n\r\n1 .5 .5 .5 .5\r\n"
+        })
     ds = read_dataset(tmp_path, "yolo")
     assert ds.classes == ("s", "p") and ds.labels.tolist() == [0, 1, 1]
 
@@ -372,10 +434,12 @@ def test_no_images_no_labels_two_formats(tmp_path):
 
 @pytest.mark.parametrize("format", WRITERS)
 def test_unknown_class(tmp_path, folder, format):
-    ds = DetDataset(folder, ("Sack", "Person"), [f"in/{ODD_NAMES[0]}"], [image_size(folder / "in" / ODD_NAMES[0])], [0, 0], [(1, 1, 9, 9)] * 2, [0, 1])
+    ds = DetDataset(folder, ("Sack", "Person"), [f"in/{ODD_NAMES[0]}"], [image_size(folder/"in"/ODD_NAMES[0])], [0, 0],
+                    [(1, 1, 9, 9)]*2, [0, 1])
     write_dataset(ds, tmp_path / "d", format)
     assert read_dataset(tmp_path / "d", classes=["Person", "x", "Sack"]).labels.tolist() == [2, 0]
-    refused(lambda: read_dataset(tmp_path / "d", classes=["Sacks", "Person"]), "unknown class 'Sack'", "did you mean 'Sacks'?")
+    refused(lambda: read_dataset(tmp_path/"d", classes=["Sacks", "Person"]), "unknown class 'Sack'",
+            "did you mean 'Sacks'?")
 
 
 def test_links_to_folders_and_loops(tmp_path):
@@ -396,8 +460,10 @@ def test_write_refuses_and_leaves_nothing(tmp_path, folder):
     refused(lambda: write_dataset(ds, tmp_path / "file", "coco"), "is there already")
     refused(lambda: write_dataset(ds, tmp_path / "new", "vok"), "did you mean 'voc'?")
     for format in WRITERS:
-        refused(lambda: write_dataset(replace(ds, paths=["in/gone.jpg"]), tmp_path / "new", format), "could not be written", "gone.jpg")
-        refused(lambda: write_dataset(replace(ds, box_image=(), boxes=(), labels=(), flags=()), tmp_path / "new", format), "not one box")
+        refused(lambda: write_dataset(replace(ds, paths=["in/gone.jpg"]), tmp_path/"new", format),
+                "could not be written", "gone.jpg")
+        refused(lambda: write_dataset(replace(ds, box_image=(), boxes=(), labels=(), flags=()), tmp_path/"new", format),
+                "not one box")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
     (tmp_path / "empty").mkdir()
     assert len(write_dataset(ds, tmp_path / "empty", "yolo", images="symlink")) == 1
@@ -405,7 +471,8 @@ def test_write_refuses_and_leaves_nothing(tmp_path, folder):
 
 def test_names_that_collide_and_lossy_yolo(tmp_path):
     put(tmp_path, {"in/a/1.jpg": picture(), "in/b/1.jpg": picture(), "in/1.png": picture(suffix=".png")})
-    ds = DetDataset(tmp_path / "in", ("s",), ["a/1.jpg", "b/1.jpg", "1.png"], [(48, 64)] * 3, [0, 1, 2, 2], [(k, 1, 9, 9) for k in range(4)], [0] * 4,
+    ds = DetDataset(tmp_path/"in", ("s", ), ["a/1.jpg", "b/1.jpg", "1.png"], [(48, 64)]*3, [0, 1, 2, 2],
+                    [(k, 1, 9, 9) for k in range(4)], [0]*4,
                     flags=[0, DIFFICULT, CROWD, 0])
     for format in WRITERS:
         new = write_dataset(ds, tmp_path / format, format)
@@ -423,7 +490,11 @@ def test_image_size(tmp_path, suffix):
 
 def test_image_size_of_progressive_jpeg_and_garbage(tmp_path):
     data = cv2.imencode(".jpg", np.zeros((33, 77, 3), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
-    put(tmp_path, {"x": data[:2] + b"\xff\xe2" + (60002).to_bytes(2, "big") + b"\xff" * 60000 + data[2:], "cut": data[:30], "text": "hello", "none": b""})
+    put(
+        tmp_path, {
+            "x": data[:2] + b"\xff\xe2" +
+            (60002).to_bytes(2, "big") + b"\xff"*60000 + data[2:], "cut": data[:30], "text": "hello", "none": b""
+        })
     assert image_size(tmp_path / "x") == (33, 77)
     for name in ("cut", "text", "none", "nowhere"): refused(lambda: image_size(tmp_path / name), name)
 
@@ -443,7 +514,8 @@ def test_real_voc(data, name, images, boxes, splits):
 def test_real_coco(data):
     ds = read_dataset(data / "datasets/aerial/coco_utils/combined_coco.json")
     assert (len(ds), len(ds.boxes)) == (2, 12)
-    for folder in ("aerial", "aerial/coco_utils"): # one file has all the images of five others; the LabelMe files are what they were made of
+    # one file has all the images of five others; the LabelMe files are what they were made of
+    for folder in ("aerial", "aerial/coco_utils"):
         ds = read_dataset(data / "datasets" / folder)
         assert (ds.format, len(ds), len(ds.boxes), [f.kind for f in ds.flaws].count("not-read")) == ("coco", 2, 12, 6)
 
@@ -456,4 +528,5 @@ def test_real_round_trip(data, tmp_path):
         new = write_dataset(ds, tmp_path / format, format)
         order = np.argsort([p.rsplit("/", 1)[-1] for p in new.paths])
         back = new.subset(order)
-        assert np.abs(back.boxes - ds.boxes).max() < .01 and (back.labels == ds.labels).all() and back.splits.tolist() == ds.splits.tolist()
+        assert np.abs(back.boxes - ds.boxes).max() < .01 and (
+            back.labels == ds.labels).all() and back.splits.tolist() == ds.splits.tolist()

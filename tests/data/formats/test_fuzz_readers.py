@@ -13,11 +13,19 @@ from jetson_det.scenes.docks import write_scenes
 from test_format_roundtrips import with_one_class
 
 DAMAGED, SECONDS = 500, 10
-LABELS = {"coco": "*.json", "voc": "Annotations/*.xml", "yolo": "*.[ty][xa][tm]*", "darknet": "data/**/*.*[tsa]", "csv": "*.csv", "labelme": "*/*.json",
-          "cvat": "*.xml", "kitti": "label_2/*.txt", "openimages": "*.csv", "plates": "*/*.txt"}
-NASTY = [None, True, -1, 0, 10**400, 2**63, 1e308, -1e308, "", " ", "x", "1,5", "nan", "inf", "\x00", "9" * 5000, "\ud800", [], {}, [[]], [1], {"a": 1}, "../../etc/passwd", "/", ".", "é" * 300]
-LAUGHS = b'<!DOCTYPE a [<!ENTITY b "ha">' + b"".join(b'<!ENTITY %c "%s">' % (99 + k, b"&%c;" % (98 + k) * 10) for k in range(9)) + b"]><annotation>&k;</annotation>"
-DEEP = (b"[" * 200_000, b'{"a":' * 100_000, b"<annotation>" * 20_000, b'{"images":' + b"[" * 100_000, LAUGHS, b"<annotations>" + b"<image>" * 50_000)
+LABELS = {
+    "coco": "*.json", "voc": "Annotations/*.xml", "yolo": "*.[ty][xa][tm]*", "darknet": "data/**/*.*[tsa]",
+    "csv": "*.csv", "labelme": "*/*.json", "cvat": "*.xml", "kitti": "label_2/*.txt", "openimages": "*.csv",
+    "plates": "*/*.txt"
+}
+NASTY = [
+    None, True, -1, 0, 10**400, 2**63, 1e308, -1e308, "", " ", "x", "1,5", "nan", "inf", "\x00", "9"*5000, "\ud800", [],
+    {}, [[]], [1], {"a": 1}, "../../etc/passwd", "/", ".", "é"*300
+]
+LAUGHS = b'<!DOCTYPE a [<!ENTITY b "ha">' + b"".join(b'<!ENTITY %c "%s">' % (99 + k, b"&%c;" % (98 + k)*10)
+                                                     for k in range(9)) + b"]><annotation>&k;</annotation>"
+DEEP = (b"["*200_000, b'{"a":'*100_000, b"<annotation>"*20_000, b'{"images":' + b"["*100_000, LAUGHS,
+        b"<annotations>" + b"<image>"*50_000)
 
 
 def cut(rng, data): return data[:rng.randrange(len(data) + 1)]
@@ -30,7 +38,9 @@ def flip(rng, data):
 
 
 def insert(rng, data):
-    at, what = rng.randrange(len(data) + 1), rng.choice((b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\n\n\n", b'"', b"<", b"&", b",,,,", b"  ", bytes(rng.randrange(256) for _ in range(20))))
+    at = rng.randrange(len(data) + 1)
+    what = rng.choice((b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\n\n\n", b'"', b"<", b"&", b",,,,", b"  ",
+                       bytes(rng.randrange(256) for _ in range(20))))
     return data[:at] + what + data[at:]
 
 
@@ -38,7 +48,8 @@ def word(rng, data):
     "Another word or number in the place of one, or none."
     spots = list(re.finditer(rb"[^\s,;<>\"{}\[\]:=]+", data)) or [re.match(b"", data)]
     spot = rng.choice(spots)
-    new = rng.choice((b"", b"-1", b"nan", b"inf", b"1e999", b"9" * 400, b"0x10", b"1_0", b"word", b"1,5", b"-0.0", b"1e-320", "ü".encode(), b"\x00", b"true", b"99999999999"))
+    new = rng.choice((b"", b"-1", b"nan", b"inf", b"1e999", b"9"*400, b"0x10", b"1_0", b"word", b"1,5", b"-0.0",
+                      b"1e-320", "ü".encode(), b"\x00", b"true", b"99999999999"))
     return data[:spot.start()] + new + data[spot.end():]
 
 
@@ -46,7 +57,8 @@ def line(rng, data):
     "A line lost, doubled or moved."
     lines = data.splitlines(keepends=True)
     k = rng.randrange(len(lines)) if lines else 0
-    return b"".join(rng.choice((lines[:k] + lines[k + 1:], lines[:k] + lines[k:k + 1] + lines[k:], lines[k:] + lines[:k])))
+    return b"".join(
+        rng.choice((lines[:k] + lines[k + 1:], lines[:k] + lines[k:k + 1] + lines[k:], lines[k:] + lines[:k])))
 
 
 def deep(rng, data): return rng.choice(DEEP)
@@ -78,13 +90,18 @@ WAYS = (cut, flip, insert, word, word, word, line, tree, tree, tree, deep)
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory): return read_dataset(write_scenes(tmp_path_factory.mktemp("fuzz") / "made", 3, (96, 128), seed=5, splits={"all": 1.}))
+def scenes(tmp_path_factory):
+    return read_dataset(write_scenes(tmp_path_factory.mktemp("fuzz")/"made", 3, (96, 128), seed=5, splits={"all": 1.}))
 
 
 def too_long(*_): raise TimeoutError(f"no answer in {SECONDS} s")
 
 
-NO_LINE = re.compile(r"none of its \d+ images|no readable image|not one box|no images and no labels|images and no labels|a folder without images")  # of the whole, not of a line
+# of the whole, not of a line
+NO_LINE = re.compile(
+    r"none of its \d+ images|no readable image|not one box|no images and no labels|images and no labels|a folder"
+    r" without images"
+)
 
 
 @pytest.mark.timeout(240)
@@ -93,11 +110,14 @@ def test_damaged_files(scenes, tmp_path, writer):
     WRITERS[writer](with_one_class(scenes) if writer == "plates" else scenes, tmp_path / "there")
     files = [p for p in (tmp_path / "there").rglob(LABELS[writer]) if p.suffix.lower() not in (".jpg", ".png")]
     assert files
-    whole, rng, outcomes = {p: p.read_bytes() for p in files}, random.Random(writer), {"read": 0, "refused": 0}
+    whole = {p: p.read_bytes() for p in files}
+    rng = random.Random(writer)
+    outcomes = {"read": 0, "refused": 0}
     before = signal.signal(signal.SIGALRM, too_long)
     try:
         for k in range(DAMAGED):
-            path, way = rng.choice(files), rng.choice(WAYS)
+            path = rng.choice(files)
+            way = rng.choice(WAYS)
             bad = way(rng, whole[path])
             path.write_bytes(bad)
             signal.alarm(SECONDS)
@@ -106,10 +126,16 @@ def test_damaged_files(scenes, tmp_path, writer):
                 outcomes["refused"] += 1
                 text = str(e)
                 assert "\n" not in text and len(text) < 2000, text
-                assert path.name in text or NO_LINE.search(text) or "formats" in text, (way.__name__, k, text, bad[:300])
-                assert re.search(r", line \d+|: line \d+", text) or NO_LINE.search(text) or "formats" in text or "twice" in text, (way.__name__, k, text)
-            except Exception as e: raise AssertionError(f"{writer}, {k}, {way.__name__}, {path.name}: {type(e).__name__}: {e}: {bad[:300]!r}") from e
+                assert path.name in text or NO_LINE.search(text) or "formats" in text, (way.__name__, k, text,
+                                                                                        bad[:300])
+                assert re.search(r", line \d+|: line \d+",
+                                 text) or NO_LINE.search(text) or "formats" in text or "twice" in text, (way.__name__,
+                                                                                                         k, text)
+            except Exception as e:
+                raise AssertionError(
+                    f"{writer}, {k}, {way.__name__}, {path.name}: {type(e).__name__}: {e}: {bad[:300]!r}") from e
             finally: signal.alarm(0)
             path.write_bytes(whole[path])
     finally: signal.signal(signal.SIGALRM, before)
-    assert outcomes["refused"] > DAMAGED // 5 and outcomes["read"] > DAMAGED // 50, outcomes  # the damage is real, and not all of it is refused
+    # the damage is real, and not all of it is refused
+    assert outcomes["refused"] > DAMAGED // 5 and outcomes["read"] > DAMAGED // 50, outcomes

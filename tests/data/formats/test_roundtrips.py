@@ -19,16 +19,19 @@ def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
     made = read_dataset(write_scenes(folder / "made", len(ODD), (240, 320), seed=3, splits={"all": 1.}))
     (folder / "odd").mkdir()
-    for i, stem in enumerate(ODD): shutil.copy(made.path_of(i), folder / "odd" / f"{stem}{'.JPG' if i == 1 else '.jpg'}")
+    for i, stem in enumerate(ODD):
+        shutil.copy(made.path_of(i), folder / "odd" / f"{stem}{'.JPG' if i == 1 else '.jpg'}")
     names = sorted(p.name for p in (folder / "odd").iterdir())
     order = [names.index(f"{s}{'.JPG' if i == 1 else '.jpg'}") for i, s in enumerate(ODD)]
     keep = made.box_image != 2
     by_name = np.array(order)[made.box_image[keep]]
     at = np.argsort(by_name, kind="stable")
-    return DetDataset(folder / "odd", made.classes, names, made.sizes, by_name[at], made.boxes[keep][at], made.labels[keep][at])
+    return DetDataset(folder/"odd", made.classes, names, made.sizes, by_name[at], made.boxes[keep][at],
+                      made.labels[keep][at])
 
 
-def with_one_class(ds): return DetDataset(ds.root, ("plate",), ds.paths, ds.sizes, ds.box_image, ds.boxes, np.zeros_like(ds.labels))
+def with_one_class(ds):
+    return DetDataset(ds.root, ("plate",), ds.paths, ds.sizes, ds.box_image, ds.boxes, np.zeros_like(ds.labels))
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -39,7 +42,8 @@ def test_every_format_gives_the_same_boxes(scenes, tmp_path, writer):
     assert found.format == reader_of(writer)  # found by itself
     named = read_dataset(tmp_path / "there", reader_of(writer), classes=list(want.classes))
     assert named.classes == want.classes
-    want, have = labels_by_name(want), labels_by_name(named)
+    want = labels_by_name(want)
+    have = labels_by_name(named)
     for name, boxes in want.items():
         if len(boxes) or name in have: np.testing.assert_allclose(have[name], boxes, atol=2e-3, err_msg=name)
     assert set(have) >= {n for n, b in want.items() if len(b)} and set(have) <= set(want)

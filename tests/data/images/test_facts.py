@@ -12,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.images.header import image_header
-from jetson_det.data.images.facts import (HUGE, Look, clusters, image_facts, is_truncated, look_at, look_at_images, near_duplicates, same_picture,
-                                    upright)
+from jetson_det.data.images.facts import (HUGE, Look, clusters, image_facts, is_truncated, look_at, look_at_images,
+                                          near_duplicates, same_picture, upright)
 from jetson_det.data.images import facts as images
 from jetson_det.scenes.docks import dock_scene
 
@@ -25,7 +25,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def encoded(img, suffix=".jpg", *params): return cv2.imencode(suffix, img, params)[1].tobytes()
-def decoded(data, flags=cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION): return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+def decoded(data, flags=cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def scene(): return dock_scene(3, (233, 311))[0]
 
 def tiff_note(orientation, order):
     "A TIFF structure with a long tag before the orientation."
-    return (b"II" if order == "<" else b"MM") + struct.pack(order + "HIHHHIIHHIHHI", 42, 8, 2, 256, 4, 1, 99, 274, 3, 1, orientation, 0, 0)
+    return (b"II" if order == "<" else b"MM") + struct.pack(order + "HIHHHIIHHIHHI", 42, 8, 2, 256, 4, 1, 99, 274, 3, 1,
+                                                            orientation, 0, 0)
 
 
 def with_exif(jpg, orientation, order="<"):
@@ -44,7 +46,8 @@ def with_exif(jpg, orientation, order="<"):
 
 def chunk(name, data): return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 def png_of(w, h, bits=8, colour=2, extra=b""):
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, bits, colour, 0, 0, 0)) + extra + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, bits, colour, 0, 0, 0)) + extra + chunk(
+        b"IDAT", zlib.compress(b"\0"*99)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("suffix, params, kind", [(".jpg", (), "jpeg"), (".jpg", (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), "jpeg"), (".png", (), "png"), (".bmp", (), "bmp"),
@@ -55,7 +58,8 @@ def test_headers_of_every_type(scene, suffix, params, kind):
 
 
 def test_channels_and_bits(scene):
-    grey, alpha = scene[..., 0], cv2.cvtColor(scene, cv2.COLOR_BGR2BGRA)
+    grey = scene[..., 0]
+    alpha = cv2.cvtColor(scene, cv2.COLOR_BGR2BGRA)
     alpha[:9, :9, 3] = 100
     look = lambda img, suffix: image_header(encoded(img, suffix))[2:4]
     assert look(grey, ".jpg") == (1, 8) and look(grey, ".png") == (1, 8) and look(grey, ".tiff") == (1, 8)
@@ -63,7 +67,8 @@ def test_channels_and_bits(scene):
     assert look(scene.astype(np.uint16) * 257, ".png") == (3, 16) and look(grey.astype(np.uint16), ".tiff") == (1, 16)
     assert image_header(png_of(5, 4, 4, 3)).channels == 3 and image_header(png_of(5, 4, 4, 3)).bits == 8
     assert image_header(png_of(5, 4, 8, 3, chunk(b"tRNS", b"\0"))).channels == 4
-    assert image_header(png_of(5, 4, 8, 4)).channels == 2 and image_header(png_of(5, 4, 8, 2, chunk(b"acTL", b"\0" * 8))).animated
+    assert image_header(png_of(5, 4, 8, 4)).channels == 2 and image_header(png_of(5, 4, 8, 2, chunk(b"acTL",
+                                                                                                    b"\0"*8))).animated
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -87,8 +92,11 @@ def test_orientations_that_cannot_be(scene):
 @given(st.data())
 def test_headers_survive_damage(data):
     img = np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)
-    b = bytearray(with_exif(encoded(img), 6) if (k := data.draw(st.integers(0, 4))) == 0 else encoded(img, (".png", ".webp", ".tiff", ".bmp")[k - 1]))
-    for _ in range(data.draw(st.integers(1, 8))): b[data.draw(st.integers(0, min(len(b), 120) - 1))] = data.draw(st.integers(0, 255))
+    b = bytearray(
+        with_exif(encoded(img), 6) if (
+            k := data.draw(st.integers(0, 4))) == 0 else encoded(img, (".png", ".webp", ".tiff", ".bmp")[k - 1]))
+    for _ in range(data.draw(st.integers(1, 8))):
+        b[data.draw(st.integers(0, min(len(b), 120) - 1))] = data.draw(st.integers(0, 255))
     b = bytes(b[:data.draw(st.integers(0, len(b)))])
     h = image_header(b)
     assert len(h.size) == 2 and 1 <= h.orientation <= 8
@@ -109,15 +117,25 @@ def test_bytes_between_segments_are_no_truncation(scene):
 
 def test_what_is_wrong_with_a_file(tmp_path, scene):
     jpg = encoded(scene)
-    files = {"a.jpg": jpg, "cut.jpg": jpg[:-900], "empty.jpg": b"", "page.jpg": b"  <html>404</html>", "lfs.jpg": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
-             "heic.jpg": b"\0\0\0\x18ftypheic" + b"\0" * 90, "text.jpg": b"no picture", "bomb.png": png_of(60000, 60000), "bomb.webp": encoded(scene, ".webp")[:12], "scan.jpg": b"\xff\xd8\xff\xda not a picture \xff\xd9"}
+    files = {
+        "a.jpg": jpg, "cut.jpg": jpg[:-900], "empty.jpg": b"", "page.jpg": b"  <html>404</html>",
+        "lfs.jpg": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+        "heic.jpg": b"\0\0\0\x18ftypheic" + b"\0"*90, "text.jpg": b"no picture", "bomb.png": png_of(60000, 60000),
+        "bomb.webp": encoded(scene, ".webp")[:12], "scan.jpg": b"\xff\xd8\xff\xda not a picture \xff\xd9"
+    }
     for name, data in files.items(): (tmp_path / name).write_bytes(data)
     start = time.time()
     looks = {name: look_at(tmp_path / name) for name in [*files, "gone.jpg", "."]}
     assert time.time() - start < 2 # the bomb was not decoded
-    assert {k: v.problem for k, v in looks.items()} == {"a.jpg": "", "cut.jpg": "truncated-image", "empty.jpg": "empty-image", "page.jpg": "unreadable-image", "lfs.jpg": "unreadable-image",
-        "heic.jpg": "unreadable-image", "text.jpg": "unreadable-image", "bomb.png": "huge-image", "bomb.webp": "truncated-image", "scan.jpg": "unreadable-image", "gone.jpg": "missing-image", ".": "missing-image"}
-    assert "git lfs pull" in looks["lfs.jpg"].message and "web page" in looks["page.jpg"].message and "HEIC" in looks["heic.jpg"].message and "60000x60000" in looks["bomb.png"].message
+    assert {k: v.problem
+            for k, v in looks.items()} == {
+                "a.jpg": "", "cut.jpg": "truncated-image", "empty.jpg": "empty-image", "page.jpg": "unreadable-image",
+                "lfs.jpg": "unreadable-image", "heic.jpg": "unreadable-image", "text.jpg": "unreadable-image",
+                "bomb.png": "huge-image", "bomb.webp": "truncated-image", "scan.jpg": "unreadable-image",
+                "gone.jpg": "missing-image", ".": "missing-image"
+            }
+    assert "git lfs pull" in looks["lfs.jpg"].message and "web page" in looks["page.jpg"].message and "HEIC" in looks[
+        "heic.jpg"].message and "60000x60000" in looks["bomb.png"].message
     assert all("\n" not in v.message for v in looks.values()) and looks["a.jpg"].hash and not looks["cut.jpg"].hash
 
 
@@ -146,21 +164,26 @@ def edits(img):
 def written(folder, pictures, splits=None):
     folder.mkdir(exist_ok=True)
     for k, data in enumerate(pictures): (folder / f"{k}.jpg").write_bytes(data)
-    return DetDataset(folder, ("s",), [f"{k}.jpg" for k in range(len(pictures))], [(1, 1)] * len(pictures), splits=splits)
+    return DetDataset(folder, ("s", ), [f"{k}.jpg" for k in range(len(pictures))], [(1, 1)]*len(pictures),
+                      splits=splits)
 
 
 def test_edited_copies_are_found_and_other_scenes_are_not(tmp_path):
     scenes = [dock_scene(k, (240 + 7 * k, 320 + 5 * k))[0] for k in range(24)]
-    pictures, source = [encoded(s) for s in scenes], list(range(24))
+    pictures = [encoded(s) for s in scenes]
+    source = list(range(24))
     for k in range(0, 24, 3):
-        for _, data in edits(scenes[k]): pictures, source = pictures + [data], source + [k]
+        for _, data in edits(scenes[k]):
+            pictures = pictures + [data]
+            source = source + [k]
     facts = look_at_images(written(tmp_path / "d", pictures), keep=False)
     found = clusters(len(facts), near_duplicates(facts))
     assert np.array_equal(found, source) # every copy with its scene, no scene with another
 
 
 def test_turned_by_a_note_or_stored_turned(tmp_path, scene):
-    pictures = [with_exif(encoded(scene), k) for k in range(1, 9)] + [encoded(np.ascontiguousarray(upright(scene, k))) for k in range(1, 9)]
+    pictures = [with_exif(encoded(scene), k)
+                for k in range(1, 9)] + [encoded(np.ascontiguousarray(upright(scene, k))) for k in range(1, 9)]
     facts = look_at_images(written(tmp_path / "d", pictures), keep=False)
     for a, b in zip(facts.hashes[:8].tolist(), facts.hashes[8:].tolist()): assert (a ^ b).bit_count() <= 4
     assert same_picture(facts.thumbs[:8], facts.thumbs[8:]).all()
@@ -182,12 +205,17 @@ def test_all_pairs_within_the_distance_are_connected(seed, n, most):
     "Against all with all, on hashes that are near each other."
     rng = np.random.default_rng(seed)
     hashes = rng.integers(1, 2**63, 4, np.uint64)[rng.integers(0, 4, n)]
-    for _ in range(most): hashes ^= np.where(rng.random(n) < .5, np.uint64(1) << rng.integers(0, 64, n).astype(np.uint64), np.uint64(0))
+    for _ in range(most):
+        hashes ^= np.where(rng.random(n) < .5, np.uint64(1) << rng.integers(0, 64, n).astype(np.uint64), np.uint64(0))
     thumbs = np.repeat(rng.integers(0, 255, (1, 16, 16), np.uint8), n, 0)
-    near = [(i, j) for i in range(n) for j in range(i) if hashes[i] and hashes[j] and int(hashes[i] ^ hashes[j]).bit_count() <= 7]
+    near = [(i, j)
+            for i in range(n)
+            for j in range(i)
+            if hashes[i] and hashes[j] and int(hashes[i] ^ hashes[j]).bit_count() <= 7]
     pairs = near_duplicates(facts_of(hashes, thumbs))
     assert np.array_equal(clusters(n, pairs), clusters(n, near))
-    assert pairs == sorted(pairs) and all(i < j for i, j in pairs) and len(pairs) == n - len(set(clusters(n, pairs).tolist()))
+    assert pairs == sorted(pairs) and all(i < j
+                                          for i, j in pairs) and len(pairs) == n - len(set(clusters(n, pairs).tolist()))
 
 
 def test_the_same_hash_is_not_enough():
@@ -210,13 +238,17 @@ def test_clusters(n, pairs):
 
 @pytest.mark.slow
 def test_many_images_take_seconds():
-    n, rng = 120_000, np.random.default_rng(0)
-    hashes, thumbs = rng.integers(1, 2**63, n, np.uint64), rng.integers(0, 255, (n, 16, 16), np.uint8)
-    hashes[1::2], thumbs[1::2] = hashes[::2] ^ np.uint64(0b1001000000000001000000010000000001000000000000000100), thumbs[::2]
+    n = 120_000
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(1, 2**63, n, np.uint64)
+    thumbs = rng.integers(0, 255, (n, 16, 16), np.uint8)
+    hashes[1::2] = hashes[::2] ^ np.uint64(0b1001000000000001000000010000000001000000000000000100)
+    thumbs[1::2] = thumbs[::2]
     facts = facts_of(hashes, thumbs)
     start = time.time()
     assert len(near_duplicates(facts)) == n // 2 and time.time() - start < 30
-    hashes[:], thumbs[:] = hashes[0], thumbs[0]
+    hashes[:] = hashes[0]
+    thumbs[:] = thumbs[0]
     start = time.time()
     assert len(near_duplicates(facts_of(hashes, thumbs))) == n - 1 and time.time() - start < 30
 
@@ -233,14 +265,17 @@ def aged(folder):
     for f in folder.iterdir(): os.utime(f, (1e9, 1e9))
 
 
-def equal(a, b): return all(np.array_equal(getattr(a, f), getattr(b, f)) and getattr(a, f).dtype == getattr(b, f).dtype for f in vars(a))
+def equal(a, b):
+    return all(
+        np.array_equal(getattr(a, f), getattr(b, f)) and getattr(a, f).dtype == getattr(b, f).dtype for f in vars(a))
 
 
 def test_the_second_look_reads_nothing(tmp_path, monkeypatch, scene):
     ds = written(tmp_path / "d", [encoded(scene), encoded(scene)[:900], b""])
     (tmp_path / "d/2.jpg").unlink()
     aged(tmp_path / "d")
-    reads, told = count_reads(monkeypatch), []
+    reads = count_reads(monkeypatch)
+    told = []
     first = look_at_images(ds, progress=lambda *a: told.append(a))
     assert len(reads) == 3 and told == [(1, 3), (2, 3), (3, 3)]
     again = look_at_images(ds)
@@ -253,13 +288,15 @@ def test_the_second_look_reads_nothing(tmp_path, monkeypatch, scene):
 def test_a_changed_file_is_read_again(tmp_path, monkeypatch, scene):
     ds = written(tmp_path / "d", [encoded(scene), encoded(scene[::-1].copy())])
     aged(tmp_path / "d")
-    first, reads = look_at_images(ds), count_reads(monkeypatch)
+    first = look_at_images(ds)
+    reads = count_reads(monkeypatch)
     (tmp_path / "d/1.jpg").write_bytes(encoded(scene))
     os.utime(tmp_path / "d/1.jpg", (1e9 + 5, 1e9 + 5))
     second = look_at_images(ds)
     assert len(reads) == 1 and second.digests[0] == second.digests[1] != first.digests[1]
     assert equal(look_at_images(ds), second) and len(reads) == 1
-    (tmp_path / "d/0.jpg").write_bytes(encoded(scene[:, ::-1].copy())) # just now: not remembered, so a second change at once is seen
+    # just now: not remembered, so a second change at once is seen
+    (tmp_path / "d/0.jpg").write_bytes(encoded(scene[:, ::-1].copy()))
     look_at_images(ds), look_at_images(ds)
     assert len(reads) == 3
 
@@ -291,7 +328,8 @@ def test_odd_names_and_a_cache_that_cannot_be_written(tmp_path, monkeypatch, sce
     for n in names: (tmp_path / "d" / n).write_bytes(encoded(scene))
     aged(tmp_path / "d")
     ds = DetDataset(tmp_path / "d", ("s",), names, [(1, 1)] * 3)
-    first, reads = look_at_images(ds), count_reads(monkeypatch)
+    first = look_at_images(ds)
+    reads = count_reads(monkeypatch)
     assert equal(look_at_images(ds), first) and not reads
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path / "file"))
@@ -311,7 +349,8 @@ def test_the_memory_is_bounded(tmp_path, cache, scene):
 
 def test_nothing_at_all():
     empty = image_facts([])
-    assert len(empty) == 0 and near_duplicates(empty) == [] and clusters(0, []).tolist() == [] and empty.thumbs.shape == (0, 16, 16)
+    assert len(empty) == 0 and near_duplicates(empty) == [] and clusters(
+        0, []).tolist() == [] and empty.thumbs.shape == (0, 16, 16)
 
 
 # Real data
@@ -344,8 +383,11 @@ def test_real_copies_are_found(data, name, tmp_path):
 @pytest.mark.parametrize("name, near, far", [("car-detection.mp4", .4, .01), ("bottle-detection.mp4", .8, .03), ("one-by-one-person-detection.mp4", .8, .08)])
 def test_frames_of_a_camera(data, name, near, far, tmp_path):
     "Neighbouring frames are mostly one picture; eight seconds and more apart they are only where nothing has moved."
-    reader, frames = cv2.VideoCapture(str(data / "videos" / name)), []
-    while len(frames) < 380 and (got := reader.read())[0]: frames.append(cv2.resize(got[1], (160, 90), interpolation=cv2.INTER_AREA))
+    reader = cv2.VideoCapture(str(data / "videos" / name))
+    frames = []
+    while len(frames) < 380 and (got := reader.read())[0]:
+        frames.append(cv2.resize(got[1], (160, 90), interpolation=cv2.INTER_AREA))
     facts = look_at_images(written(tmp_path / "d", [encoded(f) for f in frames]), keep=False)
-    alike = lambda lag: (np.bitwise_count(facts.hashes[lag:] ^ facts.hashes[:-lag]) <= 7) & same_picture(facts.thumbs[lag:], facts.thumbs[:-lag])
+    alike = lambda lag: (np.bitwise_count(facts.hashes[lag:] ^ facts.hashes[:-lag]) <= 7) & same_picture(
+        facts.thumbs[lag:], facts.thumbs[:-lag])
     assert alike(1).mean() >= near and alike(240).mean() <= far

@@ -25,7 +25,8 @@ def cache(tmp_path_factory, monkeypatch): monkeypatch.setenv("JETSON_DET_CACHE",
 
 
 def picture(k=0, suffix=".jpg"):
-    img = cv2.resize(np.random.default_rng(k).integers(0, 255, (8, 8, 3), np.uint8), (80, 60), interpolation=cv2.INTER_CUBIC)
+    img = cv2.resize(np.random.default_rng(k).integers(0, 255, (8, 8, 3), np.uint8), (80, 60),
+                     interpolation=cv2.INTER_CUBIC)
     return cv2.imencode(suffix, img)[1].tobytes()
 
 
@@ -34,7 +35,8 @@ def dataset(root, n=12, boxes=(), **kw):
     root.mkdir(exist_ok=True, parents=True)
     for k in range(n): (root / f"{k}.jpg").write_bytes(picture(k))
     rows = np.array(sorted([(k, 5, 5, 40, 40) for k in range(n)] + list(boxes), key=lambda r: r[0]), np.float32)
-    return DetDataset(root, kw.pop("classes", ("s", "t")), [f"{k}.jpg" for k in range(n)], [(60, 80)] * n, rows[:, 0], rows[:, 1:], kw.pop("labels", [0] * len(rows)), **kw)
+    return DetDataset(root, kw.pop("classes", ("s", "t")), [f"{k}.jpg" for k in range(n)], [(60, 80)]*n, rows[:, 0],
+                      rows[:, 1:], kw.pop("labels", [0]*len(rows)), **kw)
 
 
 def state(folder):
@@ -59,7 +61,8 @@ def fixed(src, dst, **kw):
     changes = fix_dataset(src, dst, **kw)
     assert state(src) == before
     assert [Change(**c) for c in json.loads((dst / "changes.json").read_text("utf-8"))["changes"]] == changes
-    with open(dst / "changes.csv", encoding="utf-8-sig", newline="") as f: assert [Change(*r) for r in csv.reader(f)] == [Change(*Change._fields), *changes]
+    with open(dst / "changes.csv", encoding="utf-8-sig", newline="") as f:
+        assert [Change(*r) for r in csv.reader(f)] == [Change(*Change._fields), *changes]
     assert not [f for f in dst.parent.iterdir() if f.name.startswith(".")]
     clean(dst)
     return changes
@@ -69,21 +72,28 @@ def fixed(src, dst, **kw):
 def test_a_clean_dataset_is_copied_as_it_is(tmp_path, format):
     write_dataset(read_dataset(write_scenes(tmp_path / "scenes", 6, (240, 320), seed=3)), tmp_path / "in", format)
     assert fixed(tmp_path / "in", tmp_path / "out") == []
-    a, b = read_dataset(tmp_path / "in"), read_dataset(tmp_path / "out")
-    assert a.format == b.format == format and a.paths.tolist() == b.paths.tolist() and a.classes == b.classes and a.splits.tolist() == b.splits.tolist()
+    a = read_dataset(tmp_path / "in")
+    b = read_dataset(tmp_path / "out")
+    assert a.format == b.format == format and a.paths.tolist() == b.paths.tolist(
+    ) and a.classes == b.classes and a.splits.tolist() == b.splits.tolist()
     assert np.abs(a.boxes - b.boxes).max() <= (1e-3 if format == "yolo" else 0) and np.array_equal(a.labels, b.labels)
     assert [a.path_of(i).read_bytes() for i in range(6)] == [b.path_of(i).read_bytes() for i in range(6)]
 
 
 @pytest.mark.parametrize("format", ["coco", "voc", "yolo"])
 def test_every_flaw_of_boxes(tmp_path, format):
-    extra = [(1, 10, 10, 10, 20), (2, 90, 10, 99, 20), (3, 70, 10, 95, 20), (4, 5, 5, 40, 40), (5, 60, 10, 80.6, 20), (6, 79.996, 10, 85, 20)]
+    extra = [(1, 10, 10, 10, 20), (2, 90, 10, 99, 20), (3, 70, 10, 95, 20), (4, 5, 5, 40, 40), (5, 60, 10, 80.6, 20),
+             (6, 79.996, 10, 85, 20)]
     write_dataset(dataset(tmp_path / "d", 12, extra), tmp_path / "in", format)
     changes = fixed(tmp_path / "in", tmp_path / "out")
     found = {Path(c.file).name: (c.where, c.kind, c.now) for c in changes}
     assert found.pop("6.jpg")[1:] == ("partly-outside", "left out")
-    assert found == {"1.jpg": ("box 2 (s)", "zero-area", "left out"), "2.jpg": ("box 2 (s)", "outside", "left out"), "3.jpg": ("box 2 (s)", "partly-outside", "[70.0, 10.0, 80.0, 20.0]"),
-                     "4.jpg": ("box 2 (s)", "duplicate-box", "left out"), "5.jpg": ("box 2 (s)", "rounding", "[60.0, 10.0, 80.0, 20.0]")}
+    assert found == {
+        "1.jpg": ("box 2 (s)", "zero-area", "left out"), "2.jpg": ("box 2 (s)", "outside", "left out"),
+        "3.jpg": ("box 2 (s)", "partly-outside", "[70.0, 10.0, 80.0, 20.0]"),
+        "4.jpg": ("box 2 (s)", "duplicate-box", "left out"),
+        "5.jpg": ("box 2 (s)", "rounding", "[60.0, 10.0, 80.0, 20.0]")
+    }
     assert fixed(tmp_path / "out", tmp_path / "again") == []
     out = read_dataset(tmp_path / "out")
     assert len(out.boxes) == 14 and (out.boxes >= -1e-3).all() and (out.boxes[:, 2] <= 80.001).all()
@@ -95,15 +105,19 @@ def test_bad_images_go_with_their_boxes(tmp_path):
     (tmp_path / "in/JPEGImages/2.jpg").write_bytes(b"")
     (tmp_path / "in/JPEGImages/3.jpg").unlink()
     changes = fixed(tmp_path / "in", tmp_path / "out")
-    assert [(Path(c.file).name, c.kind, c.now) for c in changes] == [("2.jpg", "empty-image", "left out"), ("3.xml", "missing-image", "left out"), ("1.jpg", "truncated-image", "left out")]
+    assert [(Path(c.file).name, c.kind, c.now) for c in changes] == [("2.jpg", "empty-image", "left out"),
+                                                                     ("3.xml", "missing-image", "left out"),
+                                                                     ("1.jpg", "truncated-image", "left out")]
     assert len(read_dataset(tmp_path / "out")) == 9
 
 
 def test_twins_become_one_before_boxes_are_compared(tmp_path):
-    ds = dataset(tmp_path / "d", 6, [(0, 5, 5, 40, 40)], classes=("sack", "Sack", "Person"), labels=[1, 0, 1, 1, 1, 2, 0])
+    ds = dataset(tmp_path/"d", 6, [(0, 5, 5, 40, 40)], classes=("sack", "Sack", "Person"), labels=[1, 0, 1, 1, 1, 2, 0])
     write_dataset(ds, tmp_path / "in", "coco")
     changes = fixed(tmp_path / "in", tmp_path / "out")
-    assert [(c.where, c.kind, c.was, c.now) for c in changes] == [("sack", "similar-classes", "class 'sack', 2 boxes", "class 'Sack'"), ("box 2 (Sack)", "duplicate-box", "[5.0, 5.0, 40.0, 40.0]", "left out")]
+    assert [(c.where, c.kind, c.was, c.now)
+            for c in changes] == [("sack", "similar-classes", "class 'sack', 2 boxes", "class 'Sack'"),
+                                  ("box 2 (Sack)", "duplicate-box", "[5.0, 5.0, 40.0, 40.0]", "left out")]
     assert read_dataset(tmp_path / "out").class_counts() == {"Sack": 5, "Person": 1}
 
 
@@ -117,9 +131,11 @@ def test_a_picture_in_two_splits_leaves_the_one_that_is_trained_on(tmp_path):
     ds = replace(ds, sizes=[(120, 160) if k == 1 else (60, 80) for k in range(9)])
     write_dataset(ds, tmp_path / "in", "coco")
     changes = fixed(tmp_path / "in", tmp_path / "out")
-    assert sorted((Path(c.file).name, c.kind, c.now) for c in changes) == [(f"{k}.jpg", "duplicate-across-splits", "left out") for k in (0, 1, 6)]
+    assert sorted((Path(c.file).name, c.kind, c.now)
+                  for c in changes) == [(f"{k}.jpg", "duplicate-across-splits", "left out") for k in (0, 1, 6)]
     out = read_dataset(tmp_path / "out")
-    assert {s: int((out.splits == s).sum()) for s in out.split_names} == {"train": 3, "val": 1, "test": 2} # 2 and 3 are one picture within train: a note
+    # 2 and 3 are one picture within train: a note
+    assert {s: int((out.splits == s).sum()) for s in out.split_names} == {"train": 3, "val": 1, "test": 2}
 
 
 @pytest.mark.parametrize("k", range(2, 9))
@@ -129,14 +145,17 @@ def test_store_upright(tmp_path, k):
         if suffix == ".jpg": data = exif(picture(1), k)
         else:
             note = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, k, 0, 0)
-            data = cv2.imencodeWithMetadata(suffix, img, [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(note, np.uint8)], [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else [])[1].tobytes() if hasattr(cv2, "imencodeWithMetadata") else None
+            data = cv2.imencodeWithMetadata(suffix, img, [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(
+                note, np.uint8)], [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else [])[1].tobytes() if hasattr(
+                    cv2, "imencodeWithMetadata") else None
             if data is None or image_header(data).orientation != k: pytest.skip("this OpenCV writes no EXIF")
         (tmp_path / f"a{suffix}").write_bytes(data)
         said = store_upright(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
         back = cv2.imread(str(tmp_path / f"b{suffix}"), cv2.IMREAD_COLOR)
         want = upright(img, k).astype(int)
         assert back.shape == want.shape and image_header((tmp_path / f"b{suffix}").read_bytes()).orientation == 1
-        assert np.abs(back - want).mean() <= (3 if suffix == ".jpg" else 0) and ("quality 95" in said) == (suffix == ".jpg")
+        assert np.abs(back - want).mean() <= (3 if suffix == ".jpg" else 0) and ("quality 95" in said) == (suffix
+                                                                                                           == ".jpg")
 
 
 @pytest.mark.parametrize("k", [5, 6, 7, 8])
@@ -155,10 +174,12 @@ def test_pictures_labelled_as_turned_are_stored_turned(tmp_path, format, k):
     report = check_dataset(tmp_path / "in", max_flawed=1)
     assert [f.kind for f in report.flaws if f.severity == "warning"] == ["rotated-image"] and len(report.ds) == 5
     changes = fixed(tmp_path / "in", tmp_path / "out")
-    assert [(Path(c.file).name, c.kind, c.now) for c in changes] == [("2.jpg", "rotated-image", "stored upright, encoded anew at quality 95")]
+    assert [(Path(c.file).name, c.kind, c.now)
+            for c in changes] == [("2.jpg", "rotated-image", "stored upright, encoded anew at quality 95")]
     out = read_dataset(tmp_path / "out")
     i = [Path(p).name for p in out.paths].index("2.jpg")
-    assert len(out) == 6 and out.sizes[i].tolist() == [80, 60] and out.boxes_of(i)[0].tolist() == [[5, 5, 40, 40], [10, 50, 30, 79]]
+    assert len(out) == 6 and out.sizes[i].tolist() == [80, 60] and out.boxes_of(i)[0].tolist() == [[5, 5, 40, 40],
+                                                                                                   [10, 50, 30, 79]]
     assert np.abs(out.image(i).astype(int) - upright(img, k)).mean() < 3
 
 
@@ -188,10 +209,13 @@ def test_what_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no such file or folder"): fix_dataset(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(fix, "_write_changes", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(InputError, match="could not be written: .*No space left"): fix_dataset(tmp_path / "in", tmp_path / "empty")
-    assert list((tmp_path / "empty").iterdir()) == [] and (tmp_path / "full/a.txt").read_text() == "mine" and not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
+    with pytest.raises(InputError, match="could not be written: .*No space left"):
+        fix_dataset(tmp_path / "in", tmp_path / "empty")
+    assert list((tmp_path/"empty").iterdir()) == [] and (
+        tmp_path/"full/a.txt").read_text() == "mine" and not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
     (tmp_path / "in/Annotations/5.xml").write_text("<annotation>")
-    with pytest.raises(InputError, match="nothing can be fixed before this is: .*5.xml, line 1"): fix_dataset(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(InputError, match="nothing can be fixed before this is: .*5.xml, line 1"):
+        fix_dataset(tmp_path / "in", tmp_path / "out")
     write_dataset(replace(dataset(tmp_path / "d"), boxes=np.full((12, 4), 7.)), tmp_path / "flat", "voc")
     with pytest.raises(InputError, match="no box is left"): fix_dataset(tmp_path / "flat", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -200,22 +224,32 @@ def test_what_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("seed", range(12))
 def test_fixed_is_clean_and_fixed_again_is_the_same(tmp_path, seed):
     "Many flaws at once, of every kind, in any format."
-    rng, n = np.random.default_rng(seed), 24
-    root, format = tmp_path / "d", ("coco", "voc", "yolo")[seed % 3]
+    rng = np.random.default_rng(seed)
+    n = 24
+    root = tmp_path / "d"
+    format = ("coco", "voc", "yolo")[seed % 3]
     (root).mkdir()
     for k in range(n): (root / f"{k}.jpg").write_bytes(picture(int(rng.integers(0, n))))
     m = 90
-    image, xy, wh = np.sort(rng.integers(0, n, m)), rng.uniform(-15, 85, (m, 2)), rng.choice([0, .004, 1, 8, 30, 60], (m, 2))
+    image = np.sort(rng.integers(0, n, m))
+    xy = rng.uniform(-15, 85, (m, 2))
+    wh = rng.choice([0, .004, 1, 8, 30, 60], (m, 2))
     boxes = np.c_[xy, xy + wh].astype(np.float32)
     boxes[1::5] = boxes[:-1:5][:len(boxes[1::5])]
-    ds = DetDataset(root, ("Sack", "sack", "SACK_", "Person", "person "), [f"{k}.jpg" for k in range(n)], [(60, 80)] * n, image, boxes, rng.integers(0, 5, m), rng.choice(["train", "val", "test"], n),
+    ds = DetDataset(root, ("Sack", "sack", "SACK_", "Person", "person "), [f"{k}.jpg" for k in range(n)], [(60, 80)]*n,
+                    image,
+                    boxes,
+                    rng.integers(0, 5, m),
+                    rng.choice(["train", "val", "test"], n),
                     flags=rng.choice([0, 0, 0, IGNORE], m) if format == "coco" else None)
     write_dataset(ds, tmp_path / "in", format)
     files = sorted((tmp_path / "in").rglob("*.jpg"))
-    for f in rng.choice(files, 3, replace=False): f.write_bytes((b"", f.read_bytes()[:-200], exif(f.read_bytes(), 6))[rng.integers(0, 3)])
+    for f in rng.choice(files, 3, replace=False):
+        f.write_bytes((b"", f.read_bytes()[:-200], exif(f.read_bytes(), 6))[rng.integers(0, 3)])
     assert fixed(tmp_path / "in", tmp_path / "out")
     assert fixed(tmp_path / "out", tmp_path / "again") == []
-    a, b = read_dataset(tmp_path / "out"), read_dataset(tmp_path / "again")
+    a = read_dataset(tmp_path / "out")
+    b = read_dataset(tmp_path / "again")
     assert a.paths.tolist() == b.paths.tolist() and np.abs(a.boxes - b.boxes).max() < 1e-3 and len(a.classes) == 2
 
 

@@ -10,14 +10,16 @@ from jetson_det.core import InputError
 from jetson_det.data.balance import balance_table, class_weights, image_shares, repeat_factors
 from jetson_det.data.dataset import CROWD, IGNORE, DetDataset
 from jetson_det.data.formats.registry import read_dataset
-from jetson_det.data.quality.stats import (COMFORTABLE, SEEN, STRIDES, advice_text, advise, cooccurrence, dataset_stats, input_shapes, plot_stats, position_map, real_sides, seen_at,
-                                   seen_sides, seen_sizes, stats_table, tile_plan)
+from jetson_det.data.quality.stats import (COMFORTABLE, SEEN, STRIDES, advice_text, advise, cooccurrence, dataset_stats,
+                                           input_shapes, plot_stats, position_map, real_sides, seen_at, seen_sides,
+                                           seen_sizes, stats_table, tile_plan)
 
 
 def columns(sizes, rows, classes=("a", "b"), **kw):
     "rows: (image, label, x1, y1, x2, y2)"
     rows = np.array(sorted(map(tuple, rows)), np.float64).reshape(-1, 6)
-    return DetDataset("nowhere", classes, [f"{k}.jpg" for k in range(len(sizes))], sizes, rows[:, 0], rows[:, 2:], rows[:, 1], **kw)
+    return DetDataset("nowhere", classes, [f"{k}.jpg" for k in range(len(sizes))], sizes, rows[:, 0], rows[:, 2:],
+                      rows[:, 1], **kw)
 
 
 def scenes(size=(1080, 1920), low=8, high=64, n=60, m=900, seed=0):
@@ -33,24 +35,34 @@ def random_set(seed, n=12, m=80, c=4):
     sizes = rng.integers(50, 2000, (n, 2))
     image = np.sort(rng.integers(0, n, m))
     corners = np.sort(rng.random((m, 2, 2)), 1).reshape(m, 4) * np.tile(sizes[image][:, ::-1], 2)
-    return DetDataset("nowhere", [f"c{k}" for k in range(c)], [f"{k}.jpg" for k in range(n)], sizes, image, corners, rng.integers(0, c - 1, m),
-                      rng.choice(["train", "val", ""], n), flags=rng.choice([0, 0, 0, CROWD, IGNORE], m))
+    return DetDataset("nowhere", [f"c{k}" for k in range(c)], [f"{k}.jpg" for k in range(n)],
+                      sizes,
+                      image,
+                      corners,
+                      rng.integers(0, c - 1, m),
+                      rng.choice(["train", "val", ""], n),
+                      flags=rng.choice([0, 0, 0, CROWD, IGNORE], m))
 
 
 # Figures
 
 def test_sides_and_strides():
-    ds = columns([(60, 80)] * 4, [(k, 0, 5, 5, 40, 40) for k in range(4)], ("s",), flags=[0, 0, 0, IGNORE], splits=["train", "train", "val", ""])
+    ds = columns([(60, 80)]*4, [(k, 0, 5, 5, 40, 40) for k in range(4)], ("s", ),
+                 flags=[0, 0, 0, IGNORE],
+                 splits=["train", "train", "val", ""])
     assert np.allclose(seen_sizes(ds, (30, 80)), 17.5) and np.allclose(seen_sides(ds, (30, 80)), 17.5)
     stats = dataset_stats(ds, (30, 80))
-    assert (stats["boxes"], stats["crowd_or_ignored"], stats["empty_images"]) == (3, 1, 1) and stats["splits"] == {"train": 2, "val": 1, "none": 1}
+    assert (stats["boxes"], stats["crowd_or_ignored"],
+            stats["empty_images"]) == (3, 1, 1) and stats["splits"] == {"train": 2, "val": 1, "none": 1}
     assert stats["all"]["under"] == {"4": 0, "8": 0, "16": 0, "32": 1} and stats["common_sizes"] == [[60, 80, 4]]
     assert len(plot_stats(ds, (30, 80)).axes) == 6
 
 
 def test_the_shorter_side_counts():
     stats = dataset_stats(columns([(416, 416)], [(0, 0, 0, 0, 7, 300), (0, 1, 0, 0, 8, 8)]), (416, 416))
-    assert stats["classes"]["a"]["under"] == {"4": 0, "8": 1, "16": 1, "32": 1} and stats["classes"]["b"]["under"] == {"4": 0, "8": 0, "16": 1, "32": 1}
+    assert stats["classes"]["a"]["under"] == {"4": 0, "8": 1, "16": 1, "32": 1} and stats["classes"]["b"]["under"] == {
+        "4": 0, "8": 0, "16": 1, "32": 1
+    }
     assert stats["classes"]["a"]["size"]["p50"] > 45 and stats["classes"]["a"]["short"]["p50"] == 7
 
 
@@ -58,26 +70,39 @@ def test_the_shorter_side_counts():
 @given(seed=st.integers(0, 2**32 - 1), h=st.integers(32, 1100), w=st.integers(32, 2000))
 def test_figures_agree_with_a_loop(seed, h, w):
     ds = random_set(seed)
-    stats, real = dataset_stats(ds, (h, w)), (ds.flags & (CROWD | IGNORE)) == 0
+    stats = dataset_stats(ds, (h, w))
+    real = (ds.flags & (CROWD | IGNORE)) == 0
     assert json.loads(json.dumps(stats, allow_nan=False)) == stats and stats_table(stats) and str(stats)
     for k, c in enumerate(ds.classes):
-        mine, short = stats["classes"][c], []
+        mine = stats["classes"][c]
+        short = []
         for i in range(len(ds)):
             b, l, f = ds.boxes_of(i)
             scale = min(h / ds.sizes[i][0], w / ds.sizes[i][1])
-            short += [min(x2 - x1, y2 - y1) * scale for (x1, y1, x2, y2), q, g in zip(b.tolist(), l, f) if q == k and not g & (CROWD | IGNORE)]
-        assert mine["boxes"] == len(short) and all(mine["under"][str(s)] == pytest.approx(np.mean(np.array(short) < s) if short else 0, abs=1e-4) for s in STRIDES)
+            short += [
+                min(x2 - x1, y2 - y1)*scale
+                for (x1, y1, x2, y2), q, g in zip(b.tolist(), l, f)
+                if q == k and not g & (CROWD | IGNORE)
+            ]
+        assert mine["boxes"] == len(short) and all(
+            mine["under"][str(s)] == pytest.approx(np.mean(np.array(short) < s) if short else 0, abs=1e-4)
+            for s in STRIDES)
     sets = [set(ds.labels[real & (ds.box_image == i)].tolist()) for i in range(len(ds))]
     assert cooccurrence(ds).tolist() == [[sum(a in s and b in s for s in sets) for b in range(4)] for a in range(4)]
     heat = position_map(ds, 3, 5)
     centres = (ds.boxes[real, :2] + ds.boxes[real, 2:]) / 2 / ds.sizes[ds.box_image[real]][:, ::-1]
     for r in range(3):
-        for q in range(5): assert heat[r, q] == pytest.approx(np.mean((np.minimum(centres[:, 1] * 3, 2).astype(int) == r) & (np.minimum(centres[:, 0] * 5, 4).astype(int) == q)))
+        for q in range(5):
+            assert heat[r, q] == pytest.approx(
+                np.mean((np.minimum(centres[:, 1]*3, 2).astype(int) == r)
+                        & (np.minimum(centres[:, 0]*5, 4).astype(int) == q)))
 
 
 def test_nothing_to_count():
-    empty, flat = columns([(10, 10)], []), columns([(10, 10), (0, 0)], [(0, 0, 1, 1, 1, 5), (1, 0, 1, 1, 4, 5)])
-    assert dataset_stats(empty)["boxes"] == 0 and cooccurrence(empty).sum() == 0 and position_map(empty).sum() == 0 and "nan" in str(dataset_stats(empty))
+    empty = columns([(10, 10)], [])
+    flat = columns([(10, 10), (0, 0)], [(0, 0, 1, 1, 1, 5), (1, 0, 1, 1, 4, 5)])
+    assert dataset_stats(empty)["boxes"] == 0 and cooccurrence(empty).sum() == 0 and position_map(
+        empty).sum() == 0 and "nan" in str(dataset_stats(empty))
     assert advise(empty) == advise(flat) == [] and len(plot_stats(empty).axes) == 6
     for bad in ((0, 416), (416,)):
         with pytest.raises(InputError, match="input_size is"): dataset_stats(empty, bad)
@@ -103,19 +128,25 @@ def test_portrait_and_landscape_are_square():
 
 def test_large_objects_need_no_more():
     a = told(scenes((1080, 1920), 250, 900), (640, 640))
-    assert a["input"].figures["chosen"]["size"] == [384, 640] and a["input"].figures["chosen"]["scale"] == pytest.approx(1 / 3)
-    assert not a["p2"].figures["use"] and a["p5"].figures["use"] and a["tiles"].figures["use"] == "no" and set(a) == {"input", "p2", "p5", "tiles"}
+    assert a["input"].figures["chosen"]["size"] == [384, 640
+                                                    ] and a["input"].figures["chosen"]["scale"] == pytest.approx(1/3)
+    assert not a["p2"].figures["use"] and a["p5"].figures["use"] and a["tiles"].figures["use"] == "no" and set(a) == {
+        "input", "p2", "p5", "tiles"
+    }
 
 
 def test_small_objects_in_full_hd():
     ds = scenes()
     a = told(ds, (640, 640))
     chosen = a["input"].figures["chosen"]
-    assert chosen["size"] == [960, 1696] and chosen["p50"] >= SEEN[1] and not a["p5"].figures["use"] and a["p2"].figures["use"] == (chosen["under8"] >= .1)
+    assert chosen["size"] == [
+        960, 1696
+    ] and chosen["p50"] >= SEEN[1] and not a["p5"].figures["use"] and a["p2"].figures["use"] == (chosen["under8"] >= .1)
     small = told(ds, (416, 416))
     assert small["p2"].figures["use"] and not small["p5"].figures["use"] and small["tiles"].figures["use"] == "or"
     tight = told(ds, (416, 416), afford=1)
-    assert tight["tiles"].figures["use"] == "yes" and tight["input"].figures["chosen"]["pixels"] <= 416**2 and tight["tiles"].figures["p50"] > 2 * tight["input"].figures["chosen"]["p50"]
+    assert tight["tiles"].figures["use"] == "yes" and tight["input"].figures["chosen"]["pixels"] <= 416**2 and tight[
+        "tiles"].figures["p50"] > 2*tight["input"].figures["chosen"]["p50"]
 
 
 def test_specks_need_pixels_before_p2():
@@ -134,32 +165,47 @@ def test_long_objects_do_not_fit_into_tiles():
 @given(low=st.floats(3, 200), ratio=st.floats(1.2, 10), size=st.sampled_from([(1080, 1920), (720, 1280), (480, 640), (1920, 1080), (2160, 3840)]), side=st.sampled_from([320, 416, 640]), afford=st.floats(1, 6))
 def test_advice_keeps_its_own_rules(low, ratio, size, side, afford):
     ds = scenes(size, low, min(low * ratio, min(size) / 2), 20, 200)
-    a, sides = told(ds, (side, side), afford=afford), real_sides(ds)
-    chosen, given_ = a["input"].figures["chosen"], a["input"].figures["given"]
+    a = told(ds, (side, side), afford=afford)
+    sides = real_sides(ds)
+    chosen = a["input"].figures["chosen"]
+    given_ = a["input"].figures["given"]
     assert chosen == seen_at(sides, chosen["size"]) and chosen["size"][0] % 32 == chosen["size"][1] % 32 == 0
-    assert chosen["pixels"] <= max(afford * side * side, np.prod(input_shapes(sides)[0])) and chosen["p50"] >= .97 * given_["p50"]
+    assert chosen["pixels"] <= max(afford*side*side, np.prod(
+        input_shapes(sides)[0])) and chosen["p50"] >= .97*given_["p50"]
     if given_["p5"] >= COMFORTABLE[0] and given_["p50"] >= COMFORTABLE[1]: assert chosen["pixels"] <= side * side
     t = tile_plan(sides, (side, side))
     assert t["scale"] <= 1 and t["count"] >= 1 and .1 <= t["overlap"] <= .5 and all(v % 32 == 0 for v in t["size"])
-    covered = [n * v * (1 - t["overlap"]) + v * t["overlap"] for n, v in zip((max(1, np.ceil((size[0] - t["size"][0] * t["overlap"]) / (t["size"][0] * (1 - t["overlap"])))),), t["size"])]
+    covered = [
+        n*v*(1 - t["overlap"]) + v*t["overlap"]
+        for n, v in zip((max(1, np.ceil((size[0] - t["size"][0]*t["overlap"])/(t["size"][0]*
+                                                                               (1 - t["overlap"])))), ), t["size"])
+    ]
     assert covered[0] >= size[0] - 1
-    assert "\n" in advice_text(advise(ds, (side, side))) and json.dumps([x._asdict() for x in a.values()], allow_nan=False)
+    assert "\n" in advice_text(advise(ds,
+                                      (side, side))) and json.dumps([x._asdict() for x in a.values()], allow_nan=False)
 
 
 def test_crowds_small_classes_and_rare_ones():
     rng = np.random.default_rng(1)
-    rows = [(0, 0, *xy, *(xy + 40)) for xy in rng.random((130, 2)) * 300] + [(k, 0, 5, 5, 100, 100) for k in range(1, 40)] + [(1, 1, 5, 5, 10, 10), (2, 1, 5, 5, 10, 10)]
+    rows = [(0, 0, *xy, *(xy + 40))
+            for xy in rng.random((130, 2))*300] + [(k, 0, 5, 5, 100, 100)
+                                                   for k in range(1, 40)] + [(1, 1, 5, 5, 10, 10), (2, 1, 5, 5, 10, 10)]
     a = told(columns([(416, 416)] * 40, rows), (416, 416))
-    assert a["crowd"].figures == dict(over={"120": 1, "300": 0}, most=130) and a["class"].figures["name"] == "b" and a["balance"].figures["classes"] == {"b": .05}
+    assert a["crowd"].figures == dict(over={
+        "120": 1, "300": 0
+    }, most=130) and a["class"].figures["name"] == "b" and a["balance"].figures["classes"] == {"b": .05}
 
 
-def test_absent_images_are_enough(): assert told(replace(scenes(), root="/no/such/folder"), (640, 640))["input"].why.startswith("images are 1080x1920")
+def test_absent_images_are_enough():
+    assert told(replace(scenes(), root="/no/such/folder"), (640, 640))["input"].why.startswith("images are 1080x1920")
 
 
 # Balance
 
 def gate(n=200):
-    rows = [(i, 0, 1, 1, 9, 9) for i in range(n) for _ in range(3)] + [(i, 1, 1, 1, 9, 9) for i in range(0, n, 10)] + [(7, 2, 1, 1, 9, 9), (95, 2, 1, 1, 9, 9)]
+    rows = [(i, 0, 1, 1, 9, 9) for i in range(n) for _ in range(3)] + [(i, 1, 1, 1, 9, 9)
+                                                                       for i in range(0, n, 10)] + [(7, 2, 1, 1, 9, 9),
+                                                                                                    (95, 2, 1, 1, 9, 9)]
     return columns([(48, 64)] * n, rows, ("car", "lorry", "forklift"))
 
 
@@ -169,7 +215,8 @@ def test_repeat_factors():
     f = repeat_factors(ds)
     assert f[7] == f[95] == pytest.approx(10**.5) and (np.delete(f, [7, 95]) == 1).all()
     assert repeat_factors(ds, 1)[10] == pytest.approx(10**.5) and (repeat_factors(ds, .01) == 1).all()
-    assert (repeat_factors(replace(ds, flags=np.where(ds.labels == 2, CROWD, 0))) == 1).all() and (repeat_factors(columns([(9, 9)] * 3, [])) == 1).all()
+    assert (repeat_factors(replace(ds, flags=np.where(ds.labels == 2, CROWD, 0))) == 1).all() and (repeat_factors(
+        columns([(9, 9)]*3, [])) == 1).all()
     for bad in (0, -1, 1.1, float("nan")):
         with pytest.raises(InputError, match="threshold is a share"): repeat_factors(ds, bad)
 
@@ -178,12 +225,19 @@ def test_repeat_factors():
 @given(seed=st.integers(0, 2**32 - 1), threshold=st.floats(.001, 1), beta=st.floats(0, .9999), most=st.floats(1, 50))
 def test_balance_keeps_its_promises(seed, threshold, beta, most):
     ds = random_set(seed)
-    real, f = (ds.flags & (CROWD | IGNORE)) == 0, repeat_factors(ds, threshold)
+    real = (ds.flags & (CROWD | IGNORE)) == 0
+    f = repeat_factors(ds, threshold)
     for i in range(len(ds)):
-        share = [np.mean([k in ds.labels[real & (ds.box_image == j)] for j in range(len(ds))]) for k in set(ds.labels[real & (ds.box_image == i)].tolist())]
+        share = [
+            np.mean([k in ds.labels[real & (ds.box_image == j)]
+                     for j in range(len(ds))])
+            for k in set(ds.labels[real & (ds.box_image == i)].tolist())
+        ]
         assert f[i] == pytest.approx(max([1, *(np.sqrt(threshold / s) for s in share)]))
-    w, n = class_weights(ds, beta, most), np.bincount(ds.labels[real], minlength=4)
-    assert (w * n).sum() / n.sum() == pytest.approx(1) and (w > 0).all() and w[n > 0].max() / w[n > 0].min() <= most * 1.000001 and (w[n == 0] == 1).all()
+    w = class_weights(ds, beta, most)
+    n = np.bincount(ds.labels[real], minlength=4)
+    assert (w*n).sum()/n.sum() == pytest.approx(1) and (
+        w > 0).all() and w[n > 0].max()/w[n > 0].min() <= most*1.000001 and (w[n == 0] == 1).all()
     order = np.argsort(n[n > 0], kind="stable")
     assert (np.diff(w[n > 0][order]) <= 1e-9).all()  # rarer is never less
 
@@ -191,17 +245,23 @@ def test_balance_keeps_its_promises(seed, threshold, beta, most):
 def test_class_weights():
     ds = gate()
     w = class_weights(ds, most=1000)
-    assert w[1] / w[0] == pytest.approx((1 - .999**600) / (1 - .999**20)) and class_weights(ds, beta=0).tolist() == [1, 1, 1]
-    assert class_weights(ds)[2] / class_weights(ds)[0] == pytest.approx(10) and class_weights(columns([(9, 9)], [])).tolist() == [1, 1]
+    assert w[1]/w[0] == pytest.approx(
+        (1 - .999**600)/(1 - .999**20)) and class_weights(ds, beta=0).tolist() == [1, 1, 1]
+    assert class_weights(ds)[2]/class_weights(ds)[0] == pytest.approx(10) and class_weights(columns(
+        [(9, 9)], [])).tolist() == [1, 1]
     for kw in (dict(beta=1), dict(beta=-.1), dict(most=.5)):
         with pytest.raises(InputError): class_weights(ds, **kw)
 
 
 def test_balance_table():
     ds = gate()
-    f, w = repeat_factors(ds), class_weights(ds)
+    f = repeat_factors(ds)
+    w = class_weights(ds)
     lines = balance_table(ds, f, w).splitlines()
-    assert lines[1].split()[:4] == ["forklift", "2", "0.3%", "1.0%"] and lines[1].split()[4] == "6" and lines[3].startswith("car") and lines[-1] == "an epoch has 204 images, of 200; 2 are repeated, up to 3.2 times"
+    assert lines[1].split()[:4] == [
+        "forklift", "2", "0.3%", "1.0%"
+    ] and lines[1].split()[4] == "6" and lines[3].startswith(
+        "car") and lines[-1] == "an epoch has 204 images, of 200; 2 are repeated, up to 3.2 times"
     assert balance_table(ds, most=1).splitlines()[-1] == "and 2 classes more"
     for bad in (dict(factors=f[1:]), dict(weights=w[1:])):
         with pytest.raises(InputError): balance_table(ds, **bad)
@@ -211,8 +271,11 @@ def test_balance_table():
 
 def visdrone(data):
     d = json.loads((data / "datasets/aerial/coco_utils/visdrone2019-det-train-first50image.json").read_bytes())
-    row, label = {im["id"]: k for k, im in enumerate(d["images"])}, {c["id"]: k for k, c in enumerate(d["categories"])}
-    rows = [(row[a["image_id"]], label[a["category_id"]], x, y, x + w, y + h) for a in d["annotations"] for x, y, w, h in [a["bbox"]]]
+    row = {im["id"]: k for k, im in enumerate(d["images"])}
+    label = {c["id"]: k for k, c in enumerate(d["categories"])}
+    rows = [(row[a["image_id"]], label[a["category_id"]], x, y, x + w, y + h)
+            for a in d["annotations"]
+            for x, y, w, h in [a["bbox"]]]
     return columns([(im["height"], im["width"]) for im in d["images"]], rows, [c["name"] for c in d["categories"]])
 
 
@@ -220,7 +283,8 @@ def visdrone(data):
 @pytest.mark.parametrize("name, size, chosen, p2, p5", [("bccd", (640, 640), [480, 640], False, True), ("bccd", (416, 416), [320, 416], False, True), ("raccoon", (416, 416), None, False, True), ("kangaroo", (416, 416), None, False, True)])
 def test_advice_for_large_objects(data, name, size, chosen, p2, p5):
     a = told(read_dataset(data / "datasets" / name, "voc"), size)
-    assert (a["p2"].figures["use"], a["p5"].figures["use"], a["tiles"].figures["use"]) == (p2, p5, "no") and a["input"].figures["chosen"]["pixels"] < np.prod(size)
+    assert (a["p2"].figures["use"], a["p5"].figures["use"],
+            a["tiles"].figures["use"]) == (p2, p5, "no") and a["input"].figures["chosen"]["pixels"] < np.prod(size)
     if chosen: assert a["input"].figures["chosen"]["size"] == chosen
 
 

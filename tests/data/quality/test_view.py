@@ -19,14 +19,17 @@ from jetson_det.data.dataset import CROWD, IGNORE, DetDataset, Flaw
 from jetson_det.data.quality.page import page_html
 from jetson_det.data.quality.stats import seen_sizes
 from jetson_det.scenes.docks import write_scenes
-from jetson_det.data.quality.view import (choose_images, jpeg_within, locate, make_pictures, named_path, shrink, write_check_page, write_view)
+from jetson_det.data.quality.view import (choose_images, jpeg_within, locate, make_pictures, named_path, shrink,
+                                          write_check_page, write_view)
 
 PAINT = {0: (40, 40, 220), 1: (40, 180, 40), 2: (220, 60, 30)} # BGR of the rectangles that the pictures show
 
 
 def data_of(page):
     "The data in a page, read as a browser reads it: up to the first end tag."
-    return json.loads(re.search(rb'<script type="application/json" id="data">(.*?)</script>', Path(page).read_bytes(), re.S)[1])
+    return json.loads(
+        re.search(rb'<script type="application/json" id="data">(.*?)</script>',
+                  Path(page).read_bytes(), re.S)[1])
 
 
 def picture_of(page, name):
@@ -38,19 +41,31 @@ def picture_of(page, name):
 def dataset(root, n=12, size=(180, 240), classes=("Sack", "Person", "Plate"), names=None, **kw):
     "n grey pictures with a painted rectangle in every box; the last has none."
     root.mkdir(parents=True, exist_ok=True)
-    rng, rows, names = np.random.default_rng(0), [], names or [f"cam{k % 2}/{k:03}.png" for k in range(n)]
+    rng = np.random.default_rng(0)
+    rows = []
+    names = names or [f"cam{k % 2}/{k:03}.png" for k in range(n)]
     for k, name in enumerate(names):
         img = np.full((*size, 3), 150, np.uint8)
         for b in range(k % 4 if k < n - 1 else 0):
             w, h = (2, 3) if k == 5 else rng.integers(10, 60, 2)
-            x, y, label = rng.integers(0, size[1] - w), rng.integers(0, size[0] - h), (k + b) % len(classes)
+            x = rng.integers(0, size[1] - w)
+            y = rng.integers(0, size[0] - h)
+            label = (k + b) % len(classes)
             img[y:y + h, x:x + w] = PAINT[label % 3]
             rows.append((k, x, y, x + w, y + h, label, (CROWD, IGNORE)[k % 2] if (k + b) % 5 == 0 else 0))
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(cv2.imencode(".png", img)[1].tobytes())
     r = np.array(rows, np.float64).reshape(-1, 7)
-    return DetDataset(root, classes, names, [size] * n, r[:, 0], r[:, 1:5], r[:, 5], [("train", "train", "val")[k % 3] for k in range(n)], flags=r[:, 6], format="test",
-                      attributes={"text": [f"no {k}" if k % 3 == 0 else "" for k in range(len(r))]}, **kw)
+    return DetDataset(root,
+                      classes,
+                      names, [size]*n,
+                      r[:, 0],
+                      r[:, 1:5],
+                      r[:, 5], [("train", "train", "val")[k % 3] for k in range(n)],
+                      flags=r[:, 6],
+                      format="test",
+                      attributes={"text": [f"no {k}" if k % 3 == 0 else "" for k in range(len(r))]},
+                      **kw)
 
 
 def report_of(ds):
@@ -58,11 +73,13 @@ def report_of(ds):
     p = ds.paths
     return CheckReport(str(ds.root), ds, [
         Flaw("error", "zero-area", p[2], f"box 2 ({ds.classes[0]})", f"{p[2]}: box 2 has no area", "dropped"),
-        Flaw("warning", "duplicate-image", p[7], "", f"{p[7]} is the same file as {p[1]}: one is in train, one in val", "noted"),
+        Flaw("warning", "duplicate-image", p[7], "", f"{p[7]} is the same file as {p[1]}: one is in train, one in val",
+             "noted"),
         Flaw("warning", "tiny", p[5], f"box 1 ({ds.classes[2]})", f"{p[5]}: box 1 is small", "noted"),
         Flaw("warning", "missing-image", "gone.jpg", "", "gone.jpg is not there", "dropped"),
         Flaw("note", "no-labels", p[-1], "", f"{p[-1]} has no box", "noted"),
-        Flaw("note", "unused-class", "", "Plate", "class 'Plate' is rare", "noted")])
+        Flaw("note", "unused-class", "", "Plate", "class 'Plate' is rare", "noted")
+    ])
 
 
 # What findings are about
@@ -71,7 +88,8 @@ def test_named_path():
     known = {"a b.jpg", "b.jpg", "c/d.jpg", "b"}
     assert named_path("x is the same as a b.jpg: both in train", known) == "a b.jpg"
     assert named_path("b.jpg is the same as c/d.jpg.", known, "b.jpg") == "c/d.jpg"
-    assert named_path("nothing", known) == named_path("", known) == named_path("b.jpg is the same file", known, "b.jpg") == ""
+    assert named_path("nothing", known) == named_path("", known) == named_path("b.jpg is the same file", known,
+                                                                               "b.jpg") == ""
     assert named_path("like 'c/d.jpg', (b.jpg)", known) == "c/d.jpg"
 
 
@@ -87,8 +105,14 @@ def test_locate(tmp_path):
     rows = report_of(ds).to_dict()["flaws"]
     assert locate(ds, rows).tolist() == [[2, 1, -1], [7, -1, 1], [5, 0, -1], [-1, -1, -1], [11, -1, -1], [-1, -1, -1]]
     row = lambda **kw: dict(dict(severity="note", kind="k", file="", where="", message="", action="", advice=""), **kw)
-    odd = [row(file="labels/003.txt", where="line 7"), row(file=ds.paths[2], where="box 99"), row(file=ds.paths[2], where="box 0"), row(file=ds.paths[2], where="box " + "9" * 400),
-           row(file=ds.paths[0], kind="near-duplicate", where=ds.paths[4]), row(file=ds.paths[0], kind="duplicate-image", message=f"{ds.paths[0]} twice")]
+    odd = [
+        row(file="labels/003.txt", where="line 7"),
+        row(file=ds.paths[2], where="box 99"),
+        row(file=ds.paths[2], where="box 0"),
+        row(file=ds.paths[2], where="box " + "9"*400),
+        row(file=ds.paths[0], kind="near-duplicate", where=ds.paths[4]),
+        row(file=ds.paths[0], kind="duplicate-image", message=f"{ds.paths[0]} twice")
+    ]
     assert locate(ds, odd).tolist() == [[3, -1, -1], [2, -1, -1], [2, -1, -1], [2, -1, -1], [0, -1, 4], [0, -1, -1]]
     assert locate(ds, []).shape == (0, 3)
 
@@ -98,7 +122,8 @@ def test_locate(tmp_path):
 def test_images_with_findings_are_always_in():
     at = np.array([[50, -1, -1], [3, 0, -1], [80, -1, 81], [-1, -1, -1], [3, 1, -1]])
     images, flagged, order = choose_images(100, at, ["a", "b", "c", "c", "b"], most=10)
-    assert flagged == 4 and {3, 50, 80, 81} <= set(images.tolist()) and len(images) == 10 and set(order[:4]) == {3, 50, 80, 81}
+    assert flagged == 4 and {3, 50, 80, 81} <= set(images.tolist()) and len(images) == 10 and set(
+        order[:4]) == {3, 50, 80, 81}
     assert choose_images(100, at, ["a", "b", "c", "c", "b"], most=10)[0].tolist() == images.tolist() == sorted(order)
     assert choose_images(100, at, ["a", "b", "c", "c", "b"], most=10, seed=1)[0].tolist() != images.tolist()
     assert choose_images(100, at, ["a", "b", "c", "c", "b"], most=2)[0].tolist() == [3, 50, 80, 81]
@@ -121,7 +146,8 @@ def test_pictures_are_small_and_whole(tmp_path):
         small, large = shrink(tmp_path / f"n{suffix}", (700, 900), (320, 1280))
         sizes = [cv2.imdecode(np.frombuffer(b, np.uint8), 1).shape for b in (small, large)]
         assert sizes == [(249, 320, 3), (700, 900, 3)] and len(small) < 13_000 and len(large) < 96_000
-    assert cv2.imdecode(np.frombuffer(jpeg_within(np.zeros((1, 4000, 3), np.uint8), 320), np.uint8), 1).shape == (1, 320, 3)
+    assert cv2.imdecode(np.frombuffer(jpeg_within(np.zeros((1, 4000, 3), np.uint8), 320), np.uint8),
+                        1).shape == (1, 320, 3)
 
 
 def test_reduced_decoding_is_used_and_right(tmp_path, monkeypatch):
@@ -139,7 +165,8 @@ def test_reduced_decoding_is_used_and_right(tmp_path, monkeypatch):
 def test_what_cannot_be_decoded_is_empty(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no picture")
-    for name in ("empty.jpg", "text.jpg", "nowhere.jpg", "nul\0.jpg"): assert shrink(tmp_path / name, (10, 10), (320, 640)) == [b"", b""]
+    for name in ("empty.jpg", "text.jpg", "nowhere.jpg", "nul\0.jpg"):
+        assert shrink(tmp_path / name, (10, 10), (320, 640)) == [b"", b""]
     assert shrink(tmp_path / "text.jpg", (40_000, 40_000), (320,)) == [b""] # said to be huge: not even opened
 
 
@@ -153,12 +180,15 @@ def test_deep_grey_and_turned_pictures(tmp_path):
     tiff = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
     (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + (len(tiff) + 2).to_bytes(2, "big") + tiff + jpeg[2:])
     assert cv2.imread(str(tmp_path / "turned.jpg")).shape == (80, 60, 3) # the note is there
-    assert cv2.imdecode(np.frombuffer(shrink(tmp_path / "turned.jpg", (60, 80), (320,))[0], np.uint8), 1).shape == (60, 80, 3)
+    assert cv2.imdecode(np.frombuffer(shrink(tmp_path/"turned.jpg", (60, 80), (320, ))[0], np.uint8),
+                        1).shape == (60, 80, 3)
 
 
 def test_each_file_is_read_once_and_the_page_has_an_end(tmp_path, monkeypatch):
-    n, noise = 100, np.random.default_rng(0).integers(0, 255, (330, 450, 3), np.uint8)
-    for k in range(n): (tmp_path / f"{k}.jpg").write_bytes(cv2.imencode(".jpg", np.roll(noise, k, 1), [1, 60])[1].tobytes())
+    n = 100
+    noise = np.random.default_rng(0).integers(0, 255, (330, 450, 3), np.uint8)
+    for k in range(n):
+        (tmp_path / f"{k}.jpg").write_bytes(cv2.imencode(".jpg", np.roll(noise, k, 1), [1, 60])[1].tobytes())
     ds = DetDataset(tmp_path, ("a",), [f"{k}.jpg" for k in range(n)], [(330, 450)] * n)
     reads, fromfile = [], np.fromfile
     monkeypatch.setattr(view.np, "fromfile", lambda path, dtype: reads.append(str(path)) or fromfile(path, dtype))
@@ -179,43 +209,57 @@ def test_the_data_in_the_page(tmp_path):
     ds = dataset(tmp_path / "d")
     page = write_view(ds, tmp_path / "new folder/page.html", report_of(ds), (320, 416))
     d = data_of(page)
-    assert [im["p"] for im in d["images"]] == ds.paths.tolist() and (d["tab"], d["input"], d["share"]) == ("images", [320, 416], "")
+    assert [im["p"] for im in d["images"]
+            ] == ds.paths.tolist() and (d["tab"], d["input"], d["share"]) == ("images", [320, 416], "")
     assert np.allclose(np.concatenate([im["b"] for im in d["images"] if im["b"]]), ds.boxes, atol=.006)
     sizes = np.concatenate([im["z"] for im in d["images"]])
     assert (np.digitize(sizes, d["edges"]) == np.digitize(seen_sizes(ds, (320, 416)), d["edges"])).all()
     assert sum(im["f"] for im in d["images"] for im in [dict(f=sum(im["f"]))]) == ds.flags.sum()
     texts = [a["text"] for im in d["images"] for a in im["a"].values()]
     assert texts == [t for t in ds.attributes["text"] if t]
-    assert {k["kind"]: (k["severity"], k["count"], k["images"], k["shown"]) for k in d["kinds"]} == {
-        "zero-area": ("error", 1, 1, 1), "duplicate-image": ("warning", 1, 2, 2), "tiny": ("warning", 1, 1, 1), "missing-image": ("warning", 1, 0, 0),
-        "no-labels": ("note", 1, 1, 1), "unused-class": ("note", 1, 0, 0)}
-    assert [k["severity"] for k in d["kinds"]] == sorted((k["severity"] for k in d["kinds"]), key=["error", "warning", "note"].index)
+    assert {k["kind"]: (k["severity"], k["count"], k["images"], k["shown"])
+            for k in d["kinds"]} == {
+                "zero-area": ("error", 1, 1, 1), "duplicate-image": ("warning", 1, 2, 2), "tiny": ("warning", 1, 1, 1),
+                "missing-image": ("warning", 1, 0, 0), "no-labels": ("note", 1, 1, 1), "unused-class": ("note", 1, 0, 0)
+            }
+    assert [k["severity"] for k in d["kinds"]] == sorted((k["severity"] for k in d["kinds"]),
+                                                         key=["error", "warning", "note"].index)
     assert {c["name"]: c["boxes"] for c in d["classes"]} == ds.class_counts()
     assert [c["images"] for c in d["classes"]] == [len(set(ds.box_image[ds.labels == k].tolist())) for k in range(3)]
     assert [(s["name"], s["images"], s["empty"]) for s in d["splits"]] == [("train", 8, 2), ("val", 4, 2)]
     for k in (1, 6): assert np.abs(picture_of(page, f"t{k}").astype(int) - ds.image(k)).mean() < 4
-    assert page.read_bytes() == write_view(ds, tmp_path / "again.html", report_of(ds).to_dict(), (320, 416)).read_bytes()
+    assert page.read_bytes() == write_view(ds, tmp_path/"again.html", report_of(ds).to_dict(), (320, 416)).read_bytes()
 
 
 def test_sizes_keep_their_side_of_an_edge(tmp_path):
-    side = np.concatenate([np.random.default_rng(0).uniform(1, 90, 400), np.repeat(view.EDGES, 3) + np.tile([-.001, 0, .001], 5)])
-    ds = DetDataset(tmp_path, ("a",), ["a.jpg"], [(416, 416)], [0] * len(side), np.c_[side * 0, side * 0, side, side], [0] * len(side))
+    side = np.concatenate(
+        [np.random.default_rng(0).uniform(1, 90, 400),
+         np.repeat(view.EDGES, 3) + np.tile([-.001, 0, .001], 5)])
+    ds = DetDataset(tmp_path, ("a", ), ["a.jpg"], [(416, 416)], [0]*len(side), np.c_[side*0, side*0, side, side],
+                    [0]*len(side))
     z = data_of(write_view(ds, tmp_path / "p.html"))["images"][0]["z"]
-    assert (np.digitize(z, view.EDGES) == np.digitize(seen_sizes(ds, (416, 416)), view.EDGES)).all() and np.abs(np.array(z) - side).max() < .011
+    assert (np.digitize(z, view.EDGES) == np.digitize(seen_sizes(ds, (416, 416)),
+                                                      view.EDGES)).all() and np.abs(np.array(z) - side).max() < .011
 
 
 def test_a_part_of_a_dataset_is_said_to_be_one(tmp_path):
     ds = dataset(tmp_path / "d")
     d = data_of(write_view(ds, tmp_path / "p.html", report_of(ds), most=6))
-    assert d["share"] == "6 of 12 images are on this page: all 5 with findings, and a sample of the others (seed 0)" and len(d["images"]) == 6
-    assert [d["images"][f["i"]]["p"] if f["i"] >= 0 else "" for f in d["findings"]] == [ds.paths[2], ds.paths[7], ds.paths[5], "", ds.paths[11], ""]
-    assert d["images"][d["findings"][1]["j"]]["p"] == ds.paths[1] and sum(c["boxes"] for c in d["classes"]) == len(ds.boxes)
+    assert d[
+        "share"] == "6 of 12 images are on this page: all 5 with findings, and a sample of the others (seed 0)" and len(
+            d["images"]) == 6
+    assert [d["images"][f["i"]]["p"] if f["i"] >= 0 else ""
+            for f in d["findings"]] == [ds.paths[2], ds.paths[7], ds.paths[5], "", ds.paths[11], ""]
+    assert d["images"][d["findings"][1]["j"]]["p"] == ds.paths[1] and sum(c["boxes"]
+                                                                          for c in d["classes"]) == len(ds.boxes)
     assert data_of(write_view(ds, tmp_path / "p.html", most=3))["share"].endswith("a sample (seed 0)")
     assert len(data_of(write_view(ds, tmp_path / "p.html", report_of(ds), most=0))["images"]) == 5
 
 
 def test_findings_of_the_reader_are_shown_without_a_report(tmp_path):
-    ds = dataset(tmp_path / "d", flaws=[Flaw("warning", "zero-area", "cam0/002.png", "box 1", "cam0/002.png: box 1 has no area", "dropped")])
+    ds = dataset(
+        tmp_path/"d",
+        flaws=[Flaw("warning", "zero-area", "cam0/002.png", "box 1", "cam0/002.png: box 1 has no area", "dropped")])
     f, = data_of(write_view(ds, tmp_path / "p.html"))["findings"]
     assert (f["i"], f["box"], f["kind"]) == (2, 0, "zero-area") and f["advice"]
 
@@ -238,9 +282,13 @@ def test_a_real_check_finds_pairs_and_boxes(tmp_path, monkeypatch):
 
 
 def test_check_page_of_what_cannot_be_read(tmp_path):
-    page = write_check_page(CheckReport("somewhere/d", None, [Flaw("error", "unreadable", "somewhere/d", "", "labels.json, line 3: not valid JSON", "stops")]), tmp_path / "p.html")
+    page = write_check_page(
+        CheckReport("somewhere/d", None,
+                    [Flaw("error", "unreadable", "somewhere/d", "", "labels.json, line 3: not valid JSON", "stops")]),
+        tmp_path/"p.html")
     d = data_of(page)
-    assert d["tab"] == "findings" and not d["images"] and d["findings"][0]["message"].startswith("labels.json, line 3") and b"Check of d" in page.read_bytes()
+    assert d["tab"] == "findings" and not d["images"] and d["findings"][0]["message"].startswith(
+        "labels.json, line 3") and b"Check of d" in page.read_bytes()
 
 
 @pytest.mark.parametrize("kw", [dict(input_size=(0, 5)), dict(input_size=(416,)), dict(most=-1), dict(thumb=8), dict(thumb=9999)])
@@ -250,8 +298,12 @@ def test_wrong_settings(tmp_path, kw):
     assert "\n" not in str(e.value) and not (tmp_path / "p.html").exists()
 
 
-ODD = ("</script><script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>", "日本語 & \"quotes\" 'n' \u202eright to left\u2028line")
-ODD_FILES = ["<b>bold.png", "a&amp;b \"q\" 'r'.png", "шум #1 100%.png", "</script><script>window.hacked=1<", "\udcff not text.png", "$& ${x} {{y}}.png"]
+ODD = ("</script><script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>",
+       "日本語 & \"quotes\" 'n' \u202eright to left\u2028line")
+ODD_FILES = [
+    "<b>bold.png", "a&amp;b \"q\" 'r'.png", "шум #1 100%.png", "</script><script>window.hacked=1<",
+    "\udcff not text.png", "$& ${x} {{y}}.png"
+]
 
 
 def odd_dataset(root):
@@ -260,16 +312,24 @@ def odd_dataset(root):
 
 def test_odd_names_are_data(tmp_path):
     ds = odd_dataset(tmp_path / "<i>d")
-    flaws = [Flaw("warning", "<u>kind", ds.paths[k], "box 1", f"{ds.paths[k]}: <u>x</u>", "</script>") for k in range(6)]
+    flaws = [
+        Flaw("warning", "<u>kind", ds.paths[k], "box 1", f"{ds.paths[k]}: <u>x</u>", "</script>") for k in range(6)
+    ]
     page = write_check_page(CheckReport(str(ds.root), ds, flaws), tmp_path / "p.html")
-    text, d = page.read_text("ascii"), data_of(page)
-    assert [c["name"] for c in d["classes"]] == list(ODD) and [im["p"] for im in d["images"]] == ds.paths.tolist() and d["findings"][0]["action"] == "</script>"
-    assert text.count("</script>") == text.count("<script") == 2 + 6 and "<img" not in text and "<i>d" not in text and "<u>" not in text
+    text = page.read_text("ascii")
+    d = data_of(page)
+    assert [c["name"] for c in d["classes"]] == list(ODD) and [
+        im["p"] for im in d["images"]
+    ] == ds.paths.tolist() and d["findings"][0]["action"] == "</script>"
+    assert text.count("</script>") == text.count(
+        "<script") == 2 + 6 and "<img" not in text and "<i>d" not in text and "<u>" not in text
 
 
 def test_nothing_points_elsewhere(tmp_path):
     text = write_view(dataset(tmp_path / "d", 3), tmp_path / "p.html").read_text("ascii")
-    assert set(re.findall(r"[a-z]+://[^\s\"'`)]*", text)) == {"http://www.w3.org/2000/svg"} and "innerHTML" not in text and not re.search(r"\burl\(|@import|\beval\(|\bfetch\(|XMLHttp", text)
+    assert set(re.findall(r"[a-z]+://[^\s\"'`)]*", text)) == {
+        "http://www.w3.org/2000/svg"
+    } and "innerHTML" not in text and not re.search(r"\burl\(|@import|\beval\(|\bfetch\(|XMLHttp", text)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
     assert policy.startswith("default-src 'none'; img-src data:") and "unsafe" not in policy
 
@@ -287,7 +347,8 @@ def free_browser(folder, *options):
     o = Options()
     o.binary_location = programs[0]
     for a in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync",
-              "disable-dev-shm-usage", "window-size=1400,900", f"user-data-dir={folder}", *options): o.add_argument("--" + a)
+              "disable-dev-shm-usage", "window-size=1400,900", f"user-data-dir={folder}", *options):
+                  o.add_argument("--" + a)
     o.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     return webdriver.Chrome(options=o, service=Service(programs[1]))
 
@@ -317,16 +378,28 @@ class Page:
         raise AssertionError(f"never true: {code}")
 
     def find(self, css): return self.driver.find_element("css selector", css)
-    def names(self): return self.js("return [...document.querySelectorAll('#grid .card')].map(c => D.images[+c.dataset.i].p)")
-    def tick(self, group, value): self.js("document.querySelector(`[data-group=${arguments[0]}] [data-value='${arguments[1]}'] input`).click()", group, value)
-    def counts(self, group): return self.js("return Object.fromEntries([...document.querySelectorAll(`[data-group=${arguments[0]}] .option`)].map(o => [o.dataset.value, +o.querySelector('.count').textContent.replace(/,/g, '')]))", group)
+    def names(self):
+        return self.js("return [...document.querySelectorAll('#grid .card')].map(c => D.images[+c.dataset.i].p)")
+    def tick(self, group, value):
+        self.js("document.querySelector(`[data-group=${arguments[0]}] [data-value='${arguments[1]}'] input`).click()",
+                group, value)
+    def counts(self, group):
+        return self.js(
+            "return Object.fromEntries([...document.querySelectorAll(`[data-group=${arguments[0]}] .option`)].map(o =>"
+            " [o.dataset.value, +o.querySelector('.count').textContent.replace(/,/g, '')]))",
+            group,
+        )
     def keys(self, *keys): self.driver.switch_to.active_element.send_keys(*keys)
 
     def quiet(self):
         "No message on the console, nothing asked of anybody but the file itself."
         assert self.driver.get_log("browser") == []
         events = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
-        asked = {e["params"]["request"]["url"].split(",")[0][:40] for e in events if e["method"] == "Network.requestWillBeSent" and e["params"]["documentURL"].startswith("file:")}
+        asked = {
+            e["params"]["request"]["url"].split(",")[0][:40]
+            for e in events
+            if e["method"] == "Network.requestWillBeSent" and e["params"]["documentURL"].startswith("file:")
+        }
         assert asked and all(u.startswith(("file:///", "data:image/jpeg;base64", "data:")) for u in asked), asked
 
 
@@ -344,16 +417,21 @@ def open_page(chromium):
 def shown(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shown")
     ds = dataset(folder / "d")
-    return ds, write_view(ds, folder / "view.html", report_of(ds)), write_check_page(report_of(ds), folder / "check.html")
+    return ds, write_view(ds, folder/"view.html", report_of(ds)), write_check_page(report_of(ds), folder/"check.html")
 
 
-def boxes_by_image(ds): return [list(zip(*(v.tolist() for v in ds.boxes_of(i)), seen_sizes(ds, (416, 416))[ds.box_image == i].tolist())) for i in range(len(ds))]
+def boxes_by_image(ds):
+    return [
+        list(zip(*(v.tolist() for v in ds.boxes_of(i)),
+                 seen_sizes(ds, (416, 416))[ds.box_image == i].tolist())) for i in range(len(ds))
+    ]
 
 
 @pytest.mark.browser
 def test_filters(open_page, shown):
     ds, page, _ = shown
-    p, per = open_page(page), boxes_by_image(ds)
+    p = open_page(page)
+    per = boxes_by_image(ds)
     where = lambda ok: sorted(ds.paths[i] for i in range(len(ds)) if ok(i, per[i]))
     assert p.names() == sorted(ds.paths, key=lambda n: n) and p.find("#found").text == "12 images"
     assert p.counts("label") == {str(k): len(where(lambda i, b: any(x[1] == k for x in b))) for k in range(3)}
@@ -361,8 +439,17 @@ def test_filters(open_page, shown):
     assert sorted(p.names()) == where(lambda i, b: any(x[1] == 1 for x in b)) and "of 12" in p.find("#found").text
     p.tick("size", 3) # 16 to 32 pixels: of the same box
     assert sorted(p.names()) == where(lambda i, b: any(x[1] == 1 and 16 <= x[3] < 32 for x in b))
-    assert p.counts("label") == {str(k): len(where(lambda i, b: any(x[1] == k and 16 <= x[3] < 32 for x in b))) for k in range(3)}
-    assert p.counts("size") == {**{str(s): len(where(lambda i, b: any(x[1] == 1 and np.digitize(x[3], view.EDGES) == s for x in b))) for s in range(6)}, "none": 0}
+    assert p.counts("label") == {
+        str(k): len(where(lambda i, b: any(x[1] == k and 16 <= x[3] < 32
+                                           for x in b)))
+        for k in range(3)
+    }
+    assert p.counts("size") == {
+        **{
+            str(s): len(where(lambda i, b: any(x[1] == 1 and np.digitize(x[3], view.EDGES) == s for x in b)))
+            for s in range(6)
+        }, "none": 0
+    }
     p.tick("label", 1), p.tick("size", 3), p.tick("size", "none")
     assert sorted(p.names()) == where(lambda i, b: not b)
     p.find("#clear").click()
@@ -371,8 +458,12 @@ def test_filters(open_page, shown):
     assert sorted(p.names()) == where(lambda i, b: ds.splits[i] == "val" and any(x[2] for x in b)) != []
     p.find("#clear").click()
     p.tick("severity", "warning")
-    assert sorted(p.names()) == sorted(ds.paths[[1, 5, 7]]) and p.counts("kind") == {"zero-area": 0, "duplicate-image": 2, "tiny": 1, "no-labels": 0}
-    assert p.counts("split") == {s: sum(ds.splits[i] == s for i in (1, 5, 7)) for s in ("train", "val")} and p.counts("severity") == {"error": 1, "warning": 3, "note": 1}
+    assert sorted(p.names()) == sorted(
+        ds.paths[[1, 5, 7]]) and p.counts("kind") == {"zero-area": 0, "duplicate-image": 2, "tiny": 1, "no-labels": 0}
+    assert p.counts("split") == {s: sum(ds.splits[i] == s
+                                        for i in (1, 5, 7))
+                                 for s in ("train", "val")
+                                 } and p.counts("severity") == {"error": 1, "warning": 3, "note": 1}
     p.tick("kind", "tiny")
     assert p.names() == [ds.paths[5]]
     p.find("#clear").click()
@@ -388,10 +479,12 @@ def test_filters(open_page, shown):
 @pytest.mark.browser
 def test_orders(open_page, shown):
     ds, page, _ = shown
-    p, per = open_page(page), boxes_by_image(ds)
+    p = open_page(page)
+    per = boxes_by_image(ds)
     index = {n: i for i, n in enumerate(ds.paths.tolist())}
     def order(name):
-        p.js("const s = document.getElementById('sort'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))", name)
+        p.js("const s = document.getElementById('sort'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))",
+             name)
         return [index[n] for n in p.names()]
     counts = [len(per[i]) for i in order("boxes")]
     assert counts == sorted(counts, reverse=True)
@@ -415,9 +508,12 @@ def test_enlarged_boxes_lie_on_what_they_are_of(open_page, shown):
     (box,), (label,), _ = ds.boxes_of(i)
     p.js("[...document.querySelectorAll('.card')].find(c => +c.dataset.i === arguments[0]).click()", i)
     p.until("document.querySelector('#boxes path.box') && document.querySelector('#drawing image')")
-    assert p.js("return document.querySelector('#boxes path.box').getAttribute('d')") == "M{:g} {:g}H{:g}V{:g}H{:g}Z".format(*box, box[0])
+    assert p.js(
+        "return document.querySelector('#boxes path.box').getAttribute('d')") == "M{:g} {:g}H{:g}V{:g}H{:g}Z".format(
+            *box, box[0])
     rect = "const r = e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; }; "
-    stage, line = (np.array(p.js(rect + f"return r(document.querySelector('{css}'))")) for css in ("#stage", "#boxes path.box"))
+    stage, line = (np.array(p.js(rect + f"return r(document.querySelector('{css}'))"))
+                   for css in ("#stage", "#boxes path.box"))
     p.keys("b") # without boxes: the picture alone
     time.sleep(.3)
     found = painted(p.find("#stage").screenshot_as_png, PAINT[label]) + np.tile(stage[:2], 2)
@@ -441,35 +537,48 @@ def test_what_is_said_of_an_image(open_page, shown):
     p = open_page(page)
     p.js("[...document.querySelectorAll('.card')].find(c => +c.dataset.i === 2).click()")
     text = p.find("#panel").text
-    assert ds.paths[2] in text and "240 x 180 px; at the input 416 x 312" in text and "split val" in text and "2 boxes" in text
+    assert ds.paths[
+        2] in text and "240 x 180 px; at the input 416 x 312" in text and "split val" in text and "2 boxes" in text
     assert "zero-area" in text and "box 2 has no area" in text and "draw the box again" in text
-    rows = p.js("return [...document.querySelectorAll('#panel tbody tr')].map(r => [...r.cells].map(c => c.innerText.trim()))")
+    rows = p.js(
+        "return [...document.querySelectorAll('#panel tbody tr')].map(r => [...r.cells].map(c => c.innerText.trim()))")
     for r, b, l, f in zip(rows, *ds.boxes_of(2)):
-        assert [w for w in r[1].split("\n")[1:] if ":" not in w] == [w for bit, w in ((CROWD, "crowd"), (IGNORE, "ignore")) if f & bit]
+        assert [w for w in r[1].split("\n")[1:]
+                if ":" not in w] == [w for bit, w in ((CROWD, "crowd"), (IGNORE, "ignore")) if f & bit]
         assert r[1].split("\n")[0] == ds.classes[l] and r[2] == "{:g} x {:g}".format(b[2] - b[0], b[3] - b[1])
         assert np.allclose([float(v) for v in r[3].split(" x ")], (b[2:] - b[:2]) * 416 / 240, atol=.06)
     p.find("#panel .finding button").click()
-    assert p.js("return [L.box, document.querySelector('#panel tr.chosen').dataset.box, document.querySelectorAll('#boxes g.chosen').length]") == [1, "1", 1]
+    assert p.js(
+        "return [L.box, document.querySelector('#panel tr.chosen').dataset.box, document.querySelectorAll('#boxes"
+        " g.chosen').length]"
+    ) == [1, "1", 1]
 
 
 @pytest.mark.browser
 def test_a_click_on_a_box_chooses_the_smallest_there(open_page, shown):
     from selenium.webdriver import ActionChains
     ds, page, _ = shown
-    p, i = open_page(page), 7
+    p = open_page(page)
+    i = 7
     p.js("[...document.querySelectorAll('.card')].find(c => +c.dataset.i === arguments[0]).click()", i)
     p.until("document.querySelectorAll('#boxes path.box').length === 3")
     boxes = ds.boxes_of(i)[0]
     k = int(np.argmin((boxes[:, 2:] - boxes[:, :2]).prod(1)))
-    x, y = p.js("const r = document.querySelectorAll('#boxes path.box')[arguments[0]].getBoundingClientRect(), s = document.getElementById('stage').getBoundingClientRect();"
-                "return [(r.left + r.right - s.left - s.right) / 2, (r.top + r.bottom - s.top - s.bottom) / 2]", k)
+    x, y = p.js(
+        "const r = document.querySelectorAll('#boxes path.box')[arguments[0]].getBoundingClientRect(), s ="
+        " document.getElementById('stage').getBoundingClientRect();return [(r.left + r.right - s.left - s.right) / 2,"
+        " (r.top + r.bottom - s.top - s.bottom) / 2]",
+        k,
+    )
     ActionChains(p.driver).move_to_element_with_offset(p.find("#stage"), int(x), int(y)).click().perform()
     assert p.js("return L.box") == k
     before = p.js("return [...L.view]")
-    ActionChains(p.driver).move_to_element_with_offset(p.find("#stage"), 0, 0).click_and_hold().move_by_offset(60, 30).release().perform()
+    ActionChains(p.driver).move_to_element_with_offset(p.find("#stage"), 0,
+                                                       0).click_and_hold().move_by_offset(60, 30).release().perform()
     assert p.js("return L.view[0]") < before[0] and p.js("return L.box") == k # dragging moves, and chooses nothing
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
-    at = lambda: p.js("const m = document.getElementById('drawing').getScreenCTM(); return [m.a, (arguments[0] - m.e) / m.a]", x)
+    at = lambda: p.js(
+        "const m = document.getElementById('drawing').getScreenCTM(); return [m.a, (arguments[0] - m.e) / m.a]", x)
     stage = p.find("#stage").rect
     x = stage["x"] + stage["width"] / 2 + 50
     (scale, pixel) = at()
@@ -515,7 +624,10 @@ def test_thumbnails_show_boxes_where_they_are(open_page, shown):
         want = sorted((l, "M{:g} {:g}H{:g}V{:g}H{:g}Z".format(*b, b[0]), bool(f)) for b, l, f in zip(*ds.boxes_of(i)))
         assert sorted((l, "M" + part, dashed) for l, d, dashed in paths for part in d.split("M")[1:]) == want
     p.tick("label", 0)
-    faint = p.js("return [...document.querySelectorAll('#grid .card')].filter(c => c.querySelector('img')).flatMap(c => [...c.querySelectorAll('path.box')].map(e => [+e.dataset.label, e.parentNode.getAttribute('class')]))")
+    faint = p.js(
+        "return [...document.querySelectorAll('#grid .card')].filter(c => c.querySelector('img')).flatMap(c =>"
+        " [...c.querySelectorAll('path.box')].map(e => [+e.dataset.label, e.parentNode.getAttribute('class')]))"
+    )
     assert faint and all((c == "plain") == (l == 0) for l, c in faint)
 
 
@@ -524,15 +636,21 @@ def test_the_check_page(open_page, shown):
     ds, _, page = shown
     p = open_page(page)
     assert p.find("#findings").is_displayed() and not p.find("#images").is_displayed()
-    assert "1 error" in p.find("#verdict").text and "3 warnings" in p.find("#verdict").text and "2 notes" in p.find("#verdict").text
+    assert "1 error" in p.find("#verdict").text and "3 warnings" in p.find("#verdict").text and "2 notes" in p.find(
+        "#verdict").text
     rows = p.js("return [...document.querySelectorAll('#kinds tbody tr')].map(r => [...r.cells].map(c => c.innerText))")
-    assert [r[1].split("\n")[0] for r in rows][0] == "zero-area" and rows[0][2:] == ["1", "1", "dropped"] and "draw the box again" in rows[0][1]
-    assert [[c.text for c in r.find_elements("css selector", "td")][:3] for r in p.driver.find_elements("css selector", "#classes tbody tr")] == [
-        [c, str(n), str(len(set(ds.box_image[ds.labels == ds.classes.index(c)].tolist())))] for c, n in sorted(ds.class_counts().items(), key=lambda kv: -kv[1])]
+    assert [r[1].split("\n")[0] for r in rows
+            ][0] == "zero-area" and rows[0][2:] == ["1", "1", "dropped"] and "draw the box again" in rows[0][1]
+    assert [[c.text
+             for c in r.find_elements("css selector", "td")][:3]
+            for r in p.driver.find_elements("css selector", "#classes tbody tr")
+            ] == [[c, str(n), str(len(set(ds.box_image[ds.labels == ds.classes.index(c)].tolist())))]
+                  for c, n in sorted(ds.class_counts().items(), key=lambda kv: -kv[1])]
     p.js("document.querySelector('[data-kind=zero-area].kind').scrollIntoView()")
     p.until("document.querySelector('[data-kind=zero-area].kind .focus path.box')")
     b = ds.boxes_of(2)[0][1]
-    assert p.js("return document.querySelector('[data-kind=zero-area].kind .focus path.box').getAttribute('d')") == "M{:g} {:g}H{:g}V{:g}H{:g}Z".format(*b, b[0])
+    assert p.js("return document.querySelector('[data-kind=zero-area].kind .focus path.box').getAttribute('d')"
+                ) == "M{:g} {:g}H{:g}V{:g}H{:g}Z".format(*b, b[0])
     pair = p.find("[data-kind=duplicate-image].kind .two").find_elements("css selector", "button")
     assert [e.get_attribute("data-i") for e in pair] == ["7", "1"] and abs(pair[0].rect["y"] - pair[1].rect["y"]) < 1
     assert "gone.jpg is not there" in p.find("[data-kind=missing-image].kind").text
@@ -548,21 +666,31 @@ def test_nothing_found_and_nothing_read(open_page, tmp_path):
     p = open_page(write_check_page(CheckReport("d", ds, []), tmp_path / "clean.html"))
     assert "Nothing was found" in p.find("#verdict").text
     p.quiet()
-    p = open_page(write_check_page(CheckReport("d", None, [Flaw("error", "unreadable", "d", "", "x.json, line 3: not valid JSON", "stops")]), tmp_path / "broken.html"))
+    p = open_page(
+        write_check_page(
+            CheckReport("d", None, [Flaw("error", "unreadable", "d", "", "x.json, line 3: not valid JSON", "stops")]),
+            tmp_path/"broken.html"))
     assert "x.json, line 3" in p.find("#findings").text and not p.find("#tab-images").is_displayed()
 
 
 @pytest.mark.browser
 def test_odd_names_do_nothing(open_page, tmp_path):
     ds = odd_dataset(tmp_path / "<i>d")
-    flaws = [Flaw("warning", "<u>kind", ds.paths[k], "box 1", f"{ds.paths[k]}: <u>x</u>", "</script>") for k in range(6)] + [Flaw("note", "' \" `", "", "", ODD[0], "")]
+    flaws = [
+        Flaw("warning", "<u>kind", ds.paths[k], "box 1", f"{ds.paths[k]}: <u>x</u>", "</script>") for k in range(6)
+    ] + [Flaw("note", "' \" `", "", "", ODD[0], "")]
     p = open_page(write_check_page(CheckReport(str(ds.root), ds, flaws), tmp_path / "p.html"))
     p.js("document.getElementById('tab-images').click()")
-    shown = json.loads(p.js("return JSON.stringify([...document.querySelectorAll('.card .name')].map(e => e.textContent))"))
+    shown = json.loads(
+        p.js("return JSON.stringify([...document.querySelectorAll('.card .name')].map(e => e.textContent))"))
     assert sorted(shown) == sorted(ds.paths)
-    assert set(p.js("return [...document.querySelectorAll('[data-group=label] .name')].map(e => e.textContent)")) == set(ODD) - ({ODD[2]} if not (ds.labels == 2).any() else set())
+    assert set(p.js("return [...document.querySelectorAll('[data-group=label] .name')].map(e => e.textContent)")
+               ) == set(ODD) - ({ODD[2]} if not (ds.labels == 2).any() else set())
     p.js("document.querySelectorAll('.card')[3].click()")
-    assert p.js("return [window.hacked === undefined, document.querySelectorAll('b b, u, i, img[src=x]').length, document.title]") == [True, 0, "Check of <i>d"]
+    assert p.js(
+        "return [window.hacked === undefined, document.querySelectorAll('b b, u, i, img[src=x]').length,"
+        " document.title]"
+    ) == [True, 0, "Check of <i>d"]
 
 
 @pytest.mark.browser
@@ -580,7 +708,8 @@ def test_pictures_that_cannot_be_decoded_are_said(open_page, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(open_page, shown, scheme):
     p = open_page(shown[2])
-    p.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    p.driver.execute_cdp_cmd("Emulation.setEmulatedMedia",
+                             {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
     try:
         pairs = p.js("""const out = []; for (const e of document.querySelectorAll('h1, #told, nav button, #verdict span, #kinds td, #kinds td *, .kind p, .kind .soft, th, footer p')) {
             if (!e.textContent) continue; let g = e; while (getComputedStyle(g).backgroundColor === 'rgba(0, 0, 0, 0)') g = g.parentElement; out.push([getComputedStyle(e).color, getComputedStyle(g).backgroundColor, e.textContent.slice(0, 30)]); } return out;""")
@@ -598,26 +727,53 @@ def test_contrast(open_page, shown, scheme):
 @pytest.mark.browser
 def test_on_a_phone(open_page, shown):
     p = open_page(shown[2])
-    p.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 380, "height": 760, "deviceScaleFactor": 2, "mobile": True})
+    p.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                             {"width": 380, "height": 760, "deviceScaleFactor": 2, "mobile": True})
     try:
         p.driver.refresh()
-        for action in ("", "document.getElementById('tab-images').click()", "document.getElementById('filters').open = true", "document.querySelector('.card').click()"):
+        for action in ("", "document.getElementById('tab-images').click()",
+                       "document.getElementById('filters').open = true", "document.querySelector('.card').click()"):
             p.js(action)
             time.sleep(.2)
             assert p.js("return [document.documentElement.scrollWidth, innerWidth]") == [380, 380], action
             if "tab" in action: assert not p.find("#text").is_displayed() # the filters are folded
-        stage, panel = p.find("#stage").rect, p.find("#panel").rect
+        stage = p.find("#stage").rect
+        panel = p.find("#panel").rect
         assert stage["width"] == panel["width"] == 380 and panel["y"] >= stage["height"] > 300
     finally: p.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.browser
 def test_a_thousand_images_open_at_once(open_page, tmp_path):
-    n, rng = 1000, np.random.default_rng(0)
-    jpeg = cv2.imencode(".jpg", cv2.GaussianBlur(rng.integers(0, 255, (240, 320, 3), np.uint8), (0, 0), 3), [1, 90])[1].tobytes().ljust(11_000, b"\0")
-    images = [dict(p=f"{k:04}.jpg", w=320, h=240, s="train", g="", b=(rng.random((8, 2)) * 100).repeat(2, 0).reshape(8, 4).tolist(), l=[k % 5] * 8, f=[0] * 8, z=[20] * 8, a={}) for k in range(n)]
-    data = dict(images=images, findings=[], kinds=[], classes=[dict(name=str(c), boxes=9, images=9, shown=9) for c in range(5)], splits=[], edges=[4, 8, 16, 32, 64], input=[416, 416],
-                thumb=320, texts=False, tab="images", told="", share="", foot="")
+    n = 1000
+    rng = np.random.default_rng(0)
+    jpeg = cv2.imencode(".jpg", cv2.GaussianBlur(rng.integers(0, 255, (240, 320, 3), np.uint8), (0, 0), 3),
+                        [1, 90])[1].tobytes().ljust(11_000, b"\0")
+    images = [
+        dict(p=f"{k:04}.jpg",
+             w=320,
+             h=240,
+             s="train",
+             g="",
+             b=(rng.random((8, 2))*100).repeat(2, 0).reshape(8, 4).tolist(),
+             l=[k % 5]*8,
+             f=[0]*8,
+             z=[20]*8,
+             a={}) for k in range(n)
+    ]
+    data = dict(images=images,
+                findings=[],
+                kinds=[],
+                classes=[dict(name=str(c), boxes=9, images=9, shown=9) for c in range(5)],
+                splits=[],
+                edges=[4, 8, 16, 32, 64],
+                input=[416, 416],
+                thumb=320,
+                texts=False,
+                tab="images",
+                told="",
+                share="",
+                foot="")
     (tmp_path / "p.html").write_bytes(page_html("thousand", data, [jpeg] * n, {}))
     p, took = None, []
     for _ in range(3):
@@ -625,10 +781,12 @@ def test_a_thousand_images_open_at_once(open_page, tmp_path):
         took.append(p.until("performance.getEntriesByType('navigation')[0].loadEventEnd"))
     print(f"1000 images, {(tmp_path / 'p.html').stat().st_size / 1e6:.1f} MB: {min(took):.0f} ms")
     assert min(took) < 3000 # a second on a machine that does nothing else
-    assert len(p.names()) == n and p.until("document.querySelectorAll('#grid img').length") < 100 # only what is near the window is filled
+    # only what is near the window is filled
+    assert len(p.names()) == n and p.until("document.querySelectorAll('#grid img').length") < 100
     p.js("window.scrollTo(0, document.body.scrollHeight)")
     p.until("[...document.querySelectorAll('#grid .card')].pop().querySelector('img')")
-    assert p.js("const t = performance.now(); S.label.add(3); apply(); return performance.now() - t") < 1000 and len(p.names()) == n // 5
+    assert p.js("const t = performance.now(); S.label.add(3); apply(); return performance.now() - t") < 1000 and len(
+        p.names()) == n // 5
 
 
 # Real data
@@ -639,7 +797,8 @@ def test_real_data(data, tmp_path):
     page = write_check_page(report, tmp_path / "p.html")
     d = data_of(page)
     flat, = (k for k in d["kinds"] if k["kind"] == "zero-area")
-    assert (flat["count"], flat["images"], flat["shown"], len(d["images"])) == (2, 2, 2, 364) and page.stat().st_size < 21e6
+    assert (flat["count"], flat["images"], flat["shown"], len(
+        d["images"])) == (2, 2, 2, 364) and page.stat().st_size < 21e6
     for f in d["findings"]:
         if f["kind"] == "zero-area":
             x1, y1, x2, y2 = d["images"][f["i"]]["b"][f["box"]]

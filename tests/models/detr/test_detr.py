@@ -16,21 +16,26 @@ from jetson_det.models.detr.loss_dfine import bin_values, boxes_from_sides, ddf_
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
-SIZE, CLASSES, FAMILIES = (96, 160), ("Sack", "Person", "Van"), ("rtdetr-r18", "rtdetrv2-r18", "dfine-n")
+SIZE = (96, 160)
+CLASSES = ("Sack", "Person", "Van")
+FAMILIES = ("rtdetr-r18", "rtdetrv2-r18", "dfine-n")
 
 
 def network(name, seed=0, **kw):
-    "A network that is not in its first state: boxes move, classes and distributions differ; BatchNorm as it is, as a training with train.freeze_bn has it."
+    """A network that is not in its first state: boxes move, classes and distributions differ; BatchNorm as it is, as
+    a training with train.freeze_bn has it."""
     torch.manual_seed(seed)
     model = DETRDetector(name, CLASSES, **{**dict(num_queries=40), **kw})
     g = torch.Generator().manual_seed(seed)
     for k, p in model.named_parameters():
-        last = k.endswith(("layers.2.weight", "layers.2.bias", "reg_conf.layers.1.weight", "sampling_offsets.weight", "attention_weights.weight"))
+        last = k.endswith(("layers.2.weight", "layers.2.bias", "reg_conf.layers.1.weight", "sampling_offsets.weight",
+                           "attention_weights.weight"))
         if last or "class_embed.0.bias" in k: p.data += torch.randn(p.shape, generator=g) * .05
         if "enc_score_head.weight" in k: p.data += torch.randn(p.shape, generator=g) * .2
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for m in norms: m.momentum = 1.
-    with torch.no_grad(): model(F.interpolate(torch.rand(4, 3, 6, 10, generator=g), (128, 160), mode="bilinear"))  # activations of a trained network's size
+    # activations of a trained network's size
+    with torch.no_grad(): model(F.interpolate(torch.rand(4, 3, 6, 10, generator=g), (128, 160), mode="bilinear"))
     for m in norms: m.eval().requires_grad_(False)
     return model
 
@@ -41,12 +46,14 @@ def scenes(counts, size=SIZE, pad=0, seed=0):
     h, w = size
     n = max(counts) + pad
     images = F.interpolate(torch.rand(len(counts), 3, 6, 10, generator=g), size, mode="bilinear").mul(255).byte()
-    boxes, labels = torch.zeros(len(counts), n, 4), torch.full((len(counts), n), -1)
+    boxes = torch.zeros(len(counts), n, 4)
+    labels = torch.full((len(counts), n), -1)
     for i, k in enumerate(counts):
         wh = torch.rand(k, 2, generator=g) * torch.tensor([w, h]) * .4 + 6
         low = torch.rand(k, 2, generator=g) * (torch.tensor([w, h]) - wh)
         at = torch.randperm(n, generator=g)[:k].sort().values
-        boxes[i, at], labels[i, at] = torch.cat([low, low + wh], 1), torch.randint(0, len(CLASSES), (k,), generator=g)
+        boxes[i, at] = torch.cat([low, low + wh], 1)
+        labels[i, at] = torch.randint(0, len(CLASSES), (k,), generator=g)
     return images, boxes, labels
 
 
@@ -66,7 +73,8 @@ def their_labels(boxes, labels, size=SIZE):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_forward_is_transformers_at_h_unlike_w(name):
-    model, x = network(name).eval(), torch.rand(2, 3, 160, 96)
+    model = network(name).eval()
+    x = torch.rand(2, 3, 160, 96)
     with torch.no_grad(): ours, other = model(x), theirs(model)(x)
     assert ours.queries.boxes.shape == (1, 2, 40, 4) and ours.queries.boxes.std(2).min() > .003
     torch.testing.assert_close(ours.queries.logits[-1], other.logits, atol=1e-4, rtol=1e-4)
@@ -79,9 +87,13 @@ def test_layers_in_training_are_transformers():
     for m in model.modules():
         if isinstance(m, torch.nn.BatchNorm2d): m.eval()
     x = torch.rand(1, 3, *SIZE)
-    ours, other = model(x), theirs(model).model(x)
+    ours = model(x)
+    other = theirs(model).model(x)
     torch.testing.assert_close(ours.queries.logits[1:], other.intermediate_logits.transpose(0, 1), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.queries.boxes[1:], other.intermediate_reference_points.transpose(0, 1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.queries.boxes[1:],
+                               other.intermediate_reference_points.transpose(0, 1),
+                               atol=1e-4,
+                               rtol=1e-4)
     torch.testing.assert_close(ours.queries.logits[0], other.enc_topk_logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours.queries.boxes[0], other.enc_topk_bboxes, atol=1e-4, rtol=1e-4)
     first = torch.autograd.grad(ours.queries.boxes[-1].sum(), model.net.decoder.bbox_embed[1].layers[-1].bias)[0]
@@ -89,11 +101,15 @@ def test_layers_in_training_are_transformers():
 
 
 def test_position_embedding_belongs_to_its_cell():
-    "Each token of the encoder is a cell of the map, row by row, and its embedding is that of the cell's own row and column."
-    model, seen = network("rtdetr-r18").eval(), {}
+    """Each token of the encoder is a cell of the map, row by row, and its embedding is that of the cell's own row
+    and column."""
+    model = network("rtdetr-r18").eval()
+    seen = {}
     aifi = model.net.encoder.aifi[0]
-    aifi.register_forward_pre_hook(lambda m, args, kw: seen.update(map=args[0] if args else kw["hidden_states"]), with_kwargs=True)
-    aifi.layers[0].register_forward_pre_hook(lambda m, args, kw: seen.update(tokens=args[0], where=kw["spatial_position_embeddings"]), with_kwargs=True)
+    aifi.register_forward_pre_hook(lambda m, args, kw: seen.update(map=args[0] if args else kw["hidden_states"]),
+                                   with_kwargs=True)
+    aifi.layers[0].register_forward_pre_hook(
+        lambda m, args, kw: seen.update(tokens=args[0], where=kw["spatial_position_embeddings"]), with_kwargs=True)
     with torch.no_grad(): model(torch.rand(1, 3, *SIZE))
     _, d, h, w = seen["map"].shape
     assert (h, w) == (3, 5)
@@ -109,7 +125,9 @@ def test_position_embedding_belongs_to_its_cell():
 @pytest.mark.parametrize("at", [(24, 40), (24, 200), (104, 40), (72, 136)])
 def test_what_is_painted_is_found_where_it_is(name, at):
     "A spot in the picture changes the features of the cells around it, and the boxes of those cells lie around it."
-    model, size, (y, x) = network(name).eval(), (128, 256), at
+    model = network(name).eval()
+    size = (128, 256)
+    (y, x) = at
     blank = torch.full((1, 3, *size), .5)
     painted = blank.clone()
     painted[..., y - 6:y + 6, x - 6:x + 6] = 1.
@@ -124,7 +142,8 @@ def test_what_is_painted_is_found_where_it_is(name, at):
 def test_gather_is_grid_sample():
     for seed, (h, w) in enumerate([(5, 12), (12, 5), (1, 3), (34, 60)]):
         g = torch.Generator().manual_seed(seed)
-        value, places = torch.randn(6, 4, h, w, generator=g), torch.rand(6, 20, 3, 2, generator=g) * 2 - .5
+        value = torch.randn(6, 4, h, w, generator=g)
+        places = torch.rand(6, 20, 3, 2, generator=g) * 2 - .5
         torch.testing.assert_close(sample_gather(value, places), sample_grid(value, places), atol=1e-4, rtol=1e-4)
 
 
@@ -139,50 +158,77 @@ def random_outputs(b, q=40, layers=4, seed=0):
 def their_loss(name, config, layers, boxes, labels, noisy=None, dn=None):
     from transformers.loss import loss_rt_detr
     join = lambda k: torch.cat([noisy[k], layers[k][1:]], 2) if noisy is not None else layers[k][1:]
-    said, where, meta = join(0).transpose(0, 1), join(1).transpose(0, 1), None
+    said = join(0).transpose(0, 1)
+    where = join(1).transpose(0, 1)
+    meta = None
     if dn is not None:
-        meta = dict(dn_positive_idx=[torch.nonzero(s >= 0)[:, 0] for s in dn.slot], dn_num_group=int(dn.group.max()) + 1, dn_num_split=[dn.labels.shape[1], layers.logits.shape[2]])
-    return loss_rt_detr.RTDetrForObjectDetectionLoss(said[:, -1], their_labels(boxes, labels), "cpu", where[:, -1], config, said, where,
-        enc_topk_logits=layers.logits[0], enc_topk_bboxes=layers.boxes[0], denoising_meta_values=meta)[0]
+        meta = dict(dn_positive_idx=[torch.nonzero(s >= 0)[:, 0] for s in dn.slot],
+                    dn_num_group=int(dn.group.max()) + 1,
+                    dn_num_split=[dn.labels.shape[1], layers.logits.shape[2]])
+    return loss_rt_detr.RTDetrForObjectDetectionLoss(said[:, -1],
+                                                     their_labels(boxes, labels),
+                                                     "cpu",
+                                                     where[:, -1],
+                                                     config,
+                                                     said,
+                                                     where,
+                                                     enc_topk_logits=layers.logits[0],
+                                                     enc_topk_bboxes=layers.boxes[0],
+                                                     denoising_meta_values=meta)[0]
 
 
 @pytest.mark.parametrize("counts", [(3, 1, 7), (0, 5), (50, 2)])
 def test_loss_is_transformers(counts):
     _, boxes, labels = scenes(counts, pad=2)
-    model, layers = network("rtdetr-r18"), random_outputs(len(counts))
+    model = network("rtdetr-r18")
+    layers = random_outputs(len(counts))
     ours = model.loss(DETROutputs(layers, SIZE), boxes, labels)
-    torch.testing.assert_close(ours.total, their_loss("rtdetr-r18", model.net.config, layers, boxes, labels), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.total,
+                               their_loss("rtdetr-r18", model.net.config, layers, boxes, labels),
+                               rtol=1e-4,
+                               atol=1e-4)
     assert ours.normaliser == sum(counts)
 
 
 @pytest.mark.parametrize("counts", [(4,), (6, 6), (120,)])
 def test_loss_with_denoising_is_transformers(counts):
-    "Images with equally many boxes have equally many groups, so that the published division by the batch's groups is ours."
+    """Images with equally many boxes have equally many groups, so that the published division by the batch's groups
+    is ours."""
     _, boxes, labels = scenes(counts)
-    model, layers, dn = network("rtdetr-r18"), random_outputs(len(counts)), denoising_of(boxes, labels, SIZE, len(CLASSES))
+    model = network("rtdetr-r18")
+    layers = random_outputs(len(counts))
+    dn = denoising_of(boxes, labels, SIZE, len(CLASSES))
     noisy = random_outputs(len(counts), dn.labels.shape[1], 3, seed=5)
     ours = model.loss(DETROutputs(layers, SIZE, noisy, dn), boxes, labels)
-    torch.testing.assert_close(ours.total, their_loss("rtdetr-r18", model.net.config, layers, boxes, labels, noisy, dn), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.total,
+                               their_loss("rtdetr-r18", model.net.config, layers, boxes, labels, noisy, dn),
+                               rtol=1e-4,
+                               atol=1e-4)
     assert ours.sums["dn"] > 0
 
 
 def test_dfine_terms_are_transformers():
     "FGL and DDF of one image and one pairing, layer by layer; and the decoding of sides."
     g = torch.Generator().manual_seed(0)
-    model, q, (_, boxes, labels) = network("dfine-n"), 30, scenes((5,))
+    model = network("dfine-n")
+    q = 30
+    (_, boxes, labels) = scenes((5,))
     from transformers.loss.loss_d_fine import DFineLoss
     from transformers.models.d_fine.modeling_d_fine import distance2bbox, weighting_function
-    start, corners = torch.rand(1, q, 4, generator=g) * .4 + .2, torch.randn(3, 1, q, 4, 33, generator=g)
+    start = torch.rand(1, q, 4, generator=g) * .4 + .2
+    corners = torch.randn(3, 1, q, 4, 33, generator=g)
     bins = bin_values()
     torch.testing.assert_close(bins, weighting_function(32, torch.tensor([.5]), torch.tensor([4.])))
     where = boxes_from_sides(start, corners, bins)
     torch.testing.assert_close(where[0], distance2bbox(start, (corners[0].softmax(-1) * bins).sum(-1), 4.))
     layers = Layers(torch.randn(3, 1, q, 3, generator=g), where, corners, start)
-    targets, counts = fractions(boxes, SIZE), torch.tensor([5])
+    targets = fractions(boxes, SIZE)
+    counts = torch.tensor([5])
     pairs = joined(match(layers, targets, labels), q, 5)
     chosen = torch.bincount(pairs.image, minlength=1)
     fgl = fgl_sums(layers, pairs, targets, torch.ones(1))
-    ddf = ddf_sums(layers, pairs, targets, counts, (chosen.sqrt(), (q - chosen).sqrt()), torch.ones(1, q, dtype=torch.bool))
+    ddf = ddf_sums(layers, pairs, targets, counts, (chosen.sqrt(), (q - chosen).sqrt()),
+                   torch.ones(1, q, dtype=torch.bool))
     criterion = DFineLoss(model.net.config)
     for k in range(2):
         said = dict(logits=layers.logits[k], pred_boxes=where[k], pred_corners=corners[k].flatten(-2), ref_points=start,
@@ -221,12 +267,15 @@ def test_four_micro_batches_are_one(name):
     images, boxes, labels = scenes((3, 0, 30, 1), pad=2)
     def gradient(parts):
         model.zero_grad()
-        losses = [model.loss(model(model.normalize(images[p]), boxes[p], labels[p]), boxes[p], labels[p]) for p in parts]
+        losses = [
+            model.loss(model(model.normalize(images[p]), boxes[p], labels[p]), boxes[p], labels[p]) for p in parts
+        ]
         for l in losses: sum(l.sums.values()).backward()
         n = sum(l.normaliser for l in losses)
         assert n == 34
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) / n
-    whole, apart = gradient([slice(0, 4)]), gradient([slice(i, i + 1) for i in range(4)])
+    whole = gradient([slice(0, 4)])
+    apart = gradient([slice(i, i + 1) for i in range(4)])
     assert whole.norm() > 0 and (whole - apart).norm() < 2e-3 * whole.norm()
 
 
@@ -234,11 +283,13 @@ def test_four_micro_batches_are_one(name):
 @pytest.mark.parametrize("counts", [(0, 0), (500,), (1, 0)])
 def test_no_boxes_and_five_hundred_train(name, counts):
     model = network(name)
-    images, boxes, labels = scenes(counts) if max(counts) else (scenes((1, 1))[0], torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.long))
+    images, boxes, labels = scenes(counts) if max(counts) else (scenes(
+        (1, 1))[0], torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.long))
     loss = model.loss(model(model.normalize(images), boxes, labels), boxes, labels)
     loss.total.backward()
     learning = [p for p in model.parameters() if p.requires_grad]
-    assert loss.normaliser == sum(counts) and all(p.grad is not None and p.grad.isfinite().all() for p in learning)  # several processes rely on it
+    # several processes rely on it
+    assert loss.normaliser == sum(counts) and all(p.grad is not None and p.grad.isfinite().all() for p in learning)
     assert loss.total > 0 and (sum(counts) or loss.sums["l1"] == loss.sums["dn"] == 0)
 
 
@@ -249,7 +300,8 @@ def test_class_weights_and_gains():
     plain = model.loss(DETROutputs(layers, SIZE), boxes, labels)
     model.class_weights = torch.full((3,), 2.)
     heavy = model.loss(DETROutputs(layers, SIZE), boxes, labels)
-    assert plain.sums["l1"] == 0 and plain.sums["vfl"] < heavy.sums["vfl"] < 2 * plain.sums["vfl"] and heavy.sums["giou"] == plain.sums["giou"]
+    assert plain.sums["l1"] == 0 and plain.sums["vfl"] < heavy.sums["vfl"] < 2*plain.sums["vfl"] and heavy.sums[
+        "giou"] == plain.sums["giou"]
     with pytest.raises(InputError, match="model.gains.l1 is -1"): DETRDetector("rtdetr-r18", CLASSES, gains=dict(l1=-1))
 
 
@@ -258,26 +310,35 @@ def test_class_weights_and_gains():
 def test_noise_is_the_image_s_own():
     "The same queries alone, in a batch, and between other pads; other boxes, other noise."
     _, boxes, labels = scenes((3, 40, 0), pad=3)
-    batch, alone = denoising_of(boxes, labels, SIZE, 3), denoising_of(boxes[:1], labels[:1], SIZE, 3)
+    batch = denoising_of(boxes, labels, SIZE, 3)
+    alone = denoising_of(boxes[:1], labels[:1], SIZE, 3)
     n = alone.labels.shape[1]
-    assert n == 198 and all(torch.equal(a[0], b[0, :n]) for a, b in zip(alone, batch)) and (batch.group[0, n:] == -1).all() and (batch.group[2] == -1).all()
+    assert n == 198 and all(torch.equal(a[0], b[0, :n])
+                            for a, b in zip(alone, batch)) and (batch.group[0, n:] == -1).all() and (batch.group[2]
+                                                                                                     == -1).all()
     real = labels[0] >= 0
     packed = denoising_of(boxes[:1, real], labels[:1, real], SIZE, 3)
-    assert torch.equal(packed.boxes, alone.boxes) and torch.equal(torch.nonzero(real)[:, 0][packed.slot[packed.slot >= 0]], alone.slot[alone.slot >= 0])
-    assert not torch.equal(denoising_of(boxes[:1] + 1, labels[:1], SIZE, 3).boxes - alone.boxes, torch.zeros_like(alone.boxes))
+    assert torch.equal(packed.boxes, alone.boxes) and torch.equal(
+        torch.nonzero(real)[:, 0][packed.slot[packed.slot >= 0]], alone.slot[alone.slot >= 0])
+    assert not torch.equal(
+        denoising_of(boxes[:1] + 1, labels[:1], SIZE, 3).boxes - alone.boxes, torch.zeros_like(alone.boxes))
 
 
 def test_noise_is_as_published():
-    "Positives overlap their box by more than .1 and keep their label 5/6 of the time (3 classes); negatives' sides are half to all of a side away."
-    boxes, labels = torch.tensor([[[40., 30, 100, 70]]]).repeat(64, 1, 1) + torch.arange(64.)[:, None, None] / 10, torch.ones(64, 1, dtype=torch.long)
-    dn, right = denoising_of(boxes, labels, SIZE, 3), fractions(boxes, SIZE)
+    """Positives overlap their box by more than .1 and keep their label 5/6 of the time (3 classes); negatives' sides
+    are half to all of a side away."""
+    boxes = torch.tensor([[[40., 30, 100, 70]]]).repeat(64, 1, 1) + torch.arange(64.)[:, None, None] / 10
+    labels = torch.ones(64, 1, dtype=torch.long)
+    dn = denoising_of(boxes, labels, SIZE, 3)
+    right = fractions(boxes, SIZE)
     moved = (xyxy(dn.boxes) - xyxy(right)).abs() / right[..., [2, 3, 2, 3]]
     positive = dn.slot >= 0
     assert dn.labels.shape == (64, 200) and positive.sum() == 6400
     assert moved[positive].max() <= .5 + 1e-5 and abs(moved[positive].mean() - .25) < .01
     cut = (xyxy(dn.boxes) < 1e-5) | (xyxy(dn.boxes) > 1 - 1e-5)  # at the border
     whole = ~positive & ~cut.any(-1) & (dn.boxes[..., 2:] > 0).all(-1)  # sides may pass each other
-    assert whole.sum() > 500 and (moved[whole] >= .5 - 1e-3).all() and cut.float().mean() < .2 and moved[~positive].max() <= 1 + 1e-5
+    assert whole.sum() > 500 and (moved[whole]
+                                  >= .5 - 1e-3).all() and cut.float().mean() < .2 and moved[~positive].max() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("name", ["rtdetr-r18", "dfine-n"])
@@ -286,7 +347,10 @@ def test_the_answer_does_not_leak(name):
     model = network(name)
     images, boxes, labels = scenes((2, 30))
     x = model.normalize(images)
-    with torch.no_grad(): without, batch, alone = model(x), model(x, boxes, labels), model(x[:1], boxes[:1], labels[:1])
+    with torch.no_grad():
+        without = model(x)
+        batch = model(x, boxes, labels)
+        alone = model(x[:1], boxes[:1], labels[:1])
     torch.testing.assert_close(batch.queries.logits, without.queries.logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(batch.queries.boxes[:, :1], alone.queries.boxes, atol=1e-4, rtol=1e-4)
     d = alone.noisy.logits.shape[2]
@@ -296,7 +360,8 @@ def test_the_answer_does_not_leak(name):
 
 def test_every_row_sees_something_and_fillers_are_unseen():
     mask = attention_mask(torch.tensor([[0, 0, 1, 1, -1], [-1] * 5]), 3)[:, 0] == 0
-    assert mask.any(-1).all() and not mask[:, :, 4].any() and not mask[1, :, :5].any() and not mask[:, 5:, :5].any() and mask[:, :, 5:].all()
+    assert mask.any(-1).all(
+    ) and not mask[:, :, 4].any() and not mask[1, :, :5].any() and not mask[:, 5:, :5].any() and mask[:, :, 5:].all()
 
 
 # ---- the detector
@@ -304,10 +369,21 @@ def test_every_row_sees_something_and_fillers_are_unseen():
 @pytest.mark.parametrize("name", ["rtdetr-r18", "rtdetr-r50", "dfine-n", "dfine-l"])
 def test_groups_stages_and_frozen_norms(name):
     model = DETRDetector(name, CLASSES)
-    learning, groups = {id(p) for p in model.parameters()}, model.param_groups(1e-4)
-    assert sum(len(g["params"]) for g in groups) == len(learning) and {id(p) for g in groups for p in g["params"]} == learning
-    decayed = {k for k, p in model.named_parameters() if any(p is q for g in groups if g["weight_decay"] for q in g["params"])}
-    norms = {f"{k}.weight" for k, m in model.named_modules() if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.LayerNorm))}
+    learning = {id(p) for p in model.parameters()}
+    groups = model.param_groups(1e-4)
+    assert sum(len(g["params"]) for g in groups) == len(learning) and {id(p)
+                                                                       for g in groups
+                                                                       for p in g["params"]} == learning
+    decayed = {
+        k
+        for k, p in model.named_parameters()
+        if any(p is q for g in groups if g["weight_decay"] for q in g["params"])
+    }
+    norms = {
+        f"{k}.weight"
+        for k, m in model.named_modules()
+        if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.LayerNorm))
+    }
     assert not any(k.endswith("bias") for k in decayed) and not decayed & norms
     assert {g["lr_scale"] for g in groups} == {1., SIZES[name].lr_scale}
     staged = [id(p) for modules in model.stages().values() for m in modules for p in m.parameters()]
@@ -325,10 +401,13 @@ def test_fresh_weights_are_the_official_ones():
         net = DETRDetector(name, CLASSES).net
         for k, m in net.named_modules():
             if isinstance(m, torch.nn.BatchNorm2d): assert (m.weight == 1).all(), k
-        for head in (*net.decoder.class_embed, net.enc_score_head): torch.testing.assert_close(head.bias.sigmoid(), torch.full((3,), .01))
-        for head in (*net.decoder.bbox_embed, net.enc_bbox_head): assert not head.layers[-1].weight.any() and not head.layers[-1].bias.any()
+        for head in (*net.decoder.class_embed, net.enc_score_head):
+            torch.testing.assert_close(head.bias.sigmoid(), torch.full((3,), .01))
+        for head in (*net.decoder.bbox_embed, net.enc_bbox_head):
+            assert not head.layers[-1].weight.any() and not head.layers[-1].bias.any()
         for layer in net.decoder.layers:
-            assert not layer.encoder_attn.sampling_offsets.weight.any() and layer.encoder_attn.sampling_offsets.bias.abs().max() >= 4
+            assert not layer.encoder_attn.sampling_offsets.weight.any(
+            ) and layer.encoder_attn.sampling_offsets.bias.abs().max() >= 4
         assert net.denoising_class_embed.weight[-1].abs().sum() == 0
 
 
@@ -337,13 +416,17 @@ def test_input_is_rgb_and_the_contract_says_so():
     model = DETRDetector("dfine-n", CLASSES)
     frame = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     ours, _ = Preprocessor(model.contract(SIZE))([frame])
-    torch.testing.assert_close(model.normalize(torch.from_numpy(frame.transpose(2, 0, 1)[None].copy())), torch.from_numpy(ours), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(model.normalize(torch.from_numpy(frame.transpose(2, 0, 1)[None].copy())),
+                               torch.from_numpy(ours),
+                               atol=1e-6,
+                               rtol=1e-6)
 
 
 def test_copies_and_checkpoints(tmp_path):
     from safetensors.torch import load_file, save_file
     for name in ("rtdetr-r18", "dfine-n"):
-        model, x = network(name).eval(), torch.rand(1, 3, *SIZE)
+        model = network(name).eval()
+        x = torch.rand(1, 3, *SIZE)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(tmp_path/"w.safetensors"))
         other = network(name, seed=1).eval()
         other.load_state_dict(load_file(str(tmp_path/"w.safetensors")))
@@ -362,7 +445,10 @@ def test_half_precision_trains(name):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-ABSENT = {"GridSample", "LayerNormalization", "GroupNormalization", "Mod", "NonZero", "RoiAlign", "OneHot", "Unique", "HardSwish", "Gelu", "Mish", "ScatterND", "GatherElements"}
+ABSENT = {
+    "GridSample", "LayerNormalization", "GroupNormalization", "Mod", "NonZero", "RoiAlign", "OneHot", "Unique",
+    "HardSwish", "Gelu", "Mish", "ScatterND", "GatherElements"
+}
 
 @pytest.mark.parametrize("name, opset, dynamic", [("rtdetr-r18", 13, False), ("rtdetrv2-r18", 16, True), ("dfine-n", 13, False), ("dfine-n", 16, True)])
 def test_exported_graph_is_the_network(name, opset, dynamic):
@@ -382,7 +468,8 @@ def test_exported_graph_is_the_network(name, opset, dynamic):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rtdetr-r18", "rtdetrv2-r18", "dfine-n"])
 def test_two_images_are_learned_by_heart(name, tmp_path):
-    "From nothing, at 128x192: average precision at IoU .5 over .95 on the two images that were trained on (one to three minutes each on one core)."
+    """From nothing, at 128x192: average precision at IoU .5 over .95 on the two images that were trained on (one to
+    three minutes each on one core)."""
     from jetson_det.data.formats.registry import read_dataset
     from jetson_det.evaluate.coco import evaluate
     from jetson_det.models.session import torch_session
@@ -392,18 +479,24 @@ def test_two_images_are_learned_by_heart(name, tmp_path):
     ds = read_dataset(write_scenes(tmp_path/"data", 2, size=size, splits={"train": 1.}, hard=0.))
     torch.manual_seed(0)
     model = DETRDetector(name, ds.classes, num_queries=60, freeze_norm=False)
-    images = torch.stack([torch.from_numpy(letterbox(cv2.imread(str(ds.root/p)), size)[0].transpose(2, 0, 1).copy()) for p in ds.paths])
+    images = torch.stack(
+        [torch.from_numpy(letterbox(cv2.imread(str(ds.root/p)), size)[0].transpose(2, 0, 1).copy()) for p in ds.paths])
     n = np.bincount(ds.box_image, minlength=2).max()
-    boxes, labels = torch.zeros(2, n, 4), torch.full((2, n), -1)
+    boxes = torch.zeros(2, n, 4)
+    labels = torch.full((2, n), -1)
     for i in range(2):
         mine = ds.box_image == i
-        boxes[i, :mine.sum()], labels[i, :mine.sum()] = torch.from_numpy(ds.boxes[mine]).float(), torch.from_numpy(ds.labels[mine]).long()
-    opt = torch.optim.AdamW([dict(params=g["params"], weight_decay=g["weight_decay"]) for g in model.param_groups()], lr=4e-4)
+        boxes[i, :mine.sum()] = torch.from_numpy(ds.boxes[mine]).float()
+        labels[i, :mine.sum()] = torch.from_numpy(ds.labels[mine]).long()
+    opt = torch.optim.AdamW([dict(params=g["params"], weight_decay=g["weight_decay"]) for g in model.param_groups()],
+                            lr=4e-4)
     for step in range(600):
         model.train()
         loss = model.loss(model(model.normalize(images), boxes, labels), boxes, labels)
-        opt.zero_grad(); loss.total.backward()
+        opt.zero_grad()
+        loss.total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
         opt.step()
-        if step % 50 == 49 and (ap := evaluate(torch_session(model, size), ds, progress=False).stats["AP50"]) > .95: return
+        if step % 50 == 49 and (ap := evaluate(torch_session(model, size), ds, progress=False).stats["AP50"]) > .95:
+            return
     pytest.fail(f"AP50 {ap:.3f} after {step + 1} steps")

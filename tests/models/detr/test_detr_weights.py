@@ -1,4 +1,5 @@
-"""Weights of RT-DETR, RT-DETRv2 and D-FINE: hub folders, official names, our checkpoints, exported graphs; the hub over a server that cuts connections."""
+"""Weights of RT-DETR, RT-DETRv2 and D-FINE: hub folders, official names, our checkpoints, exported graphs; the hub
+over a server that cuts connections."""
 import json
 import random
 import re
@@ -11,7 +12,8 @@ pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
 
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.detr import weights as detr_weights; from jetson_det.models.weights import download # noqa: E402
+from jetson_det.models.detr import weights as detr_weights
+from jetson_det.models.weights import download # noqa: E402
 from jetson_det.models.detr.network import SIZES, detr_classes  # noqa: E402
 from jetson_det.models.detr.weights import our_names, same_walk  # noqa: E402
 from jetson_det.models.weights.load import load_weights, restore_batchnorm  # noqa: E402
@@ -20,7 +22,8 @@ from jetson_det.runtime.contract import COCO_CLASSES  # noqa: E402
 from test_download import Site  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CLASSES, NAMES = ("sack", "person", "truck"), ("dfine-n", "rtdetr-r18", "rtdetrv2-r18")
+CLASSES = ("sack", "person", "truck")
+NAMES = ("dfine-n", "rtdetr-r18", "rtdetrv2-r18")
 
 
 def trained(name, classes=CLASSES):
@@ -41,31 +44,48 @@ def models(): return {name: trained(name) for name in NAMES}
 
 def official(weights, name):
     "Our names -> those of lyuwenyu/RT-DETR and Peterande/D-FINE, written down apart from the rules under test."
-    fine, first, found = name.startswith("dfine"), name.startswith("rtdetr-"), {}
+    fine = name.startswith("dfine")
+    first = name.startswith("rtdetr-")
+    found = {}
     for k, v in weights.items():
-        k, b = k[4:], "backbone."
-        if k.startswith("backbone.model.embedder.embedder."): k = re.sub(r".*embedder\.(\d)", lambda m: f"backbone.conv1.conv1_{int(m[1]) + 1}", k)
+        k = k[4:]
+        b = "backbone."
+        if k.startswith("backbone.model.embedder.embedder."):
+            k = re.sub(r".*embedder\.(\d)", lambda m: f"backbone.conv1.conv1_{int(m[1]) + 1}", k)
         k = k.replace("backbone.model.embedder", "backbone.stem")
         if not fine:
-            k = re.sub(r"backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d)\.layer\.(\d)", lambda m: f"backbone.res_layers.{m[1]}.blocks.{m[2]}.branch2{'abc'[int(m[3])]}", k)
-            k = re.sub(r"backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d)\.shortcut\.1", r"backbone.res_layers.\1.blocks.\2.short.conv", k)
-            k = re.sub(r"backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d)\.shortcut", r"backbone.res_layers.\1.blocks.\2.short", k)
-        k = k.replace("backbone.model.encoder.stages", "backbone.stages").replace("convolution", "conv").replace("normalization", "bn" if fine else "norm")
-        k = re.sub(r"^encoder_input_proj\.(\d)\.([01])", lambda m: f"encoder.input_proj.{m[1]}.{m[2] if first else ('conv', 'norm')[int(m[2])]}", k)
-        k = re.sub(r"^decoder_input_proj\.(\d)\.([01])", lambda m: f"decoder.input_proj.{m[1]}.{('conv', 'norm')[int(m[2])]}", k)
-        k = re.sub(r"^enc_output\.([01])", lambda m: f"decoder.enc_output.{m[1] if first else ('proj', 'norm')[int(m[1])]}", k)
+            k = re.sub(r"backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d)\.layer\.(\d)",
+                       lambda m: f"backbone.res_layers.{m[1]}.blocks.{m[2]}.branch2{'abc'[int(m[3])]}", k)
+            k = re.sub(r"backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d)\.shortcut\.1",
+                       r"backbone.res_layers.\1.blocks.\2.short.conv", k)
+            k = re.sub(r"backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d)\.shortcut",
+                       r"backbone.res_layers.\1.blocks.\2.short", k)
+        k = k.replace("backbone.model.encoder.stages", "backbone.stages").replace("convolution", "conv").replace(
+            "normalization", "bn" if fine else "norm")
+        k = re.sub(r"^encoder_input_proj\.(\d)\.([01])",
+                   lambda m: f"encoder.input_proj.{m[1]}.{m[2] if first else ('conv', 'norm')[int(m[2])]}", k)
+        k = re.sub(r"^decoder_input_proj\.(\d)\.([01])",
+                   lambda m: f"decoder.input_proj.{m[1]}.{('conv', 'norm')[int(m[2])]}", k)
+        k = re.sub(r"^enc_output\.([01])",
+                   lambda m: f"decoder.enc_output.{m[1] if first else ('proj', 'norm')[int(m[1])]}", k)
         k = re.sub(r"^(enc_score_head|enc_bbox_head|denoising_class_embed)", r"decoder.\1", k)
-        k = k.replace("decoder.class_embed", "decoder.dec_score_head").replace("decoder.bbox_embed", "decoder.dec_bbox_head")
+        k = k.replace("decoder.class_embed", "decoder.dec_score_head").replace("decoder.bbox_embed",
+                                                                               "decoder.dec_bbox_head")
         k = re.sub(r"^decoder\.(layers|lqe_layers|up|reg_scale)", r"decoder.decoder.\1", k)
-        k = k.replace("encoder.aifi", "encoder.encoder").replace("encoder_attn_layer_norm", "norm2").replace("encoder_attn", "cross_attn").replace("self_attn_layer_norm", "norm1")
-        k = k.replace("mlp.fc", "linear").replace("mlp.layers.0", "linear1").replace("mlp.layers.1", "linear2").replace("o_proj", "out_proj")
+        k = k.replace("encoder.aifi", "encoder.encoder").replace("encoder_attn_layer_norm", "norm2").replace(
+            "encoder_attn", "cross_attn").replace("self_attn_layer_norm", "norm1")
+        k = k.replace("mlp.fc", "linear").replace("mlp.layers.0", "linear1").replace("mlp.layers.1", "linear2").replace(
+            "o_proj", "out_proj")
         k = k.replace("final_layer_norm", "norm3" if k.startswith("decoder") else "norm2")
         if fine:
             k = re.sub(r"_blocks\.(\d)\.csp_rep([12])", lambda m: f"_blocks.{m[1]}.cv{int(m[2]) + 1}.0", k)
-            k = re.sub(r"_blocks\.(\d)\.conv([1234])", lambda m: f"_blocks.{m[1]}." + {"1": "cv1", "2": "cv2.1", "3": "cv3.1", "4": "cv4"}[m[2]], k)
+            k = re.sub(r"_blocks\.(\d)\.conv([1234])",
+                       lambda m: f"_blocks.{m[1]}." + {"1": "cv1", "2": "cv2.1", "3": "cv3.1", "4": "cv4"}[m[2]], k)
             k = re.sub(r"downsample_convs\.(\d)\.conv([12])", r"downsample_convs.\1.0.cv\2", k)
         found[k] = v
-    for k in [k for k in found if ".q_proj." in k]: found[re.sub(r"q_proj\.(\w+)", r"in_proj_\1", k)] = torch.cat([found.pop(k.replace("q_proj", p)) for p in ("q_proj", "k_proj", "v_proj")])
+    for k in [k for k in found if ".q_proj." in k]:
+        found[re.sub(r"q_proj\.(\w+)", r"in_proj_\1",
+                     k)] = torch.cat([found.pop(k.replace("q_proj", p)) for p in ("q_proj", "k_proj", "v_proj")])
     return found
 
 
@@ -81,7 +101,10 @@ def test_official_names(models, tmp_path, name):
     theirs = official(models[name].state_dict(), name)
     assert any("in_proj_weight" in k for k in theirs) and not any("net." in k or "mlp" in k for k in theirs)
     theirs.update({"decoder.anchors": torch.zeros(1, 8, 4), "decoder.valid_mask": torch.ones(1, 8, 1)})
-    torch.save({"last_epoch": 71, "ema": {"module": theirs, "updates": 9}, "model": {k: v*0 for k, v in theirs.items()}}, tmp_path/"a.pth")
+    torch.save(
+        {"last_epoch": 71, "ema": {"module": theirs, "updates": 9}, "model": {k: v*0
+                                                                              for k, v in theirs.items()}},
+        tmp_path/"a.pth")
     model = create_model(name, CLASSES)
     report = load_weights(model, tmp_path/"a.pth", CLASSES)
     assert (report.missing, report.unexpected, report.mismatched, report.carried) == ((), (), (), CLASSES)
@@ -90,15 +113,24 @@ def test_official_names(models, tmp_path, name):
 
 def test_official_spot_checks():
     "Names copied from the repositories' own files, one of each kind."
-    a, three = torch.zeros(2), torch.arange(6.)
-    found = our_names({"backbone.res_layers.0.blocks.0.short.conv.weight": a, "backbone.res_layers.3.blocks.0.short.conv.norm.running_var": a, "backbone.conv1.conv1_3.norm.weight": a,
-                       "encoder.input_proj.2.1.running_mean": a, "encoder.input_proj.1.norm.bias": a, "encoder.pan_blocks.1.bottlenecks.2.conv1.conv.weight": a,
-                       "decoder.decoder.layers.1.norm2.bias": a, "decoder.dec_bbox_head.0.layers.2.weight": a, "decoder.enc_output.1.bias": a, "encoder.encoder.0.layers.0.norm2.weight": a,
-                       "decoder.decoder.layers.0.self_attn.in_proj_bias": three})
-    assert set(found) >= {"net.backbone.model.encoder.stages.0.layers.0.shortcut.convolution.weight", "net.backbone.model.encoder.stages.3.layers.0.shortcut.1.normalization.running_var",
-                          "net.backbone.model.embedder.embedder.2.normalization.weight", "net.encoder_input_proj.2.1.running_mean", "net.encoder_input_proj.1.1.bias",
-                          "net.encoder.pan_blocks.1.bottlenecks.2.conv1.conv.weight", "net.decoder.layers.1.encoder_attn_layer_norm.bias", "net.decoder.bbox_embed.0.layers.2.weight",
-                          "net.enc_output.1.bias", "net.encoder.aifi.0.layers.0.final_layer_norm.weight"}
+    a = torch.zeros(2)
+    three = torch.arange(6.)
+    found = our_names({
+        "backbone.res_layers.0.blocks.0.short.conv.weight": a,
+        "backbone.res_layers.3.blocks.0.short.conv.norm.running_var": a, "backbone.conv1.conv1_3.norm.weight": a,
+        "encoder.input_proj.2.1.running_mean": a, "encoder.input_proj.1.norm.bias": a,
+        "encoder.pan_blocks.1.bottlenecks.2.conv1.conv.weight": a, "decoder.decoder.layers.1.norm2.bias": a,
+        "decoder.dec_bbox_head.0.layers.2.weight": a, "decoder.enc_output.1.bias": a,
+        "encoder.encoder.0.layers.0.norm2.weight": a, "decoder.decoder.layers.0.self_attn.in_proj_bias": three
+    })
+    assert set(found) >= {
+        "net.backbone.model.encoder.stages.0.layers.0.shortcut.convolution.weight",
+        "net.backbone.model.encoder.stages.3.layers.0.shortcut.1.normalization.running_var",
+        "net.backbone.model.embedder.embedder.2.normalization.weight", "net.encoder_input_proj.2.1.running_mean",
+        "net.encoder_input_proj.1.1.bias", "net.encoder.pan_blocks.1.bottlenecks.2.conv1.conv.weight",
+        "net.decoder.layers.1.encoder_attn_layer_norm.bias", "net.decoder.bbox_embed.0.layers.2.weight",
+        "net.enc_output.1.bias", "net.encoder.aifi.0.layers.0.final_layer_norm.weight"
+    }
     assert found["net.decoder.layers.0.self_attn.k_proj.bias"].tolist() == [2., 3.]
 
 
@@ -108,8 +140,14 @@ def hub_folder(folder, name, model, labels):
     "A folder that transformers writes, of a network with the model's weights."
     size = SIZES[name]
     Config, Whole = detr_classes(size.kind)
-    whole = Whole(Config(backbone_config=dict(size.backbone), **size.settings, id2label=dict(enumerate(labels)), label2id={c: i for i, c in enumerate(labels)})).eval()
-    with torch.no_grad(): found = whole.model.load_state_dict({k[4:]: v for k, v in model.state_dict().items()}, strict=False)
+    whole = Whole(
+        Config(backbone_config=dict(size.backbone),
+               **size.settings,
+               id2label=dict(enumerate(labels)),
+               label2id={c: i
+                         for i, c in enumerate(labels)})).eval()
+    with torch.no_grad():
+        found = whole.model.load_state_dict({k[4:]: v for k, v in model.state_dict().items()}, strict=False)
     assert not found.unexpected_keys and all("points_scale" in k for k in found.missing_keys)
     whole.save_pretrained(folder)
     return whole
@@ -124,8 +162,11 @@ def test_a_folder_that_transformers_wrote(models, tmp_path, name):
     same(model, models[name])
     x = torch.rand(1, 3, 320, 352, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(): ours, theirs = model(x).queries, whole(x)
-    distance = torch.cdist(torch.cat([ours.logits[-1], ours.boxes[-1]], -1), torch.cat([theirs.logits, theirs.pred_boxes], -1), compute_mode="donot_use_mm_for_euclid_dist")
-    assert distance.amin(1).max() < 1e-3 and distance.amin(2).max() < 1e-3 # cells that are equally sure may change places
+    distance = torch.cdist(torch.cat([ours.logits[-1], ours.boxes[-1]], -1),
+                           torch.cat([theirs.logits, theirs.pred_boxes], -1),
+                           compute_mode="donot_use_mm_for_euclid_dist")
+    # cells that are equally sure may change places
+    assert distance.amin(1).max() < 1e-3 and distance.amin(2).max() < 1e-3
 
 
 def test_a_lone_safetensors_with_the_heads_at_the_top(models, tmp_path):
@@ -148,8 +189,10 @@ def test_folders_that_are_refused(models, tmp_path):
     (tmp_path/"hub/config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}}))
     with pytest.raises(InputError, match="2 class names for a head of 3"): load_weights(model, tmp_path/"hub")
     (tmp_path/"hub/config.json").write_text(json.dumps({**config, "model_type": "detr"}))
-    with pytest.raises(InputError, match="model_type 'detr'; those that are read: d_fine, rt_detr, rt_detr_v2"): load_weights(model, tmp_path/"hub")
-    (tmp_path/"hub/config.json").write_text(json.dumps({**config, "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}))
+    with pytest.raises(InputError, match="model_type 'detr'; those that are read: d_fine, rt_detr, rt_detr_v2"):
+        load_weights(model, tmp_path/"hub")
+    (tmp_path/"hub/config.json").write_text(
+        json.dumps({**config, "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}))
     assert load_weights(model, tmp_path/"hub").carried == () # nobody named them
     (tmp_path/"hub/model.safetensors").rename(tmp_path/"hub/pytorch_model.bin")
     with pytest.raises(InputError, match="no model.safetensors .*pickle"): load_weights(model, tmp_path/"hub")
@@ -157,10 +200,14 @@ def test_folders_that_are_refused(models, tmp_path):
 
 def test_voc_spellings_of_coco(tmp_path):
     "The hub's COCO files say sofa, aeroplane, motorbike, pottedplant, diningtable, tvmonitor."
-    voc = {"couch": "sofa", "airplane": "aeroplane", "motorcycle": "motorbike", "potted plant": "pottedplant", "dining table": "diningtable", "tv": "tvmonitor"}
+    voc = {
+        "couch": "sofa", "airplane": "aeroplane", "motorcycle": "motorbike", "potted plant": "pottedplant",
+        "dining table": "diningtable", "tv": "tvmonitor"
+    }
     source = create_model("dfine-n", COCO_CLASSES)
     torch.save(source.state_dict(), tmp_path/"a.pth")
-    report = load_weights(create_model("dfine-n", ["couch", "potted_plant", "TV", "glove"]), tmp_path/"a.pth", [voc.get(c, c) for c in COCO_CLASSES])
+    report = load_weights(create_model("dfine-n", ["couch", "potted_plant", "TV", "glove"]), tmp_path/"a.pth",
+                          [voc.get(c, c) for c in COCO_CLASSES])
     assert (report.carried, report.fresh) == (("couch", "potted_plant", "TV"), ("glove",))
 
 
@@ -173,11 +220,13 @@ def test_rows_go_by_name_and_new_ones_stay_fresh(models, tmp_path):
     model = create_model("dfine-n", ["glove", "Truck", "sack", "bag"])
     before = {k: v.clone() for k, v in model.state_dict().items()}
     report = load_weights(model, tmp_path/"ckpt")
-    assert (report.kind, report.carried, report.fresh, report.left) == ("checkpoint", ("Truck", "sack"), ("glove", "bag"), ("person",))
+    assert (report.kind, report.carried, report.fresh, report.left) == ("checkpoint", ("Truck", "sack"),
+                                                                        ("glove", "bag"), ("person", ))
     rows = [k for k in before if re.search(r"class_embed|enc_score_head", k)]
     assert set(report.mismatched) == set(rows) and len(rows) == 2*3 + 2 + 1
     for k in rows:
-        new, old = model.state_dict()[k], source.state_dict()[k]
+        new = model.state_dict()[k]
+        old = source.state_dict()[k]
         assert torch.equal(new[1], old[2]) and torch.equal(new[2], old[0]), k
         assert torch.equal(new[0], before[k][0]) and torch.equal(new[3], before[k][3]), k
         if "denoising" in k: assert torch.equal(new[-1], old[-1]) and len(new) == 5
@@ -188,10 +237,14 @@ def test_the_wrong_model_is_named_and_nothing_changes(models, tmp_path):
     torch.save(create_model("yolox-nano", CLASSES).state_dict(), tmp_path/"nano.pth")
     model = create_model("dfine-n", CLASSES)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(InputError, match="not the weights of dfine-n: they are those of rtdetr-r18; use model.name=rtdetr-r18"): load_weights(model, tmp_path/"r18.pth", CLASSES)
+    with pytest.raises(InputError,
+                       match="not the weights of dfine-n: they are those of rtdetr-r18; use model.name=rtdetr-r18"):
+        load_weights(model, tmp_path/"r18.pth", CLASSES)
     with pytest.raises(InputError, match="they are those of yolox-nano"): load_weights(model, tmp_path/"nano.pth")
-    with pytest.raises(InputError, match="not the weights of yolox-nano: they are those of rtdetr-r18"): load_weights(create_model("yolox-nano", CLASSES), tmp_path/"r18.pth")
-    with pytest.raises(InputError, match="2 class names for a head of 3"): load_weights(create_model("rtdetr-r18", CLASSES), tmp_path/"r18.pth", ["a", "b"])
+    with pytest.raises(InputError, match="not the weights of yolox-nano: they are those of rtdetr-r18"):
+        load_weights(create_model("yolox-nano", CLASSES), tmp_path/"r18.pth")
+    with pytest.raises(InputError, match="2 class names for a head of 3"):
+        load_weights(create_model("rtdetr-r18", CLASSES), tmp_path/"r18.pth", ["a", "b"])
     torch.save({"decoder.x": torch.zeros(2)}, tmp_path/"none.pth")
     with pytest.raises(InputError, match="is missing"): load_weights(model, tmp_path/"none.pth")
     for k, v in model.state_dict().items(): assert torch.equal(v, before[k]), k
@@ -202,42 +255,57 @@ def test_the_wrong_model_is_named_and_nothing_changes(models, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name,fresh,simplify", [("dfine-n", False, True), ("dfine-n", True, True), ("rtdetr-r18", False, False), ("rtdetrv2-r18", False, True)])
 def test_a_graph_that_our_export_wrote(models, tmp_path, name, fresh, simplify):
-    onnx, (export_onnx,) = pytest.importorskip("onnx"), [pytest.importorskip("jetson_det.export.onnx").export_onnx]
+    onnx = pytest.importorskip("onnx")
+    (export_onnx,) = [pytest.importorskip("jetson_det.export.onnx").export_onnx]
     source = create_model(name, CLASSES).eval() if fresh else models[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         export_onnx(source, tmp_path/"a.onnx", (64, 96), simplify=simplify)
-        model, x = create_model(name, ["Truck", "glove", "sack"]).eval(), torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(2))
+        model = create_model(name, ["Truck", "glove", "sack"]).eval()
+        x = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(2))
         report = load_weights(model, tmp_path/"a.onnx")
     with torch.no_grad(): want, said = source.decode(source(x))
     assert (report.carried, report.fresh) == (("Truck", "sack"), ("glove",)) and report.folded > 50
     lost = {re.sub(r"\.\d+", "", k) for k in report.missing}
     last = len(model.net.decoder.layers) - 1
     assert not any(f"class_embed.{last}." in k for k in report.missing) and "net.denoising_class_embed.weight" in lost
-    assert lost <= {"net.denoising_class_embed.weight", "net.decoder.class_embed.weight", "net.decoder.class_embed.bias", "net.decoder.up", "net.decoder.reg_scale",
-                    "net.decoder.lqe_layers.reg_conf.layers.weight", "net.decoder.lqe_layers.reg_conf.layers.bias"}
-    # glove's fresh row has a say in the order of the cells, so the answers are compared with all classes known; cells that are equally sure may change places
-    load_weights(all_known := create_model(name, CLASSES[::-1]).eval(), tmp_path/"a.onnx", batches=[(x*255).to(torch.uint8)])
+    assert lost <= {
+        "net.denoising_class_embed.weight", "net.decoder.class_embed.weight", "net.decoder.class_embed.bias",
+        "net.decoder.up", "net.decoder.reg_scale", "net.decoder.lqe_layers.reg_conf.layers.weight",
+        "net.decoder.lqe_layers.reg_conf.layers.bias"
+    }
+    # glove's fresh row has a say in the order of the cells, so the answers are compared with all classes known; cells
+    # that are equally sure may change places
+    load_weights(all_known := create_model(name, CLASSES[::-1]).eval(),
+                 tmp_path/"a.onnx",
+                 batches=[(x*255).to(torch.uint8)])
     with torch.no_grad(): boxes, scores = all_known.decode(all_known(x))
-    assert torch.allclose(scores.sort(1)[0], said.flip(-1).sort(1)[0], atol=1e-3) and torch.allclose(boxes.sort(1)[0], want.sort(1)[0], atol=.5)
-    with pytest.raises(InputError, match=f"not a rtdetr-r34: it is a {name}; use model.name={name}"): load_weights(create_model("rtdetr-r34", CLASSES), tmp_path/"a.onnx")
+    assert torch.allclose(scores.sort(1)[0], said.flip(-1).sort(1)[0], atol=1e-3) and torch.allclose(
+        boxes.sort(1)[0], want.sort(1)[0], atol=.5)
+    with pytest.raises(InputError, match=f"not a rtdetr-r34: it is a {name}; use model.name={name}"):
+        load_weights(create_model("rtdetr-r34", CLASSES), tmp_path/"a.onnx")
 
 
 def graph(*nodes, stored):
     onnx = pytest.importorskip("onnx")
     import numpy as np
-    h, info = onnx.helper, lambda n: onnx.helper.make_tensor_value_info(n, 1, [4])
-    return h.make_model(h.make_graph([h.make_node(op, i, [o]) for op, i, o in nodes], "g", [info("x")], [info("y")],
-                                     [onnx.numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in stored.items()]))
+    h = onnx.helper
+    info = lambda n: onnx.helper.make_tensor_value_info(n, 1, [4])
+    return h.make_model(
+        h.make_graph([h.make_node(op, i, [o]) for op, i, o in nodes], "g", [info("x")], [info("y")],
+                     [onnx.numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in stored.items()]))
 
 
 def test_walking_two_graphs():
-    a = graph(("Mul", ["x", "w"], "p"), ("Add", ["p", "b"], "q"), ("Relu", ["q"], "r"), ("Mul", ["r", "x"], "y"), stored=dict(w=[1, 2, 3, 4], b=[5, 6, 7, 8]))
-    b = graph(("Mul", ["x", "s"], "k"), ("Add", ["k", "t"], "l"), ("Relu", ["l"], "m"), ("Mul", ["m", "x"], "y"), stored=dict(s=[9, 9, 9, 9], t=[8, 8, 8, 8]))
+    a = graph(("Mul", ["x", "w"], "p"), ("Add", ["p", "b"], "q"), ("Relu", ["q"], "r"), ("Mul", ["r", "x"], "y"),
+              stored=dict(w=[1, 2, 3, 4], b=[5, 6, 7, 8]))
+    b = graph(("Mul", ["x", "s"], "k"), ("Add", ["k", "t"], "l"), ("Relu", ["l"], "m"), ("Mul", ["m", "x"], "y"),
+              stored=dict(s=[9, 9, 9, 9], t=[8, 8, 8, 8]))
     assert [(p.tolist(), q.tolist()) for p, q in same_walk(a, b)] == [([1, 2, 3, 4], [9]*4), ([5, 6, 7, 8], [8]*4)]
     bare = graph(("Relu", ["x"], "m"), ("Mul", ["m", "x"], "y"), stored={})
     assert [q.tolist() for _, q in same_walk(a, bare)] == [[1]*4, [0]*4] # a factor of 1 and a term of 0 were left out
-    crossed = graph(("Mul", ["x", "s"], "k"), ("Add", ["k", "t"], "l"), ("Relu", ["k"], "m"), ("Mul", ["m", "x"], "y"), stored=dict(s=[9]*4, t=[8]*4))
+    crossed = graph(("Mul", ["x", "s"], "k"), ("Add", ["k", "t"], "l"), ("Relu", ["k"], "m"), ("Mul", ["m", "x"], "y"),
+                    stored=dict(s=[9]*4, t=[8]*4))
     longer = graph(("Relu", ["x"], "m"), ("Mul", ["m", "x"], "z"), ("Relu", ["z"], "y"), stored={})
     assert same_walk(a, crossed) is None and same_walk(a, longer) is None and same_walk(bare, a) is None
 
@@ -245,34 +313,47 @@ def test_walking_two_graphs():
 def test_foreign_graphs_are_refused(tmp_path):
     onnx = pytest.importorskip("onnx")
     onnx.save(graph(("Relu", ["x"], "y"), stored={}), str(tmp_path/"a.onnx"))
-    with pytest.raises(InputError, match="has no contract"): load_weights(create_model("dfine-n", CLASSES), tmp_path/"a.onnx")
+    with pytest.raises(InputError, match="has no contract"):
+        load_weights(create_model("dfine-n", CLASSES), tmp_path/"a.onnx")
     (tmp_path/"a.onnx").write_bytes(b"torn")
     with pytest.raises(InputError, match="torn"): load_weights(create_model("dfine-n", CLASSES), tmp_path/"a.onnx")
 
 
 def test_restored_batchnorms_of_a_detr(models):
-    model, x = trained("rtdetr-r18"), torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    model = trained("rtdetr-r18")
+    x = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     with torch.no_grad(): want = model.decode(model(model.normalize(x)))
     restore_batchnorm(model, [x])
     with torch.no_grad(): have = model.decode(model(model.normalize(x)))
     assert torch.allclose(have[1], want[1], atol=1e-3)
-    assert not torch.equal(model.backbone_norms()[3].running_mean, models["rtdetr-r18"].backbone_norms()[3].running_mean)
+    assert not torch.equal(model.backbone_norms()[3].running_mean,
+                           models["rtdetr-r18"].backbone_norms()[3].running_mean)
 
 
 # ---- names of the hub, over HTTP -----------------------------------------------------------------
 
 class Hub(Site):
     "A server with several files; everything else as `Site` does it."
-    def __init__(self, files): super().__init__(b""); self.files = files
+    def __init__(self, files):
+        super().__init__(b"")
+        self.files = files
     def answer(self, h):
-        self.data, self.etag = self.files.get(h.path, b""), f'"{h.path}"'
-        if h.path not in self.files: self.paths.append(h.path); h.send_response(404); h.send_header("Content-Length", "0"); return h.end_headers()
+        self.data = self.files.get(h.path, b"")
+        self.etag = f'"{h.path}"'
+        if h.path not in self.files:
+            self.paths.append(h.path)
+            h.send_response(404)
+            h.send_header("Content-Length", "0")
+            return h.end_headers()
         super().answer(h)
 
 
 def test_a_hub_name_over_a_bad_line(models, tmp_path, monkeypatch):
     hub_folder(tmp_path/"hub", "dfine-n", models["dfine-n"], CLASSES)
-    files = {f"/someone/dfine/resolve/main/{n}": (tmp_path/"hub"/n).read_bytes() for n in ("config.json", "model.safetensors")}
+    files = {
+        f"/someone/dfine/resolve/main/{n}": (tmp_path/"hub"/n).read_bytes()
+        for n in ("config.json", "model.safetensors")
+    }
     hub = Hub(files)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", hub.base)
@@ -286,7 +367,8 @@ def test_a_hub_name_over_a_bad_line(models, tmp_path, monkeypatch):
     same(model, models["dfine-n"])
     assert hub.asked == [0, 0, big//3, 2*(big//3)] and hub.paths[0].endswith("config.json")
     monkeypatch.setenv("JETSON_DET_OFFLINE", "1")
-    assert load_weights(create_model("dfine-n", CLASSES), "someone/dfine").carried == CLASSES and len(hub.asked) == 4 # from the cache
+    # from the cache
+    assert load_weights(create_model("dfine-n", CLASSES), "someone/dfine").carried == CLASSES and len(hub.asked) == 4
     with pytest.raises(InputError, match="nothing is downloaded offline"): load_weights(model, "someone/else")
     shelf = tmp_path/"shelf/someone/else"
     shelf.mkdir(parents=True)
@@ -294,15 +376,19 @@ def test_a_hub_name_over_a_bad_line(models, tmp_path, monkeypatch):
     monkeypatch.setenv("JETSON_DET_MIRROR", str(tmp_path/"shelf"))
     assert load_weights(model, "someone/else").carried == CLASSES
     monkeypatch.delenv("JETSON_DET_OFFLINE")
-    with pytest.raises(download.DownloadError, match="no such file or folder here, and not to be had from the hub: .*404"): load_weights(model, "someone/none")
-    hub.server.shutdown(); hub.server.server_close()
+    with pytest.raises(download.DownloadError,
+                       match="no such file or folder here, and not to be had from the hub: .*404"):
+        load_weights(model, "someone/none")
+    hub.server.shutdown()
+    hub.server.server_close()
 
 
 def test_a_cut_safetensors_is_seen(tmp_path):
     safetensors.save_file({"a": torch.arange(100.)}, tmp_path/"a.safetensors", {"names": "[]"})
     whole = (tmp_path/"a.safetensors").read_bytes()
     assert download._broken(tmp_path/"a.safetensors") == ""
-    for data, words in ((whole[:-1], "cut off"), (whole[:40], "cut off within"), (whole + b"x", "cut off"), (b"<html>", "web page"), (random.Random(0).randbytes(100), "no safetensors")):
+    for data, words in ((whole[:-1], "cut off"), (whole[:40], "cut off within"), (whole + b"x", "cut off"),
+                        (b"<html>", "web page"), (random.Random(0).randbytes(100), "no safetensors")):
         (tmp_path/"a.safetensors").write_bytes(data)
         assert words in download._broken(tmp_path/"a.safetensors")
 
@@ -310,7 +396,10 @@ def test_a_cut_safetensors_is_seen(tmp_path):
 def test_what_is_a_hub_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/"runs").mkdir()
-    for text, is_one in {"PekingU/rtdetr_r18vd": True, "ustc-community/dfine-nano-coco": True, "a/b.pth": False, "runs/best": False, "a": False, "a/b/c": False, "../b": False, "a/..": False, "http://a/b": False}.items():
+    for text, is_one in {
+            "PekingU/rtdetr_r18vd": True, "ustc-community/dfine-nano-coco": True, "a/b.pth": False, "runs/best": False,
+            "a": False, "a/b/c": False, "../b": False, "a/..": False, "http://a/b": False
+    }.items():
         assert download.is_hub_name(text) is is_one, text
 
 

@@ -11,7 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 if importlib.util.find_spec("ultralytics") is None:
-    pytest.skip("the package ultralytics is not installed: pip install --no-deps ultralytics==8.4.190", allow_module_level=True)
+    pytest.skip("the package ultralytics is not installed: pip install --no-deps ultralytics==8.4.190",
+                allow_module_level=True)
 
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
@@ -23,7 +24,9 @@ from jetson_det.models.ultralytics.weights import load_ultralytics  # noqa: E402
 from jetson_det.models.zoo import count_gflops, count_params  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-P3, P2, P2_P5 = (8, 16, 32), (4, 8, 16), (4, 8, 16, 32)
+P3 = (8, 16, 32)
+P2 = (4, 8, 16)
+P2_P5 = (4, 8, 16, 32)
 CLASSES = ("Sack", "Person")
 
 
@@ -31,32 +34,41 @@ def theirs(outputs, boxes, labels, strides, size, gains=GAINS, class_weights=Non
     "The package's own loss on our outputs: (box, cls, dfl), not multiplied by the batch size."
     ultralytics_tasks()
     from ultralytics.utils.loss import v8DetectionLoss
-    n_classes, (h, w) = outputs.scores.shape[1], size
+    n_classes = outputs.scores.shape[1]
+    (h, w) = size
     model = torch.nn.Linear(1, 1)
-    model.args, model.model = SimpleNamespace(**gains), [SimpleNamespace(stride=torch.tensor(strides).float(), nc=n_classes, reg_max=16)]
+    model.args = SimpleNamespace(**gains)
+    model.model = [SimpleNamespace(stride=torch.tensor(strides).float(), nc=n_classes, reg_max=16)]
     if class_weights is not None: model.class_weights = class_weights
     image, slot = (labels >= 0).nonzero(as_tuple=True)
     b = boxes[image, slot]
     cxcywh = torch.cat([(b[:, :2] + b[:, 2:])/2, b[:, 2:] - b[:, :2]], 1)/torch.tensor([w, h, w, h])
     batch = dict(batch_idx=image.float(), cls=labels[image, slot].float(), bboxes=cxcywh)
     feats = [torch.zeros(len(boxes), 1, *g) for g in outputs.grids]
-    return v8DetectionLoss(model).get_assigned_targets_and_loss(dict(boxes=outputs.boxes, scores=outputs.scores, feats=feats), batch)[1]
+    return v8DetectionLoss(model).get_assigned_targets_and_loss(
+        dict(boxes=outputs.boxes, scores=outputs.scores, feats=feats), batch)[1]
 
 
 def outputs_for(boxes, labels, size, strides, n_classes, kind, seed=0):
     "Outputs of a network that has learned something, of a fresh one, or of one that says anything."
     grids = tuple((size[0]//s, size[1]//s) for s in strides)
-    points, g = points_for(grids, strides, boxes.device), torch.Generator().manual_seed(seed)
-    n, dice = len(points.xy), torch.randn(len(boxes), 64, sum(h*w for h, w in grids), generator=g)
+    points = points_for(grids, strides, boxes.device)
+    g = torch.Generator().manual_seed(seed)
+    n = len(points.xy)
+    dice = torch.randn(len(boxes), 64, sum(h*w for h, w in grids), generator=g)
     if kind == "learned":
-        center, middle = points.xy*points.strides, (boxes[..., :2] + boxes[..., 2:])/2
+        center = points.xy*points.strides
+        middle = (boxes[..., :2] + boxes[..., 2:])/2
         away = ((center[:, None] - middle[:, None]).abs()/(boxes[..., 2:] - boxes[..., :2])[:, None]).amax(-1)
         near = boxes.gather(1, away.masked_fill((labels < 0)[:, None], 1e9).argmin(-1)[..., None].expand(-1, -1, 4))
-        ltrb = torch.cat([center - near[..., :2], near[..., 2:] - center], -1)/points.strides*(1 + .25*dice[:, :4].transpose(1, 2))
+        ltrb = torch.cat([center - near[..., :2], near[..., 2:] - center],
+                         -1)/points.strides*(1 + .25*dice[:, :4].transpose(1, 2))
         reg = -(torch.arange(16.) - ltrb.clamp(0, 14.9)[..., None])**2
         reg = reg.flatten(2).transpose(1, 2)
     else: reg = 2 + .3*dice if kind == "fresh" else 3*dice
-    return [reg.contiguous().requires_grad_(), (torch.randn(len(boxes), n_classes, n, generator=g) - 3).requires_grad_()], grids
+    return [
+        reg.contiguous().requires_grad_(), (torch.randn(len(boxes), n_classes, n, generator=g) - 3).requires_grad_()
+    ], grids
 
 
 # name -> batch, boxes an image, (h, w), strides, classes, boxes kept of each image
@@ -84,7 +96,11 @@ def compare(outputs, boxes, labels, size, strides, gains=GAINS, class_weights=No
     have = yolo_loss(outputs, boxes, labels, strides, gains, class_weights)
     have_grads = torch.autograd.grad(have.total, leaves)
     for value, name in zip(want, ("box", "cls", "dfl")):
-        torch.testing.assert_close(have.sums[name]/have.normaliser.clamp(min=1), value, rtol=2e-6, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(have.sums[name]/have.normaliser.clamp(min=1),
+                                   value,
+                                   rtol=2e-6,
+                                   atol=1e-6,
+                                   msg=lambda m, name=name: f"{name}: {m}")
     for a, b in zip(have_grads, want_grads): assert (a - b).norm() <= 2e-5*b.norm()
     return have
 
@@ -101,7 +117,8 @@ def test_same_loss_and_gradients(name, kind):
 def test_same_loss_with_gains_and_class_weights():
     boxes, labels, size, strides, n_classes = scene("wide")
     leaves, grids = outputs_for(boxes, labels, size, strides, n_classes, "learned")
-    outputs, weights = YOLOOutputs(*leaves, grids), torch.linspace(.2, 3., n_classes)
+    outputs = YOLOOutputs(*leaves, grids)
+    weights = torch.linspace(.2, 3., n_classes)
     plain = yolo_loss(outputs, boxes, labels, strides)
     loss = compare(outputs, boxes, labels, size, strides, dict(box=5., cls=1.5, dfl=.25), weights)
     assert loss.sums["box"].item() == pytest.approx(plain.sums["box"].item()*5/7.5)
@@ -112,7 +129,8 @@ def test_half_precision_outputs_are_counted_in_float32():
     boxes, labels, size, strides, n_classes = scene("ordinary")
     leaves, grids = outputs_for(boxes, labels, size, strides, n_classes, "learned")
     half = [t.detach().bfloat16() for t in leaves]
-    with torch.autocast("cpu", dtype=torch.bfloat16): loss = yolo_loss(YOLOOutputs(*half, grids), boxes, labels, strides)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = yolo_loss(YOLOOutputs(*half, grids), boxes, labels, strides)
     want = yolo_loss(YOLOOutputs(*[t.float() for t in half], grids), boxes, labels, strides)
     for k in loss.sums: assert loss.sums[k].dtype == torch.float32 and torch.equal(loss.sums[k], want.sums[k])
 
@@ -123,19 +141,24 @@ def test_each_point_has_one_box_and_each_box_ten_points_at_most():
     found = align(YOLOOutputs(*leaves, grids), boxes, labels, strides)
     assert len(torch.stack([found.image, found.anchor]).unique(dim=1)[0]) == len(found.anchor)
     points = points_for(grids, strides, boxes.device)
-    at, box = (points.xy*points.strides)[found.anchor], boxes[found.image, found.slot]
+    at = (points.xy*points.strides)[found.anchor]
+    box = boxes[found.image, found.slot]
     assert ((at > box[:, :2] - 8) & (at < box[:, 2:] + 8)).all()  # in the box, or in it as widened to 16 px
     assert 0 <= found.score.min() and found.score.max() <= 1
 
 
 def trained_looks(model):
-    "Weights of a network that says different things at different points: statistics from pictures, a head that is sure."
-    g, norms = torch.Generator().manual_seed(0), [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    """Weights of a network that says different things at different points: statistics from pictures, a head that is
+    sure."""
+    g = torch.Generator().manual_seed(0)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for m in norms: m.momentum = .9
     with torch.no_grad():
         large = torch.nn.functional.interpolate(torch.rand(4, 3, 6, 10, generator=g), (96, 160), mode="bilinear")
         model(large + .3*torch.rand(4, 3, 96, 160, generator=g))
-        for m in model.model[-1].cv3: m[-1].weight.mul_(20); m[-1].bias.fill_(-1)
+        for m in model.model[-1].cv3:
+            m[-1].weight.mul_(20)
+            m[-1].bias.fill_(-1)
         for m in model.model[-1].cv2: m[-1].weight.mul_(10)
     for m in norms: m.momentum = .03
     return model
@@ -145,33 +168,39 @@ def trained_looks(model):
 def test_same_boxes_and_scores_as_the_package(name):
     "Its DetectionModel, made of the same description, with our weights under the same names, on a wide picture."
     torch.manual_seed(0)
-    model, tasks = trained_looks(UltralyticsDetector(name, CLASSES)).eval(), ultralytics_tasks()
+    model = trained_looks(UltralyticsDetector(name, CLASSES)).eval()
+    tasks = ultralytics_tasks()
     graph = graph_of(name, 2, package_folder())
     package = tasks.DetectionModel(copy.deepcopy(graph.layers), ch=3, verbose=False)
     missing, unexpected = package.load_state_dict(model.state_dict(), strict=False)
     assert missing == [f"model.{len(model.model) - 1}.dfl.conv.weight"] and not unexpected
     assert tuple(package.stride.tolist()) == model.strides
     x = torch.rand(2, 3, 96, 224, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(): want, (boxes, scores) = package.eval()(x)[0], model.decode(model(x))
+    with torch.no_grad():
+        want = package.eval()(x)[0]
+        (boxes, scores) = model.decode(model(x))
     cx, cy, w, h = want[:, :4].unbind(1)
     torch.testing.assert_close(boxes, torch.stack([cx - w/2, cy - h/2, cx + w/2, cy + h/2], -1), rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(scores, want[:, 4:].transpose(1, 2), rtol=1e-5, atol=1e-6)
     assert scores.std() > .01 and (boxes[..., 2] - boxes[..., 0]).std() > 1  # there is something to compare
-    assert [m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)] == [m.eps for m in package.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)
+            ] == [m.eps for m in package.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
 @pytest.mark.parametrize("name", [n if n.partition("-")[0][-1] in "nm" else pytest.param(n, marks=pytest.mark.slow) for n in CARDS])
 def test_every_size_is_as_published(name):
     with torch.device("meta"): model = UltralyticsDetector(name, [f"class {i}" for i in range(80)])
     card = CARDS[name]
-    assert count_params(model) == pytest.approx(card.params, rel=.02) and count_gflops(model, (640, 640)) == pytest.approx(card.gflops, rel=.01)
+    assert count_params(model) == pytest.approx(card.params, rel=.02) and count_gflops(
+        model, (640, 640)) == pytest.approx(card.gflops, rel=.01)
     assert (card.ap is None) == (name not in PUBLISHED) == ("p2" in name)
 
 
 def test_fresh_heads_start_where_the_package_starts_them():
     tasks = ultralytics_tasks()
     package = tasks.DetectionModel(graph_of("yolo11n-p2", 2).layers, ch=3, verbose=False)
-    square, wide = UltralyticsDetector("yolo11n-p2", CLASSES), UltralyticsDetector("yolo11n-p2", CLASSES, input_size=(320, 640))
+    square = UltralyticsDetector("yolo11n-p2", CLASSES)
+    wide = UltralyticsDetector("yolo11n-p2", CLASSES, input_size=(320, 640))
     for kind in ("cv2", "cv3"):
         for a, b, c in zip(*(getattr(m.model[-1], kind) for m in (square, package, wide))):
             torch.testing.assert_close(a[-1].bias, b[-1].bias)
@@ -181,7 +210,8 @@ def test_fresh_heads_start_where_the_package_starts_them():
 def test_eight_times_one_is_once_eight():
     "Gradients of the whole network, BatchNorm frozen, pictures with many boxes and with none."
     torch.manual_seed(0)
-    model, g = UltralyticsDetector("yolo11n-p2-lite", CLASSES), torch.Generator().manual_seed(0)
+    model = UltralyticsDetector("yolo11n-p2-lite", CLASSES)
+    g = torch.Generator().manual_seed(0)
     model.eval()
     images = torch.randint(0, 256, (8, 3, 64, 96), generator=g).byte()
     boxes, labels = oracles.random_scene(8, 9, (64, 96), 2)
@@ -203,12 +233,14 @@ def test_eight_times_one_is_once_eight():
 def test_pixels_arrive_as_the_contract_says():
     "What training feeds is what an artefact is fed: colour order, scale."
     from jetson_det.runtime.preprocess import Preprocessor
-    model, g = UltralyticsDetector("yolov8n", CLASSES), torch.Generator().manual_seed(0)
+    model = UltralyticsDetector("yolov8n", CLASSES)
+    g = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (64, 96, 3), generator=g).byte()
     x, _ = Preprocessor(model.contract((64, 96)).validate())([image.numpy()])
     torch.testing.assert_close(model.normalize(image.permute(2, 0, 1)[None]), torch.from_numpy(x), rtol=0, atol=1e-6)
     last = model.normalize(image.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last))
-    assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(last, model.normalize(image.permute(2, 0, 1)[None].contiguous()))
+    assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(
+        last, model.normalize(image.permute(2, 0, 1)[None].contiguous()))
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n-p2-lite"])
@@ -218,14 +250,17 @@ def test_groups_and_stages_hold_every_parameter_once(name):
     groups = {g["name"]: g for g in model.param_groups(.01)}
     assert sorted(id(p) for g in groups.values() for p in g["params"]) == every
     assert sorted(id(p) for modules in model.stages().values() for m in modules for p in m.parameters()) == every
-    assert all(p.ndim == 4 for p in groups["weights"]["params"]) and all(p.ndim == 1 for k in ("norms", "biases") for p in groups[k]["params"])
+    assert all(p.ndim == 4 for p in groups["weights"]["params"]) and all(p.ndim == 1
+                                                                         for k in ("norms", "biases")
+                                                                         for p in groups[k]["params"])
     assert [groups[k]["weight_decay"] for k in ("weights", "norms", "biases")] == [.01, 0, 0]
     assert list(model.stages()) == ["backbone", "neck", "head"]
 
 
 def test_a_copy_is_independent_and_says_the_same():
     model = UltralyticsDetector("yolo11n", CLASSES).eval()
-    twin, x = copy.deepcopy(model), torch.rand(1, 3, 64, 96)
+    twin = copy.deepcopy(model)
+    x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         want = model(x)
         for p in model.parameters(): p.zero_()
@@ -234,14 +269,17 @@ def test_a_copy_is_independent_and_says_the_same():
 
 def test_wrong_calls_are_one_line():
     with pytest.raises(InputError, match="did you mean 'yolo11n-p2'"): UltralyticsDetector("yolo11n-p3", CLASSES)
-    with pytest.raises(InputError, match="unknown gain 'obj'"): UltralyticsDetector("yolo11n", CLASSES, gains=dict(obj=1))
+    with pytest.raises(InputError, match="unknown gain 'obj'"):
+        UltralyticsDetector("yolo11n", CLASSES, gains=dict(obj=1))
 
 
 def test_without_the_package(monkeypatch):
-    for module in ("ultralytics", "ultralytics.nn", "ultralytics.nn.tasks"): monkeypatch.setitem(sys.modules, module, None)
+    for module in ("ultralytics", "ultralytics.nn", "ultralytics.nn.tasks"):
+        monkeypatch.setitem(sys.modules, module, None)
     ultralytics_tasks.cache_clear()
     try:
-        with pytest.raises(InputError, match=r"AGPL-3.0.*jetson_det\[ultralytics\]"): UltralyticsDetector("yolo11n", CLASSES)
+        with pytest.raises(InputError, match=r"AGPL-3.0.*jetson_det\[ultralytics\]"):
+            UltralyticsDetector("yolo11n", CLASSES)
     finally: ultralytics_tasks.cache_clear()
 
 
@@ -271,7 +309,8 @@ assert "torchvision" not in sys.modules
 def coco(tmp_path_factory):
     "A yolo11s as Ultralytics has it: half precision, the head's constant, names of its own."
     from jetson_det.runtime.contract import COCO_CLASSES
-    model, path = UltralyticsDetector("yolo11s", COCO_CLASSES), tmp_path_factory.mktemp("weights")/"yolo11s.pth"
+    model = UltralyticsDetector("yolo11s", COCO_CLASSES)
+    path = tmp_path_factory.mktemp("weights")/"yolo11s.pth"
     trained_looks(model)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     torch.save({"model": {**weights, "model.23.dfl.conv.weight": torch.arange(16.).view(1, 16, 1, 1).half()}}, path)
@@ -287,7 +326,8 @@ def test_classes_are_carried_by_name(coco):
     with torch.no_grad(): have, want = student.eval()(x), teacher.eval()(x)
     torch.testing.assert_close(have.boxes, want.boxes, rtol=.02, atol=.05)
     torch.testing.assert_close(have.scores[:, 1:], want.scores[:, [0, 7]], rtol=.02, atol=.05)
-    for scale in have.scores[:, 0].split([h*w for h, w in have.grids], 1): assert scale.std() < 1e-6  # the new class says its bias everywhere
+    # the new class says its bias everywhere
+    for scale in have.scores[:, 0].split([h*w for h, w in have.grids], 1): assert scale.std() < 1e-6
 
 
 @pytest.mark.parametrize("name", ["yolo11s-p2", "yolo11s-p2-lite"])
@@ -299,7 +339,8 @@ def test_official_weights_in_a_graph_with_p2(name, coco):
     assert all(same(f"model.{i}.{k}", f"model.{i}.{k}") for i in (0, 6, 10, 16) for k in teacher.model[i].state_dict())
     assert same("model.25.cv1.conv.weight", "model.19.cv1.conv.weight") and report.fresh == CLASSES
     head = len(student.model) - 1
-    assert same(f"model.{head}.cv2.1.2.weight", "model.23.cv2.0.2.weight") and f"model.{head}.cv2.0.2.weight" in report.missing
+    assert same(f"model.{head}.cv2.1.2.weight",
+                "model.23.cv2.0.2.weight") and f"model.{head}.cv2.0.2.weight" in report.missing
     if name == "yolo11s-p2": assert same("model.28.cv1.conv.weight", "model.22.cv1.conv.weight")
 
 
@@ -309,10 +350,12 @@ def test_a_file_that_does_not_fit_changes_nothing(coco, tmp_path):
     torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path/"yolo11n.pt")
     (tmp_path/"torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     (tmp_path/"m.onnx").write_bytes(b"")
-    for path, words in ((coco[1], "not the weights of yolo11n: model.0.conv.weight"), (tmp_path/"yolo11n.pt", "jetson-det import-pt --trust"),
-                        (tmp_path/"torn.safetensors", "torn"), (tmp_path/"m.onnx", "not an ONNX file"), (tmp_path/"no.pth", "no such file")):
+    for path, words in ((coco[1], "not the weights of yolo11n: model.0.conv.weight"),
+                        (tmp_path/"yolo11n.pt", "jetson-det import-pt --trust"), (tmp_path/"torn.safetensors", "torn"),
+                        (tmp_path/"m.onnx", "not an ONNX file"), (tmp_path/"no.pth", "no such file")):
         with pytest.raises(InputError, match=words): load_ultralytics(model, path)
-    with pytest.raises(InputError, match="2 class names for a head of 80"): load_ultralytics(UltralyticsDetector("yolo11s", CLASSES), coco[1], CLASSES)
+    with pytest.raises(InputError, match="2 class names for a head of 80"):
+        load_ultralytics(UltralyticsDetector("yolo11s", CLASSES), coco[1], CLASSES)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -329,10 +372,12 @@ def test_safetensors_round_trip(tmp_path):
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n-p2-lite"])
 def test_onnx_computes_the_same(name, tmp_path):
-    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
     from jetson_det.export.onnx import export_onnx, operators
     torch.manual_seed(0)
-    model, size = trained_looks(UltralyticsDetector(name, CLASSES)).eval(), (96, 160)
+    model = trained_looks(UltralyticsDetector(name, CLASSES)).eval()
+    size = (96, 160)
     contract = export_onnx(model, tmp_path/"m.onnx", size)
     session = ort.InferenceSession(str(tmp_path/"m.onnx"), providers=["CPUExecutionProvider"])
     x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(2))
@@ -340,7 +385,10 @@ def test_onnx_computes_the_same(name, tmp_path):
     with torch.no_grad(): want_boxes, want_scores = model.decode(model(x))
     assert abs(boxes - want_boxes.numpy()).max() <= 1e-4*max(size) and abs(scores - want_scores.numpy()).max() <= 1e-4
     assert want_scores.std() > .01 and contract.opset == 13 and contract.extra["licence"].startswith("AGPL-3.0")
-    computed = {"Shape", "Gather", "GatherND", "ConstantOfShape", "Range", "Expand", "Tile", "NonMaxSuppression", "TopK", "Loop", "If", "Where", "Cast", "Mod", "NonZero"}
+    computed = {
+        "Shape", "Gather", "GatherND", "ConstantOfShape", "Range", "Expand", "Tile", "NonMaxSuppression", "TopK",
+        "Loop", "If", "Where", "Cast", "Mod", "NonZero"
+    }
     assert not computed & operators(onnx.load(str(tmp_path/"m.onnx"))).keys()
 
 
@@ -357,13 +405,17 @@ def test_two_pictures_are_learned_by_heart(tmp_path):
     ds = read_dataset(write_scenes(tmp_path/"scenes", 2, size=size, splits={"train": 1.}, hard=0.))
     images = torch.stack([torch.from_numpy(cv2.imread(str(ds.path_of(i)))).permute(2, 0, 1) for i in range(2)])
     n = max((ds.box_image == i).sum() for i in range(2))
-    boxes, labels = torch.zeros(2, n, 4), torch.full((2, n), -1)
+    boxes = torch.zeros(2, n, 4)
+    labels = torch.full((2, n), -1)
     for i in range(2):
         mine = torch.from_numpy(ds.box_image == i)
-        boxes[i, :mine.sum()], labels[i, :mine.sum()] = torch.from_numpy(ds.boxes)[mine], torch.from_numpy(ds.labels)[mine].long()
+        boxes[i, :mine.sum()] = torch.from_numpy(ds.boxes)[mine]
+        labels[i, :mine.sum()] = torch.from_numpy(ds.labels)[mine].long()
     assert (labels >= 0).sum() == 16
     model = UltralyticsDetector("yolo11n-p2-lite", ds.classes, input_size=size)
-    optimizer, steps, start = torch.optim.AdamW(model.param_groups(.01), lr=2e-3), 300, time.time()
+    optimizer = torch.optim.AdamW(model.param_groups(.01), lr=2e-3)
+    steps = 300
+    start = time.time()
     for step in range(steps):
         for g in optimizer.param_groups: g["lr"] = 2e-3*min(1, (step + 1)/10)*max(.02, 1 - step/steps)
         optimizer.zero_grad()
@@ -372,24 +424,39 @@ def test_two_pictures_are_learned_by_heart(tmp_path):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.)
         optimizer.step()
     stats = evaluate(torch_session(model.eval(), size), ds, progress=False).stats
-    print(f"\n{steps} steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, loss {loss.item():.3f}, AP50 {stats['AP50']:.3f}, AP {stats['AP']:.3f}")
+    print(
+        f"\n{steps} steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, loss {loss.item():.3f},"
+        f" AP50 {stats['AP50']:.3f}, AP {stats['AP']:.3f}"
+    )
     assert stats["AP50"] > .95
 
 
 @pytest.mark.slow
 def test_loss_takes_little_of_a_step():
-    "640x640, 8 pictures of 100 boxes: loss with assignment, both ways, against the whole step; and against the package's own. Processor time."
+    """640x640, 8 pictures of 100 boxes: loss with assignment, both ways, against the whole step; and against the
+    package's own. Processor time."""
     torch.manual_seed(0)
-    model, size = UltralyticsDetector("yolo11n", [str(i) for i in range(80)]), (640, 640)
+    model = UltralyticsDetector("yolo11n", [str(i) for i in range(80)])
+    size = (640, 640)
     boxes, labels = oracles.random_scene(8, 100, size, 80)
-    x, shares, peers = torch.rand(8, 3, *size), [], []
+    x = torch.rand(8, 3, *size)
+    shares = []
+    peers = []
     for _ in range(3):
         t = [time.process_time()]
-        out = model(x); t.append(time.process_time())
+        out = model(x)
+        t.append(time.process_time())
         leaves = [v.detach().requires_grad_() for v in out[:2]]
-        grads = torch.autograd.grad(model.loss(YOLOOutputs(*leaves, out.grids), boxes, labels).total, leaves); t.append(time.process_time())
-        torch.autograd.backward(out[:2], grads); t.append(time.process_time())
-        torch.autograd.grad(theirs(YOLOOutputs(*leaves, out.grids), boxes, labels, model.strides, size).sum(), leaves); t.append(time.process_time())
-        shares.append((t[2] - t[1])/(t[3] - t[0])); peers.append((t[4] - t[3])/(t[2] - t[1]))
-    print(f"\nshare of a step {min(shares):.2%}..{max(shares):.2%}; the package's takes {min(peers):.1f}..{max(peers):.1f} times as long")
+        grads = torch.autograd.grad(model.loss(YOLOOutputs(*leaves, out.grids), boxes, labels).total, leaves)
+        t.append(time.process_time())
+        torch.autograd.backward(out[:2], grads)
+        t.append(time.process_time())
+        torch.autograd.grad(theirs(YOLOOutputs(*leaves, out.grids), boxes, labels, model.strides, size).sum(), leaves)
+        t.append(time.process_time())
+        shares.append((t[2] - t[1])/(t[3] - t[0]))
+        peers.append((t[4] - t[3])/(t[2] - t[1]))
+    print(
+        f"\nshare of a step {min(shares):.2%}..{max(shares):.2%}; the package's takes"
+        f" {min(peers):.1f}..{max(peers):.1f} times as long"
+    )
     assert sorted(shares)[1] < .05 and sorted(peers)[1] > 1

@@ -9,11 +9,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 if importlib.util.find_spec("ultralytics") is None:
-    pytest.skip("the package ultralytics is not installed: pip install --no-deps ultralytics==8.4.190", allow_module_level=True)
+    pytest.skip("the package ultralytics is not installed: pip install --no-deps ultralytics==8.4.190",
+                allow_module_level=True)
 
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.ultralytics.network import LICENCE, UltralyticsDetector, YOLO26Detector, package_folder, ultralytics_tasks  # noqa: E402
+from jetson_det.models.ultralytics.network import (
+    LICENCE,
+    UltralyticsDetector,
+    YOLO26Detector,
+    package_folder,
+    ultralytics_tasks,
+)  # noqa: E402
 from jetson_det.models.ultralytics.graphs import YOLO26, graph_of  # noqa: E402
 from jetson_det.models.ultralytics.loss import YOLOOutputs, align, points_for  # noqa: E402
 from jetson_det.models.ultralytics.loss_yolo26 import GAINS26, PICKS, YOLO26Outputs, shares, yolo26_loss  # noqa: E402
@@ -21,7 +28,9 @@ from jetson_det.models.zoo import count_gflops, count_params  # noqa: E402
 from test_ultralytics import SCENES, scene  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CLASSES, PARTS, EPOCHS = ("Sack", "Person"), ("one2many", "one2one"), 11
+CLASSES = ("Sack", "Person")
+PARTS = ("one2many", "one2one")
+EPOCHS = 11
 
 
 def progress(epoch, epochs=EPOCHS): return epoch/max(epochs - 1, 1)
@@ -54,19 +63,26 @@ def divided(loss):
 
 
 def outputs_for(boxes, labels, size, strides, n_classes, kind):
-    "Outputs of two heads that have learned something, of fresh ones, or of heads that say anything: leaves in the order of `PARTS`, grids."
-    grids, leaves = tuple((size[0]//s, size[1]//s) for s in strides), []
+    """Outputs of two heads that have learned something, of fresh ones, or of heads that say anything: leaves in the
+    order of `PARTS`, grids."""
+    grids = tuple((size[0]//s, size[1]//s) for s in strides)
+    leaves = []
     points = points_for(grids, strides, boxes.device)
-    center, middle = points.xy*points.strides, (boxes[..., :2] + boxes[..., 2:])/2
+    center = points.xy*points.strides
+    middle = (boxes[..., :2] + boxes[..., 2:])/2
     for seed in (0, 1):
         g = torch.Generator().manual_seed(seed)
         dice = torch.randn(len(boxes), 4, len(center), generator=g)
         if kind == "learned":
             away = ((center[:, None] - middle[:, None]).abs()/(boxes[..., 2:] - boxes[..., :2])[:, None]).amax(-1)
             near = boxes.gather(1, away.masked_fill((labels < 0)[:, None], 1e9).argmin(-1)[..., None].expand(-1, -1, 4))
-            reg = (torch.cat([center - near[..., :2], near[..., 2:] - center], -1)/points.strides).transpose(1, 2)*(1 + .25*dice)
+            reg = (torch.cat([center - near[..., :2], near[..., 2:] - center], -1)/points.strides).transpose(
+                1, 2)*(1 + .25*dice)
         else: reg = 2 + .3*dice if kind == "fresh" else 3*dice
-        leaves += [reg.contiguous().requires_grad_(), (torch.randn(len(boxes), n_classes, len(center), generator=g) - 3).requires_grad_()]
+        leaves += [
+            reg.contiguous().requires_grad_(),
+            (torch.randn(len(boxes), n_classes, len(center), generator=g) - 3).requires_grad_()
+        ]
     return leaves, grids
 
 
@@ -76,7 +92,8 @@ def both(leaves, grids): return YOLO26Outputs(YOLOOutputs(*leaves[2:], grids), Y
 def compare(leaves, grids, boxes, labels, size, strides, gains=GAINS26, class_weights=None, epoch=0):
     feats = [torch.zeros(len(boxes), 1, *g) for g in grids]
     said = {part: dict(boxes=b, scores=s, feats=feats) for part, b, s in zip(PARTS, leaves[::2], leaves[1::2])}
-    package, batch = package_loss(strides, leaves[1].shape[1], gains, class_weights, epoch), package_batch(boxes, labels, size)
+    package = package_loss(strides, leaves[1].shape[1], gains, class_weights, epoch)
+    batch = package_batch(boxes, labels, size)
     want_grads = torch.autograd.grad(package(said, batch)[0].sum()/len(boxes), leaves)
     have = yolo26_loss(both(leaves, grids), boxes, labels, strides, gains, class_weights, progress(epoch))
     have_grads = torch.autograd.grad(divided(have), leaves)
@@ -84,7 +101,11 @@ def compare(leaves, grids, boxes, labels, size, strides, gains=GAINS26, class_we
     for part, share in zip(PARTS, (package.o2m, package.o2o)):
         values = getattr(package, part).loss(said[part], batch)[0]/len(boxes)*share
         for value, name in zip(values, ("box", "cls", "l1")):
-            torch.testing.assert_close(have.sums[f"{part}/{name}"]/have.normaliser[part].clamp(min=1), value, rtol=5e-6, atol=1e-6, msg=lambda m: f"{part}/{name}: {m}")
+            torch.testing.assert_close(have.sums[f"{part}/{name}"]/have.normaliser[part].clamp(min=1),
+                                       value,
+                                       rtol=5e-6,
+                                       atol=1e-6,
+                                       msg=lambda m: f"{part}/{name}: {m}")
     for a, b in zip(have_grads, want_grads): assert (a - b).norm() <= 1e-5*b.norm()
     return have
 
@@ -93,7 +114,12 @@ def compare(leaves, grids, boxes, labels, size, strides, gains=GAINS26, class_we
 @pytest.mark.parametrize("name", SCENES)
 def test_same_loss_and_gradients(name, kind, epoch):
     boxes, labels, size, strides, n_classes = scene(name)
-    loss = compare(*outputs_for(boxes, labels, size, strides, n_classes, kind), boxes, labels, size, strides, epoch=epoch)
+    loss = compare(*outputs_for(boxes, labels, size, strides, n_classes, kind),
+                   boxes,
+                   labels,
+                   size,
+                   strides,
+                   epoch=epoch)
     assert all((loss.normaliser[part] == 0) == (name == "all images empty") for part in PARTS)
 
 
@@ -109,7 +135,8 @@ def test_same_loss_for_boxes_smaller_than_a_cell():
 def test_same_loss_with_gains_and_class_weights():
     boxes, labels, size, strides, n_classes = scene("wide")
     leaves, grids = outputs_for(boxes, labels, size, strides, n_classes, "learned")
-    gains, weights = dict(box=5., cls=1.5, l1=6.), torch.linspace(.2, 3., n_classes)
+    gains = dict(box=5., cls=1.5, l1=6.)
+    weights = torch.linspace(.2, 3., n_classes)
     plain = yolo26_loss(both(leaves, grids), boxes, labels, strides)
     loss = compare(leaves, grids, boxes, labels, size, strides, gains, weights)
     for part in PARTS:
@@ -136,23 +163,30 @@ def test_half_precision_outputs_are_counted_in_float32():
 def test_one_to_one_gives_a_box_one_point_and_a_point_one_box():
     boxes, labels, size, strides, n_classes = scene("100 boxes")
     leaves, grids = outputs_for(boxes, labels, size, strides, n_classes, "learned")
-    one, many = (align(YOLOOutputs(*leaves[i:i + 2], grids), boxes, labels, strides, **PICKS[p]) for i, p in ((2, "one2one"), (0, "one2many")))
-    for keys in ((one.image, one.slot), (one.image, one.anchor)): assert len(torch.stack(keys).unique(dim=1)[0]) == len(one.image)
+    one, many = (align(YOLOOutputs(*leaves[i:i + 2], grids), boxes, labels, strides, **PICKS[p])
+                 for i, p in ((2, "one2one"), (0, "one2many")))
+    for keys in ((one.image, one.slot), (one.image, one.anchor)):
+        assert len(torch.stack(keys).unique(dim=1)[0]) == len(one.image)
     assert .9*labels.numel() < len(one.image) < labels.numel() < len(many.image)  # nearly every box, though they crowd
 
 
 # ---- the network
 
 def trained_looks(model):
-    "Weights of a network that says different things at different points, each head its own: statistics from pictures, heads that are sure."
-    g, norms, head = torch.Generator().manual_seed(0), [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)], model.model[-1]
+    """Weights of a network that says different things at different points, each head its own: statistics from
+    pictures, heads that are sure."""
+    g = torch.Generator().manual_seed(0)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    head = model.model[-1]
     for m in norms: m.momentum = .9
     with torch.no_grad():
         for p in [*head.one2one_cv2.parameters(), *head.one2one_cv3.parameters()]:
             if p.ndim > 1: p.add_(.1*p.std()*torch.randn(p.shape, generator=g))  # they begin as copies of the others
         large = torch.nn.functional.interpolate(torch.rand(4, 3, 6, 10, generator=g), (96, 160), mode="bilinear")
         model.train()(large + .3*torch.rand(4, 3, 96, 160, generator=g))
-        for m in (*head.cv3, *head.one2one_cv3): m[-1].weight.mul_(20); m[-1].bias.fill_(-1)
+        for m in (*head.cv3, *head.one2one_cv3):
+            m[-1].weight.mul_(20)
+            m[-1].bias.fill_(-1)
         for m in (*head.cv2, *head.one2one_cv2): m[-1].weight.mul_(5)
     for m in norms: m.momentum = .03
     return model
@@ -160,7 +194,10 @@ def trained_looks(model):
 
 def package_model(model):
     "The package's DetectionModel of the same description with the same weights, under the same names."
-    package = ultralytics_tasks().DetectionModel(copy.deepcopy(graph_of(model.name, len(model.classes), package_folder()).layers), ch=3, verbose=False)
+    package = ultralytics_tasks().DetectionModel(copy.deepcopy(
+        graph_of(model.name, len(model.classes), package_folder()).layers),
+                                                 ch=3,
+                                                 verbose=False)
     package.load_state_dict(model.state_dict())
     return package
 
@@ -172,7 +209,8 @@ def test_same_detections_as_the_package(name):
     from jetson_det.runtime.preprocess import Preprocessor
     torch.manual_seed(0)
     model = trained_looks(YOLO26Detector(name, CLASSES)).eval()
-    package, x = package_model(model).eval(), torch.rand(2, 3, 96, 224, generator=torch.Generator().manual_seed(1))
+    package = package_model(model).eval()
+    x = torch.rand(2, 3, 96, 224, generator=torch.Generator().manual_seed(1))
     assert tuple(package.stride.tolist()) == model.strides
     package.end2end = True
     with torch.no_grad():
@@ -187,7 +225,8 @@ def test_same_detections_as_the_package(name):
     contract = model.contract((96, 224), confidence=0.).validate()
     _, fits = Preprocessor(contract)([np.zeros((96, 224, 3), np.uint8)]*2)
     for mine, theirs in zip(postprocess(contract, [boxes.numpy(), scores.numpy()], fits, max_detections=300), want):
-        theirs[:, :4] = theirs[:, :4].clamp(min=0).minimum(torch.tensor([224., 96.]).repeat(2))  # ours end at the picture's edge
+        # ours end at the picture's edge
+        theirs[:, :4] = theirs[:, :4].clamp(min=0).minimum(torch.tensor([224., 96.]).repeat(2))
         theirs = theirs[(theirs[:, 2:4] > theirs[:, :2]).all(1)]
         assert len(theirs) > 200 and mine.labels.tolist() == theirs[:, 5].tolist()
         np.testing.assert_allclose(mine.scores, theirs[:, 4], rtol=1e-5, atol=1e-6)
@@ -197,8 +236,11 @@ def test_same_detections_as_the_package(name):
 def test_same_gradients_of_the_whole_network_as_the_package():
     "Forward, loss and backward of a training step at epoch 4, BatchNorm learning."
     torch.manual_seed(0)
-    model, size, epoch = trained_looks(YOLO26Detector("yolo26n", CLASSES)), (64, 96), 4
-    package, x = package_model(model).train(), torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    model = trained_looks(YOLO26Detector("yolo26n", CLASSES))
+    size = (64, 96)
+    epoch = 4
+    package = package_model(model).train()
+    x = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(1))
     boxes, labels = oracles.random_scene(3, 5, size, 2)
     labels[1, 2:] = -1
     (package_loss(model.strides, 2, epoch=epoch)(package(x), package_batch(boxes, labels, size))[0].sum()/3).backward()
@@ -207,11 +249,13 @@ def test_same_gradients_of_the_whole_network_as_the_package():
     theirs = dict(package.named_parameters())
     assert sorted(theirs) == sorted(k for k, _ in model.named_parameters())
     whole = torch.cat([p.grad.flatten() for p in theirs.values()]).norm()
-    for k, p in model.named_parameters(): assert (p.grad - theirs[k].grad).norm() <= 1e-4*theirs[k].grad.norm() + 1e-6*whole, k
+    for k, p in model.named_parameters():
+        assert (p.grad - theirs[k].grad).norm() <= 1e-4*theirs[k].grad.norm() + 1e-6*whole, k
 
 
 def test_each_parameter_learns_from_one_part():
-    model, size = YOLO26Detector("yolo26n", CLASSES), (64, 96)
+    model = YOLO26Detector("yolo26n", CLASSES)
+    size = (64, 96)
     boxes, labels = oracles.random_scene(2, 5, size, 2)
     groups = {part: [p for g in model.param_groups() if g["part"] == part for p in g["params"]] for part in PARTS}
     head = model.model[-1]
@@ -230,13 +274,16 @@ def test_an_empty_batch_reaches_every_parameter():
     model = YOLO26Detector("yolo26n", CLASSES)
     loss = model.loss(model(torch.rand(2, 3, 64, 96)), torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.long))
     sum(loss.sums.values()).backward()
-    assert all(v == 0 for v in loss.normaliser.values()) and all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(v == 0 for v in loss.normaliser.values()) and all(p.grad is not None and p.grad.isfinite().all()
+                                                                 for p in model.parameters())
 
 
 def test_four_times_one_is_once_four():
-    "Gradients of the whole network, BatchNorm frozen, pictures with many boxes and with none, each part by its own divisor."
+    """Gradients of the whole network, BatchNorm frozen, pictures with many boxes and with none, each part by its own
+    divisor."""
     torch.manual_seed(0)
-    model, g = trained_looks(YOLO26Detector("yolo26n", CLASSES)), torch.Generator().manual_seed(0)
+    model = trained_looks(YOLO26Detector("yolo26n", CLASSES))
+    g = torch.Generator().manual_seed(0)
     for m in model.modules():
         if isinstance(m, torch.nn.BatchNorm2d): m.eval()
     images = torch.randint(0, 256, (4, 3, 64, 96), generator=g).byte()
@@ -261,7 +308,8 @@ def test_four_times_one_is_once_four():
 def test_every_size_is_as_published(name):
     "Parameters and work of what ships: without the one-to-many head."
     with torch.device("meta"): model = YOLO26Detector(name, [f"class {i}" for i in range(80)])
-    card, head = YOLO26[name], model.model[-1]
+    card = YOLO26[name]
+    head = model.model[-1]
     assert count_params(model) - count_params(head.cv2) - count_params(head.cv3) == pytest.approx(card.params, rel=.01)
     assert count_gflops(model, (640, 640)) == pytest.approx(card.gflops, rel=.01) and card.input == 640
     assert [c.ap for c in YOLO26.values()] == sorted(c.ap for c in YOLO26.values())
@@ -270,7 +318,8 @@ def test_every_size_is_as_published(name):
 def test_fresh_heads_start_where_the_package_starts_them():
     ultralytics_tasks()
     package = ultralytics_tasks().DetectionModel(graph_of("yolo26n", 2, package_folder()).layers, ch=3, verbose=False)
-    square, wide = YOLO26Detector("yolo26n", CLASSES), YOLO26Detector("yolo26n", CLASSES, input_size=(320, 640))
+    square = YOLO26Detector("yolo26n", CLASSES)
+    wide = YOLO26Detector("yolo26n", CLASSES, input_size=(320, 640))
     for kind in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
         for a, b, c in zip(*(getattr(m.model[-1], kind) for m in (square, package, wide))):
             torch.testing.assert_close(a[-1].bias, b[-1].bias)
@@ -279,7 +328,8 @@ def test_fresh_heads_start_where_the_package_starts_them():
 
 def test_groups_and_stages_hold_every_parameter_once():
     model = YOLO26Detector("yolo26n", CLASSES)
-    every, groups = sorted(id(p) for p in model.parameters()), model.param_groups(.01)
+    every = sorted(id(p) for p in model.parameters())
+    groups = model.param_groups(.01)
     assert sorted(id(p) for g in groups for p in g["params"]) == every and len({g["name"] for g in groups}) == 6
     assert sorted(id(p) for modules in model.stages().values() for m in modules for p in m.parameters()) == every
     assert all(g["weight_decay"] == (.01 if g["name"].endswith("weights") else 0) for g in groups)
@@ -289,17 +339,20 @@ def test_groups_and_stages_hold_every_parameter_once():
 def test_wrong_calls_are_one_line():
     with pytest.raises(InputError, match="unknown gain 'dfl'"): YOLO26Detector("yolo26n", CLASSES, gains=dict(dfl=1))
     with pytest.raises(InputError, match="unknown model 'yolo26q'.*yolo26"): YOLO26Detector("yolo26q", CLASSES)
-    with pytest.raises(InputError, match="unknown model 'yolo26n'"): UltralyticsDetector("yolo26n", CLASSES)  # it would train one head of the two
+    # it would train one head of the two
+    with pytest.raises(InputError, match="unknown model 'yolo26n'"): UltralyticsDetector("yolo26n", CLASSES)
     with pytest.raises(InputError, match="unknown model 'yolo11n'"): YOLO26Detector("yolo11n", CLASSES)
 
 
 # ---- export and training
 
 def test_onnx_computes_the_same_with_one_head(tmp_path):
-    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
     from jetson_det.export.onnx import export_onnx, operators
     torch.manual_seed(0)
-    model, size = trained_looks(YOLO26Detector("yolo26n", CLASSES)), (64, 96)
+    model = trained_looks(YOLO26Detector("yolo26n", CLASSES))
+    size = (64, 96)
     contract = export_onnx(model, tmp_path/"m.onnx", size)
     assert (contract.output, contract.opset) == ("queries", 13) and contract.extra["licence"].startswith("AGPL-3.0")
     session = ort.InferenceSession(str(tmp_path/"m.onnx"), providers=["CPUExecutionProvider"])
@@ -309,10 +362,14 @@ def test_onnx_computes_the_same_with_one_head(tmp_path):
     assert abs(boxes - want_boxes.numpy()).max() <= 1e-4*max(size) and abs(scores - want_scores.numpy()).max() <= 1e-4
     assert want_scores.std() > .01
     graph = onnx.load(str(tmp_path/"m.onnx"))
-    head, convs = model.model[-1], operators(graph)["Conv"]
+    head = model.model[-1]
+    convs = operators(graph)["Conv"]
     of = lambda *modules: sum(isinstance(m, torch.nn.Conv2d) for part in modules for m in part.modules())
     assert convs == of(model) - of(head.cv2, head.cv3)  # the one-to-many head is not in the file
-    computed = {"Shape", "Gather", "GatherND", "ConstantOfShape", "Range", "Expand", "Tile", "NonMaxSuppression", "TopK", "Loop", "If", "Where", "Cast", "Mod", "NonZero"}
+    computed = {
+        "Shape", "Gather", "GatherND", "ConstantOfShape", "Range", "Expand", "Tile", "NonMaxSuppression", "TopK",
+        "Loop", "If", "Where", "Cast", "Mod", "NonZero"
+    }
     assert not computed & operators(graph).keys()
 
 
@@ -330,12 +387,16 @@ def test_two_pictures_are_learned_by_heart(tmp_path):
     ds = read_dataset(write_scenes(tmp_path/"scenes", 2, size=size, splits={"train": 1.}, hard=0.))
     images = torch.stack([torch.from_numpy(cv2.imread(str(ds.path_of(i)))).permute(2, 0, 1) for i in range(2)])
     n = max((ds.box_image == i).sum() for i in range(2))
-    boxes, labels = torch.zeros(2, n, 4), torch.full((2, n), -1)
+    boxes = torch.zeros(2, n, 4)
+    labels = torch.full((2, n), -1)
     for i in range(2):
         mine = torch.from_numpy(ds.box_image == i)
-        boxes[i, :mine.sum()], labels[i, :mine.sum()] = torch.from_numpy(ds.boxes)[mine], torch.from_numpy(ds.labels)[mine].long()
+        boxes[i, :mine.sum()] = torch.from_numpy(ds.boxes)[mine]
+        labels[i, :mine.sum()] = torch.from_numpy(ds.labels)[mine].long()
     model = YOLO26Detector("yolo26n", ds.classes, input_size=size)
-    optimizer, steps, start = torch.optim.AdamW(model.param_groups(.01), lr=2e-3), 300, time.time()
+    optimizer = torch.optim.AdamW(model.param_groups(.01), lr=2e-3)
+    steps = 300
+    start = time.time()
     for step in range(steps):
         for g in optimizer.param_groups: g["lr"] = 2e-3*min(1, (step + 1)/10)*max(.02, 1 - step/steps)
         model.progress = step/steps
@@ -346,5 +407,8 @@ def test_two_pictures_are_learned_by_heart(tmp_path):
         optimizer.step()
     stats = evaluate(torch_session(model.eval(), size), ds, progress=False).stats
     sure = int((model.decode(model(model.normalize(images)))[1] > .5).sum())
-    print(f"\n{steps} steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, {sure} sure answers, loss {loss.item():.3f}, AP50 {stats['AP50']:.3f}, AP {stats['AP']:.3f}")
+    print(
+        f"\n{steps} steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, {sure} sure answers, loss"
+        f" {loss.item():.3f}, AP50 {stats['AP50']:.3f}, AP {stats['AP']:.3f}"
+    )
     assert stats["AP50"] > .95 and sure <= (labels >= 0).sum()

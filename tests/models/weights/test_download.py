@@ -1,4 +1,5 @@
-"""Downloads against a real server that cuts, stalls, lies and changes its mind; two processes; a killed one; a full disk."""
+"""Downloads against a real server that cuts, stalls, lies and changes its mind; two processes; a killed one; a full
+disk."""
 import contextlib
 import email.utils
 import errno
@@ -27,7 +28,11 @@ class Site:
     "A server of one file, and how it behaves. `steps`: one dictionary for each answer; the last one stays."
     def __init__(self, data=None, **behaviour):
         self.data = random.Random(7).randbytes(600_000) if data is None else data
-        self.etag, self.date, self.steps, self.asked, self.paths = '"v1"', None, [behaviour], [], []
+        self.etag = '"v1"'
+        self.date = None
+        self.steps = [behaviour]
+        self.asked = []
+        self.paths = []
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,7 +49,8 @@ class Site:
 
     def answer(self, h):
         do = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
-        asked, same = h.headers.get("Range"), h.headers.get("If-Range")
+        asked = h.headers.get("Range")
+        same = h.headers.get("If-Range")
         begin = int(asked[6:-1]) if asked else 0
         self.asked.append(begin)
         self.paths.append(h.path)
@@ -70,7 +76,9 @@ class Site:
         begin = begin if honest else 0
         body = do.get("body", self.data)[begin:]
         h.send_response(206 if honest else 200)
-        if honest: h.send_header("Content-Range", do.get("content_range") or f"bytes {begin}-{len(self.data) - 1}/{len(self.data)}")
+        if honest:
+            h.send_header("Content-Range",
+                          do.get("content_range") or f"bytes {begin}-{len(self.data) - 1}/{len(self.data)}")
         if self.etag: h.send_header("ETag", self.etag)
         if self.date: h.send_header("Last-Modified", self.date)
         if "type" in do: h.send_header("Content-Type", do["type"])
@@ -85,7 +93,9 @@ class Site:
         if do.get("chunked") and "cut" not in do: h.wfile.write(b"0\r\n\r\n")
         if "stall" in do: time.sleep(do["stall"])
 
-    def close(self): self.server.shutdown(); self.server.server_close()
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
 
 
 @pytest.fixture
@@ -98,9 +108,13 @@ def site():
 @pytest.fixture
 def get(tmp_path, monkeypatch):
     "fetch with a cache of its own, fast retries, and its lines kept."
-    for name in ("JETSON_DET_MIRROR", "JETSON_DET_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.delenv(name, raising=False)
-    def run(what, **kw): return fetch(what, **{**dict(cache=tmp_path/"cache", say=run.said.append, wait=.005, timeout=2., tries=4), **kw})
-    run.said, run.cache = [], tmp_path/"cache"
+    for name in ("JETSON_DET_MIRROR", "JETSON_DET_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    def run(what, **kw):
+        return fetch(what,
+                     **{**dict(cache=tmp_path/"cache", say=run.said.append, wait=.005, timeout=2., tries=4), **kw})
+    run.said = []
+    run.cache = tmp_path/"cache"
     return run
 
 
@@ -110,7 +124,8 @@ def left(get): return sorted(p.name for p in get.cache.rglob("*") if p.is_file()
 def test_whole_then_kept_then_offline(site, get):
     told = []
     path = get(site.url, progress=lambda done, total: told.append((done, total)))
-    assert path.read_bytes() == site.data and told[-1] == (600_000, 600_000) and [d for d, _ in told] == sorted(d for d, _ in told)
+    assert path.read_bytes() == site.data and told[-1] == (600_000, 600_000) and [d for d, _ in told] == sorted(
+        d for d, _ in told)
     assert left(get) == ["w.pth", "w.pth.json"]
     record = json.loads((path.parent/"w.pth.json").read_text())
     assert record == {"url": site.url, "sha256": hashlib.sha256(site.data).hexdigest(), "bytes": 600_000}
@@ -120,7 +135,8 @@ def test_whole_then_kept_then_offline(site, get):
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_cut_in_the_middle_goes_on_from_there(site, get, chunked):
-    site.steps = [{"cut": 250_000, "chunked": chunked}, {"cut": 1, "chunked": chunked}, {"cut": 100_000, "chunked": chunked}, {"chunked": chunked}]
+    site.steps = [{"cut": 250_000, "chunked": chunked}, {"cut": 1, "chunked": chunked},
+                  {"cut": 100_000, "chunked": chunked}, {"chunked": chunked}]
     assert get(site.url).read_bytes() == site.data
     assert site.asked == [0, 250_000, 250_001, 350_001], site.asked
     assert sum("going on after" in line for line in get.said) == 3
@@ -157,7 +173,8 @@ def test_changed_between_two_tries(site, get, how):
 
 @pytest.mark.parametrize("etag, date, resumes", [('W/"v1"', None, False), (None, None, False), (None, "now", True), ('W/"v1"', "now", True)])
 def test_only_a_file_with_a_mark_is_resumed(site, get, etag, date, resumes):
-    site.etag, site.date = etag, date and email.utils.formatdate(1e9, usegmt=True)
+    site.etag = etag
+    site.date = date and email.utils.formatdate(1e9, usegmt=True)
     site.steps = [{"cut": 300_000}, {}]
     assert get(site.url).read_bytes() == site.data
     assert site.asked == [0, 300_000 if resumes else 0]
@@ -245,7 +262,8 @@ def test_redirects_are_followed_with_the_range(site, get):
 def test_https_never_leads_to_http():
     import urllib.request
     with pytest.raises(DownloadError, match="from https to http:"):
-        download._Redirects().redirect_request(urllib.request.Request("https://a.example/w"), None, 302, "", {}, "http://a.example/w")
+        download._Redirects().redirect_request(urllib.request.Request("https://a.example/w"), None, 302, "", {},
+                                               "http://a.example/w")
 
 
 def test_nobody_there(get):
@@ -266,9 +284,11 @@ def test_sha256_given(site, get):
 
 
 def test_the_first_download_is_trusted_and_no_other(site, get):
-    path, old = get(site.url), site.data
+    path = get(site.url)
+    old = site.data
     path.unlink()
-    site.data, site.etag = random.Random(9).randbytes(600_000), '"v2"'
+    site.data = random.Random(9).randbytes(600_000)
+    site.etag = '"v2"'
     with pytest.raises(DownloadError, match="remove .*w.pth.json"): get(site.url)
     assert not path.exists() and not path.with_name("w.pth.part").exists()
     site.data = old
@@ -324,7 +344,8 @@ def test_a_mirror_url(site, get):
     assert site.paths == ["/shelf/yolox_l.pth"] * 2 and site.asked == [0, 250_000]
     other = Site(random.Random(4).randbytes(1000))
     site.steps = [{"status": 404}]
-    assert get(other.url, mirror=site.base).read_bytes() == other.data and any("the mirror failed" in line for line in get.said)
+    assert get(other.url, mirror=site.base).read_bytes() == other.data and any("the mirror failed" in line
+                                                                               for line in get.said)
     with pytest.raises(DownloadError, match="404"): get(other.url + "?c", mirror=site.base, offline=True)
     other.close()
 
@@ -338,12 +359,16 @@ def test_the_proxy_of_the_environment(site, get, monkeypatch):
 
 def test_files_of_one_name_are_kept_apart(site, get):
     other = Site(random.Random(5).randbytes(1000))
-    assert get(site.url).read_bytes() == site.data and get(other.url).read_bytes() == other.data and get(site.url).read_bytes() == site.data
+    assert get(site.url).read_bytes() == site.data and get(other.url).read_bytes() == other.data and get(
+        site.url).read_bytes() == site.data
     other.close()
 
 
 def test_a_name_never_leaves_the_folder():
-    for url, name in {"http://h/a/..%2F..%2Fetc%2Fx.pth": "_.._etc_x.pth", "http://h/.hidden": "hidden", "http://h/a%00b.pth": "a_b.pth", "http://h/x.pth?token=1#y": "x.pth"}.items():
+    for url, name in {
+            "http://h/a/..%2F..%2Fetc%2Fx.pth": "_.._etc_x.pth", "http://h/.hidden": "hidden",
+            "http://h/a%00b.pth": "a_b.pth", "http://h/x.pth?token=1#y": "x.pth"
+    }.items():
         assert wanted(url).name == name
     for url in ("http://h/", "http://h/a/..", "http:///x.pth", "file:///etc/passwd"):
         with pytest.raises(InputError): wanted(url)
@@ -355,9 +380,15 @@ def test_locate(tmp_path, monkeypatch):
     monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path/"c"))
     (tmp_path/"run").mkdir()
     assert str(locate("run")) == "run"
-    for text, part in {"yolox_nano.pth": "say weights=yolox-nano", "runs/yolox_s.pth": "say weights=yolox-s", "yolox-n": "did you mean", "a/b": "nothing is downloaded offline", "run/b": "no such file or folder", "a/b.pth": "no such file or folder, and no official weights", "no.onnx": "no such file", "yolox-x": "offline"}.items():
+    for text, part in {
+            "yolox_nano.pth": "say weights=yolox-nano", "runs/yolox_s.pth": "say weights=yolox-s",
+            "yolox-n": "did you mean", "a/b": "nothing is downloaded offline", "run/b": "no such file or folder",
+            "a/b.pth": "no such file or folder, and no official weights", "no.onnx": "no such file",
+            "yolox-x": "offline"
+    }.items():
         with pytest.raises(InputError, match=part): locate(text)
-    assert len({url.rsplit("/", 1)[1] for url in OFFICIAL.values()}) == len(OFFICIAL) # all lie side by side in the cache
+    # all lie side by side in the cache
+    assert len({url.rsplit("/", 1)[1] for url in OFFICIAL.values()}) == len(OFFICIAL)
     assert all(url.startswith("https://github.com/") and url.endswith((".pth", ".pt")) for url in OFFICIAL.values())
 
 
@@ -368,9 +399,16 @@ def test_official_names_are_models():
 
 # ---- other processes
 
-CALL = "import sys; from jetson_det.models.weights.download import fetch; print(fetch(sys.argv[1], sys.argv[2], wait=.01, say=lambda l: print(l, file=sys.stderr)))"
+CALL = (
+    "import sys; from jetson_det.models.weights.download import fetch; print(fetch(sys.argv[1], sys.argv[2], wait=.01,"
+    " say=lambda l: print(l, file=sys.stderr)))"
+)
 
-def start(url, cache, code=CALL): return subprocess.Popen([sys.executable, "-c", code, url, str(cache)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(url, cache, code=CALL):
+    return subprocess.Popen([sys.executable, "-c", code, url, str(cache)],
+                            stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE,
+                            text=True)
 
 
 def until(what, seconds=20):
@@ -436,8 +474,15 @@ def test_one_that_waits_takes_over_when_the_first_is_killed(site, get):
 
 @posix
 def test_a_full_disk_is_one_line_and_the_part_stays(site, get):
-    limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    code = limit + "import sys\nfrom jetson_det.models.weights.download import fetch, DownloadError\ntry: fetch(sys.argv[1], sys.argv[2], say=lambda l: None)\nexcept DownloadError as e: sys.exit(str(e))"
+    limit = (
+        "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, 250_000));"
+        " signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    )
+    code = (
+        limit
+        + "import sys\nfrom jetson_det.models.weights.download import fetch, DownloadError\ntry: fetch(sys.argv[1],"
+        " sys.argv[2], say=lambda l: None)\nexcept DownloadError as e: sys.exit(str(e))"
+    )
     p = start(site.url, get.cache, code)
     _, err = p.communicate(timeout=60)
     assert p.returncode == 1 and err.count("\n") == 1 and "make room and start again" in err, err
@@ -447,7 +492,8 @@ def test_a_full_disk_is_one_line_and_the_part_stays(site, get):
 
 
 def test_no_space_left(site, get, monkeypatch):
-    write, room = os.write, [180_000]
+    write = os.write
+    room = [180_000]
     def little(fd, data):
         if not room[0]: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         n = write(fd, data[:room[0]])
@@ -458,7 +504,8 @@ def test_no_space_left(site, get, monkeypatch):
         with pytest.raises(DownloadError, match="No space left on device after .* make room") as e: get(site.url)
         assert "\n" not in str(e.value)
     assert get(site.url).read_bytes() == site.data and site.asked == [0, 180_000]
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda p: os.terminal_size((1, 1)) and type("U", (), {"free": 1000})())
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda p: os.terminal_size(
+        (1, 1)) and type("U", (), {"free": 1000})())
     with pytest.raises(DownloadError, match="0.0 MB are free and 0.6 MB are still to come"): get(site.url + "?d")
 
 

@@ -11,7 +11,14 @@ from torch import nn  # noqa: E402
 
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.weights.load import conv_colors, first_difference, load_weights, match_classes, model_convs, restore_batchnorm  # noqa: E402
+from jetson_det.models.weights.load import (
+    conv_colors,
+    first_difference,
+    load_weights,
+    match_classes,
+    model_convs,
+    restore_batchnorm,
+)  # noqa: E402
 from jetson_det.models.zoo import MODELS, create_model  # noqa: E402
 from jetson_det.runtime.contract import COCO_CLASSES, METADATA_KEY  # noqa: E402
 
@@ -30,7 +37,9 @@ def trained(name="yolox-nano", classes=CLASSES, seed=0):
 
 
 class Raw(nn.Module):
-    def __init__(self, model): super().__init__(); self.model = model
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
     def forward(self, images): return self.model(images).raw
 
 
@@ -42,7 +51,12 @@ def export(module, path, fold=True, names=None, size=(64, 96), contract=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mode = torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE
-        torch.onnx.export(module, (torch.zeros(1, 3, *size),), str(path), opset_version=13, dynamo=False, training=mode, do_constant_folding=fold)
+        torch.onnx.export(module, (torch.zeros(1, 3, *size), ),
+                          str(path),
+                          opset_version=13,
+                          dynamo=False,
+                          training=mode,
+                          do_constant_folding=fold)
     graph = onnx.load(str(path))
     if contract is not None: graph.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
     if names: _rename(graph, names)
@@ -60,7 +74,8 @@ def _rename(graph, prefix):
 
 def same_function(a, b, size=(96, 64), tol=1e-4):
     x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(3))*255
-    with torch.no_grad(): return all(torch.allclose(p, q, rtol=tol, atol=tol) for p, q in zip(a.eval()(x)[:3], b.eval()(x)[:3]))
+    with torch.no_grad():
+        return all(torch.allclose(p, q, rtol=tol, atol=tol) for p, q in zip(a.eval()(x)[:3], b.eval()(x)[:3]))
 
 
 # ---- .pth ----------------------------------------------------------------------------------------
@@ -73,7 +88,8 @@ def test_official_pth(tmp_path, name):
     torch.save({"model": theirs.state_dict(), "optimizer": {"state": {}}, "start_epoch": 300}, tmp_path/"a.pth")
     ours = create_model(name, COCO_CLASSES)
     report = load_weights(ours, tmp_path/"a.pth")
-    assert len(report.carried) == 80 and not (report.missing or report.unexpected or report.mismatched or report.fresh or report.folded)
+    assert len(report.carried) == 80 and not (report.missing or report.unexpected or report.mismatched or report.fresh
+                                              or report.folded)
     for k, v in theirs.state_dict().items(): assert torch.equal(ours.state_dict()[k], v), k
 
 
@@ -89,7 +105,8 @@ def test_pth_in_many_wrappings(tmp_path, wrap):
     assert report.carried == CLASSES and not report.missing
     for k, v in source.state_dict().items():
         have = model.state_dict()[k]
-        assert have.dtype == v.dtype and ("num_batches" in k or torch.allclose(have, v, rtol=1e-3, atol=1e-4)), k  # half precision
+        # half precision
+        assert have.dtype == v.dtype and ("num_batches" in k or torch.allclose(have, v, rtol=1e-3, atol=1e-4)), k
 
 
 def test_unexpected_weights_are_reported(tmp_path):
@@ -137,7 +154,8 @@ def test_matching_of_names():
 
 def test_wrong_number_of_names(tmp_path):
     torch.save(trained().state_dict(), tmp_path/"a.pth")
-    with pytest.raises(InputError, match="2 class names for a head of 3"): load_weights(create_model("yolox-nano", ["a"]), tmp_path/"a.pth", classes=["a", "b"])
+    with pytest.raises(InputError, match="2 class names for a head of 3"):
+        load_weights(create_model("yolox-nano", ["a"]), tmp_path/"a.pth", classes=["a", "b"])
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -146,15 +164,19 @@ def test_wrong_size_names_the_right_one(tmp_path):
     torch.save({"model": trained("yolox-tiny").state_dict()}, tmp_path/"a.pth")
     model = create_model("yolox-nano", CLASSES)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(InputError, match="not the weights of yolox-nano: they are those of yolox-tiny; use model.name=yolox-tiny"): load_weights(model, tmp_path/"a.pth")
+    with pytest.raises(InputError,
+                       match="not the weights of yolox-nano: they are those of yolox-tiny; use model.name=yolox-tiny"):
+        load_weights(model, tmp_path/"a.pth")
     for k, v in model.state_dict().items(): assert torch.equal(v, before[k])  # nothing half loaded
 
 
 def test_weights_of_no_model(tmp_path):
     torch.save({"layer1.weight": torch.zeros(3)}, tmp_path/"a.pth")
-    with pytest.raises(InputError, match="is missing"): load_weights(create_model("yolox-nano", CLASSES), tmp_path/"a.pth")
+    with pytest.raises(InputError, match="is missing"):
+        load_weights(create_model("yolox-nano", CLASSES), tmp_path/"a.pth")
     torch.save([1, 2], tmp_path/"a.pth")
-    with pytest.raises(InputError, match="holds no weights"): load_weights(create_model("yolox-nano", CLASSES), tmp_path/"a.pth")
+    with pytest.raises(InputError, match="holds no weights"):
+        load_weights(create_model("yolox-nano", CLASSES), tmp_path/"a.pth")
 
 
 @pytest.mark.parametrize("name,says", [("none.pth", "no such file.*official weights"), ("a.bin", "not as .bin"), ("folder", "neither a checkpoint")])
@@ -167,7 +189,8 @@ def test_no_source(tmp_path, name, says):
 
 @pytest.mark.parametrize("suffix", [".pth", ".onnx"])
 def test_torn_file(tmp_path, suffix):
-    path, model = tmp_path/("a" + suffix), create_model("yolox-nano", CLASSES)
+    path = tmp_path/("a" + suffix)
+    model = create_model("yolox-nano", CLASSES)
     if suffix == ".pth": torch.save({"model": trained().state_dict()}, path)
     else: export(Raw(trained()), path)
     data = path.read_bytes()
@@ -181,7 +204,8 @@ def test_a_pickle_of_code_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self): return open, (str(tmp_path/"ran"), "w")
     torch.save({"model": Evil()}, tmp_path/"a.pth")
-    with pytest.raises(InputError, match="more than tensors"): load_weights(create_model("yolox-nano", CLASSES), tmp_path/"a.pth")
+    with pytest.raises(InputError, match="more than tensors"):
+        load_weights(create_model("yolox-nano", CLASSES), tmp_path/"a.pth")
     assert not (tmp_path/"ran").exists()
 
 
@@ -191,7 +215,8 @@ def test_checkpoint_folder(tmp_path):
     "The averaged weights where there are some; the classes from its contract; a torn one is refused."
     pytest.importorskip("safetensors")
     from jetson_det.models.checkpoint import save_checkpoint
-    raw, averaged = trained(seed=1), trained(seed=2)
+    raw = trained(seed=1)
+    averaged = trained(seed=2)
     for name, ema in (("both", averaged), ("raw", None)):
         save_checkpoint(tmp_path/name, raw, ema, None, {}, raw.contract((64, 96)))
         model = create_model("yolox-nano", ["Truck", "glove"])
@@ -200,7 +225,8 @@ def test_checkpoint_folder(tmp_path):
         source = (ema or raw).state_dict()
         assert torch.equal(model.state_dict()["head.reg_preds.0.weight"], source["head.reg_preds.0.weight"])
         assert torch.equal(model.state_dict()["head.cls_preds.1.bias"][0], source["head.cls_preds.1.bias"][2])
-    with pytest.raises(InputError, match="they are those of yolox-nano"): load_weights(create_model("yolox-tiny", CLASSES), tmp_path/"raw")
+    with pytest.raises(InputError, match="they are those of yolox-nano"):
+        load_weights(create_model("yolox-tiny", CLASSES), tmp_path/"raw")
     file = tmp_path/"both/ema.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(InputError, match="torn"): load_weights(create_model("yolox-nano", CLASSES), tmp_path/"both")
@@ -250,10 +276,14 @@ def test_onnx_in_another_order_of_nodes(tmp_path):
     source = trained()
     export(Raw(source), tmp_path/"a.onnx", names="w")
     model = onnx.load(str(tmp_path/"a.onnx"))
-    nodes, known, order = list(model.graph.node), {i.name for i in model.graph.initializer} | {i.name for i in model.graph.input} | {""}, []
+    nodes = list(model.graph.node)
+    known = {i.name for i in model.graph.initializer} | {i.name for i in model.graph.input} | {""}
+    order = []
     while nodes:  # the last one that can stand here
         node = next(n for n in reversed(nodes) if all(i in known for i in n.input))
-        nodes.remove(node); order.append(node); known |= set(node.output)
+        nodes.remove(node)
+        order.append(node)
+        known |= set(node.output)
     del model.graph.node[:]
     model.graph.node.extend(order)
     onnx.save(model, str(tmp_path/"b.onnx"))
@@ -264,12 +294,15 @@ def test_onnx_in_another_order_of_nodes(tmp_path):
 
 def test_onnx_of_another_size_and_of_no_yolox(tmp_path):
     export(Raw(trained()), tmp_path/"nano.onnx")
-    with pytest.raises(InputError, match="not a yolox-s: its graph is that of yolox-nano"): load_weights(create_model("yolox-s", CLASSES), tmp_path/"nano.onnx")
+    with pytest.raises(InputError, match="not a yolox-s: its graph is that of yolox-nano"):
+        load_weights(create_model("yolox-s", CLASSES), tmp_path/"nano.onnx")
     other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(other, (torch.zeros(1, 3, 32, 32),), str(tmp_path/"other.onnx"), dynamo=False)
-    with pytest.raises(InputError, match=r"not a yolox-nano: .*Conv.* has the weight \(8, 3, 3, 3\) where the model has \(16, 12, 3, 3\)"):
+    with pytest.raises(
+            InputError,
+            match=r"not a yolox-nano: .*Conv.* has the weight \(8, 3, 3, 3\) where the model has \(16, 12, 3, 3\)"):
         load_weights(create_model("yolox-nano", CLASSES), tmp_path/"other.onnx")
 
 
@@ -277,7 +310,8 @@ def test_first_difference_in_the_middle():
     "The first convolution that differs is named, not the last or all of them."
     convs = list(model_convs("yolox-nano", 3))
     place = next(i for i, c in enumerate(convs) if "dark4.0.dconv" in c.name)
-    assert "dark4.0.dconv" in first_difference([*convs[:place], convs[place]._replace(stride=1), *convs[place + 1:]], convs)
+    assert "dark4.0.dconv" in first_difference([*convs[:place], convs[place]._replace(stride=1), *convs[place + 1:]],
+                                               convs)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -295,7 +329,8 @@ def tasks():
 def of_the_package(tasks, name, names):
     "A detector of the package Ultralytics, every number its own, and ours with its weights."
     net = tasks.DetectionModel(name + ".yaml", nc=len(names), verbose=False).eval()
-    net.names, g = dict(enumerate(names)), torch.Generator().manual_seed(0)
+    net.names = dict(enumerate(names))
+    g = torch.Generator().manual_seed(0)
     for k, v in net.state_dict().items():
         if k.endswith("running_var"): v.uniform_(.5, 1.5, generator=g)
         elif k.endswith(("running_mean", "bn.bias")): v.normal_(0, .2, generator=g)
@@ -316,7 +351,8 @@ def test_onnx_as_ultralytics_exports_it(tasks, tmp_path, name):
     import copy
     net, ours = of_the_package(tasks, name, CLASSES)
     fused = copy.deepcopy(net).fuse(verbose=False).eval()
-    fused.model[-1].export, fused.model[-1].format = True, "onnx"
+    fused.model[-1].export = True
+    fused.model[-1].format = "onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(fused, (torch.zeros(1, 3, 64, 96),), str(tmp_path/"a.onnx"), opset_version=17, dynamo=False)
@@ -326,7 +362,8 @@ def test_onnx_as_ultralytics_exports_it(tasks, tmp_path, name):
     assert any(tuple(i.dims) == (1, 16, 1, 1) for i in graph.graph.initializer)
     model = create_model(name, ["Person", "sack", "glove"])
     report = load_weights(model, tmp_path/"a.onnx")
-    assert (report.carried, report.fresh, report.left, report.missing) == (("Person", "sack"), ("glove",), ("truck",), ()) and report.folded > 50
+    assert (report.carried, report.fresh, report.left, report.missing) == (("Person", "sack"), ("glove", ), ("truck", ),
+                                                                           ()) and report.folded > 50
     assert says_the_same(model, ours, [0, 1], [1, 0])
 
 
@@ -335,18 +372,22 @@ def test_onnx_of_our_yolo11_into_its_p2_graph(tasks, tmp_path):
     export(Decoded(ours), tmp_path/"a.onnx", contract=ours.contract((64, 96)))
     pictures = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     again = create_model("yolo11n", CLASSES)
-    assert load_weights(again, tmp_path/"a.onnx", batches=[pictures]).folded == 0 and says_the_same(again, ours, [0, 1, 2], [0, 1, 2])
+    assert load_weights(again, tmp_path/"a.onnx", batches=[pictures]).folded == 0 and says_the_same(
+        again, ours, [0, 1, 2], [0, 1, 2])
     lite = create_model("yolo11n-p2-lite", CLASSES)
     report = load_weights(lite, tmp_path/"a.onnx")
-    assert torch.equal(lite.state_dict()["model.4.cv1.conv.weight"], again.state_dict()["model.4.cv1.conv.weight"]) and len(report.loaded) > 200
-    with pytest.raises(InputError, match="not a yolov8n: "): load_weights(create_model("yolov8n", CLASSES), tmp_path/"a.onnx")
+    assert torch.equal(lite.state_dict()["model.4.cv1.conv.weight"],
+                       again.state_dict()["model.4.cv1.conv.weight"]) and len(report.loaded) > 200
+    with pytest.raises(InputError, match="not a yolov8n: "):
+        load_weights(create_model("yolov8n", CLASSES), tmp_path/"a.onnx")
 
 
 def test_layers_that_a_graph_cannot_tell_apart(tasks, tmp_path):
     "YOLOv8-n with 64 classes: its box and its class branch look the same."
     names = [f"c{i}" for i in range(64)]
     export(Decoded(create_model("yolov8n", names).eval()), tmp_path/"a.onnx")
-    with pytest.raises(InputError, match="cannot be told apart"): load_weights(create_model("yolov8n", names), tmp_path/"a.onnx", names)
+    with pytest.raises(InputError, match="cannot be told apart"):
+        load_weights(create_model("yolov8n", names), tmp_path/"a.onnx", names)
 
 
 # ---- a trusted .pt -------------------------------------------------------------------------------
@@ -357,7 +398,11 @@ def test_import_pt(tasks, tmp_path):
 
     from jetson_det.models.ultralytics.weights import import_pt
     net, ours = of_the_package(tasks, "yolo11n", CLASSES)
-    torch.save({"epoch": 3, "model": None, "ema": copy.deepcopy(net).half(), "updates": 9, "optimizer": None, "train_args": {"data": "a.yaml"}, "date": "x"}, tmp_path/"best.pt")
+    torch.save(
+        {
+            "epoch": 3, "model": None, "ema": copy.deepcopy(net).half(), "updates": 9, "optimizer": None,
+            "train_args": {"data": "a.yaml"}, "date": "x"
+        }, tmp_path/"best.pt")
     model = create_model("yolo11n", ["Truck", "glove", "sack"])
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(InputError, match="can run any code"): import_pt(tmp_path/"best.pt")
@@ -367,16 +412,21 @@ def test_import_pt(tasks, tmp_path):
     for path in (made, tmp_path/"best.pt"):
         model = create_model("yolo11n", ["Truck", "glove", "sack"])
         report = load_weights(model, path)
-        assert (report.carried, report.fresh, report.left, report.missing, report.kind) == (("Truck", "sack"), ("glove",), ("person",), (), "safetensors")
+        assert (report.carried, report.fresh, report.left, report.missing,
+                report.kind) == (("Truck", "sack"), ("glove", ), ("person", ), (), "safetensors")
         for k, v in ours.state_dict().items():
-            if ".cv3." not in k or ".2." not in k.split("cv3")[1]: assert torch.allclose(model.state_dict()[k].float(), v.float(), atol=2e-3, rtol=1e-3), k
+            if ".cv3." not in k or ".2." not in k.split("cv3")[1]:
+                assert torch.allclose(model.state_dict()[k].float(), v.float(), atol=2e-3, rtol=1e-3), k
     (tmp_path/"best.pt").write_bytes((tmp_path/"best.pt").read_bytes() + b"\0") # no longer the file that was imported
     with pytest.raises(InputError): load_weights(model, tmp_path/"best.pt")
     from typer.testing import CliRunner
     from jetson_det.cli import app
     torch.save({"model": net}, tmp_path/"b.pt")
-    done = CliRunner().invoke(app, ["import-pt", str(tmp_path/"b.pt"), "--trust", "--out", str(tmp_path/"c.safetensors")])
-    assert done.exit_code == 0 and "3 classes: sack, person, truck" in done.output and (tmp_path/"c.safetensors").exists()
+    done = CliRunner().invoke(
+        app, ["import-pt", str(tmp_path/"b.pt"), "--trust", "--out",
+              str(tmp_path/"c.safetensors")])
+    assert done.exit_code == 0 and "3 classes: sack, person, truck" in done.output and (tmp_path/
+                                                                                        "c.safetensors").exists()
 
 
 @pytest.mark.parametrize("content,says", [(lambda: {"model": {"a": torch.zeros(1)}}, "holds no network"), (lambda: {"model": nn.Linear(1, 1)}, "no names of classes"), (None, "not imported")], ids=["tensors", "another", "torn"])
@@ -395,10 +445,12 @@ def test_restored_batchnorms_train_as_before(tmp_path):
 
     The second half: one training step moves the restored network where it would have moved the original.
     """
-    source, pictures = trained(), torch.randint(0, 256, (4, 3, 64, 96), dtype=torch.uint8)
+    source = trained()
+    pictures = torch.randint(0, 256, (4, 3, 64, 96), dtype=torch.uint8)
     restore_batchnorm(source, [pictures])  # so that the original is at rest on these pictures too
     export(Raw(source), tmp_path/"a.onnx")
-    folded, restored = create_model("yolox-nano", CLASSES), create_model("yolox-nano", CLASSES)
+    folded = create_model("yolox-nano", CLASSES)
+    restored = create_model("yolox-nano", CLASSES)
     load_weights(folded, tmp_path/"a.onnx", classes=CLASSES)
     report = load_weights(restored, tmp_path/"a.onnx", classes=CLASSES, batches=[pictures[:2], pictures[2:]])
     assert report.folded == 0 and same_function(restored, source, tol=1e-3)
@@ -410,7 +462,8 @@ def test_restored_batchnorms_train_as_before(tmp_path):
 @pytest.mark.data
 def test_the_stored_onnx_gives_its_own_outputs(data):
     "The COCO-trained file, mapped back: box numbers, object and classes to 1e-3, on real photographs."
-    ort, cv2 = pytest.importorskip("onnxruntime"), pytest.importorskip("cv2")
+    ort = pytest.importorskip("onnxruntime")
+    cv2 = pytest.importorskip("cv2")
     path = data/"models/yolox_nano_coco_416.onnx"
     model = create_model("yolox-nano", COCO_CLASSES)
     report = load_weights(model, path)
@@ -418,7 +471,8 @@ def test_the_stored_onnx_gives_its_own_outputs(data):
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     pictures = []
     for photo in sorted((data/"datasets/images").glob("*.jpg")):
-        image, canvas = cv2.imread(str(photo)), np.full((416, 416, 3), 114, np.uint8)
+        image = cv2.imread(str(photo))
+        canvas = np.full((416, 416, 3), 114, np.uint8)
         r = 416/max(image.shape[:2])
         small = cv2.resize(image, None, fx=r, fy=r)[:416, :416]
         canvas[:small.shape[0], :small.shape[1]] = small
@@ -430,7 +484,11 @@ def test_the_stored_onnx_gives_its_own_outputs(data):
             want = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
             with torch.no_grad(): out = model.eval()(x)
             assert want[..., 4].max() > .5  # it sees something
-            torch.testing.assert_close(torch.cat([out.reg, out.obj.sigmoid(), out.cls.sigmoid()], -1), want, rtol=0, atol=1e-3)
+            torch.testing.assert_close(torch.cat(
+                [out.reg, out.obj.sigmoid(), out.cls.sigmoid()], -1),
+                                       want,
+                                       rtol=0,
+                                       atol=1e-3)
     check()
     restore_batchnorm(model, [pictures])
     check()

@@ -13,7 +13,11 @@ from jetson_det.models.yolox.loss import assign, yolox_loss  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
 
 needs_yolox = pytest.mark.skipif(oracles.yolox() is None, reason=oracles.MISSING)
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning")]  # in yolox
+# in yolox
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning")
+]
 C = 7
 
 
@@ -45,13 +49,19 @@ def compare(outputs, boxes, labels, l1):
     "Total, terms and gradients of both, to 1e-3 relative (they are nearer)."
     leaves = [t.detach().clone().requires_grad_() for t in outputs[:3]]
     outputs = YOLOXOutputs(*leaves, outputs.grids)
-    want = oracles.yolox_loss(oracles.yolox_model("yolox-nano", C).head, outputs, oracles.yolox_targets(boxes, labels), l1)
+    want = oracles.yolox_loss(
+        oracles.yolox_model("yolox-nano", C).head, outputs, oracles.yolox_targets(boxes, labels), l1)
     want_grads = torch.autograd.grad(want[0], leaves)
     have = yolox_loss(outputs, boxes, labels, l1)
     have_grads = torch.autograd.grad(have.total, leaves)
     torch.testing.assert_close(have.total, want[0], rtol=1e-4, atol=1e-4)
     for name, value in zip(("iou", "obj", "cls", "l1"), want[1:]):
-        if name in have.sums: torch.testing.assert_close(have.sums[name]/have.normaliser.clamp(min=1), value, rtol=1e-4, atol=1e-4, msg=name)
+        if name in have.sums:
+            torch.testing.assert_close(have.sums[name]/have.normaliser.clamp(min=1),
+                                       value,
+                                       rtol=1e-4,
+                                       atol=1e-4,
+                                       msg=name)
     for a, b in zip(have_grads, want_grads): assert (a - b).norm() <= 1e-3*b.norm() + 1e-9
     return have
 
@@ -107,7 +117,8 @@ def test_tiny_boxes(monkeypatch):
 def test_same_gradients_of_all_parameters(size, l1):
     "A whole training step of both packages from the same weights, as the user would run it."
     torch.manual_seed(0)
-    theirs, ours = oracles.yolox_model("yolox-nano", C), create_model("yolox-nano", [str(i) for i in range(C)])
+    theirs = oracles.yolox_model("yolox-nano", C)
+    ours = create_model("yolox-nano", [str(i) for i in range(C)])
     ours.load_state_dict(theirs.state_dict())
     theirs.head.use_l1 = l1
     boxes, labels = oracles.random_scene(3, 9, size, C, small=10., seed=2)
@@ -130,7 +141,8 @@ def test_batch_equals_its_images():
     whole = assign(outputs, boxes, labels)
     for i in range(len(boxes)):
         n = max(int((labels[i] >= 0).sum()), 1)
-        alone = assign(YOLOXOutputs(*(t[i:i + 1] for t in outputs[:3]), outputs.grids), boxes[i:i + 1, :n], labels[i:i + 1, :n])
+        alone = assign(YOLOXOutputs(*(t[i:i + 1] for t in outputs[:3]), outputs.grids), boxes[i:i + 1, :n],
+                       labels[i:i + 1, :n])
         mine = whole.image == i
         assert torch.equal(whole.anchor[mine], alone.anchor) and torch.equal(whole.slot[mine], alone.slot)
 
@@ -139,9 +151,11 @@ def test_order_of_boxes_and_place_of_padding_do_not_matter():
     boxes, labels, size = scene("ordinary")
     outputs = oracles.plausible_outputs(boxes, labels, size, C)
     order = torch.randperm(boxes.shape[1] + 5, generator=torch.Generator().manual_seed(0))
-    more, none = torch.zeros(len(boxes), 5, 4), torch.full((len(boxes), 5), -1)
+    more = torch.zeros(len(boxes), 5, 4)
+    none = torch.full((len(boxes), 5), -1)
     mixed = torch.cat([boxes, more], 1)[:, order], torch.cat([labels, none], 1)[:, order]
-    a, b = yolox_loss(outputs, boxes, labels, True), yolox_loss(outputs, *mixed, True)
+    a = yolox_loss(outputs, boxes, labels, True)
+    b = yolox_loss(outputs, *mixed, True)
     assert a.normaliser == b.normaliser
     for k in a.sums: torch.testing.assert_close(a.sums[k], b.sums[k], rtol=1e-5, atol=1e-5)
 
@@ -158,7 +172,8 @@ def test_slices_give_the_same(monkeypatch):
 
 def test_a_box_outside_the_picture():
     "No point may answer for it, so it gets none (yolox stops with an error here)."
-    boxes, labels = torch.tensor([[[500., 500, 540, 540]]]), torch.tensor([[0]])
+    boxes = torch.tensor([[[500., 500, 540, 540]]])
+    labels = torch.tensor([[0]])
     loss = yolox_loss(oracles.plausible_outputs(boxes, labels, (96, 96), C), boxes, labels, True)
     assert loss.normaliser == 0 and loss.total.isfinite()
 
@@ -191,7 +206,10 @@ def memory(key): return next(int(line.split()[1])/1024 for line in open("/proc/s
 before = memory("VmRSS:"); assign(outputs, boxes, labels); print(memory("VmHWM:") - before)
 """
     if not sys.platform.startswith("linux"): pytest.skip("reads /proc")
-    out = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)],
+                         capture_output=True,
+                         text=True,
+                         check=True).stdout
     assert float(out) < 400, f"{out} MB"
 
 
@@ -200,5 +218,6 @@ def test_cuda_agrees_with_the_cpu():
     boxes, labels, size = scene("crowded")
     outputs = oracles.plausible_outputs(boxes, labels, size, C)
     gpu = YOLOXOutputs(*(t.cuda() for t in outputs[:3]), outputs.grids)
-    a, b = yolox_loss(outputs, boxes, labels, True), yolox_loss(gpu, boxes.cuda(), labels.cuda(), True)
+    a = yolox_loss(outputs, boxes, labels, True)
+    b = yolox_loss(gpu, boxes.cuda(), labels.cuda(), True)
     for k in a.sums: torch.testing.assert_close(a.sums[k], b.sums[k].cpu(), rtol=1e-3, atol=1e-3)

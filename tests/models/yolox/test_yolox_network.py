@@ -38,7 +38,8 @@ def test_same_weights_same_outputs(name):
     ours.eval(), theirs.eval()
     x = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))*255
     with torch.no_grad():
-        want, (boxes, scores) = theirs(x), ours.decode(ours(x))
+        want = theirs(x)
+        (boxes, scores) = ours.decode(ours(x))
     corners = torch.cat([want[..., :2] - want[..., 2:4]/2, want[..., :2] + want[..., 2:4]/2], -1)
     torch.testing.assert_close(boxes, corners, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(scores, want[..., 4:5]*want[..., 5:], rtol=0, atol=1e-4)
@@ -56,15 +57,19 @@ def test_training_mode_and_channels_last(name):
     out = ours(x.to(memory_format=torch.channels_last))
     raw = out.raw.detach()
     anchors = anchors_for(out.grids, x.device)
-    decoded = torch.cat([(raw[..., :2] + anchors.cells)*anchors.strides, raw[..., 2:4].exp()*anchors.strides, raw[..., 4:]], -1)
+    decoded = torch.cat(
+        [(raw[..., :2] + anchors.cells)*anchors.strides, raw[..., 2:4].exp()*anchors.strides, raw[..., 4:]], -1)
     assert (decoded - want).norm() <= 1e-4*want.norm()
-    for k, v in theirs.state_dict().items(): torch.testing.assert_close(ours.state_dict()[k], v, rtol=1e-4, atol=1e-4, msg=k)
+    for k, v in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[k], v, rtol=1e-4, atol=1e-4, msg=k)
 
 
 @needs_yolox
 def test_state_dict_has_the_official_names_and_shapes():
     for name in MODELS:
-        with torch.device("meta"): ours, theirs = create_model(name, CLASSES), oracles.yolox_model(name, 80)
+        with torch.device("meta"):
+            ours = create_model(name, CLASSES)
+            theirs = oracles.yolox_model(name, 80)
         shapes = lambda m: {k: tuple(v.shape) for k, v in m.state_dict().items()}
         assert shapes(ours) == shapes(theirs)
 
@@ -72,9 +77,14 @@ def test_state_dict_has_the_official_names_and_shapes():
 @needs_yolox
 def test_parameter_groups_are_those_of_yolox():
     "Decay on the convolutions' weights; none on BatchNorm's scales and on biases (yolox.exp.yolox_base.get_optimizer)."
-    ours, theirs = create_model("yolox-nano", CLASSES), oracles.yolox_model("yolox-nano", 80)
-    decayed = {k + ".weight" for k, m in theirs.named_modules()
-               if isinstance(getattr(m, "weight", None), torch.nn.Parameter) and not isinstance(m, torch.nn.BatchNorm2d) and "bn" not in k}
+    ours = create_model("yolox-nano", CLASSES)
+    theirs = oracles.yolox_model("yolox-nano", 80)
+    decayed = {
+        k + ".weight"
+        for k, m in theirs.named_modules()
+        if isinstance(getattr(m, "weight", None), torch.nn.Parameter) and not isinstance(m, torch.nn.BatchNorm2d)
+        and "bn" not in k
+    }
     names = {id(p): k for k, p in ours.named_parameters()}
     groups = {g["name"]: [names[id(p)] for p in g["params"]] for g in ours.param_groups(5e-4)}
     assert set(groups["weights"]) == decayed
@@ -97,24 +107,28 @@ def test_anchors_survive_inference_mode():
     model = create_model("yolox-nano", ["a"])
     x = torch.rand(1, 3, 160, 32)
     with torch.inference_mode(): model.decode(model(x))
-    boxes, labels = torch.tensor([[[4., 4, 24, 24]]]), torch.tensor([[0]])
+    boxes = torch.tensor([[[4., 4, 24, 24]]])
+    labels = torch.tensor([[0]])
     model.loss(model(x), boxes, labels, l1=True).total.backward()
 
 
 def test_normalize_keeps_pixels_and_layout():
     images = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8).to(memory_format=torch.channels_last)
     x = create_model("yolox-nano", ["a"]).normalize(images)
-    assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last) and torch.equal(x, images.float())
+    assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last) and torch.equal(
+        x, images.float())
 
 
 def test_contract_says_what_the_family_needs():
     c = create_model("yolox-tiny", ["Sack", "Person"]).contract((384, 640), confidence=.3).validate()
     assert (c.family, c.name, c.classes, c.input_size) == ("yolox", "yolox-tiny", ("Sack", "Person"), (384, 640))
-    assert (c.color, c.scale, c.fit, c.pad, c.output, c.confidence) == ("bgr", 1., "letterbox-topleft", 114, "boxes_scores", .3)
+    assert (c.color, c.scale, c.fit, c.pad, c.output, c.confidence) == ("bgr", 1., "letterbox-topleft", 114,
+                                                                        "boxes_scores", .3)
 
 
 def test_names_and_classes_that_cannot_be_meant():
     for name, classes, says in [("yolo-nano", ["a"], "did you mean 'yolox-nano'"), ("yolox-nano", [], "at least one"),
-                                ("yolox-nano", "Sack", "list of names"), ("yolox-nano", ["a", "a"], "twice"), ("yolox-nano", ["a", ""], "not a name")]:
+                                ("yolox-nano", "Sack", "list of names"), ("yolox-nano", ["a", "a"], "twice"),
+                                ("yolox-nano", ["a", ""], "not a name")]:
         with pytest.raises(InputError, match=says): create_model(name, classes)
     assert isinstance(create_model("yolox-nano", ("a",)), YOLOX)
