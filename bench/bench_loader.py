@@ -6,7 +6,7 @@ All make mosaic, affine, HSV and flip, without mixup and without changing sizes,
 `ours` keeps the decoded images of one group (64) in memory, so that each image is decoded about once an epoch; `ours, ram` has all of them
 in shared memory (cache="ram"), and is compared with Ultralytics' cache="ram". `yolox` is MosaicDetection + TrainTransform in its own
 DataLoader, as its nano and tiny experiments set it up; `libreyolo` is MosaicMixupDataset in its own. Filling a cache is not timed. Rounds are
-interleaved (A B C A B C ...), each begins with another peer, and a ratio is that of two neighbours of one round: minimum, median, maximum.
+interleaved (A B C A B C ...), each begins with another peer, and a ratio is that of two neighbors of one round: minimum, median, maximum.
 Exit code 1 if a median misses its limit.
 """
 import argparse
@@ -206,7 +206,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data",
                         default=data and data + "/datasets/bccd",
-                        help="labelled images; without it and without JETSON_DET_DATA: generated scenes")
+                        help="labeled images; without it and without JETSON_DET_DATA: generated scenes")
     parser.add_argument("--sizes", default="640,416", help="input sizes, separated by commas")
     parser.add_argument("--workers", default="0,2", help="numbers of worker processes")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")

@@ -10,7 +10,7 @@ and `Stepper`, with the averaged weights and the check for numbers that are not 
 nothing in it but the step: what is measured of them is no more than they do. Ultralytics is its `DetectionTrainer`, with an optimizer step after each batch as in
 ours (nbs = batch), without evaluation, plots and files; on a CPU it takes no workers and all cores but one by itself, and is given both cores here.
 
-Rounds are interleaved (A B C A B C ...) after a beginning that does not count; a ratio is that of two neighbours of one round: minimum, median, maximum. `cpu` is the
+Rounds are interleaved (A B C A B C ...) after a beginning that does not count; a ratio is that of two neighbors of one round: minimum, median, maximum. `cpu` is the
 processor time of a peer and its workers for an image: on a machine that does other things too it says more than the clock. `peak` is the most memory its training
 process has held, `workers` what its workers hold of their own. Exit code 1 if a median by the clock misses its limit, or a peak is higher than the peer's.
 With --device cuda ours has data.augment_on=device (the workers plan, the GPU draws); that way is written and has not been run on a GPU yet.
@@ -284,7 +284,7 @@ def report(title, found, limits):
 def arguments():
     data = os.environ.get("JETSON_DET_DATA")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=data and data + "/datasets/bccd", help="labelled images; without it and without JETSON_DET_DATA: generated scenes")
+    parser.add_argument("--data", default=data and data + "/datasets/bccd", help="labeled images; without it and without JETSON_DET_DATA: generated scenes")
     parser.add_argument("--models", default="", help=f"of {', '.join(PAIRS)}, separated by commas; empty: all that have a limit on the device")
     parser.add_argument("--peers", default="", help="peers to measure, separated by commas; empty: all")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

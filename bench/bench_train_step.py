@@ -7,7 +7,7 @@ A step is forward, loss, backward and SGD for a batch of 8 with 80 classes, from
 The assignment is measured on the outputs of a network that has learned something (each point finds the box it lies in, roughly), the same for
 both. `loss share` is the part of our step that is spent in assignment, loss and the loss's backward, and has no limit.
 
-Rounds are interleaved (A B A B ...), and a ratio is that of two neighbours of one round: minimum, median, maximum. Exit code 1 if a median misses
+Rounds are interleaved (A B A B ...), and a ratio is that of two neighbors of one round: minimum, median, maximum. Exit code 1 if a median misses
 its limit.
 """
 import argparse

@@ -233,7 +233,7 @@ Tiles = Annotated[
     typer.Option("--tiles",
                  help="run on overlapping tiles of this size, height x width, pixels; for small objects in large images"
                  )]
-Overlap = Annotated[float, typer.Option("--overlap", min=0, max=.9, help="of neighbouring tiles, share of their size")]
+Overlap = Annotated[float, typer.Option("--overlap", min=0, max=.9, help="of neighboring tiles, share of their size")]
 
 # %% ../nbs/89_cli.ipynb #05788289
 @app.command()
@@ -267,10 +267,10 @@ def predict(
         source: Annotated[str,
                           typer.Argument(metavar="SOURCE", help="image, folder, video, camera number or rtsp://")],
         out: Annotated[Path,
-                       typer.Option("--out", help="folder for pictures and predictions.json")] = Path("predictions"),
+                       typer.Option("--out", help="folder for images and predictions.json")] = Path("predictions"),
         confidence: Annotated[
             Optional[float],
-            typer.Option("--confidence", min=0, max=1, help="lowest score; none: the artefact's own")] = None,
+            typer.Option("--confidence", min=0, max=1, help="lowest score; none: the artifact's own")] = None,
         tiles: Tiles = "",
         overlap: Overlap = .2,
         contract: ContractName = None,

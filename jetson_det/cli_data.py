@@ -83,7 +83,7 @@ def data_check(
             Optional[str],
             typer.Option("--fix", metavar="DST", help="write a cleaned copy and changes.csv into a new folder")] = None,
         html_file: Annotated[Optional[Path],
-                             typer.Option("--html", help="write the findings with pictures, as one page")] = None,
+                             typer.Option("--html", help="write the findings with images, as one page")] = None,
         json_file: JsonFile = None,
         workers: Annotated[int, typer.Option("--workers", min=1, help="threads")] = 2):
     "Find what is wrong with labels and images. Exit code 1 when there are errors."
@@ -145,7 +145,7 @@ def data_view(folder: DataFolder,
                       report,
                       input_size=parse_size(size),
                       most=most,
-                      progress=progress_line("pictures"))
+                      progress=progress_line("images"))
     print(f"wrote {page}, {page.stat().st_size / 2**20:.1f} MB: open it in a browser")
 
 def _unreadable(report):
@@ -203,7 +203,7 @@ def data_tile(
         target: NewFolder,
         size: Annotated[str, typer.Option("--size", help="of a tile, height x width, pixels")] = "640",
         overlap: Annotated[
-            float, typer.Option("--overlap", min=0, max=.9, help="of neighbouring tiles, share of their size")] = .2,
+            float, typer.Option("--overlap", min=0, max=.9, help="of neighboring tiles, share of their size")] = .2,
         min_visible: Annotated[
             float,
             typer.Option("--min-visible", min=0, max=1, help="a cut box of which less is left is not a label")] = .25,

@@ -131,12 +131,12 @@ class AugmentConfig(Section):
                          description="share of mosaics blended with another image; YOLOX: 1 from size s on")
     mixup_scale:List[float] = Field([.5, 1.5], description="range of the blended image's zoom")
     hsv:List[int] = Field([5, 30, 30], description="largest shifts of hue (of 180), saturation and value (of 255)")
-    hsv_prob:float = Field(1., ge=0, le=1, description="share of samples whose colours are shifted")
+    hsv_prob:float = Field(1., ge=0, le=1, description="share of samples whose colors are shifted")
     flip:float = Field(.5, ge=0, le=1, description="share of samples mirrored left to right")
     flip_vertical: float = Field(0.,
                                  ge=0,
                                  le=1,
-                                 description="share of samples mirrored top to bottom; for pictures from above")
+                                 description="share of samples mirrored top to bottom; for images from above")
     affine: float = Field(
         0.,
         ge=0,
@@ -145,7 +145,7 @@ class AugmentConfig(Section):
     crop:float = Field(0., ge=0, le=1, description="share of samples without mosaic that are a part of their image")
     crop_scale:List[float] = Field([.3, 1.], description="range of the part's sides, as a share of the image's")
     zoom_out: float = Field(
-        0., ge=0, le=1, description="share of samples without mosaic that are shrunk onto a larger grey canvas (SSD)")
+        0., ge=0, le=1, description="share of samples without mosaic that are shrunk onto a larger gray canvas (SSD)")
     zoom_out_scale:List[float] = Field([1., 4.], description="range of the canvas's sides over the image's")
     copy_paste:float = Field(0., ge=0, le=1, description="share of samples onto which boxes of other images are pasted")
     copy_paste_boxes:int = Field(3, ge=1, description="boxes pasted at most")

@@ -1,4 +1,4 @@
-"""Label files and pictures written by hand for the tests of the readers, and the one line of an error."""
+"""Label files and images written by hand for the tests of the readers, and the one line of an error."""
 import json
 
 import cv2

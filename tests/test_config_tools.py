@@ -106,7 +106,7 @@ def test_explain_names_the_place(tmp_path):
 
 
 @pytest.mark.parametrize("text, part", [("train.epoks", "did you mean 'train.epochs'"), ("epoks", "did you mean 'epochs'"), ("trian", "did you mean 'train'"), ("seed", "data.seed, train.seed"), ("zzz", "lists them all")])
-def test_a_misspelt_key_is_one_line(text, part):
+def test_a_misspelled_key_is_one_line(text, part):
     with pytest.raises(InputError, match=part) as e: explain(text)
     assert "\n" not in str(e.value)
 

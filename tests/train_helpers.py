@@ -136,21 +136,21 @@ def state_of(trainer):
 def is_statistic(name): return "running" in name or "num_batches" in name
 
 
-def distance(one, two, start, learnt=True):
+def distance(one, two, start, learned=True):
     "How far apart two trainings end, as a share of how far they went: weights, or BatchNorm's statistics."
     flat = lambda s: np.concatenate(
-        [np.ravel(v) for m in s.values() for k, v in sorted(m.items()) if is_statistic(k) != learnt])
+        [np.ravel(v) for m in s.values() for k, v in sorted(m.items()) if is_statistic(k) != learned])
     return np.linalg.norm(flat(one) - flat(two)) / np.linalg.norm(flat(one) - flat(start))
 
 
-def numbers(normaliser): # of a step: one, or one a part
-    return [*normaliser.values()] if isinstance(normaliser, dict) else [normaliser]
+def numbers(normalizer): # of a step: one, or one a part
+    return [*normalizer.values()] if isinstance(normalizer, dict) else [normalizer]
 
 
 class Watch(Callback):
     "Remembers each step."
     def __init__(self): self.steps = []
-    def after_step(self, t): self.steps.append((t.meter.images, numbers(t.meter.normalisers), t.losses["loss"]))
+    def after_step(self, t): self.steps.append((t.meter.images, numbers(t.meter.normalizers), t.losses["loss"]))
 
 
 def fitted(cfg, tmp, world=None):

@@ -40,7 +40,7 @@ DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?[ \t]*(.*)$")
 
 def notebooks():
     """Every notebook below nbs/: by name, but the index, the quickstart and the training job come before their
-    neighbours."""
+    neighbors."""
     found = (f for f in NBS.rglob("*.ipynb") if not any(p.startswith((".", "_")) for p in f.relative_to(NBS).parts))
     return sorted(found, key=lambda f: (f.stem != "index", f.parent, f.stem not in FIRST, f.name))
 
@@ -141,7 +141,7 @@ def relinked(text, notebook):
 
 
 def merged(outputs):
-    "Neighbouring pieces of printed text as one output: a program prints line by line."
+    "Neighboring pieces of printed text as one output: a program prints line by line."
     whole = []
     for o in outputs:
         if whole and o["output_type"] == "stream" == whole[-1]["output_type"]:
@@ -181,7 +181,7 @@ def formulas(text):
 
 
 def page(notebook, docs, names):
-    "Write one notebook as a Markdown page with its pictures below `docs`."
+    "Write one notebook as a Markdown page with its images below `docs`."
     target = docs / page_of(notebook)
     blocks = []
     pictures = []
@@ -332,7 +332,7 @@ class _Warnings(logging.Handler):
 # ---- README and the Quarto sidebar
 
 def readme():
-    "The text of README.md: the index notebook, its links and pictures seen from the top of the repository."
+    "The text of README.md: the index notebook, its links and images seen from the top of the repository."
     blocks = ["<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->"]
     for kind, source, directives, outputs in cells_of(NBS / "index.ipynb"):
         if kind == "markdown": blocks.append(source)

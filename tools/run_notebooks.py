@@ -1,7 +1,9 @@
-"""Run notebooks again and store their outputs: python tools/run_notebooks.py nbs/17_data.augment.render.ipynb [...] or a folder.
+"""Run notebooks again and store their outputs.
 
-Each one is exported, run from top to bottom in a fresh kernel with its own folder as working directory, cleaned and written back.
-A cell that fails stops it; the notebook on disk then keeps its old outputs.
+    python tools/run_notebooks.py nbs/17_data.augment.render.ipynb [...] or a folder
+
+Each one is exported, run from top to bottom in a fresh kernel with its own folder as working directory, cleaned and
+written back. A cell that fails stops it; the notebook on disk then keeps its old outputs.
 """
 import os
 import sys
@@ -38,6 +40,10 @@ def run(path):
         client.execute()
     except CellExecutionError as e:
         print(f"{path}: FAILED\n{str(e)[-3000:]}")
+        return False
+    sources = lambda book: [(c.cell_type, c.source) for c in book.cells]
+    if sources(nbformat.read(path, as_version=4)) != sources(nb):
+        print(f"{path}: NOT STORED: the notebook was edited while it ran")
         return False
     nbformat.write(nb, path)
     clean = read_nb(path)

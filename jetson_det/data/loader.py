@@ -383,7 +383,7 @@ class TrainLoader:
     def __len__(self): return self.recipe.batches
 
     def epoch(self, epoch:int, start:int=0, augment:bool=True):
-        """Iterate over the batches of an epoch from number `start` on. Without `augment`: letterbox, colours and
+        """Iterate over the batches of an epoch from number `start` on. Without `augment`: letterbox, colors and
         flip only."""
         for b in range(start, len(self)): yield self._make(Key(epoch, b, augment))
 

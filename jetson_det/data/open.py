@@ -59,12 +59,12 @@ _PLAIN = {"val": .2, "test": .1, "seed": 0, "split_by": "random", "group_by": ""
 def open_evaluation(
     path, # folder with images and labels
     split:str="", # train, val, test or all; empty: test where there is one, else val
-    made=None, # how the training made its splits: `extra["split"]` of the artefact's contract; None: as the defaults do
+    made=None, # how the training made its splits: `extra["split"]` of the artifact's contract; None: as the defaults do
     format:str="auto", # auto, or the name of a label format
     say=print, # called with each line for the person
     splits:str="", # folder with split lists; empty: those of the training
 )->DetDataset: # the images of the split
-    "The images to judge an artefact on; flawed ones are left out, however many. Raises InputError."
+    "The images to judge an artifact on; flawed ones are left out, however many. Raises InputError."
     made = {**_PLAIN, **(made or {}), **({"splits": splits} if splits else {})}
     digest = made.pop("digest", None)
     if made["splits"] and not Path(made["splits"]).is_dir():

@@ -147,9 +147,9 @@ def _units(
 def split_units(
     ds:DetDataset, # a dataset
     seed:int, # ranks the units
-    facts=None, # its ImageFacts, where the pictures were looked at: near duplicates stay together too
+    facts=None, # its ImageFacts, where the images were looked at: near duplicates stay together too
 )->list: # of arrays of image indices, in the order of their ranks
-    "Images that belong together: of one group, the same file, or nearly the same picture."
+    "Images that belong together: of one group, the same file, or nearly the same image."
     return _units(ds, np.arange(len(ds)), clusters(len(ds), np.concatenate(list(tied(ds, facts).values()))), seed)
 
 # %% ../../nbs/15_data.split.ipynb #ba79f679
@@ -422,7 +422,7 @@ def ensure_splits(
     seed:int=0, # another seed, another split
     by:str="random", # "random", "stratified", or "group" (random too, and groups are required)
     group_by:str="", # "folder", a regular expression whose first bracket names the group, or "": the labels' own groups
-    facts=None, # its ImageFacts, where the pictures were looked at: near duplicates stay together too
+    facts=None, # its ImageFacts, where the images were looked at: near duplicates stay together too
 )->DetDataset: # with splits; what was decided is noted in `.flaws`
     "Keep the data's own splits and make those that are missing. Raises InputError when nothing is left to train on."
     if by not in ("random", "stratified", "group"):

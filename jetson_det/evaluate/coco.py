@@ -72,7 +72,7 @@ def shared_classes(
     to = []
     for name in model:
         k = exact.get(name, near.get(_plain(name), -1))
-        if k >= 0 and data[k] != name and data[k] in model: k = -1 # another class of the model is spelt exactly so
+        if k >= 0 and data[k] != name and data[k] in model: k = -1 # another class of the model is spelled exactly so
         to.append(k)
     if max(to, default=-1) < 0:
         raise InputError(f"no class in common: the model knows {_short(model)}; the data has {_short(data)}")
@@ -385,7 +385,7 @@ def _progress(
 # %% ../../nbs/40_evaluate.coco.ipynb #a24f1296
 def evaluate(
     session, # a Session: a list of BGR frames in, a list of Detections out
-    ds:DetDataset, # labelled images
+    ds:DetDataset, # labeled images
     confidence:float=.01, # 0..1, boxes below are not counted
     iou:float=.65, # 0..1, overlap at which the lower of two boxes of a class is dropped
     max_detections:int=100, # of each class in an image

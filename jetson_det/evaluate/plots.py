@@ -135,7 +135,7 @@ def confusion_figure(
     confidence:float=.25, # 0..1, detections below are left out
     most:int=20, # classes to draw: those with the most boxes
 ): # matplotlib Figure
-    "The table of `confusion`, coloured by the share of its row."
+    "The table of `confusion`, colored by the share of its row."
     table = confusion(ds, result, confidence)
     n = len(ds.classes)
     keep = np.sort(np.argsort(-table[:n].sum(1), kind="stable")[:most]).tolist() + [n]

@@ -131,7 +131,7 @@ def open_artifact(
     input_size=None, # (h, w), multiples of 32, for a checkpoint; None: its own
     **kw # for an ONNX file: threads, providers
 )->Session:
-    "The session for an artefact, with torch only where it takes torch. Raises InputError."
+    "The session for an artifact, with torch only where it takes torch. Raises InputError."
     path = Path(str(path))
     if path.is_dir():
         if contract is not None:

@@ -16,21 +16,21 @@ from ..core import InputError, did_you_mean
 
 # %% ../../nbs/28_models.zoo.ipynb #fbc576cc
 class LossSums(NamedTuple):
-    "A batch's loss before its division: the loss is `sum(sums.values()) / max(normaliser, 1)`."
+    "A batch's loss before its division: the loss is `sum(sums.values()) / max(normalizer, 1)`."
     sums:dict # name -> scalar tensor; weighted already, summed over the batch, with gradient
     # scalar, what the sums are divided by (YOLOX: the number of anchors that were given a box); of several parts: part
     # -> scalar
-    normaliser:torch.Tensor
+    normalizer:torch.Tensor
 
     @property
-    def normalisers(self)->dict: # part -> scalar tensor
-        "What each part's sums are divided by; a family with one normaliser has one part, without a name."
-        return self.normaliser if isinstance(self.normaliser, dict) else {"": self.normaliser}
+    def normalizers(self)->dict: # part -> scalar tensor
+        "What each part's sums are divided by; a family with one normalizer has one part, without a name."
+        return self.normalizer if isinstance(self.normalizer, dict) else {"": self.normalizer}
 
     @property
     def total(self)->torch.Tensor: # scalar with gradient
         "The batch's loss, for a batch on its own."
-        return sum(v / self.normalisers[part_of(name)].clamp(min=1) for name, v in self.sums.items())
+        return sum(v / self.normalizers[part_of(name)].clamp(min=1) for name, v in self.sums.items())
 
 def part_of(
     name:str, # of a loss
@@ -42,7 +42,7 @@ def part_of(
 class Detector(nn.Module):
     "A detector family's common face; `name`, `classes` and `family` say what it is."
     family = ""
-    licence = "" # a line to be said when the family is chosen, where it is not Apache-2.0
+    license = "" # a line to be said when the family is chosen, where it is not Apache-2.0
     # whether `forward` takes boxes and labels too while it trains (the denoising queries of DETRs)
     needs_targets = False
     progress = 0. # 0..1, how far the training is: set before each epoch, for a loss that changes on the way (YOLO26)

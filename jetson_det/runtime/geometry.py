@@ -92,17 +92,17 @@ def box_iou(
 
 # %% ../../nbs/61_runtime.geometry.ipynb #caaea369
 def cxcywh_to_xyxy(
-    boxes:np.ndarray, # (...,4) centre x, centre y, width, height
+    boxes:np.ndarray, # (...,4) center x, center y, width, height
 )->np.ndarray: # (...,4) xyxy
-    "Corners from centre and size."
-    centre = boxes[..., :2]
+    "Corners from center and size."
+    center = boxes[..., :2]
     half = boxes[..., 2:] / 2
-    return np.concatenate([centre - half, centre + half], -1)
+    return np.concatenate([center - half, center + half], -1)
 
 def xyxy_to_cxcywh(
     boxes:np.ndarray, # (...,4) xyxy
-)->np.ndarray: # (...,4) centre x, centre y, width, height
-    "Centre and size from corners."
+)->np.ndarray: # (...,4) center x, center y, width, height
+    "Center and size from corners."
     first = boxes[..., :2]
     last = boxes[..., 2:]
     return np.concatenate([(first + last) / 2, last - first], -1)

@@ -41,7 +41,7 @@ def _read_boxes_scores(outputs, confidence, contract):
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #f1dfd255
 def _read_yolox(outputs, confidence, contract):
-    "One (A,5+C): centre, size, objectness, classes."
+    "One (A,5+C): center, size, objectness, classes."
     rows = _passing(outputs[0][:, 4], confidence)
     some = outputs[0][rows]
     scores, labels = _best(some[:, 5:] * some[:, 4:5])
@@ -68,7 +68,7 @@ def _decode(
     raw:np.ndarray,             # (N,4) offsets from the cell, logarithms of the size
     rows:np.ndarray,            # (N,) indices of their anchor points
     input_size:Tuple[int, int], # (h, w)
-)->np.ndarray: # (N,4) centre x, centre y, width, height, pixels of the input
+)->np.ndarray: # (N,4) center x, center y, width, height, pixels of the input
     "YOLOX's decoding, of a few anchor points."
     cells, strides = anchor_points(tuple(input_size))
     boxes = np.concatenate([raw[:, :2] + cells[rows], np.exp(np.minimum(raw[:, 2:], 10))], 1)
@@ -76,7 +76,7 @@ def _decode(
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #821be35b
 def _read_ultralytics(outputs, confidence, contract):
-    "One (4+C,A): centre, size, classes; anchor points are columns."
+    "One (4+C,A): center, size, classes; anchor points are columns."
     columns = np.flatnonzero((~(outputs[0][4:] <= confidence)).any(0))
     some = outputs[0][:, columns].T
     return (cxcywh_to_xyxy(some[:, :4]),) + _best(some[:, 4:])
@@ -100,7 +100,7 @@ def _read_queries(outputs, confidence, contract):
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #e47eb772
 def _read_detr(outputs, confidence, contract):
-    "`pred_boxes` (Q,4) centre, size, 0..1 and `logits` (Q,C)."
+    "`pred_boxes` (Q,4) center, size, 0..1 and `logits` (Q,C)."
     with np.errstate(divide="ignore"): gate = np.log(np.float64(confidence)) - np.log1p(-np.float64(confidence))
     boxes, logits, labels = _read_queries(outputs, gate, contract)
     h, w = contract.input_size

@@ -27,7 +27,7 @@ def _picture_name(name:str)->str: # a file name
 def _save_picture(path, image):
     "Write a JPEG, whole or not at all."
     ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
-    if not ok: raise InputError("{}: the picture can't be encoded".format(path))
+    if not ok: raise InputError("{}: the image can't be encoded".format(path))
     write_bytes_atomic(path, data.tobytes())
 
 # %% ../../nbs/69_runtime.predict.ipynb #4544c792
@@ -73,7 +73,7 @@ class Prediction(NamedTuple):
 def predict(
     session, # what `open_session` or `open_artifact` gives
     source,  # image, folder, video file, camera number or rtsp://
-    out,     # folder for pictures and predictions.json; made when it is not there
+    out,     # folder for images and predictions.json; made when it is not there
     most=None, # stop after so many frames; none: all
 )->Prediction: # counts and time
     "Detect, draw, write. Raises `InputError` where the source can't be read."

@@ -39,7 +39,7 @@ def letterbox(
     image:np.ndarray,            # (h,w,3) BGR uint8, or what `as_bgr` takes
     size:Tuple[int, int],        # (h, w) wanted
     fit:str="letterbox-topleft", # or "letterbox-center", "stretch"
-    pad:int=114,                 # grey around the image
+    pad:int=114,                 # gray around the image
 )->Tuple[np.ndarray, Fit]: # (h,w,3) uint8, and where the image lies in it
     "The image in a canvas of the wanted size."
     image = as_bgr(image)
@@ -73,8 +73,8 @@ class _Slot:
 class Preprocessor:
     "Frames to the network's input, as the contract says."
     def __init__(self,
-        contract:Contract,  # colour, scale, mean, std, fit, pad and size
-        dtype=np.float32,   # of the input: float32, or uint8 for a graph that normalises by itself
+        contract:Contract,  # color, scale, mean, std, fit, pad and size
+        dtype=np.float32,   # of the input: float32, or uint8 for a graph that normalizes by itself
     ):
         self.contract = contract.validate()
         self.dtype = np.dtype(dtype)

@@ -31,7 +31,7 @@ def _window(rng, h, w)->np.ndarray: # (h,w,3) uint8
     return tile[y:y + h, x:x + w]
 
 def _soft(rng, h, w, grain)->np.ndarray: # (h,w) uint8, 128 + 32 x a number of mean 0
-    "Soft noise without colour, its grains `grain` pixels wide."
+    "Soft noise without color, its grains `grain` pixels wide."
     small = np.ascontiguousarray(_window(rng, -(-h // grain), -(-w // grain))[..., 0])
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR)
 
@@ -39,8 +39,8 @@ def _soft(rng, h, w, grain)->np.ndarray: # (h,w) uint8, 128 + 32 x a number of m
 def add_noise(
     rng:np.random.Generator, # chooses the window of the tile
     img:np.ndarray, # (h,w,3) uint8
-    sigma:float, # standard deviation, grey levels
-    grain:int=1, # size of a grain, pixels; from 2 up it is soft and without colour
+    sigma:float, # standard deviation, gray levels
+    grain:int=1, # size of a grain, pixels; from 2 up it is soft and without color
 )->np.ndarray: # (h,w,3) uint8
     "`img` with noise added."
     h, w = img.shape[:2]
@@ -67,7 +67,7 @@ def _cut(sheet, k, foot)->Cutout:
     return Cutout(out[y:y + bh, x:x + bw], foot / k - x)
 
 def _shade(sheet, gain):
-    "Multiply the colours of a sheet, not its coverage, by `gain` (broadcast over (h,w)), in place."
+    "Multiply the colors of a sheet, not its coverage, by `gain` (broadcast over (h,w)), in place."
     g = np.ascontiguousarray(np.broadcast_to(gain, sheet.shape[:2]), np.float32)
     cv2.multiply(sheet, cv2.merge([g, g, g, np.ones_like(g)]), dst=sheet, dtype=cv2.CV_8U)
 
@@ -266,7 +266,7 @@ _VEST = ((40, 235, 215), (30, 120, 245), (50, 225, 150))
 _HELMET = ((40, 205, 240), (235, 235, 235), (190, 110, 40), (50, 50, 205), (40, 130, 240))
 
 class Clothes(NamedTuple):
-    "Colours (BGR) of a person; `vest` and `helmet` may be None."
+    "Colors (BGR) of a person; `vest` and `helmet` may be None."
     skin:tuple
     shirt:tuple
     trousers:tuple
@@ -276,7 +276,7 @@ class Clothes(NamedTuple):
 
 def make_clothes(
     rng:np.random.Generator, # where the choices come from
-)->Clothes: # colours
+)->Clothes: # colors
     "What somebody wears at work: a vest three times in five, a helmet every other time."
     pick = lambda colors: colors[rng.integers(len(colors))]
     return Clothes(pick(_SKIN), pick(_CLOTH), pick(_CLOTH),
@@ -286,7 +286,7 @@ def make_clothes(
 
 # %% ../../nbs/19_scenes.cutouts.ipynb #d3bc0edf
 def _bones(sheet, place, joints, widths, colors, dim=1.):
-    "A limb: a round-ended line for each bone, in its own colour."
+    "A limb: a round-ended line for each bone, in its own color."
     unit = place(1, 0)[0] - place(0, 0)[0]
     for a, b, width, color in zip(joints, joints[1:], widths, colors):
         cv2.line(sheet, place(*a), place(*b), [c * dim for c in color] + [255], max(1, round(abs(unit) * width)))
@@ -449,7 +449,7 @@ def _forklift(rng, sheet):
         cv2.circle(sheet, at(x, .89), int(w * r * .5), (140, 140, 140, 255), -1)
 
 # %% ../../nbs/19_scenes.cutouts.ipynb #68c74252
-CLUTTER = { # name -> (how it is drawn, width in metres from .. to, height / width from .. to, share)
+CLUTTER = { # name -> (how it is drawn, width in meters from .. to, height / width from .. to, share)
     "box": (_box, (.35, .9), (.6, 1.1), .34), "barrel": (_barrel, (.55, .65), (1.4, 1.6), .18),
     "cone": (_cone, (.3, .45), (1.4, 1.9), .14), "pallets": (_pallets, (1., 1.2), (.13, .8), .16),
     "post": (_post, (.12, .3), (4., 9.), .08), "forklift": (_forklift, (2., 2.4), (.85, 1.), .1)}

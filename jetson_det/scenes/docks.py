@@ -25,17 +25,17 @@ CLASSES = ("Sack", "Person")
 
 # %% ../../nbs/19_scenes.docks.ipynb #8eb49f86
 class Camera(NamedTuple):
-    "A level pinhole camera: metres of the dock in, pixels of the image out."
+    "A level pinhole camera: meters of the dock in, pixels of the image out."
     size:tuple # (h, w) of the image, pixels
     focal:float # focal length, pixels
     horizon:float # row of the horizon, pixels; may lie above the image
-    height:float # of the lens over the floor, metres
-    wall:float # distance of the back wall, metres
+    height:float # of the lens over the floor, meters
+    wall:float # distance of the back wall, meters
 
     def at(self,
-        x:float, # metres to the right of the camera
-        y:float, # metres over the floor
-        z:float, # metres ahead
+        x:float, # meters to the right of the camera
+        y:float, # meters over the floor
+        z:float, # meters ahead
     )->tuple: # (column, row) in pixels
         "Where a point of the dock lands in the image."
         return self.size[1] / 2 + self.focal * x / z, self.horizon + self.focal * (self.height - y) / z
@@ -45,7 +45,7 @@ class Camera(NamedTuple):
         return np.array([self.at(*p) for p in xyz]).round().clip(-9999, 9999).astype(np.int32)
 
     @property
-    def near(self)->float: # metres
+    def near(self)->float: # meters
         "The distance at which the floor leaves the image at the bottom."
         return self.focal * self.height / (self.size[0] - self.horizon)
 
@@ -53,15 +53,15 @@ class Camera(NamedTuple):
 def make_camera(
     rng:np.random.Generator, # where the choices come from
     size:tuple=(360, 640), # (h, w), pixels
-)->Camera: # a camera some metres up, as on a pole or under a roof
+)->Camera: # a camera some meters up, as on a pole or under a roof
     "A random camera; the back wall is two to four times as far as the nearest floor seen."
     h, w = size
     cam = Camera(tuple(size), max(h*1.5, w)*rng.uniform(.75, 1.1), h*rng.uniform(-.02, .28), rng.uniform(1.9, 3.8), 0.)
     return cam._replace(wall=cam.near * rng.uniform(2., 3.6))
 
 # %% ../../nbs/19_scenes.docks.ipynb #4e26d823
-def _grey(rng, lo, hi, tint=12)->np.ndarray: # BGR
-    "A grey between `lo` and `hi` with a slight tint."
+def _gray(rng, lo, hi, tint=12)->np.ndarray: # BGR
+    "A gray between `lo` and `hi` with a slight tint."
     return (rng.uniform(lo, hi) + rng.uniform(-tint, tint, 3)).clip(0, 255)
 
 def _poly(img, cam, color, *xyz):
@@ -76,10 +76,10 @@ def draw_shell(
     "Walls, ceiling and floor, empty."
     (h, w), z, top, side = cam.size, cam.wall, rng.uniform(4.5, 6.5), cam.wall * rng.uniform(.5, .9)
     img = np.empty((h, w, 3), np.uint8)
-    img[:] = _grey(rng, 105, 190)
+    img[:] = _gray(rng, 105, 190)
     near = cam.near * .5
-    wall = _grey(rng, 110, 215, 18)
-    ceiling = _grey(rng, 50, 130)
+    wall = _gray(rng, 110, 215, 18)
+    ceiling = _gray(rng, 50, 130)
     _poly(img, cam, ceiling, (-99, top, z), (99, top, z), (99, 99, z), (-99, 99, z))
     _poly(img, cam, wall, (-side, 0, z), (side, 0, z), (side, top, z), (-side, top, z))
     for s in (-side, side):
@@ -87,14 +87,14 @@ def draw_shell(
     for s in np.arange(-side, side, rng.uniform(.5, 2.5)): _line(img, cam, wall * .93, (s, 0, z), (s, top, z))
     _floor(rng, img, cam, side)
     if rng.random() < .5:
-        _poly(img, cam, _grey(rng, 50, 200, 50), (-side, 0, z), (side, 0, z), (side, 1, z), (-side, 1, z))
+        _poly(img, cam, _gray(rng, 50, 200, 50), (-side, 0, z), (side, 0, z), (side, 1, z), (-side, 1, z))
     return img
 
 # %% ../../nbs/19_scenes.docks.ipynb #2f447e83
-def _line(img, cam, color, a, b, metres=0.):
-    "A line between two points of the dock, `metres` wide at its nearer end (0: one pixel)."
+def _line(img, cam, color, a, b, meters=0.):
+    "A line between two points of the dock, `meters` wide at its nearer end (0: one pixel)."
     p, q = cam.points(a, b).tolist()
-    thick = max(1, round(metres * cam.focal / max(min(a[2], b[2]), .5)))
+    thick = max(1, round(meters * cam.focal / max(min(a[2], b[2]), .5)))
     cv2.line(img, p, q, [float(c) for c in color], thick, cv2.LINE_AA)
 
 def _floor(rng, img, cam, side):
@@ -117,7 +117,7 @@ def _floor(rng, img, cam, side):
 
 # %% ../../nbs/19_scenes.docks.ipynb #ff2c11ec
 def _rect(img, cam, color, x, y, w, h, z):
-    "An upright rectangle: lower left corner (x, y), metres."
+    "An upright rectangle: lower left corner (x, y), meters."
     p, q = cam.points((x, y + h, z), (x + w, y, z)).tolist()
     cv2.rectangle(img, p, q, [float(c) for c in color], -1)
 
@@ -125,10 +125,10 @@ def _rect(img, cam, color, x, y, w, h, z):
 def _door(rng, img, cam, x, w, h):
     "A roller door in its frame, with a number over it."
     z = cam.wall
-    leaf = _grey(rng, 70, 220, 40)
-    _rect(img, cam, _grey(rng, 30, 90), x - .15, 0, w + .3, h + .2, z)
+    leaf = _gray(rng, 70, 220, 40)
+    _rect(img, cam, _gray(rng, 30, 90), x - .15, 0, w + .3, h + .2, z)
     kind = ("shut", "day", "truck")[rng.choice(3, p=[.5, .2, .3])]
-    if kind == "day": _rect(img, cam, _grey(rng, 215, 250), x, 0, w, h, z)
+    if kind == "day": _rect(img, cam, _gray(rng, 215, 250), x, 0, w, h, z)
     elif kind == "truck": _truck(rng, img, cam, x, w, h)
     else:
         _rect(img, cam, leaf, x, 0, w, h, z)
@@ -143,7 +143,7 @@ def _door(rng, img, cam, x, w, h):
 def _truck(rng, img, cam, x, w, h):
     "The back of a truck in the door: its doors shut, or its inside."
     z = cam.wall
-    body = _grey(rng, 120, 240, 30)
+    body = _gray(rng, 120, 240, 30)
     _rect(img, cam, (25, 25, 25), x, 0, w, h, z)
     _rect(img, cam, body, x + .15, .5, w - .3, h - .7, z)
     if rng.random() < .5:
@@ -193,7 +193,7 @@ class Sprite(NamedTuple):
     x:int # column of its left edge; may be outside
     y:int # row of its top edge; may be outside
     label:int # index into CLASSES; -1 for clutter
-    depth:float # metres from the camera: the smaller hides the larger
+    depth:float # meters from the camera: the smaller hides the larger
     grounded:bool # stands on the floor, so it casts a shadow there
 
     def box(self,
@@ -211,11 +211,11 @@ class Sprite(NamedTuple):
 def stand(
     cam:Camera, # the camera
     cutout:Cutout, # the thing
-    x:float, # metres to the right
-    z:float, # metres ahead
+    x:float, # meters to the right
+    z:float, # meters ahead
     label:int=-1, # index into CLASSES; -1 for clutter
-    y:float=0., # metres over the floor
-    nearer:float=0., # metres to subtract from the depth, to come before something at the same place
+    y:float=0., # meters over the floor
+    nearer:float=0., # meters to subtract from the depth, to come before something at the same place
 )->Sprite: # the thing at its place
     "Put the foot of a cut-out on a point of the dock."
     u, v = cam.at(x, y, z)
@@ -223,12 +223,12 @@ def stand(
 
 # %% ../../nbs/19_scenes.docks.ipynb #44723ef8
 # width, height
-_SACK_METRES = {"lying": ((.65, 1.), (.3, .46)), "standing": ((.45, .65), (.7, 1.)), "bulk": ((.85, 1.05), (.85, 1.1))}
+_SACK_METERS = {"lying": ((.65, 1.), (.3, .46)), "standing": ((.45, .65), (.7, 1.)), "bulk": ((.85, 1.05), (.85, 1.1))}
 
 def _sack(rng, cam, x, z, pose=None, fabric=None, y=0., nearer=0., shrink=1.)->Sprite:
     "One sack of a usual size."
     pose = pose or SACK_POSES[rng.choice(3, p=[.5, .35, .15])]
-    w, h = (rng.uniform(*span) * shrink * cam.focal / z for span in _SACK_METRES[pose])
+    w, h = (rng.uniform(*span) * shrink * cam.focal / z for span in _SACK_METERS[pose])
     return stand(cam, sack_cutout(rng, w, h, pose, fabric), x, z, CLASSES.index("Sack"), y, nearer)
 
 def _pile(rng, cam, x, z)->list:
@@ -267,7 +267,7 @@ def _worker(rng, cam, x, z)->list:
 # %% ../../nbs/19_scenes.docks.ipynb #927be167
 _ROOM, _CLUTTER, _OBJECTS, _LIGHT, _SENSOR, _COUNT = range(6) # every layer draws from rng_for(seed, layer, ...)
 
-def _spot(rng, cam, margin=.02)->tuple: # (x, z), metres
+def _spot(rng, cam, margin=.02)->tuple: # (x, z), meters
     "A place on the floor: near and far equally often by ratio, the feet a little below the image at the nearest."
     z = math.exp(rng.uniform(math.log(cam.near * .93), math.log(cam.wall * .97)))
     return (rng.uniform(-margin, 1 + margin) - .5) * cam.size[1] * z / cam.focal, z
@@ -378,7 +378,7 @@ def light_map(
     size:tuple, # (h, w) of the image
     hard:float=.5, # 0 even light .. 1 often dark
 )->np.ndarray: # (h/8, w/8, 3) float32 gains
-    "Where there is how much light of which colour."
+    "Where there is how much light of which color."
     h = max(2, size[0] // 8)
     w = max(2, size[1] // 8)
     gain = cv2.resize(rng.uniform(1 - .5 * hard, 1 + .3 * hard, (2, 2)).astype(np.float32), (w, h))

@@ -159,7 +159,7 @@ class Evaluate(Callback):
         due = trainer.epoch % trainer.cfg.train.eval_every == 0 or trainer.in_tail or trainer.epoch == trainer.epochs
         trainer.metrics = trainer.evaluate() if due and trainer.val is not None else {}
         ap = trainer.metrics.get("AP")
-        # of equals the later, which has learnt for longer
+        # of equals the later, which has learned for longer
         if ap is not None and (trainer.best is None or ap >= trainer.best["AP"]):
             trainer.best = {"AP": ap, "epoch": trainer.epoch, "step": trainer.step}
 
@@ -207,7 +207,7 @@ class EarlyStop(Callback):
         trainer.epochs = trainer.epoch
 
 # %% ../../nbs/34_train.callbacks.ipynb #970f57ef
-KNOWN = .95 # AP50 from which images count as learnt by heart
+KNOWN = .95 # AP50 from which images count as learned by heart
 
 class OverfitStop(Callback):
     """With `train.overfit_batches`: ends the training when AP50 passes `KNOWN`. Stands after `Evaluate` and before
@@ -229,7 +229,7 @@ class OverfitStop(Callback):
             trainer.epochs = trainer.epoch
         elif trainer.epoch == trainer.epochs:
             trainer.say(
-                f"the images were not learnt: AP50 {ap:.3f} after {trainer.step} steps, {KNOWN} is expected; look at"
+                f"the images were not learned: AP50 {ap:.3f} after {trainer.step} steps, {KNOWN} is expected; look at"
                 " the labels (jetson-det data view), then try more epochs, a higher or lower train.lr_per_image, a"
                 " larger data.input_size"
             )
@@ -307,7 +307,7 @@ def save_batch(
     paths, # of the images of the dataset that `batch.indices` counts
     **facts, # more for the .json: what JSON can hold
 ):
-    "Write a batch for inspection: arrays, a picture, and which images they are made from. Raises OSError."
+    "Write a batch for inspection: arrays, an image, and which images they are made from. Raises OSError."
     arrays = {k: getattr(batch, k).cpu().numpy() for k in ("images", "boxes", "labels", "indices")}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

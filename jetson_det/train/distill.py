@@ -74,7 +74,7 @@ def box_sum(
     told:torch.Tensor, # (N,4) xyxy px
     weight:torch.Tensor, # (N,)
 )->torch.Tensor: # scalar
-    "1 - generalised IoU."
+    "1 - generalized IoU."
     return (weight*(1 - overlap(said, told)[1])).sum()
 
 # %% ../../nbs/31_train.distill.ipynb #381476be
@@ -199,8 +199,8 @@ def standardized(
     maps:torch.Tensor, # (B,C,h,w)
 )->torch.Tensor: # the same shape
     "Mean 0 and variance 1 of each channel of each image."
-    centred = maps - maps.mean((2, 3), keepdim=True)
-    return centred*(centred.square().mean((2, 3), keepdim=True) + 1e-5).rsqrt()
+    centered = maps - maps.mean((2, 3), keepdim=True)
+    return centered*(centered.square().mean((2, 3), keepdim=True) + 1e-5).rsqrt()
 
 def feature_sum(
     said:torch.Tensor, # (B,C,h,w), the student's through its adapter, with gradient

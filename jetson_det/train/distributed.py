@@ -316,7 +316,7 @@ class SyncedBatchNorm(nn.BatchNorm2d):
     def forward(self,
         x:torch.Tensor, # (B,C,h,w)
     )->torch.Tensor: # the same shape
-        "Normalise; in evaluation, when frozen and alone as ever."
+        "Normalize; in evaluation, when frozen and alone as ever."
         if not self.training or self.world.active == 1: return super().forward(x)
         group = self.world.groups.get(self.world.active)
         self.num_batches_tracked.add_(1)
@@ -330,12 +330,12 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         total = _Summed.apply(torch.cat([f.sum((0, 2, 3)), f.new_tensor([f.numel() / f.shape[1]])]), group)
         mean = total[:-1] / total[-1].detach()
         n = total[-1].detach()
-        centred = f - mean.view(column)
-        var = _Summed.apply(centred.square().sum((0, 2, 3)), group) / n
+        centered = f - mean.view(column)
+        var = _Summed.apply(centered.square().sum((0, 2, 3)), group) / n
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * n / (n - 1).clamp(min=1), self.momentum)
-        return (centred * ((var + self.eps).rsqrt() * self.weight).view(column) + self.bias.view(column)).to(x.dtype)
+        return (centered * ((var + self.eps).rsqrt() * self.weight).view(column) + self.bias.view(column)).to(x.dtype)
 
 # %% ../../nbs/32_train.distributed.ipynb #b17957a9
 def sync_batchnorm(

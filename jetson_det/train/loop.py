@@ -34,7 +34,7 @@ from jetson_det.models.checkpoint import (
 )
 from . import distributed
 from . import allocator as heap
-from .data import balance_of, labelled_split, make_loader, settle, training_data
+from .data import balance_of, labeled_split, make_loader, settle, training_data
 from .distributed import World, callbacks_of, main_first, plan_rounds, share_of, steps_of
 from .distill import make_distiller, teacher_row
 from .freeze import freeze_rows
@@ -126,8 +126,8 @@ class Trainer(Counts):
         self.say = say
         if t.threads: torch.set_num_threads(t.threads)
         torch.manual_seed(t.seed)
-        self.train = labelled_split(ds, "train")
-        self.val = self.train if t.overfit_batches else labelled_split(ds, "val", needed=False)
+        self.train = labeled_split(ds, "train")
+        self.val = self.train if t.overfit_batches else labeled_split(ds, "val", needed=False)
         device = pick_device(t.device, t.precision, world)
         (repeats, weights) = balance_of(cfg, self.train, say)
         if device.type == "cpu": heap.keep_memory()
@@ -480,7 +480,7 @@ def sized(
 ): # Config with the micro-batch that trains
     "The settings, with `train.auto_batch` carried out; a resumed training keeps the micro-batch it began with."
     if not cfg.train.auto_batch: return cfg
-    train = labelled_split(ds, "train")
+    train = labeled_split(ds, "train")
     # the images themselves
     held = 4 * pixel_table(train, tuple(cfg.data.input_size)).total if cfg.data.augment_on == "device" else 0
     if not checkpoint: return auto_batch(cfg, train, held, world, say)
@@ -532,7 +532,7 @@ def final_figures(
                    peak_memory_mb=round(trainer.peak_memory/1e6),
                    best=trainer.best,
                    artifact=str(trainer.out/"best"))
-    for name, part in (("val", trainer.val), ("test", labelled_split(trainer.ds, "test", needed=False))):
+    for name, part in (("val", trainer.val), ("test", labeled_split(trainer.ds, "test", needed=False))):
         if part is None: continue
         try: result = evaluate_weights(trainer.out/"best", part, trainer.cfg, trainer.world)
         except InputError as e: raise TrainingError(f"the trained detector cannot be evaluated on {name}: {e}") from e

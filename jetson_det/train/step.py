@@ -83,7 +83,7 @@ def build_model(
     # published statistics are of no use to weights that are random
     learn = cfg.train.freeze_bn is False or not cfg.model.weights
     model = create_model(cfg.model.name, classes, cfg.model.gains, freeze_norm=False if learn else None)
-    if model.licence: say(model.licence)
+    if model.license: say(model.license)
     model.to(device, memory_format=torch.channels_last if cfg.train.channels_last else torch.contiguous_format).train()
     if cfg.model.weights and loader is not None:
         from jetson_det.models.weights.load import load_weights
@@ -103,33 +103,33 @@ def build_model(
 class LossMeter:
     "Sums of losses, and what they are divided by."
     sums:dict = field(default_factory=dict) # name -> sum over all images so far
-    normalisers:dict = field(default_factory=dict) # part of the network -> sum of its normalisers
+    normalizers:dict = field(default_factory=dict) # part of the network -> sum of its normalizers
     images:int = 0
     batches:int = 0 # micro-batches
 
     def __add__(self, other):
         add = lambda a, b: {k: a.get(k, 0.) + b.get(k, 0.) for k in {**a, **b}}
-        return LossMeter(add(self.sums, other.sums), add(self.normalisers, other.normalisers),
+        return LossMeter(add(self.sums, other.sums), add(self.normalizers, other.normalizers),
                          self.images + other.images, self.batches + other.batches)
 
     def divisor(self, part:str="")->float: # of the part's sums and gradients
         "At least 1: a batch without a box has nothing to divide by."
-        return max(self.normalisers.get(part, 0.), 1.)
+        return max(self.normalizers.get(part, 0.), 1.)
 
     @property
     def losses(self)->dict: # name -> loss; "loss" is all of them together
-        "Each sum divided by the normaliser of its part."
+        "Each sum divided by the normalizer of its part."
         found = {k: v / self.divisor(part_of(k)) for k, v in self.sums.items()}
         return {"loss": sum(found.values()), **found}
 
 def meter_of(
-    figures:dict, # ("loss", name), ("normaliser", part) -> number
+    figures:dict, # ("loss", name), ("normalizer", part) -> number
     images:int,
     batches:int=1, # micro-batches
 )->LossMeter:
     "The same figures as a meter."
     kind = lambda what: {name: v for (k, name), v in figures.items() if k == what}
-    return LossMeter(kind("loss"), kind("normaliser"), int(images), int(batches))
+    return LossMeter(kind("loss"), kind("normalizer"), int(images), int(batches))
 
 # %% ../../nbs/36_train.step.ipynb #7396e21d
 class NotFinite(ArithmeticError):
@@ -189,7 +189,7 @@ class Stepper:
         meter = self.joined(meter, l1)
         self.scaler.unscale_(self.optimizer)
         # the one division
-        for part in meter.normalisers: torch._foreach_div_(gradients(self.optimizer, part), meter.divisor(part))
+        for part in meter.normalizers: torch._foreach_div_(gradients(self.optimizer, part), meter.divisor(part))
         norm = clip_gradients(self.optimizer, self.cfg.clip)
         if not self.scaler.is_enabled() and not norm.isfinite(): raise NotFinite("the gradient", parts)
         self.scaler.step(self.optimizer) # fp16: left out where the gradient ran over
@@ -228,8 +228,8 @@ class Stepper:
         if self.world.size == 1: return meter
         figures = {
             **{("loss", k): v
-               for k, v in meter.sums.items()}, **{("normaliser", k): v
-                                                   for k, v in meter.normalisers.items()},
+               for k, v in meter.sums.items()}, **{("normalizer", k): v
+                                                   for k, v in meter.normalizers.items()},
             **{("count", k): getattr(meter, k)
                for k in ("images", "batches")}
         } if meter.batches else {}
@@ -237,7 +237,7 @@ class Stepper:
         hand_on(self.world, self.synced)
         return meter_of(figures, figures["count", "images"], figures["count", "batches"])
 
-    def backward(self, batch, l1)->dict: # ("loss", name), ("normaliser", part) -> scalar tensor
+    def backward(self, batch, l1)->dict: # ("loss", name), ("normalizer", part) -> scalar tensor
         "Add the gradients of a micro-batch's loss sums to those that are there."
         layout = torch.channels_last if self.cfg.channels_last else torch.contiguous_format
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.cfg.precision)
@@ -255,13 +255,13 @@ class Stepper:
         self.scaler.scale(sum(sums.values())).backward()
         return {
             **{("loss", k): v.detach()
-               for k, v in sums.items()}, **{("normaliser", k): v
-                                             for k, v in loss.normalisers.items()}
+               for k, v in sums.items()}, **{("normalizer", k): v
+                                             for k, v in loss.normalizers.items()}
         }
 
 # %% ../../nbs/36_train.step.ipynb #60dfdaf4
 def summed(
-    figures, # of each micro-batch: ("loss", name), ("normaliser", part) -> scalar tensor
+    figures, # of each micro-batch: ("loss", name), ("normalizer", part) -> scalar tensor
     batches, # the micro-batches
 )->LossMeter:
     "The figures of all micro-batches added up, fetched from the device in one go. Raises NotFinite."

@@ -288,7 +288,7 @@ def test_config_verbs(tmp_path):
 
 
 @pytest.mark.parametrize("words, part", [(("explain", "epoks"), "did you mean 'epochs'"), (("diff", "demo", "gone.yaml"), "gone.yaml"), (("explain", "epochs", "-c", "gone"), "gone")])
-def test_a_misspelt_key_is_one_line(words, part, capsys):
+def test_a_misspelled_key_is_one_line(words, part, capsys):
     assert cli.main(["config", *words]) == 2
     err = capsys.readouterr().err
     assert part in err and err.count("\n") == 1 and err.startswith("error: ")

@@ -294,11 +294,11 @@ def chunk(kind, n): return kind + n.to_bytes(2, "big") + bytes(n - 2)
 
 
 @settings(max_examples=60, deadline=None)
-@given(h=st.integers(1, 400), w=st.integers(1, 400), kind=st.sampled_from([".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff"]), grey=st.booleans(), notes=st.lists(st.integers(2, 65000), max_size=4),
+@given(h=st.integers(1, 400), w=st.integers(1, 400), kind=st.sampled_from([".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff"]), gray=st.booleans(), notes=st.lists(st.integers(2, 65000), max_size=4),
        lossless=st.booleans())
-def test_sizes_without_decoding(tmp_path_factory, h, w, kind, grey, notes, lossless):
+def test_sizes_without_decoding(tmp_path_factory, h, w, kind, gray, notes, lossless):
     path = tmp_path_factory.mktemp("i") / f"x{kind}"
-    image = np.zeros((h, w) if grey else (h, w, 3), np.uint8)
+    image = np.zeros((h, w) if gray else (h, w, 3), np.uint8)
     flags = [cv2.IMWRITE_WEBP_QUALITY, 101 if lossless else 60] if kind == ".webp" else []
     data = cv2.imencode(kind, image, flags)[1].tobytes()
     if kind == ".jpg":
@@ -318,7 +318,7 @@ def test_sizes_of_files_of_another_library(tmp_path, save):
 def test_what_has_no_size(tmp_path):
     jpg = cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
     bad = {
-        "empty": b"", "text": b"no picture", "gif": b"GIF89a" + bytes(100), "cut.jpg": jpg[:30],
+        "empty": b"", "text": b"no image", "gif": b"GIF89a" + bytes(100), "cut.jpg": jpg[:30],
         "only.jpg": b"\xff\xd8" + b"\xff\xd0"*50_000, "pixels.jpg": b"\xff\xd8\xff\xda\0\1",
         "huge.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\xff"*8 + bytes(20), "tags.tif": b"II*\0" + b"\xff"*100,
         "riff.webp": b"RIFF" + bytes(4) + b"WEBPVP8 " + bytes(30)

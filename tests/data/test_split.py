@@ -254,7 +254,7 @@ def picture(seed):
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-    "30 pictures; 0 resized is 10, 1 in worse quality is 11, 2 is 12 byte for byte"
+    "30 images; 0 resized is 10, 1 in worse quality is 11, 2 is 12 byte for byte"
     monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path / "cache"))
     for k in range(30):
         image = picture(k - 10 if k in (10, 11, 12) else k)

@@ -24,7 +24,7 @@ SIZES = [(200, 300), (150, 150), (90, 400), (60, 50)]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    "Four noisy pictures of odd names, with groups, splits, flags and attributes."
+    "Four noisy images of odd names, with groups, splits, flags and attributes."
     root = tmp_path_factory.mktemp("source")
     rng = np.random.default_rng(0)
     boxes = []

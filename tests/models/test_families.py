@@ -1,5 +1,5 @@
 """Every family trains exactly and takes what data there is: the same steps however a batch is cut, crowds,
-emptiness, one image, a wide picture."""
+emptiness, one image, a wide image."""
 import json
 import os
 
@@ -109,9 +109,9 @@ def test_one_times_32_is_4_times_8_is_2_processes_times_16(name, data, two, tmp_
 def test_batchnorm_learns_from_both_processes_images(name, data, two, tmp_path, small):
     start, whole, steps = fitted(exactly(data, name, 32, 1, False), str(tmp_path))
     end, theirs = torch.load(two/f"{name}-False.pt", weights_only=False)
-    print(name, "statistics", distance(whole, end, start, learnt=False), "weights", distance(whole, end, start))
+    print(name, "statistics", distance(whole, end, start, learned=False), "weights", distance(whole, end, start))
     same_steps(steps, theirs)
-    assert distance(whole, end, start, learnt=False) < 1e-4
+    assert distance(whole, end, start, learned=False) < 1e-4
     assert distance(whole, end, start) < 5e-2
 
 
@@ -168,10 +168,10 @@ def test_trains_on_what_there_is(name, case, tmp_path, small, monkeypatch):
     figures = train(
         config(folder, *family_words(name, "data.input_size=[64,96]", "train.epochs=2", "train.trackers=[]", *words)),
         tmp_path/"run")
-    normalisers = [min(s[1]) for s in watch.steps]
+    normalizers = [min(s[1]) for s in watch.steps]
     assert len(watch.steps) == figures["steps"] >= 2 and np.isfinite([s[2] for s in watch.steps
-                                                                      ]).all() and max(normalisers) > 0
-    if change: assert min(normalisers) == 0 and load_checkpoint(tmp_path/"run"/"last").contract.classes[-1] == "Pallet"
+                                                                      ]).all() and max(normalizers) > 0
+    if change: assert min(normalizers) == 0 and load_checkpoint(tmp_path/"run"/"last").contract.classes[-1] == "Pallet"
     assert np.isfinite(figures["val"]["stats"]["AP50"]) and all(
         verify_checkpoint(tmp_path/"run"/p) for p in ("best", "last"))
 
@@ -185,7 +185,7 @@ SPOT = (112, 6, 150, 28)
 
 @pytest.fixture(scope="module")
 def corner(tmp_path_factory):
-    """One picture, twice as large as the input, in whose upper right corner is something bright; the batch that the
+    """One image, twice as large as the input, in whose upper right corner is something bright; the batch that the
     loader makes of it."""
     folder = tmp_path_factory.mktemp("corner")
     image = np.full((128, 320, 3), 60, np.uint8)
@@ -237,7 +237,7 @@ def best_box(name, batch, steps=150):
     return boxes[0, at], label, float(overlap(boxes[0, at], torch.tensor(SPOT).float())[0])
 
 
-def test_the_loader_puts_the_object_where_it_is_labelled(corner):
+def test_the_loader_puts_the_object_where_it_is_labeled(corner):
     bright = (corner.images[0].float().mean(0) > 150).nonzero()
     (y1, x1), (y2, x2) = bright.min(0).values.tolist(), (bright.max(0).values + 1).tolist()
     assert corner.images.shape == (1, 3, *WIDE) and corner.labels.tolist() == [[1]]
@@ -265,7 +265,7 @@ def test_exchanged_axes_would_be_noticed(name, corner, small, monkeypatch):
 
 def place_and_sight(name, at, size=(128, 320)):
     """Of the point of the finest scale that says a box around `at`, px: that box's middle, and the middle of what of
-    the picture it looks at (by its gradient)."""
+    the image it looks at (by its gradient)."""
     torch.manual_seed(0)
     model = create_model(name, ("Sack", "Person")).eval()
     x = model.normalize(torch.randint(0, 256, (1, 3, *size),

@@ -80,7 +80,7 @@ def test_fit_stays_inside_and_comes_back(h, w, H, W, fit):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 70), st.integers(1, 70), st.sampled_from(FITS), st.integers(0, 255))
-def test_letterbox_pads_with_the_grey_alone(h, w, H, W, fit, pad):
+def test_letterbox_pads_with_the_gray_alone(h, w, H, W, fit, pad):
     canvas, place = letterbox(np.full((h, w, 3), 200, np.uint8), (H, W), fit, pad)
     (nh, nw), (x, y) = place.resized, place.offset
     assert canvas.shape == (H, W, 3) and (canvas[y:y + nh, x:x + nw] == 200).all()

@@ -84,17 +84,17 @@ def test_memory_is_reused_and_frames_are_untouched():
 
 def test_all_kinds_of_images():
     bgr = photo(20, 30)
-    grey = np.ascontiguousarray(bgr[..., 0])
+    gray = np.ascontiguousarray(bgr[..., 0])
     views = [
         bgr[::-1], bgr[:, ::-1], bgr[::2, ::3], bgr[..., ::-1],
         bgr.transpose(1, 0, 2),
         np.asfortranarray(bgr), bgr[2:9, 3:20]
     ]
     for image in views: np.testing.assert_array_equal(as_bgr(image), image)
-    for image in (grey, grey[..., None], grey.astype(np.uint16) * 257, np.dstack([grey] * 3 + [bgr[..., 1]])):
-        np.testing.assert_array_equal(as_bgr(image), np.dstack([grey] * 3))
+    for image in (gray, gray[..., None], gray.astype(np.uint16) * 257, np.dstack([gray] * 3 + [bgr[..., 1]])):
+        np.testing.assert_array_equal(as_bgr(image), np.dstack([gray] * 3))
     fast = Preprocessor(preset("yolox", input_size=(64, 64)))
-    for image in views + [grey]:
+    for image in views + [gray]:
         np.testing.assert_array_equal(fast([image])[0][0], letterbox(image, (64, 64))[0].transpose(2, 0, 1))
 
 

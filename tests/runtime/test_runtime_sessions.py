@@ -10,11 +10,11 @@ from jetson_det.runtime.files import InputError
 from jetson_det.runtime.sessions import OnnxSession, Session, open_session
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-COLOURS = Path(__file__).parents[1] / "fixtures" / "colours.onnx"
+COLORS = Path(__file__).parents[1] / "fixtures" / "colors.onnx"
 
 
 def scene():
-    "A blue, a green and a red square on grey."
+    "A blue, a green and a red square on gray."
     frame = np.full((512, 640, 3), 114, np.uint8)
     frame[64:128, 128:192] = (250, 10, 10)
     frame[256:320, 448:512] = (5, 240, 20)
@@ -23,7 +23,7 @@ def scene():
 
 
 def test_frames_lists_and_pieces():
-    session = open_session(COLOURS, threads=1)
+    session = open_session(COLORS, threads=1)
     frame = scene()
     found = session(frame)
     assert session.contract.classes == ("Blue", "Green", "Red") and found.labels.tolist() == [2, 0, 1]
@@ -38,7 +38,7 @@ def test_frames_lists_and_pieces():
 
 
 def test_a_fixed_batch_is_filled_up():
-    inner = open_session(COLOURS)
+    inner = open_session(COLORS)
     sizes = []
 
     def infer(x):
@@ -49,20 +49,20 @@ def test_a_fixed_batch_is_filled_up():
 
 
 def test_what_is_refused(tmp_path):
-    session = open_session(COLOURS)
-    (tmp_path / "torn.onnx").write_bytes(COLOURS.read_bytes()[:900])
+    session = open_session(COLORS)
+    (tmp_path / "torn.onnx").write_bytes(COLORS.read_bytes()[:900])
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "text.onnx").write_text("not a model")
-    calls = [(lambda: open_session(tmp_path), "needs torch"), (lambda: open_session("a.pt"), "not an artefact"),
+    calls = [(lambda: open_session(tmp_path), "needs torch"), (lambda: open_session("a.pt"), "not an artifact"),
              (lambda: open_session(tmp_path/"absent.onnx"), "no such file"),
              (lambda: open_session(tmp_path/"torn.onnx"), "cannot open it"),
              (lambda: open_session(tmp_path/"empty.onnx"), ""),
              (lambda: open_session(tmp_path/"text.onnx"), "cannot open it"),
-             (lambda: open_session(COLOURS, "yolox"), "2 outputs"),
-             (lambda: open_session(COLOURS, "yolo9"), "no preset of that name"),
-             (lambda: open_session(COLOURS, session.contract._replace(input_size=(416, 416))), "[batch, 3, 416, 416]"),
-             (lambda: open_session(COLOURS, session.contract._replace(classes=("Sack", ))), "1 classes"),
-             (lambda: open_session(COLOURS, providers=["TensorrtExecutionProvider", "NoSuchProvider"]),
+             (lambda: open_session(COLORS, "yolox"), "2 outputs"),
+             (lambda: open_session(COLORS, "yolo9"), "no preset of that name"),
+             (lambda: open_session(COLORS, session.contract._replace(input_size=(416, 416))), "[batch, 3, 416, 416]"),
+             (lambda: open_session(COLORS, session.contract._replace(classes=("Sack", ))), "1 classes"),
+             (lambda: open_session(COLORS, providers=["TensorrtExecutionProvider", "NoSuchProvider"]),
               "is not installed"), (lambda: session(np.zeros((3, 3))), "uint8"),
              (lambda: session([scene(), None]), "unreadable file")]
     for call, says in calls:
@@ -71,7 +71,7 @@ def test_what_is_refused(tmp_path):
 
 
 def test_an_answer_that_contradicts_the_contract():
-    inner = open_session(COLOURS)
+    inner = open_session(COLORS)
     for infer, says in ((lambda x: inner.infer(x)[:1], "1 outputs"), (lambda x: inner.infer(x)[::-1],
                                                                       "'boxes' of the graph"),
                         (lambda x: [o*np.nan for o in inner.infer(x)], "not finite")):

@@ -12,7 +12,7 @@ from jetson_det.runtime.files import InputError
 from jetson_det.runtime.sessions import Session, open_session
 from jetson_det.runtime.tiles import Tiled, merge_tiles, tile_grid
 
-COLOURS = Path(__file__).parents[1] / "fixtures" / "colours.onnx"
+COLORS = Path(__file__).parents[1] / "fixtures" / "colors.onnx"
 
 
 def test_windows_cover_evenly_with_the_overlap():
@@ -134,7 +134,7 @@ def test_boxes_that_are_not_exact(size, overlap):
         assert_found(Tiled(Finder(jitter=1.), size, overlap)(image), boxes[big], labels[big], atol=2.)
 
 
-def test_neighbours_of_one_class_stay_apart():
+def test_neighbors_of_one_class_stay_apart():
     "A crowd in a row, each 20 px wide and 3 px from the next, over many seams."
     image = np.zeros((100, 600, 3), np.uint8)
     boxes = []
@@ -194,9 +194,9 @@ def test_it_stands_for_the_session():
     assert (inner.confidence, inner.iou, inner.max_detections) == (.5, .6, 12) and session.confidence == .5
     assert len(session(image).scores) == 12
     session.max_detections = 300
-    one, grey, small = session([image, np.zeros((50, 60), np.uint8), image[:128, :160]])
+    one, gray, small = session([image, np.zeros((50, 60), np.uint8), image[:128, :160]])
     assert_found(one, boxes, labels)
-    assert len(grey.scores) == 0 and len(small.scores) == len(inner.find(image[:128, :160]).scores)
+    assert len(gray.scores) == 0 and len(small.scores) == len(inner.find(image[:128, :160]).scores)
     assert session([]) == [] and not hasattr(session, "nothing")
     report = bench(session, [image], warmup=1, repeats=2)
     assert report.calls == 2 and report.stages["inference"]["p50"] == pytest.approx(200)
@@ -206,16 +206,16 @@ def test_it_stands_for_the_session():
 
 
 def test_an_onnx_file_in_tiles():
-    "colours.onnx finds cells of 32 px; windows that begin at multiples of 32 see the frame's own cells, each once."
+    "colors.onnx finds cells of 32 px; windows that begin at multiples of 32 see the frame's own cells, each once."
     pytest.importorskip("onnxruntime")
     rng = np.random.RandomState(1)
-    cells = rng.randint(0, 6, (14, 17)) # 0 blue, 1 green, 2 red, else grey
-    colour = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (114, 114, 114), (114, 114, 114), (114, 114, 114)],
+    cells = rng.randint(0, 6, (14, 17)) # 0 blue, 1 green, 2 red, else gray
+    color = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (114, 114, 114), (114, 114, 114), (114, 114, 114)],
                       np.uint8)
-    frame = cv2.resize(colour[cells], (17 * 32, 14 * 32), interpolation=cv2.INTER_NEAREST)
+    frame = cv2.resize(color[cells], (17 * 32, 14 * 32), interpolation=cv2.INTER_NEAREST)
     y, x = np.nonzero(cells < 3)
     truth = np.stack([x, y, x + 1, y + 1], 1) * 32
-    inner = open_session(COLOURS, threads=1)
+    inner = open_session(COLORS, threads=1)
     inner.max_detections = 300
     assert len(Tiled(inner, overlap=.2).windows(frame.shape[:2])) == 4
     for session in (Tiled(inner, overlap=.2), Tiled(Session(inner.contract, inner.infer, batch_size=3), overlap=.2)):

@@ -46,11 +46,11 @@ def test_images_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="cannot be read"): read_image(tmp_path / "none.jpg")
 
 
-def test_grey_and_16_bit_files(tmp_path):
-    grey = np.arange(72, dtype=np.uint8).reshape(8, 9)
-    for image in (grey, grey.astype(np.uint16) * 256, np.dstack([grey] * 4)):
+def test_gray_and_16_bit_files(tmp_path):
+    gray = np.arange(72, dtype=np.uint8).reshape(8, 9)
+    for image in (gray, gray.astype(np.uint16) * 256, np.dstack([gray] * 4)):
         (tmp_path / "x.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
-        assert np.abs(read_image(tmp_path / "x.png").astype(int) - grey[..., None]).max() <= 1
+        assert np.abs(read_image(tmp_path / "x.png").astype(int) - gray[..., None]).max() <= 1
 
 
 def test_video(tmp_path):

@@ -31,7 +31,7 @@ def changed(a, b, more_than=0):
     return np.array([x, y, x + w, y + h])
 
 
-def labelled(seed, count=6):
+def labeled(seed, count=6):
     cam = make_camera(rng_for(seed), SIZE)
     return cam, [s for s in place_objects(seed, cam, count) if s.label >= 0]
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_meant_is_one_line(bad):
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2 ** 40))
 def test_a_lone_thing_changes_the_pixels_of_its_box(seed):
-    cam, things = labelled(seed)
+    cam, things = labeled(seed)
     room = draw_room(rng_for(seed, 1), cam)
     for s in things:
         box = boxes_of([s], SIZE)[0][0]
@@ -124,9 +124,9 @@ def test_a_lone_thing_changes_the_pixels_of_its_box(seed):
 
 
 def test_boxes_still_fit_under_the_light():
-    "Seen against a room of another colour, after light: the outline is sharp on all four sides."
+    "Seen against a room of another color, after light: the outline is sharp on all four sides."
     for seed in range(20):
-        cam, things = labelled(seed)
+        cam, things = labeled(seed)
         gain = light_map(rng_for(seed, 9), SIZE, 0.)
         magenta = np.full((*SIZE, 3), (255, 0, 255), np.uint8)
         for s in things:

@@ -129,7 +129,7 @@ def test_by_heart(data, tmp_path):
     written = load_config(tmp_path/"run"/"config.yaml")
     assert (written.augment.mosaic, written.augment.flip, written.augment.multiscale) == (0, 0, 0)
     assert (figures["steps"], figures["val"]["images"]) == (2, 2) and figures["peak_memory_mb"] > 50
-    assert "the images were not learnt" in (tmp_path/"run"/"log.txt").read_text()
+    assert "the images were not learned" in (tmp_path/"run"/"log.txt").read_text()
     rows = (tmp_path/"run"/"dataset.tsv").read_text().splitlines()[1:]
     assert len(rows) == 2 and all(r.startswith("train\t") for r in rows)
 

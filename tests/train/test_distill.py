@@ -66,7 +66,7 @@ def pictures(n, size=SIZE, seed=0):
     return F.interpolate(torch.cat(found), size, mode="bilinear").mul(255).byte()
 
 
-def labelled(n, size=SIZE, seed=0):
+def labeled(n, size=SIZE, seed=0):
     "Boxes (n,3,4) and labels (n,3); the last image has none."
     g = torch.Generator().manual_seed(seed)
     low = torch.rand(n, 3, 2, generator=g)*torch.tensor([size[1], size[0]])*.5
@@ -92,7 +92,7 @@ def pair(teacher, student, **kw):
 def test_the_gradient_is_the_same_however_a_step_is_cut(teacher, student):
     distiller = pair(teacher, student)
     images = pictures(4)
-    targets = labelled(4)
+    targets = labeled(4)
     learns = [p for p in (*distiller.networks[1].parameters(), *distiller.parameters()) if p.requires_grad]
 
     def gradient(pieces):
@@ -413,7 +413,7 @@ def test_a_student_comes_nearer_to_its_teacher(student):
             else: outputs = model(model.normalize(images), *targets)
             loss = model.loss(outputs, boxes, labels)
             optimizer.zero_grad()
-            (sum({**loss.sums, **sums}.values())/loss.normaliser.clamp(min=1)).backward()
+            (sum({**loss.sums, **sums}.values())/loss.normalizer.clamp(min=1)).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 10.)
             optimizer.step()
         return model.eval()

@@ -46,7 +46,7 @@ class Watch(Callback):
     "Remembers each step."
     def __init__(self): self.steps = []
     def after_step(self, t):
-        self.steps.append((t.step, t.batch, t.meter.images, t.meter.normalisers[""], t.losses["loss"]))
+        self.steps.append((t.step, t.batch, t.meter.images, t.meter.normalizers[""], t.losses["loss"]))
 
 
 def fitted(cfg, tmp, world=None):
@@ -101,11 +101,11 @@ def test_batchnorm_learns_from_all_images(tmp_path, data, processes, one, severa
     more = [w for w in FROZEN if not w.startswith(("train.freeze_bn", "train.lr_per", "train.epochs"))]
     start, alone, shared = compare(tmp_path, data, processes, [*more, "train.lr_per_image=1e-7", "train.epochs=1"], one,
                                    several)
-    assert distance(alone, shared, start, learnt=False) < 1e-4
+    assert distance(alone, shared, start, learned=False) < 1e-4
     assert distance(alone, shared, start) < 2e-2
 
 
-def rank_normalised(world):
+def rank_normalized(world):
     """In a process: gradients and statistics of a small network, of images 0-4 in rank 0 and 5-7 in rank 1; and of
     all of them by torch alone."""
     from jetson_det.train.distributed import sum_step, sync_batchnorm
@@ -129,7 +129,7 @@ def rank_normalised(world):
 
 def test_synced_batchnorm_is_batchnorm_of_the_joint_batch():
     "To 1e-5; the convolutions' own biases are without effect, and without gradient but for rounding."
-    assert together(rank_normalised, 2) < 1e-5
+    assert together(rank_normalized, 2) < 1e-5
 
 
 def without(out, step):

@@ -66,7 +66,7 @@ def test_accumulation_is_exact(tmp_path, count, batch, pieces):
     for b, a in pieces:
         accumulated, their_steps = change(b, a)
         assert [s[6].images for s in their_steps] == [s[6].images for s in steps]
-        assert [s[6].normalisers[""] for s in their_steps] == [s[6].normalisers[""] for s in steps]
+        assert [s[6].normalizers[""] for s in their_steps] == [s[6].normalizers[""] for s in steps]
         assert (accumulated - whole).norm() < 1e-4 * moved
 
 
@@ -79,7 +79,7 @@ def test_images_without_boxes_train_too(tmp_path, data):
     few = replace(ds, box_image=ds.box_image[keep], boxes=ds.boxes[keep], labels=ds.labels[keep], flags=ds.flags[keep])
     watch = Watch()
     Trainer(cfg, few, tmp_path/"none", callbacks=[watch]).fit()
-    assert min(s[6].normalisers[""] for s in watch.steps) == 0 and all(np.isfinite(s[5]["loss"]) for s in watch.steps)
+    assert min(s[6].normalizers[""] for s in watch.steps) == 0 and all(np.isfinite(s[5]["loss"]) for s in watch.steps)
 
 
 def test_schedule_tail_and_counting(tmp_path, data):

@@ -1,4 +1,4 @@
-"""Optimisers against torch's own, schedules against yolox's and torch's schedulers, Lookahead against its formula
+"""Optimizers against torch's own, schedules against yolox's and torch's schedulers, Lookahead against its formula
 and through checkpoints, clipping."""
 import copy
 from types import SimpleNamespace
@@ -215,7 +215,7 @@ def test_the_words_of_the_table():
     assert base_lr(but(lr=.1), 64) == .1
 
 
-# ---- optimisers
+# ---- optimizers
 
 def test_sgd_is_bit_for_bit_the_plain_one():
     ours = create_model("yolox-nano", ["a"]).to(memory_format=torch.channels_last)
@@ -270,7 +270,7 @@ def test_adam_and_adamw_decay_differently():
 @pytest.mark.parametrize("cfg", [but(lr=.05), but(optimizer="adamw", lr=.01), but(optimizer="adam", lr=.01), but(optimizer="adamw", lr=.01, lookahead=3), but(lr=.05, lookahead=2, lookahead_alpha=.8)],
                          ids=["sgd", "adamw", "adam", "adamw-lookahead", "sgd-lookahead"])
 @pytest.mark.parametrize("cut", [1, 2, 4, 6])
-def test_a_resumed_optimiser_goes_on_bit_for_bit(cfg, cut, tmp_path):
+def test_a_resumed_optimizer_goes_on_bit_for_bit(cfg, cut, tmp_path):
     "Through a real checkpoint, whose tensors are contiguous where the weights are channels_last."
     whole = net()
     part = net()
@@ -420,7 +420,7 @@ def test_lookahead_is_its_formula(k, alpha, steps, seed):
         torch.testing.assert_close(p.detach(), fast, rtol=1e-5, atol=1e-6)
 
 
-def test_lookahead_all_the_way_is_the_inner_optimiser():
+def test_lookahead_all_the_way_is_the_inner_optimizer():
     models = net(), net()
     run(models[0], build_optimizer(models[0], but(optimizer="adamw", lr=.01, lookahead=1, lookahead_alpha=1.), 8), 6)
     run(models[1], build_optimizer(models[1], but(optimizer="adamw", lr=.01), 8), 6)

@@ -117,7 +117,7 @@ def test_the_environment_says_what_ran(whole, data):
 
 
 def repository(folder):
-    "A git repository with a commit, a change to a text and to a picture, a new file that is added and one that is not."
+    "A git repository with a commit, a change to a text and to an image, a new file that is added and one that is not."
     def git(*words):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
                        cwd=folder,
@@ -232,8 +232,8 @@ def test_every_checkpoint_knows_where_it_came_from(tmp_path, data, monkeypatch):
     from jetson_det.export.onnx import export_onnx
     export_onnx(far, tmp_path/"a.onnx")
     shutil.rmtree(first)
-    for artefact in (far, tmp_path/"a.onnx"):
-        chain = lineage(artefact)
+    for artifact in (far, tmp_path/"a.onnx"):
+        chain = lineage(artifact)
         assert [(e["name"], e["found"]) for e in chain] == [("yolox-nano", "as it was"), ("yolox-nano", "gone")]
 
 

@@ -114,11 +114,11 @@ def _compose(A, items, min_box=1., min_visible=.1):
                          clip=True,
                          filter_invalid_bboxes=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning) # "no transform to process boxes", where colours alone are changed
+        warnings.simplefilter("ignore", UserWarning) # "no transform to process boxes", where colors alone are changed
         return A.Compose(items, bbox_params=boxes)
 
 def _tried(A, item, at, name, where):
-    "The transform, tried on a picture. Raises InputError when it cannot do without masks, or changes size or type."
+    "The transform, tried on an image. Raises InputError when it cannot do without masks, or changes size or type."
     if needs := set(item.targets_as_params) - {"image", "bboxes"}:
         raise InputError(f"{where(at)}: {name}: needs {', '.join(sorted(needs))}: only images and boxes are at hand")
     picture = (np.indices((331, 331)).sum(0)[..., None] * [1, 2, 3] % 256).astype(np.uint8)
@@ -130,7 +130,7 @@ def _tried(A, item, at, name, where):
         try: got = pipeline(image=picture, bboxes=np.float32([[20, 30, 90, 80]]), ids=[0])["image"]
         except Exception as e:
             raise InputError(
-                f"{where(at)}: {name}: fails on a picture of 331x331: {type(e).__name__}: {' '.join(str(e).split())}"
+                f"{where(at)}: {name}: fails on an image of 331x331: {type(e).__name__}: {' '.join(str(e).split())}"
             ) from None
         if got.shape != picture.shape:
             raise InputError(

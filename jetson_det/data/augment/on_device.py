@@ -115,22 +115,22 @@ class PlanTables(NamedTuple):
     shapes:np.ndarray # (B,T,2) int32: its height and width
     second:int # tiles from here on belong to the second layer
     layers:int # 1 where no sample has a second layer, else 2
-    # (B,2,2) float32: height and width of what is grey in each layer; less than 0: there is no such layer
+    # (B,2,2) float32: height and width of what is gray in each layer; less than 0: there is no such layer
     frames:np.ndarray
     shifts:np.ndarray # (B,3) float32: of hue (-90 to 89), saturation, value
 
 def _matrices(
     matrix:np.ndarray, # (K,2,3): pixels of the images as stored -> pixels of the sample
     scale:np.ndarray, # (K,2): (x, y) pixels as stored in one of the copy
-)->np.ndarray: # (K,6): centres of the sample's pixels, counted from 0 -> those of the copy with its rim
+)->np.ndarray: # (K,6): centers of the sample's pixels, counted from 0 -> those of the copy with its rim
     "The way back."
     a, b, c, d = (matrix[:, i, j] * scale[:, j] for i in (0, 1) for j in (0, 1))
     (tx, ty), det = matrix[:, :, 2].T, a * d - b * c
     a, b, c, d = d / det, -b / det, -c / det, a / det
-    # from the sample's first centre
+    # from the sample's first center
     tx = tx - .5
     ty = ty - .5
-    # + .5: the rim is one pixel, a centre half a pixel
+    # + .5: the rim is one pixel, a center half a pixel
     return np.stack([a, b, -(a * tx + b * ty) + .5, c, d, -(c * tx + d * ty) + .5], 1)
 
 # %% ../../../nbs/18_data.augment.on_device.ipynb #442561c3
@@ -207,14 +207,14 @@ def _fetched(
     return _weighted(corners, [256 - wu - wv + both, wu - both, wv - both, both])
 
 # %% ../../../nbs/18_data.augment.on_device.ipynb #29312657
-_GREY = 0x00727272 # 114 in three channels
+_GRAY = 0x00727272 # 114 in three channels
 
 def compose(
     pixels:torch.Tensor, # (P,) int32 BGRA
     geometry:torch.Tensor, # (B,T,14) float32, as in PlanTables
     starts:torch.Tensor, # (B,T) int64
     pitches:torch.Tensor, # (B,T) int64
-    frames:torch.Tensor, # (B,2) float32: height and width of what is grey
+    frames:torch.Tensor, # (B,2) float32: height and width of what is gray
     size:tuple, # (h, w) of the samples
 )->torch.Tensor: # (B,h,w) int32 BGRA
     "Draw the tiles of one layer."
@@ -222,7 +222,7 @@ def compose(
     x = torch.arange(w, dtype=torch.float32, device=device)
     y = torch.arange(h, dtype=torch.float32, device=device)[:, None]
     frames = frames[:, :, None, None]
-    ground = ((y < frames[:, 0]) & (x < frames[:, 1])).int() * _GREY
+    ground = ((y < frames[:, 0]) & (x < frames[:, 1])).int() * _GRAY
     if not geometry.shape[1]: return ground
     which = torch.full((b, h, w), -1, dtype=torch.int64, device=device)
     u, v = torch.zeros((2, b, h, w), dtype=torch.float32, device=device)
@@ -257,9 +257,9 @@ def shift_planes(
     b:torch.Tensor, g:torch.Tensor, r:torch.Tensor, # (B,h,w) float32, 0..255, whole numbers
     shifts:torch.Tensor, # (B,3) float32: of hue (-90 to 89), saturation, value
 )->tuple: # b, g, r
-    "Shift colours in HSV."
+    "Shift colors in HSV."
     dh, ds, dv = shifts[:, :, None, None].unbind(1)
-    down = dh < 0 # as `shift_colours`: up, with red and blue exchanged
+    down = dh < 0 # as `shift_colors`: up, with red and blue exchanged
     b, r = torch.where(down, r, b), torch.where(down, b, r)
     value = torch.maximum(torch.maximum(b, g), r)
     least = torch.minimum(torch.minimum(b, g), r)

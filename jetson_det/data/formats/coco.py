@@ -122,7 +122,7 @@ def dead_parents(
 def _used_categories(
     annotations, # of a COCO dictionary
 )->set: # of ids, as `id_key` gives them
-    "The categories that something is labelled with."
+    "The categories that something is labeled with."
     if isinstance(annotations, Columns): return set(map(id_key, set(annotations.categories)))
     return {id_key(a.get("category_id")) for a in annotations}
 

@@ -26,7 +26,7 @@ from .parse import number, read_text
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #746fa149
 ROLES = {
     "file": ("filename", "file", "imagepath", "imagefile", "imagename", "imagefilename", "image", "img", "imgname",
-             "imgpath", "imageid", "imgid", "filepath", "path", "frame", "picture", "photo"),
+             "imgpath", "imageid", "imgid", "filepath", "path", "frame", "image", "photo"),
     "class": ("classname", "labelname", "categoryname", "objectclass", "objectname", "class", "label", "category",
               "celltype", "species", "object", "classid", "labelid", "categoryid", "type"),
     "xmin": ("xmin", "minx", "x1", "left", "xtl", "xleft", "topleftx", "bboxxmin", "bboxx1", "boxxmin"),
@@ -79,7 +79,7 @@ def column_roles(
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #711f5daf
 KINDS = {
-    "corners": ("xmin", "ymin", "xmax", "ymax"), "corner": ("xmin", "ymin", "w", "h"), "centre": ("cx", "cy", "w", "h")
+    "corners": ("xmin", "ymin", "xmax", "ymax"), "corner": ("xmin", "ymin", "w", "h"), "center": ("cx", "cy", "w", "h")
 }
 
 def box_kind(
@@ -101,7 +101,7 @@ def to_corners(
     a = box[..., :2]
     b = box[..., 2:]
     if kind == "corner": return np.concatenate([a, a + b], -1)
-    if kind == "centre": return np.concatenate([a - b / 2, a + b / 2], -1)
+    if kind == "center": return np.concatenate([a - b / 2, a + b / 2], -1)
     return box
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #816fa69c
@@ -479,7 +479,7 @@ def _check_same(
             first = f"{sheets[0].file}, line {sheets[0].line(path)}"
             raise InputError(
                 f"{files.root / other.file}, line {other.line(path)}: {path} has other boxes here than in {first}: each"
-                " image must be labelled once"
+                " image must be labeled once"
             )
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #970e53b1
@@ -500,7 +500,7 @@ def check_reading(
     if fits[kind] < .7 and fits[best] > .95:
         names = {
             "corners": "xmin, ymin, xmax, ymax", "corner": "x, y, w, h (from the top left corner)",
-            "centre": "x_center, y_center, w, h"
+            "center": "x_center, y_center, w, h"
         }
         raise InputError(
             f"{place}, line 1: read as {names[kind]}, {1 - fits[kind]:.0%} of the boxes leave their images; they look"

@@ -43,7 +43,7 @@ def _turned(
     return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
 
 def _ellipse(
-    cx, cy, rx, ry, # centre and radii, pixels
+    cx, cy, rx, ry, # center and radii, pixels
     degrees, # clockwise
 )->tuple: # xmin, ymin, xmax, ymax
     "The box around a turned ellipse."
@@ -203,7 +203,7 @@ def _read_images(
         if row is None: continue
         if turned > 1:
             rows.flaw("rotated-image", path, x.path,
-                      f"{path}: drawn on the picture as turned by its EXIF note ({turned}); its boxes are turned back",
+                      f"{path}: drawn on the image as turned by its EXIF note ({turned}); its boxes are turned back",
                       "noted")
         for s, label in shapes: _add_shape(rows, x, s, row, label, turned)
 

@@ -85,16 +85,16 @@ def kitti_lists(
                     f"{files.root / f}, line {k}: {stem!r} is in {before[1]} too: each image belongs in one split")
     return split
 
-def _add_unlabelled(
+def _add_unlabeled(
     rows:Rows, # where to
     files:Files, # the folder
 ):
-    "Images beside labelled ones are background; folders of images without any label are left out."
-    labelled = {posixpath.dirname(p) for p in rows.index}
+    "Images beside labeled ones are background; folders of images without any label are left out."
+    labeled = {posixpath.dirname(p) for p in rows.index}
     without = Counter()
     for p in files.images:
         folder = posixpath.dirname(p)
-        if folder not in labelled: without[folder] += 1
+        if folder not in labeled: without[folder] += 1
         elif p not in rows.index and rows.image(p, "no label", split_of(folder)) is not None:
             rows.flaw("no-labels", p, "", f"{p} has no label file: taken as background", "noted")
     for folder, n in sorted(without.items()):
@@ -142,7 +142,7 @@ def read_kitti(
             "missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")
         if row is None: continue
         for name, box, flags, said in found: rows.box(row, box, name, flags, **said)
-    _add_unlabelled(rows, files)
+    _add_unlabeled(rows, files)
     return _finish(rows, lists)
 
 def _finish(

@@ -76,7 +76,7 @@ def labelme_image(
     label:str, # path of the JSON file in it
     hint:str, # its imagePath; may be empty or wrong
 )->str: # the image's path, or "" when there is none
-    "The picture of a LabelMe file. Raises InputError when two could be meant."
+    "The image of a LabelMe file. Raises InputError when two could be meant."
     path = posixpath.normpath(posixpath.join(posixpath.dirname(label), hint.replace("\\", "/")))
     name = posixpath.basename(path) if hint else ""
     return path if name and path in files.by_name.get(name.lower(), ()) else image_for(files, label, name)
@@ -87,15 +87,15 @@ _MAGIC = {
 }
 
 def unpack_image(
-    text:str, # the picture in base64, as imageData has it
+    text:str, # the image in base64, as imageData has it
     name:str, # path of the JSON file in the dataset
 )->Path: # CACHE/labelme/DIGEST/NAME.jpg
-    "Write an embedded picture to the cache folder, unless it is there. Raises InputError when it is no picture."
+    "Write an embedded image to the cache folder, unless it is there. Raises InputError when it is no image."
     from jetson_det.data.index import cache_dir
     try: data = base64.b64decode(text.rpartition(",")[2])
     except ValueError: raise InputError(f"{name}: imageData is not base64") from None
     suffix = next((s for magic, s in _MAGIC.items() if data.startswith(magic)), "")
-    if not suffix: raise InputError(f"{name}: imageData is no picture")
+    if not suffix: raise InputError(f"{name}: imageData is no image")
     path = cache_dir() / "labelme" / hashlib.blake2b(data, digest_size=12).hexdigest() / (name[:-len(".json")] + suffix)
     try:
         if path.is_file() and path.stat().st_size == len(data): return path
@@ -133,8 +133,8 @@ def _picture(
     files:Files, # the folder
     f:str, # path of the JSON file in it
     d:dict, # its content
-)->str: # path of the picture, or "" when there is none; absolute when it was unpacked
-    "Find or unpack the picture of a file."
+)->str: # path of the image, or "" when there is none; absolute when it was unpacked
+    "Find or unpack the image of a file."
     hint = d.get("imagePath")
     data = d.get("imageData")
     for key in ("imagePath", "imageData"):
@@ -143,7 +143,7 @@ def _picture(
     path = labelme_image(files, f, hint or "")
     # a namesake in another folder is a guess, what is inside is not
     if path and (not data or plain_folder(path) == plain_folder(f)): return path
-    if not data: rows.flaw("missing-image", f, "", f"{f}: its picture {(hint or 'imagePath')[:200]!r} is not there")
+    if not data: rows.flaw("missing-image", f, "", f"{f}: its image {(hint or 'imagePath')[:200]!r} is not there")
     else:
         try: return str(unpack_image(data, f))
         except InputError as e: rows.flaw("unreadable-image", f, "", str(e))
@@ -178,7 +178,7 @@ def _read_file(
     if row is None: return
     if turned > 1:
         rows.flaw("rotated-image", path, f,
-                  f"{f}: drawn on the picture as turned by its EXIF note ({turned}); its boxes are turned back",
+                  f"{f}: drawn on the image as turned by its EXIF note ({turned}); its boxes are turned back",
                   "noted")
     for k, (label, box, flags, said, kind) in enumerate(shapes, 1):
         if box is None:
@@ -230,5 +230,5 @@ def read_labelme(
     inside = [p for p in rows.paths if posixpath.isabs(p)]
     if inside:
         rows.flaw("embedded-image", rows.index[inside[0]], "",
-                  f"pictures inside label files: {len(inside)}, unpacked, such as {inside[0]}", "noted", "note")
+                  f"images inside label files: {len(inside)}, unpacked, such as {inside[0]}", "noted", "note")
     return by_name(rows)

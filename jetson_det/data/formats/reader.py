@@ -197,7 +197,7 @@ class Rows:
         `size`: its real (h, w), or the InputError met in finding it, where that is known already."""
         if path in self.index:
             raise InputError(
-                f"{self.root}: {self.index[path]} and {source} both speak of {path}: each image must be labelled once")
+                f"{self.root}: {self.index[path]} and {source} both speak of {path}: each image must be labeled once")
         self.index[path] = source
         size = size_or_error(self.root / path) if size is None else size
         if isinstance(size, InputError):
@@ -208,7 +208,7 @@ class Rows:
             said = f"{source} says {declared[1]}x{declared[0]}, {path} is {size[1]}x{size[0]}"
             if turned:
                 self.flaw("rotated-image", path, source,
-                          f"{said}: labelled on the picture as turned by its EXIF note; store it turned")
+                          f"{said}: labeled on the image as turned by its EXIF note; store it turned")
             else: self.flaw("size-mismatch", path, source, f"{said}: the file's size is used", "noted")
             if turned: return None
         for column, value in zip((self.paths, self.sizes, self.splits, self.groups, self.ids),
@@ -294,7 +294,7 @@ def _kept_attributes(
 def _turned_by_exif(
     path:Path, # an image file
 )->bool: # whether obeying its EXIF note swaps height and width
-    "Decode a picture with and without its EXIF orientation and compare."
+    "Decode an image with and without its EXIF orientation and compare."
     plain = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION)
     turned = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_8)
     return plain is not None and turned is not None and plain.shape != turned.shape

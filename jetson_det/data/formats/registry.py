@@ -100,7 +100,7 @@ def read_dataset(
     format:str="auto", # a name in `FORMATS`, or "auto": found by its sign
     classes=None, # class names in order, where they are to be fixed
 )->DetDataset: # the columns; nothing is dropped yet but images that are missing or unreadable, which `.flaws` names
-    "Read a labelled dataset. Raises InputError, one line with the place, for what cannot be meant."
+    "Read a labeled dataset. Raises InputError, one line with the place, for what cannot be meant."
     path = Path(path)
     known_format(format)
     if not path.exists(): raise InputError(f"{path}: no such file or folder")

@@ -21,7 +21,7 @@ from ...core import InputError
 def read_image(
     path, # an image file
 )->np.ndarray: # (h, w, 3) uint8, BGR, EXIF rotation not applied
-    "Decode an image file to colour. Raises InputError when it is missing or cannot be decoded."
+    "Decode an image file to color. Raises InputError when it is missing or cannot be decoded."
     try: data = np.fromfile(path, np.uint8)
     except (OSError, ValueError) as e:
         raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', '') or e}") from None
@@ -79,10 +79,10 @@ class Header(NamedTuple):
     "What the first bytes of an image file say."
     kind:str="" # "jpeg", "png", "webp", "bmp", "gif", "tiff", "heic", or "" for what is none of them
     size:tuple=(0, 0) # (h, w) as stored, pixels; 0 where the header does not say
-    channels:int=3 # 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha (in a JPEG: CMYK)
+    channels:int=3 # 1 gray, 2 gray and alpha, 3 color, 4 color and alpha (in a JPEG: CMYK)
     bits:int=8 # of a channel
     orientation:int=1 # of the EXIF note, 1..8; 1 is upright
-    animated:bool=False # there is more than one picture in it; the first counts
+    animated:bool=False # there is more than one image in it; the first counts
 
 def _jpeg_header(data:bytes)->Header:
     "Size, components and precision from the frame header; the orientation from the EXIF segment."
@@ -99,10 +99,10 @@ def _jpeg_header(data:bytes)->Header:
 
 # %% ../../../nbs/10_data.images.header.ipynb #e3eda164
 def _png_header(data:bytes)->Header:
-    "Size, depth and colour type from IHDR; alpha, animation and EXIF from the chunks after it."
+    "Size, depth and color type from IHDR; alpha, animation and EXIF from the chunks after it."
     if len(data) < 26: return Header("png")
-    w, h, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    channels = {0: 1, 4: 2, 6: 4}.get(colour, 3)
+    w, h, bits, color = struct.unpack_from(">IIBB", data, 16)
+    channels = {0: 1, 4: 2, 6: 4}.get(color, 3)
     orientation = 1
     animated = False
     at = 8
@@ -112,7 +112,7 @@ def _png_header(data:bytes)->Header:
         if name == b"acTL": animated = True
         if name == b"eXIf": orientation = _turned(_tiff_tags(data[at + 8:at + 8 + length]))
         at += 12 + length
-    return Header("png", (h, w), channels, bits if colour != 3 else 8, orientation, animated)
+    return Header("png", (h, w), channels, bits if color != 3 else 8, orientation, animated)
 
 def _webp_header(data:bytes)->Header:
     "Size and flags from the first chunk; the orientation from the EXIF chunk."
@@ -138,7 +138,7 @@ def _bmp_header(data:bytes)->Header:
     return Header("bmp", (abs(h), abs(w)), 4 if bits == 32 else 3)
 
 def _gif_header(data:bytes)->Header:
-    "The size of the screen; each picture of an animation has a control block."
+    "The size of the screen; each image of an animation has a control block."
     return Header("gif", struct.unpack_from("<HH", data, 6)[::-1], animated=data.count(b"!\xf9\x04")
                   > 1) if len(data) >= 10 else Header("gif")
 

@@ -60,14 +60,14 @@ def unusual_images(
     ds:DetDataset, # a dataset
     facts:ImageFacts, # of its images
 )->list: # of Flaw, all notes
-    "Grey, transparent, deep and animated pictures."
+    "Gray, transparent, deep and animated images."
     good = facts.problems == ""
     some = []
-    for kind, mask, text in (("grey-image", facts.channels <= 2, "grey, read as three equal channels"),
+    for kind, mask, text in (("gray-image", facts.channels <= 2, "gray, read as three equal channels"),
                              ("alpha-image", facts.channels % 2 == 0,
                               "with a fourth channel: transparency is not seen by the network, CMYK is converted"),
                              ("deep-image", facts.bits > 8, "more than 8 bits: only the upper 8 are seen"),
-                             ("animated-image", facts.animated, "animated: only the first picture is seen")):
+                             ("animated-image", facts.animated, "animated: only the first image is seen")):
         some += _for_images(ds, np.flatnonzero(good & mask), kind, text)
     return some
 
@@ -92,13 +92,13 @@ def turned_images(
                     "rotated-image",
                     ds.paths[i],
                     "",
-                    f"{ds.paths[i]}: its boxes lie in the picture as turned by its EXIF note, and beyond the stored"
+                    f"{ds.paths[i]}: its boxes lie in the image as turned by its EXIF note, and beyond the stored"
                     f" {w}x{h}",
                     "dropped",
                 )
             )
         else: plain.append(i)
-    unsaid = " These labels do not say which of the two pictures they were drawn on: look at some." if ds.format in (
+    unsaid = " These labels do not say which of the two images they were drawn on: look at some." if ds.format in (
         "yolo", "openimages") else ""
     return out + _for_images(ds, plain, "exif-rotation",
                              f"an EXIF note turns it in viewers; here it is seen as stored.{unsaid}")
@@ -108,7 +108,7 @@ ROUNDING = np.float32(1.) # pixels over the edge that are taken for rounding
 # %% ../../../nbs/14_data.quality.check.ipynb #46eec19a
 def duplicate_groups(
     facts:ImageFacts, # of N images
-)->np.ndarray: # (N,) int: images of the same number show the same picture, as same file or nearly
+)->np.ndarray: # (N,) int: images of the same number show the same image, as same file or nearly
     "Which images belong together."
     known = np.flatnonzero(facts.digests != "")
     first, same = np.unique(facts.digests[known].astype(str), return_index=True, return_inverse=True)[1:]
@@ -116,7 +116,7 @@ def duplicate_groups(
     return clusters(len(facts), [*exact, *near_duplicates(facts)])
 
 def _across(ds, facts, rows)->list: # of (image to blame, its twin)
-    """Of images that show one picture: each in a split that is judged with its twin in another, and in what is
+    """Of images that show one image: each in a split that is judged with its twin in another, and in what is
     trained on first."""
     order = {"train": 0, "val": 1, "test": 2}
     out = []
@@ -132,13 +132,13 @@ def _across(ds, facts, rows)->list: # of (image to blame, its twin)
 def _labels_differ(ds, i, j)->str:
     "How the labels of two equal images differ, in words; empty when they agree in number and classes."
     a, b = (Counter(ds.labels[slice(*ds._starts[[k, k + 1]])].tolist()) for k in (i, j))
-    return "" if a == b else f", labelled differently ({a.total()} and {b.total()} boxes)"
+    return "" if a == b else f", labeled differently ({a.total()} and {b.total()} boxes)"
 
 def duplicate_images(
     ds:DetDataset, # a dataset
     facts:ImageFacts, # of its images
 )->list: # of Flaw: "duplicate-across-splits" (warnings), "duplicate-image" and "near-duplicate" (notes); `where` is the other image
-    "The same picture twice, above all in two splits."
+    "The same image twice, above all in two splits."
     group = duplicate_groups(facts)
     across = []
     within = []
@@ -147,7 +147,7 @@ def duplicate_images(
         if len(rows) < 2: continue
         if len(set(ds.splits[rows].tolist())) > 1:
             for i, j in _across(ds, facts, rows):
-                how = "the same file" if facts.digests[i] == facts.digests[j] else "nearly the same picture"
+                how = "the same file" if facts.digests[i] == facts.digests[j] else "nearly the same image"
                 across.append(
                     _warning(
                         "duplicate-across-splits",
@@ -161,7 +161,7 @@ def duplicate_images(
     return across + within
 
 def _within(ds, facts, rows)->list:
-    """Notes about the images of one split that show one picture: one for each copy of a file, one for all that look
+    """Notes about the images of one split that show one image: one for each copy of a file, one for all that look
     alike."""
     out = []
     for split in dict.fromkeys(ds.splits[rows]):
@@ -187,7 +187,7 @@ def check_images(
     ds:DetDataset, # a dataset
     workers:int=2, # threads
     facts:ImageFacts=None, # of its images, where they are known already
-)->list: # of Flaw: broken images (dropped), pictures that stand twice (noted)
+)->list: # of Flaw: broken images (dropped), images that stand twice (noted)
     "Read every image file and report those that are not whole, and those that are there twice."
     facts = look_at_images(ds, workers) if facts is None else facts
     return broken_images(ds, facts) + duplicate_images(ds, facts)
@@ -255,7 +255,7 @@ def repeated_boxes(
     twice = np.zeros(len(order), bool)
     pairs = {}
     learn = ds.flags[order] & (CROWD | IGNORE) == 0
-    for step in range(1, 33): # neighbours by their left edge
+    for step in range(1, 33): # neighbors by their left edge
         same = (image[step:] == image[:-step]) & (label[step:] == label[:-step]) & learn[step:] & learn[:-step]
         if not same.any(): break
         k = np.flatnonzero(same & (box[step:, 0] - box[:-step, 0] <= .1 * (box[:-step, 2] - box[:-step, 0]) + .1))
@@ -553,15 +553,15 @@ ADVICE = {
     "huge-image": "cut it into tiles or save it smaller",
     "missing-image": "add the image or remove its label",
     "rotated-image": "store the pixels turned, without the EXIF note (data check --fix does)",
-    "exif-rotation": "fine when the labels were drawn on the picture as it is stored; look at one",
-    "grey-image": "fine when the camera in use is grey too",
+    "exif-rotation": "fine when the labels were drawn on the image as it is stored; look at one",
+    "gray-image": "fine when the camera in use is gray too",
     "alpha-image": "save it without the fourth channel if it should look otherwise",
     "deep-image": "convert it to 8 bits with the contrast that matters",
-    "animated-image": "save the pictures one by one, or leave it",
+    "animated-image": "save the images one by one, or leave it",
     "embedded-image": "nothing; they lie in the cache folder now",
-    "size-mismatch": "were the images resized after labelling? then scale the boxes",
+    "size-mismatch": "were the images resized after labeling? then scale the boxes",
     "no-labels": "fine when there is nothing to find in it",
-    "mostly-unlabelled": "check that the labels were found; background is useful up to a tenth or so",
+    "mostly-unlabeled": "check that the labels were found; background is useful up to a tenth or so",
     "not-downloaded": "fine when only a part was wanted",
     "duplicate-image": "keep one",
     "near-duplicate": "keep one, or keep them in one split (data split --by group)",
@@ -576,7 +576,7 @@ ADVICE = {
     "no-box": "draw a box, or leave it when none is wanted",
     "thin-box": "look at it: a slip of the mouse?",
     "tiny-boxes": "train at a larger input, or cut the images into tiles",
-    "full-boxes": "label the objects, where the box only says what is in the picture",
+    "full-boxes": "label the objects, where the box only says what is in the image",
     "many-attributes": "nothing, unless one is missed",
     "shares": "state the format when they are pixels after all",
     "lossy": "write COCO, which holds them",
@@ -678,7 +678,7 @@ def dataset_flaws(
     ]
     bare = sum(f.kind == "no-labels" and f.action == "noted" for f in read)
     if bare > len(ds) / 2:
-        flaws.append(_note("mostly-unlabelled", "", "", f"{bare} of {len(ds)} images have no labels"))
+        flaws.append(_note("mostly-unlabeled", "", "", f"{bare} of {len(ds)} images have no labels"))
     rank = {"error": 0, "warning": 1, "note": 2}
     return sorted(dict.fromkeys(flaws), key=lambda f: rank[f.severity])
 

@@ -64,7 +64,7 @@ def fix_images(
     ds:DetDataset, # as it was read
     facts:ImageFacts, # of its images
 )->tuple: # dataset and facts of the images that stay; list of Change
-    "Leave out what is no whole picture, and from training what is judged on."
+    "Leave out what is no whole image, and from training what is judged on."
     ds, facts, changes = _without(ds, facts, {f.file: f for f in broken_images(ds, facts)})
     while True:
         split = dict(zip(ds.paths, ds.splits))
@@ -120,7 +120,7 @@ def store_upright(
     src:Path, # an image file with an EXIF note
     dst:Path, # where the upright one goes
 )->str: # what was done, in words
-    """Write the picture turned as its EXIF note says, without the note. Raises InputError when it cannot be decoded
+    """Write the image turned as its EXIF note says, without the note. Raises InputError when it cannot be decoded
     or encoded."""
     data = Path(src).read_bytes()
     head = image_header(data)
@@ -145,7 +145,7 @@ def _mirror(
     folder:Path, # a folder that is not there yet
     turned:dict, # path -> Flaw: images to store upright
 )->list: # of Change
-    "Link every file of a dataset into another folder, but store some of the pictures upright."
+    "Link every file of a dataset into another folder, but store some of the images upright."
     changes = []
     for f in walk_files(root):
         (folder / f).parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def _turn(
     report:CheckReport, # what was found
     folder:Path, # a folder to work in
 )->tuple: # dataset, facts, list of Change
-    "The dataset with the pictures that were labelled turned stored upright; where there is none, as it was read."
+    "The dataset with the images that were labeled turned stored upright; where there is none, as it was read."
     ds, facts = report.ds, report.facts
     turned = {
         f.file: f

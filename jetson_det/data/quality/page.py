@@ -452,7 +452,7 @@ function panel(im) {
       soft("span", `${count(L.at + 1)} of ${count(L.list.length)}`)), el("button", {id: "shut", onclick: () => $("look").close()}, "Close")),
     el("h2", {}, bdi(im.p)), soft("p", `${im.w} x ${im.h} px; at the input ${bySize(im.w * s, im.h * s)}`), where && soft("p", bdi(where)), soft("p", sharpness(im)),
     im.n.length > 0 && el("h3", {}, many(im.n.length, "finding")), ...im.n.map(n => findingCard(D.findings[n], im)), el("h3", {}, many(im.b.length, "box")),
-    im.b.length ? table("rows", head, im.b.map((b, k) => boxRow(im, b, k))) : soft("p", "Nothing is labelled in this image."), soft("p", KEYS)].filter(Boolean);
+    im.b.length ? table("rows", head, im.b.map((b, k) => boxRow(im, b, k))) : soft("p", "Nothing is labeled in this image."), soft("p", KEYS)].filter(Boolean);
 }
 """
 

@@ -46,7 +46,7 @@ def position_map(
     ds:DetDataset, # a dataset
     rows:int=9, # cells from top to bottom
     columns:int=16, # cells from left to right
-)->np.ndarray: # (rows, columns): share of the boxes whose centre is in each cell; adds up to 1
+)->np.ndarray: # (rows, columns): share of the boxes whose center is in each cell; adds up to 1
     "Where in their images the boxes are."
     real = (ds.flags & (CROWD | IGNORE)) == 0
     at = (ds.boxes[real, :2] + ds.boxes[real, 2:]) / 2 / np.maximum(ds.sizes[ds.box_image[real]][:, ::-1], 1)
@@ -456,10 +456,10 @@ def advice_text(
     return "\n".join(f"{a['line']}\n    {a['why']}" for a in rows)
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #d5d416ac
-def _colour(
+def _color(
     k:int, # from 0
-): # what matplotlib takes for a colour
-    "The colour of the k-th class."
+): # what matplotlib takes for a color
+    "The color of the k-th class."
     import matplotlib.pyplot as plt
     return plt.get_cmap("Set2")(k % 8)
 
@@ -485,7 +485,7 @@ def _draw_sides(
     "Shorter sides at the input against the strides."
     short = seen_sides(ds, input_size).min(1) if len(ds.boxes) else np.zeros(0)
     ax.hist([short[real & (ds.labels == k)].clip(2) for k in top], np.geomspace(2, max(input_size), 30), stacked=True,
-            color=[_colour(k) for k in range(len(top))], label=[ds.classes[k] for k in top])
+            color=[_color(k) for k in range(len(top))], label=[ds.classes[k] for k in top])
     for s in STRIDES: ax.axvline(s, color="k", lw=1, ls=":")
     ticks = [v for v in (*STRIDES, 64, 128, 256, 512) if v <= max(input_size)]
     ax.set(title=f"shorter side at {input_size[0]}x{input_size[1]}, px", xscale="log", xticks=ticks, xticklabels=ticks)
@@ -541,7 +541,7 @@ def plot_stats(
     shape.set(title="width / height", xscale="log", xticks=(.1, .5, 1, 2, 10), xticklabels=(.1, .5, 1, 2, 10))
     shape.minorticks_off()
     places.imshow(position_map(ds), cmap="magma", extent=(0, 1, 1, 0), aspect=.6)
-    places.set(title="centres of the boxes in the image", xticks=(), yticks=())
+    places.set(title="centers of the boxes in the image", xticks=(), yticks=())
     _draw_together(company, ds, top)
     plt.close(fig) # shown once, by who asks for it
     return fig

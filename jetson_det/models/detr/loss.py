@@ -36,14 +36,14 @@ class DETROutputs(NamedTuple):
 def xyxy(
     boxes:torch.Tensor, # (...,4) cxcywh
 )->torch.Tensor: # (...,4) xyxy; a negative size counts as none
-    "Centre and size to sides."
+    "Center and size to sides."
     half = boxes[..., 2:].clamp(min=0)/2
     return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)
 
 def overlap(
     a:torch.Tensor, # (...,4) xyxy
     b:torch.Tensor, # (...,4) xyxy; the two broadcast
-)->tuple: # IoU (...), generalised IoU (...)
+)->tuple: # IoU (...), generalized IoU (...)
     "Both overlaps, pair by pair."
     area = lambda low, high: (high - low).clamp(min=0).prod(-1)
     inter = area(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
@@ -104,7 +104,7 @@ def fractions(
     boxes:torch.Tensor, # (B,G,4) xyxy px
     size, # (h, w) of the input
 )->torch.Tensor: # (B,G,4) cxcywh, 0..1
-    "Labelled boxes as the network says its own."
+    "Labeled boxes as the network says its own."
     b = boxes.float()/torch.tensor([*size[::-1]]*2, dtype=torch.float32, device=boxes.device)
     return torch.cat([(b[..., :2] + b[..., 2:])/2, b[..., 2:] - b[..., :2]], -1)
 

@@ -77,7 +77,7 @@ def fgl_sums(
     targets:torch.Tensor, # (B,G,4) cxcywh
     factor:torch.Tensor, # (B,)
 )->torch.Tensor: # (K,)
-    "Fine-grained localisation of the layers that have distributions."
+    "Fine-grained localization of the layers that have distributions."
     _, image, query, slot = pairs
     start = layers.start[image, query]
     said = layers.corners[:, image, query].log_softmax(-1)

@@ -392,7 +392,7 @@ class DETRDetector(DETRNetwork):
         input_size, # (h,w) px
         **kw, # any other field of the contract: confidence, iou, dataset, ...
     ): # runtime.contract.Contract
-        "How this model's exported form wants its picture and what it gives."
+        "How this model's exported form wants its image and what it gives."
         from jetson_det.runtime.contract import Contract
         return Contract(
             **{

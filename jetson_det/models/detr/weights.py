@@ -97,7 +97,7 @@ def place_detr(
     model:Detector, # DETRDetector, to be filled
     source:Source, # what was read
 )->LoadReport:
-    """Fill `model`; class rows by name, new ones as they were initialised. Raises InputError, with the model
+    """Fill `model`; class rows by name, new ones as they were initialized. Raises InputError, with the model
     untouched, when the file is another model's."""
     return place(model, source._replace(weights=our_names(source.weights)))
 

@@ -47,7 +47,7 @@ _BACKBONE = [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [128, 3, 2]],
              [-1, 1, "Conv", [256, 3, 2]], [-1, 2, "C3k2", [512, False, .25]], # 4: P3, stride 8
              [-1, 1, "Conv", [512, 3, 2]], [-1, 2, "C3k2", [512, True]], # 6: P4, stride 16
              [-1, 1, "Conv", [1024, 3, 2]], [-1, 2, "C3k2", [1024, True]], # 8: P5, stride 32
-             [-1, 1, "SPPF", [1024, 5]], [-1, 2, "C2PSA", [1024]]] # 10: what is around, from all over the picture
+             [-1, 1, "SPPF", [1024, 5]], [-1, 2, "C2PSA", [1024]]] # 10: what is around, from all over the image
 
 def _up(layer, channels): # twice the size, beside the backbone's `layer`
     return [[-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, layer], 1, "Concat", [1]],

@@ -27,7 +27,7 @@ class YOLOOutputs(NamedTuple):
 
 # %% ../../../nbs/24_models.ultralytics.loss.ipynb #a67901a4
 class Points(NamedTuple):
-    "The A anchor points of a picture."
+    "The A anchor points of an image."
     xy:torch.Tensor # (A,2) float32, middles of the cells, in strides
     strides:torch.Tensor # (A,1) float32, px
 
@@ -100,7 +100,7 @@ def ciou(
 
 # %% ../../../nbs/24_models.ultralytics.loss.ipynb #ded63662
 def candidate_pairs(
-    boxes:torch.Tensor, # (R,4) xyxy px, of any picture
+    boxes:torch.Tensor, # (R,4) xyxy px, of any image
     grids:tuple, # ((h,w), ...) points of each scale
     strides:tuple, # px of each scale
 )->tuple: # box (P,), anchor point (P,): index tensors, scale after scale
@@ -145,7 +145,7 @@ def best_of_each(
 # %% ../../../nbs/24_models.ultralytics.loss.ipynb #ead6fda4
 def settle(
     wanted:torch.Tensor, # (Q,) index into the pairs
-    point:torch.Tensor, # (P,) picture x A + anchor point of each pair
+    point:torch.Tensor, # (P,) image x A + anchor point of each pair
     overlap:torch.Tensor, # (P,) float32, not negative
     n_points:int, # B x A
 )->torch.Tensor: # (F,) index into the pairs, one for each point that was wanted

@@ -28,7 +28,7 @@ def side_loss(
     true:torch.Tensor, # (F,4) the same
     size:tuple, # (h,w) px of the input
 )->torch.Tensor: # (F,), mean over the four sides
-    "The distance of distances, relative to the picture."
+    "The distance of distances, relative to the image."
     h, w = size
     return ((said - true)/said.new_tensor([w, h, w, h])).abs().mean(-1)
 
@@ -86,4 +86,4 @@ def yolo26_loss(
     }
     share = shares(progress)
     return LossSums({f"{part}/{k}": share[part]*v for part, loss in parts.items() for k, v in loss.sums.items()},
-                    {part: loss.normaliser for part, loss in parts.items()})
+                    {part: loss.normalizer for part, loss in parts.items()})

@@ -214,6 +214,6 @@ def _unpickle(path, out): # in the child
     state = {k: (v.float() if v.is_floating_point() else v).contiguous().clone() for k, v in net.state_dict().items()}
     words = {
         "names": json.dumps(names, ensure_ascii=False), "made_from": sha256_file(Path(path)),
-        "licence": str(getattr(net, "license", "") or "AGPL-3.0 (Ultralytics), unless its maker says otherwise")
+        "license": str(getattr(net, "license", "") or "AGPL-3.0 (Ultralytics), unless its maker says otherwise")
     }
     require("safetensors.torch").save_file(state, out, words)

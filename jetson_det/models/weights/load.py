@@ -209,7 +209,7 @@ def place(
                       tuple(c for i, c in enumerate(classes or ()) if i not in match), source.folded, source.notes)
 
 def _rows(model, k, there, match, own): # -> tensor like `own`
-    """A class layer's rows; in a DETR new classes keep what they were initialised with, and the row of no class
+    """A class layer's rows; in a DETR new classes keep what they were initialized with, and the row of no class
     stays the last."""
     if model.family == "yolox": return carry_rows(there, match, PRIOR_BIAS if k.endswith("bias") else 0.)
     return carry_rows(there.to(own), [*match, len(there) - 1] if ".denoising" in k else match, own)
@@ -307,7 +307,7 @@ def onnx_convs(
             lost = [i for i in node.input[1:] if i and i not in stored]
             if lost:
                 raise InputError(
-                    f"{path}: the weights of {node.name or node.output[0]} are computed, not stored (a quantised file?)"
+                    f"{path}: the weights of {node.name or node.output[0]} are computed, not stored (a quantized file?)"
                 )
             values = [torch.tensor(onnx.numpy_helper.to_array(stored[i])).float() for i in node.input[1:] if i]
             if node.op_type == "Conv":
@@ -350,7 +350,7 @@ def _without_bins(convs, weights): # the same lists, without the convolution tha
 # %% ../../../nbs/29_models.weights.load.ipynb #b2f4ecb9
 def conv_colors(
     convs, # of Conv
-)->list: # of int, one each; the same place in the same graph has the same colour
+)->list: # of int, one each; the same place in the same graph has the same color
     "Tell the convolutions of a graph apart by their surroundings."
     after = [[] for _ in convs]
     for i, c in enumerate(convs):

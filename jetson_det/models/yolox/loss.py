@@ -56,7 +56,7 @@ def _covered(lo, hi, h, w, stride): # (B,G,2), (B,G,2) -> (B,h*w) bool
 RADIUS = 2.5 # "near the middle" is within so many strides, in x and in y (yolox 0.3.0)
 
 def candidates_of(
-    center:torch.Tensor, # (B,G,2) px; padding far outside the picture
+    center:torch.Tensor, # (B,G,2) px; padding far outside the image
     wh:torch.Tensor, # (B,G,2) px
     grids:tuple, # ((h,w), ...) points of each scale
 )->torch.Tensor: # (B,A) bool
@@ -72,7 +72,7 @@ def central_anchors(
     wh:torch.Tensor, # (R,2) px
     grids:tuple, # ((h,w), ...) points of each scale
 )->tuple: # anchor index (R,75), and which of them are central (R,75) bool
-    "The 5x5 points around each box's middle on each scale; some are outside the picture or the box."
+    "The 5x5 points around each box's middle on each scale; some are outside the image or the box."
     center = center[:, None]
     half = wh[:, None]/2
     index = []
@@ -268,7 +268,7 @@ def assign(
 def iou_loss(
     center:torch.Tensor, # (F,2) px, predicted
     wh:torch.Tensor, # (F,2) px, predicted
-    boxes:torch.Tensor, # (F,4) xyxy px, labelled
+    boxes:torch.Tensor, # (F,4) xyxy px, labeled
 )->torch.Tensor: # (F,)
     "1 - IoU^2, with gradient."
     middle = (boxes[:, :2] + boxes[:, 2:])/2
@@ -281,7 +281,7 @@ def iou_loss(
 def l1_loss(
     reg:torch.Tensor, # (F,4) as the network says it
     anchors:Anchors, # of the F points
-    boxes:torch.Tensor, # (F,4) xyxy px, labelled
+    boxes:torch.Tensor, # (F,4) xyxy px, labeled
 )->torch.Tensor: # (F,4)
     "Distance of the raw numbers from those that would be right."
     middle = (boxes[:, :2] + boxes[:, 2:])/2

@@ -20,12 +20,12 @@ from ..zoo import Detector
 
 # %% ../../../nbs/23_models.yolox.network.ipynb #da42f436
 class ConvBlock(nn.Module):
-    "Convolution, BatchNorm, SiLU; the picture keeps its size when `stride` is 1."
+    "Convolution, BatchNorm, SiLU; the image keeps its size when `stride` is 1."
     def __init__(self,
         c_in:int, # input channels
         c_out:int, # output channels
         kernel:int, # side of the kernel, px
-        stride:int=1, # 2 halves the picture
+        stride:int=1, # 2 halves the image
         groups:int=1, # c_in makes the convolution depthwise
     ):
         super().__init__()
@@ -41,7 +41,7 @@ class DepthwiseBlock(nn.Module):
         c_in:int, # input channels
         c_out:int, # output channels
         kernel:int, # side of the kernel, px
-        stride:int=1, # 2 halves the picture
+        stride:int=1, # 2 halves the image
     ):
         super().__init__()
         self.dconv = ConvBlock(c_in, c_in, kernel, stride, groups=c_in)
@@ -123,9 +123,9 @@ def focus(
 # %% ../../../nbs/23_models.yolox.network.ipynb #d3bd9590
 def unfocused(
     weight:torch.Tensor, # (C,12,3,3) of a convolution behind `focus`
-)->torch.Tensor: # (C,3,6,6) of one with stride 2 and padding 2 on the picture itself
+)->torch.Tensor: # (C,3,6,6) of one with stride 2 and padding 2 on the image itself
     "The same numbers, pixel by pixel."
-    # right, down, colour -> colour, down, right
+    # right, down, color -> color, down, right
     return weight.unflatten(1, (2, 2, -1)).permute(0, 3, 4, 2, 5, 1).flatten(4, 5).flatten(2, 3)
 
 class Focus(nn.Module):
@@ -153,7 +153,7 @@ SIZES = {"yolox-nano": Size(.33, .25, DepthwiseBlock), "yolox-tiny": Size(.33, .
 
 # %% ../../../nbs/23_models.yolox.network.ipynb #55cf5d08
 class CSPDarknet(nn.Module):
-    "Picture -> features at strides 8, 16 and 32."
+    "Image -> features at strides 8, 16 and 32."
     def __init__(self,
         size:Size, # depth, width and block
     ):
@@ -177,7 +177,7 @@ class CSPDarknet(nn.Module):
 
 # %% ../../../nbs/23_models.yolox.network.ipynb #fc97bfc5
 class PAFPN(nn.Module):
-    "Backbone and neck: picture -> mixed features at strides 8, 16 and 32."
+    "Backbone and neck: image -> mixed features at strides 8, 16 and 32."
     def __init__(self,
         size:Size, # depth, width and block
     ):
@@ -209,7 +209,7 @@ class PAFPN(nn.Module):
 # %% ../../../nbs/23_models.yolox.network.ipynb #9218ad0a
 class YOLOXOutputs(NamedTuple):
     "The head's numbers for A anchor points: strides 8, 16, 32 in turn, each scale row by row."
-    # (B,A,4) box as the network says it: offset of the centre in strides, log of width and height in strides
+    # (B,A,4) box as the network says it: offset of the center in strides, log of width and height in strides
     reg:torch.Tensor
     obj:torch.Tensor # (B,A,1) logit: is there an object
     cls:torch.Tensor # (B,A,C) logits of the classes
@@ -263,7 +263,7 @@ def _rows(maps): # [(B,c,h,w), ...] -> (B,A,c)
 
 # %% ../../../nbs/23_models.yolox.network.ipynb #8b9486a2
 class Anchors(NamedTuple):
-    "The A anchor points of a picture."
+    "The A anchor points of an image."
     cells:torch.Tensor # (A,2) float32, x and y of the cell, in strides
     strides:torch.Tensor # (A,1) float32, px
     @property
@@ -289,7 +289,7 @@ def decode_cxcywh(
     reg:torch.Tensor, # (B,A,4) as the network says it
     anchors:Anchors, # the A points
     largest:float=None, # limit of the sizes' logarithms; None: no limit
-)->tuple: # centres (B,A,2) and sizes (B,A,2), px of the input, float32
+)->tuple: # centers (B,A,2) and sizes (B,A,2), px of the input, float32
     "Offsets and logarithms to pixels; with gradient."
     reg = reg.float()
     sizes = reg[..., 2:] if largest is None else reg[..., 2:].clamp(max=largest)
@@ -341,7 +341,7 @@ class YOLOX(Detector):
         input_size, # (h,w) px
         **kw, # any other field of the contract: confidence, iou, dataset, ...
     ): # runtime.contract.Contract
-        "How this model's exported form wants its picture and what it gives."
+        "How this model's exported form wants its image and what it gives."
         from jetson_det.runtime.contract import Contract
         return Contract(
             **{

@@ -19,7 +19,7 @@ from ..files import InputError
 
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #55a9ad85
 class Frame(NamedTuple):
-    "One picture of a source."
+    "One image of a source."
     image: np.ndarray # (h,w,3) uint8 BGR
     name: str         # file name, relative to the folder where there is one
     index: int        # from 0

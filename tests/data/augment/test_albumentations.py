@@ -19,28 +19,28 @@ from jetson_det.data.loader import TrainLoader
 from jetson_det.data.augment.plan import epoch_order
 from jetson_det.data.augment.albumentations import load_transforms
 
-GREY = 90
-COLOURS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250]])
+GRAY = 90
+COLORS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250]])
 
 
 def picture(size, seed):
-    "Three rectangles of their own colours, apart from each other; boxes and labels."
+    "Three rectangles of their own colors, apart from each other; boxes and labels."
     (h, w), rng = size, np.random.default_rng(seed)
-    image = np.full((h, w, 3), GREY, np.uint8)
+    image = np.full((h, w, 3), GRAY, np.uint8)
     boxes = []
     for k in range(3): # one in each third of the width
         x1 = k * w // 3 + rng.integers(w // 15, w // 8)
         y1 = rng.integers(h // 6, h // 2)
         x2 = x1 + rng.integers(w // 12, w // 6)
         y2 = y1 + rng.integers(h // 8, h // 3)
-        image[y1:y2, x1:x2] = COLOURS[k]
+        image[y1:y2, x1:x2] = COLORS[k]
         boxes.append((x1, y1, x2, y2))
     return image, np.array(boxes, np.float32), np.arange(3)
 
 
 def found(image, label):
-    "The smallest upright box around the pixels of a colour."
-    high = COLOURS[label] > 0
+    "The smallest upright box around the pixels of a color."
+    high = COLORS[label] > 0
     mask = cv2.inRange(image, np.where(high, 170, 0), np.where(high, 255, 48))
     ys = np.flatnonzero(mask.any(1))
     xs = np.flatnonzero(mask.any(0))
@@ -51,18 +51,18 @@ GEOMETRY = {  # name: arguments, bound in pixels, bound as a share of the longer
     "HorizontalFlip": ({}, 1, 0),
     "VerticalFlip": ({}, 1, 0),
     "Affine": (
-        {"rotate": [-15, 15], "scale": [0.7, 1.2], "shear": [-5, 5], "translate_percent": [-0.1, 0.1], "fill": GREY},
+        {"rotate": [-15, 15], "scale": [0.7, 1.2], "shear": [-5, 5], "translate_percent": [-0.1, 0.1], "fill": GRAY},
         2.5,
         0,
     ),
-    "Rotate": ({"limit": 20, "fill": GREY}, 2.5, 0),
-    "SafeRotate": ({"limit": 20, "fill": GREY}, 2.5, 0),
-    "ShiftScaleRotate": ({"rotate_limit": 15, "fill": GREY}, 2.5, 0),
-    "Perspective": ({"scale": [0.02, 0.06], "fill": GREY}, 3, 0),
-    "CropAndPad": ({"percent": [-0.1, 0.1], "fill": GREY}, 2.5, 0),
-    "GridDistortion": ({"distort_limit": 0.2, "fill": GREY}, 3, 0.01),
-    "OpticalDistortion": ({"distort_limit": 0.2, "fill": GREY}, 3, 0.01),
-    "ThinPlateSpline": ({"scale_range": [0.05, 0.1], "fill": GREY}, 3, 0.01),
+    "Rotate": ({"limit": 20, "fill": GRAY}, 2.5, 0),
+    "SafeRotate": ({"limit": 20, "fill": GRAY}, 2.5, 0),
+    "ShiftScaleRotate": ({"rotate_limit": 15, "fill": GRAY}, 2.5, 0),
+    "Perspective": ({"scale": [0.02, 0.06], "fill": GRAY}, 3, 0),
+    "CropAndPad": ({"percent": [-0.1, 0.1], "fill": GRAY}, 2.5, 0),
+    "GridDistortion": ({"distort_limit": 0.2, "fill": GRAY}, 3, 0.01),
+    "OpticalDistortion": ({"distort_limit": 0.2, "fill": GRAY}, 3, 0.01),
+    "ThinPlateSpline": ({"scale_range": [0.05, 0.1], "fill": GRAY}, 3, 0.01),
 }
 
 
@@ -89,7 +89,7 @@ def test_boxes_follow(name):
 @pytest.mark.parametrize("size", [(900, 1600), (1260, 2240)])
 def test_boxes_follow_at_the_steps_of_1080(size):
     transform = load_transforms([{"HorizontalFlip": {"p": .5}},
-                                 {"Affine": {"rotate": [-10, 10], "scale": [.6, .9], "fill": GREY, "p": 1}}])
+                                 {"Affine": {"rotate": [-10, 10], "scale": [.6, .9], "fill": GRAY, "p": 1}}])
     image, boxes, labels = picture(size, 3)
     got, moved, kept = transform(image, boxes, labels, rng_for(5))
     assert len(kept) == 3
@@ -118,7 +118,7 @@ PIPELINE = load_transforms([{
 
 
 def scenes(folder, n=10):
-    "Images of `picture` as a dataset."
+    "Images of `image` as a dataset."
     boxes = []
     size = (120, 160)
     for i in range(n):
@@ -162,7 +162,7 @@ def test_global_random_numbers_have_no_say(tmp_path):
         np.testing.assert_array_equal(make(), first)
 
 
-def test_colours_are_not_exchanged():
+def test_colors_are_not_exchanged():
     image, boxes, labels = picture((96, 160), 0)
     image[..., 2] = 0 # no red at all
     got, *_ = load_transforms(
@@ -214,7 +214,7 @@ WRONG = [
     ("- Blur: .5\n", 1, "arguments are written as names and values"),
     ("", 1, "expected a list of transforms"),
     ("- Blur\n- Resize: {height: 64, width: 64}\n", 2, "Resize: changes .* a sample keeps its size"),
-    ("- RandomCrop: {height: 640, width: 640}\n", 1, "RandomCrop: fails on a picture"),
+    ("- RandomCrop: {height: 640, width: 640}\n", 1, "RandomCrop: fails on an image"),
     ("- RandomScale\n", 1, "RandomScale: changes"),
     ("- ToGray: {num_output_channels: 1}\n", 1, "ToGray: changes"),
     ("- Normalize\n", 1, "Normalize: makes float32"),

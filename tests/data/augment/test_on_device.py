@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from jetson_det.config import AugmentConfig
 from jetson_det.core import InputError
 from jetson_det.data.augment import on_device as B
-from jetson_det.data.augment.render import ImageCache, draw_layer, make_sample, reduction, shift_colours
+from jetson_det.data.augment.render import ImageCache, draw_layer, make_sample, reduction, shift_colors
 from jetson_det.data.augment.on_device import DevicePixels, pack_plans, render_batch, shift_planes
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.loader import TrainLoader
@@ -21,7 +21,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 @pytest.fixture(scope="module")
 def ds(tmp_path_factory):
-    "Smooth pictures of many sizes, as JPEG and PNG, with boxes."
+    "Smooth images of many sizes, as JPEG and PNG, with boxes."
     folder = tmp_path_factory.mktemp("batch")
     rng = np.random.default_rng(0)
     index = []
@@ -47,7 +47,7 @@ def planned(ds, size, augment, epoch=0, mosaics=True, seed=0):
 
 def edges(cache, plans, size):
     """(B,h,w) bool: pixels next to an edge of a tile, as far as a pixel of its image reaches; found by drawing each
-    over grey and over black."""
+    over gray and over black."""
     found = np.zeros((len(plans), *size), np.uint8)
     for mask, plan in zip(found, plans):
         for layer in plan.layers:
@@ -115,8 +115,8 @@ def test_pixels_and_boxes_are_those_of_single_samples(ds, case, device):
     pixels = DevicePixels(ds, size, device, quiet)
     cache = ImageCache(ds, size)
     inner = np.concatenate([compare(ds, pixels, cache, size, augment, epoch=e) for e in (0, 1)])
-    colours = augment.hsv_prob > 0 # a step of grey in a dim or grey pixel may turn its hue
-    assert np.mean(inner <= (3 if colours else 2)) > (.995 if colours else .9999), np.bincount(inner)[:20]
+    colors = augment.hsv_prob > 0 # a step of gray in a dim or gray pixel may turn its hue
+    assert np.mean(inner <= (3 if colors else 2)) > (.995 if colors else .9999), np.bincount(inner)[:20]
 
 
 @pytest.mark.parametrize("size", [(256, 160), (96, 320), (32, 32), (320, 320)])
@@ -151,7 +151,7 @@ def test_plans_without_tiles(ds):
 
 
 def test_no_pixel_outside_the_image_is_read(ds):
-    "Every copy of every image is surrounded by a colour that no sample may show."
+    "Every copy of every image is surrounded by a color that no sample may show."
     pixels = DevicePixels(ds, (160, 256), "cpu", quiet)
     clean = pixels.pixels.clone()
     table = pixels.table
@@ -171,13 +171,13 @@ def test_no_pixel_outside_the_image_is_read(ds):
 
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(st.integers(-255, 255), st.integers(-255, 255), st.integers(-255, 255)), st.integers(0, 2**32 - 1))
-def test_colours_are_those_of_shift_colours(shifts, seed):
+def test_colors_are_those_of_shift_colors(shifts, seed):
     image = np.random.default_rng(seed).integers(0, 256, (1, 2000, 3), np.uint8)
     planes = [torch.from_numpy(image[..., k].astype(np.float32))[None] for k in range(3)]
     hue = (shifts[0] + 90) % 180 - 90
     drawn = torch.stack(shift_planes(*planes, torch.tensor([[hue, *shifts[1:]]]).float()), -1)[0].numpy()
     assert np.abs(drawn -
-                  shift_colours(image, shifts,
+                  shift_colors(image, shifts,
                                 image.copy() if any(shifts) else None)).max() <= 2 or not (hue or any(shifts[1:]))
 
 
@@ -258,7 +258,7 @@ def test_pixels_that_are_sent_when_needed(ds):
 
 @pytest.mark.cuda
 def test_on_a_card_nothing_waits(ds, monkeypatch):
-    "Drawing makes no copy back and no synchronisation; pinned pixels give the same batch."
+    "Drawing makes no copy back and no synchronization; pinned pixels give the same batch."
     pixels = DevicePixels(ds, (96, 160), "cuda", quiet)
     tables = pack_plans(planned(ds, (96, 160), AugmentConfig(mixup=.5)), pixels.table)
     expected = render_batch(pixels, tables, (96, 160))

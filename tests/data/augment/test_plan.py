@@ -15,7 +15,7 @@ PINNED = Path(__file__).parents[2] / "fixtures" / "samples.json"
 
 
 def scenes(folder, sizes, ext):
-    """Images of smooth colours with rectangles of plain ones, made of whole numbers alone; some flagged, some
+    """Images of smooth colors with rectangles of plain ones, made of whole numbers alone; some flagged, some
     without boxes."""
     rng = np.random.default_rng(5)
     paths = []
@@ -121,8 +121,8 @@ def plainly(ds, plan):
                                    interpolation=cv2.INTER_AREA)
             matrix = matrix * [ds.sizes[tile.index][1] / image.shape[1], ds.sizes[tile.index][0] / image.shape[0], 1]
             # pixel (0, 0) of OpenCV lies half a pixel from the corner
-            centre = np.array([[1, 0, -.5], [0, 1, -.5], [0, 0, 1]])
-            matrix = (centre @ np.vstack([matrix, [0, 0, 1]]) @ np.linalg.inv(centre))[:2]
+            center = np.array([[1, 0, -.5], [0, 1, -.5], [0, 0, 1]])
+            matrix = (center @ np.vstack([matrix, [0, 0, 1]]) @ np.linalg.inv(center))[:2]
             drawn = cv2.warpAffine(image, matrix, (w, h), borderMode=cv2.BORDER_REPLICATE)
             inside = cv2.warpAffine(np.full(image.shape[:2], 255, np.uint8), matrix, (w, h)) > 127
             inside[:y1] = False

@@ -16,7 +16,7 @@ from jetson_det.data.augment.render import (
     read_reduced,
     reduction,
     render,
-    shift_colours,
+    shift_colors,
 )
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.augment.plan import (COVERED, Layer, alone, boxes_in, detail_of, epoch_order, group_of, mixup,
@@ -24,25 +24,25 @@ from jetson_det.data.augment.plan import (COVERED, Layer, alone, boxes_in, detai
                                           random_shifts, region, sample_rng, training_boxes)
 from jetson_det.runtime.preprocess import letterbox
 
-COLOURS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 250, 250], [250, 0, 250]])
-GREY = 90
+COLORS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 250, 250], [250, 0, 250]])
+GRAY = 90
 
 
 def painted(folder, sizes, ext=".png", empty=()):
-    "A dataset with one rectangle an image: its colour and its label are the image's number (mod 6)."
+    "A dataset with one rectangle an image: its color and its label are the image's number (mod 6)."
     rng = np.random.default_rng(0)
     paths = []
     index = []
     boxes = []
     labels = []
     for i, (h, w) in enumerate(sizes):
-        image = np.full((h, w, 3), GREY, np.uint8)
+        image = np.full((h, w, 3), GRAY, np.uint8)
         if i not in empty:
             bw = rng.integers(w // 8, w // 3)
             bh = rng.integers(h // 8, h // 3)
             x = rng.integers(0, w - bw)
             y = rng.integers(0, h - bh)
-            image[y:y + bh, x:x + bw] = COLOURS[i % 6]
+            image[y:y + bh, x:x + bw] = COLORS[i % 6]
             index.append(i), boxes.append((x, y, x + bw, y + bh)), labels.append(i % 6)
         paths.append(f"{i}{ext}")
         cv2.imwrite(str(folder / paths[-1]), image, [cv2.IMWRITE_JPEG_QUALITY, 98] if ext == ".jpg" else [])
@@ -50,8 +50,8 @@ def painted(folder, sizes, ext=".png", empty=()):
 
 
 def found(image, label):
-    "The smallest upright box around the pixels of a colour: those that are nearer to it than to the grey around it."
-    high = COLOURS[label] > 0
+    "The smallest upright box around the pixels of a color: those that are nearer to it than to the gray around it."
+    high = COLORS[label] > 0
     mask = cv2.inRange(np.ascontiguousarray(image[..., :3]), np.where(high, 170, 0), np.where(high, 255, 48))
     ys = np.flatnonzero(mask.any(1))
     xs = np.flatnonzero(mask.any(0))
@@ -235,7 +235,7 @@ def test_without_boxes_and_alone(tmp_path):
         assert sample.boxes.shape == (0, 4) and sample.boxes.dtype == np.float32 and sample.labels.shape == (0,)
 
 
-def test_crowds_and_ignored_boxes_are_not_learnt(wide):
+def test_crowds_and_ignored_boxes_are_not_learned(wide):
     ds = DetDataset(wide.root,
                     wide.classes,
                     wide.paths[:1],
@@ -257,7 +257,7 @@ def test_groups_cover_the_epoch(n, most):
 
 @given(st.integers(1, 300), st.data())
 @settings(max_examples=60, deadline=None)
-def test_partners_are_neighbours(n, data):
+def test_partners_are_neighbors(n, data):
     p = data.draw(st.integers(0, n - 1))
     got = partners(rng_for(n, p), p, n)
     (_, first, end) = group_of(p, n)
@@ -286,15 +286,15 @@ def test_no_image_is_decoded_smaller_than_its_letterbox():
 
 
 @pytest.mark.parametrize("shifts", [(5, 30, -30), (-5, -30, 30), (0, 0, 25), (75, 0, 0), (-75, 3, 3), (90, 0, 0), (-90, 0, 0), (130, 5, -5)])
-def test_colours_as_in_whole_numbers(shifts):
+def test_colors_as_in_whole_numbers(shifts):
     image = np.random.default_rng(1).integers(0, 256, (64, 80, 3)).astype(np.uint8)
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).astype(int) + shifts
     hsv[..., 0] %= 180
     expected = cv2.cvtColor(hsv.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2BGR).astype(int)
-    got = shift_colours(image, shifts)
+    got = shift_colors(image, shifts)
     out = np.empty_like(image)
     assert np.abs(got - expected).mean() < 1.2 and np.abs(got - expected).max() <= 12 # hue is in steps of two degrees
-    shift_colours(cv2.cvtColor(image, cv2.COLOR_BGR2BGRA), shifts, out)
+    shift_colors(cv2.cvtColor(image, cv2.COLOR_BGR2BGRA), shifts, out)
     np.testing.assert_array_equal(out, got)
 
 
@@ -343,7 +343,7 @@ def six(tmp_path_factory):
 
 
 def check_sample(ds, plan, augment):
-    """Every box of a plan is around its colour, and every colour that can be seen has a box. Returns how many boxes
+    """Every box of a plan is around its color, and every color that can be seen has a box. Returns how many boxes
     were looked at."""
     zoom = max((t.zoom for layer in plan.layers for t in layer.tiles), default=1)
     bound = 1.5 + .5 * max(zoom, 1) # pixels of the sample: half a pixel of the image shows at the rim of a crop
@@ -367,7 +367,7 @@ def check_sample(ds, plan, augment):
             np.testing.assert_allclose(found(image, label), box, atol=bound)
             looked += 1
         for label in set(np.flatnonzero(shown).tolist()) - set(labels.tolist()):
-            high = COLOURS[label] > 0
+            high = COLORS[label] > 0
             mask = cv2.inRange(image[..., :3].copy(), np.where(high, 170, 0), np.where(high, 255, 48))
             scale = max(abs(np.linalg.det(t.matrix[:, :2])) for t in layer.tiles if t.index == label)
             whole = np.prod(np.diff(training_boxes(ds, label)[0].reshape(2, 2), axis=0)) * scale
@@ -441,7 +441,7 @@ def test_a_crop_shows_its_part_and_nothing_else(six):
         expected = cv2.resize(six.image(3)[y1:y2, x1:x2], (nw, nh))
         if seed % 4: expected = cv2.flip(expected, (None, 1, 0, -1)[seed % 4])
         assert (image[nh:] == 114).all() and (image[:, nw:] == 114).all()
-        assert np.abs(image[:nh, :nw, :3].astype(int) - expected).mean() < 1.5 # the rim is drawn with the neighbours
+        assert np.abs(image[:nh, :nw, :3].astype(int) - expected).mean() < 1.5 # the rim is drawn with the neighbors
 
 
 def test_pasted_boxes_hide_little(six):
@@ -535,7 +535,7 @@ def test_the_window_changes_nothing(six, shares):
         plan = plan_sample(six, epoch_order(6, seed, 0), 0, size, AugmentConfig(**shares), seed, 0)
         canvas, *second = (draw_layer(cache, layer, (0, 0, 512, 288)) for layer in plan.layers)
         if second: canvas = cv2.addWeighted(canvas, .5, second[0], .5, 0)
-        expected = shift_colours(canvas, plan.shifts)
+        expected = shift_colors(canvas, plan.shifts)
         out = np.full((*size, 3), 7, np.uint8)
         assert render(cache, plan, out) is out
         assert np.abs(out.astype(int) - expected).max() <= 1 # vectors and single pixels may be rounded differently

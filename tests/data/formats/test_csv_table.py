@@ -83,12 +83,12 @@ LAYOUTS = {
     "extra columns": "id,file,note,class,xmin,ymin,xmax,ymax,score\n1,a.jpg,\"x, y\",Sack,1,2,30,40,.9\n",
     "corner and size": "file,x,y,w,h,class\na.jpg,1,2,29,38,Sack\n",
     "corner and size, long": "file,class,x,y,width,height,image_width,image_height\na.jpg,Sack,1,2,29,38,64,48\n",
-    "centre": "file,class,x_center,y_center,width,height\na.jpg,Sack,15.5,21,29,38\n",
+    "center": "file,class,x_center,y_center,width,height\na.jpg,Sack,15.5,21,29,38\n",
     "zero-based corners": "image,x0,y0,x1,y1,label\na.jpg,1,2,30,40,Sack\n",
     "shares": "image,xmin,ymin,xmax,ymax,label\na.jpg,.015625,.041666667,.46875,.833333333\n".replace(
         "333\n", "333,Sack\n"
     ),
-    "shares, centre": "image,x_center,y_center,w,h,label\na.jpg,0.2421875,0.4375,0.453125,0.791666667,Sack\n",
+    "shares, center": "image,x_center,y_center,w,h,label\na.jpg,0.2421875,0.4375,0.453125,0.791666667,Sack\n",
     "path of another computer": "filename,class,xmin,ymin,xmax,ymax\nC:\\data\\imgs\\A.JPG,Sack,1,2,30,40\n",
     "image id": "image_id,class_name,class_id,xmin,ymin,xmax,ymax\na,Sack,3,1,2,30,40\n",
     "other ending": "image,class,xmin,ymin,xmax,ymax\na.png,Sack,1,2,30,40\n",
@@ -201,12 +201,12 @@ def test_classes(tmp_path):
     assert no_class(classes=["bird"]).classes == ("bird",)
 
 
-@pytest.mark.parametrize("kind, header", [("corner", "file,class,x,y,w,h"), ("corners", "file,class,x1,y1,x2,y2"), ("centre", "file,class,cx,cy,w,h")])
+@pytest.mark.parametrize("kind, header", [("corner", "file,class,x,y,w,h"), ("corners", "file,class,x1,y1,x2,y2"), ("center", "file,class,cx,cy,w,h")])
 def test_columns_named_wrongly(tmp_path, kind, header):
     rng = np.random.default_rng(0)
     wh = rng.integers(8, 20, (40, 2))
     xy = np.floor(rng.random((40, 2)) * ([64, 48] - wh))
-    raw = {"corner": np.c_[xy, wh], "corners": np.c_[xy, xy + wh], "centre": np.c_[xy + wh / 2, wh]}
+    raw = {"corner": np.c_[xy, wh], "corners": np.c_[xy, xy + wh], "center": np.c_[xy + wh / 2, wh]}
     for true in KINDS:
         call = one(tmp_path, *(f"a.jpg,Sack,{','.join(f'{v:g}' for v in r)}" for r in raw[true]), header=header)
         if true == kind: assert np.allclose(np.sort(call().boxes, 0), np.sort(raw["corners"], 0))
@@ -283,7 +283,7 @@ def test_any_table_comes_back(tmp_path_factory, data):
     m = data.draw(st.integers(1, 30))
     comma = data.draw(st.booleans())
     corners = np.sort(rng.random((m, 2, 2)), 1).reshape(m, 4) * [64, 48, 64, 48]
-    raw = np.c_[corners[:, :2] if kind != "centre" else (corners[:, :2] + corners[:, 2:])/2,
+    raw = np.c_[corners[:, :2] if kind != "center" else (corners[:, :2] + corners[:, 2:])/2,
                 corners[:, 2:] if kind == "corners" else corners[:, 2:] - corners[:, :2]]
     np.testing.assert_allclose(to_corners(raw, kind), corners)
     columns = ["file", "class", *KINDS[kind]]
@@ -421,7 +421,7 @@ def test_one_list_for_all(tmp_path, name, text):
     np.testing.assert_allclose(ds.boxes, [[40, 12, 60, 22], [41, 12, 61, 22]], atol=1e-4)
     assert ds.attributes["text"].tolist() == ["M 1", "M 2"] and [(f.kind, f.action) for f in ds.flaws
                                                                  ] == [("no-labels", "noted")] and len(ds) == 2
-    assert read_plates(tmp_path / name, classes=["licence"]).classes == ("licence",)
+    assert read_plates(tmp_path / name, classes=["license"]).classes == ("license",)
 
 
 def test_plates_with_corners_are_refused(tmp_path):

@@ -39,7 +39,7 @@ ODD_NAMES = ["a b.jpg", "50% #1.JPG", "Straße.jpeg", "写真.PNG", "v1.2.jpg", 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "Six pictures of odd names and different sizes."
+    "Six images of odd names and different sizes."
     root = tmp_path_factory.mktemp("odd")
     put(root, {f"in/{n}": picture(40 + 8*k, 64 + 4*k, os.path.splitext(n)[1].lower()) for k, n in enumerate(ODD_NAMES)})
     return root

@@ -32,7 +32,7 @@ NAMES = ["a b.jpg", "50% #1.JPG", "Straße.jpeg", "写真.jpg", "v1.2.jpg", "A.j
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    "Unpacked pictures go here."
+    "Unpacked images go here."
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("JETSON_DET_CACHE", str(folder))
     return folder
@@ -223,7 +223,7 @@ def test_labelme_finds_the_picture(tmp_path, image, label, hint):
 
 
 def test_labelme_the_path_wins_over_the_stem(tmp_path):
-    "imagePath names a picture that is there: it is the one, whatever the label file is called."
+    "imagePath names an image that is there: it is the one, whatever the label file is called."
     put(tmp_path,
         {"1.jpg": picture(), "2.jpg": picture(), "1.json": labelme(shape("a", [[1, 2], [3, 4]]), imagePath="2.jpg")})
     assert read_labelme(tmp_path).paths.tolist() == ["2.jpg"]
@@ -279,7 +279,7 @@ def with_note(jpeg, orientation, order="MM"):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("reader", ["labelme", "cvat"])
 def test_drawn_on_the_turned_picture(tmp_path, orientation, order, reader):
-    "A painted object, labelled on the picture as it is shown, is boxed where it lies on the stored one."
+    "A painted object, labeled on the image as it is shown, is boxed where it lies on the stored one."
     im = np.full((48, 80, 3), 30, np.uint8)
     im[6:20, 12:34] = 230
     put(tmp_path, {
@@ -356,7 +356,7 @@ def test_labelme_errors_name_the_line(tmp_path):
 
 @pytest.mark.data
 def test_real_labelme(data):
-    "A folder where COCO JSON lies beside two LabelMe files, one of which names a picture of another ending."
+    "A folder where COCO JSON lies beside two LabelMe files, one of which names an image of another ending."
     ds = read_labelme(data / "datasets/aerial/coco_utils")
     assert ds.paths.tolist() == ["terrain1.jpg", "terrain2.png"] and ds.class_counts() == {"car": 5, "human": 7
                                                                                            } and ds.flaws == []
@@ -372,11 +372,11 @@ def test_real_labelme(data):
 @settings(max_examples=60, deadline=None)
 @given(v=st.tuples(*[st.floats(-50, 400)] * 4), degrees=st.floats(0, 360))
 def test_cvat_turned_box(v, degrees):
-    "The box around the four corners, turned clockwise on the screen about their centre."
+    "The box around the four corners, turned clockwise on the screen about their center."
     corners = np.array([(v[0], v[1]), (v[2], v[1]), (v[2], v[3]), (v[0], v[3])])
     a = np.radians(degrees)
-    centre = corners.mean(0)
-    turned = (corners - centre) @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + centre
+    center = corners.mean(0)
+    turned = (corners - center) @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + center
     el = parse_xml(
         f'<box xtl="{v[0]:.9f}" ytl="{v[1]:.9f}" xbr="{v[2]:.9f}" ybr="{v[3]:.9f}" rotation="{degrees:.9f}"/>'.encode(),
         "x", "box", "x")

@@ -1,4 +1,4 @@
-"""Image files: headers, files that are no whole pictures, hashes, the same picture twice, what is remembered."""
+"""Image files: headers, files that are no whole images, hashes, the same image twice, what is remembered."""
 import os
 import struct
 import time
@@ -45,8 +45,8 @@ def with_exif(jpg, orientation, order="<"):
 
 
 def chunk(name, data): return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-def png_of(w, h, bits=8, colour=2, extra=b""):
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, bits, colour, 0, 0, 0)) + extra + chunk(
+def png_of(w, h, bits=8, color=2, extra=b""):
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, bits, color, 0, 0, 0)) + extra + chunk(
         b"IDAT", zlib.compress(b"\0"*99)) + chunk(b"IEND", b"")
 
 
@@ -58,13 +58,13 @@ def test_headers_of_every_type(scene, suffix, params, kind):
 
 
 def test_channels_and_bits(scene):
-    grey = scene[..., 0]
+    gray = scene[..., 0]
     alpha = cv2.cvtColor(scene, cv2.COLOR_BGR2BGRA)
     alpha[:9, :9, 3] = 100
     look = lambda img, suffix: image_header(encoded(img, suffix))[2:4]
-    assert look(grey, ".jpg") == (1, 8) and look(grey, ".png") == (1, 8) and look(grey, ".tiff") == (1, 8)
+    assert look(gray, ".jpg") == (1, 8) and look(gray, ".png") == (1, 8) and look(gray, ".tiff") == (1, 8)
     assert look(alpha, ".png") == (4, 8) and look(alpha, ".webp") == (4, 8) and look(alpha, ".bmp") == (4, 8)
-    assert look(scene.astype(np.uint16) * 257, ".png") == (3, 16) and look(grey.astype(np.uint16), ".tiff") == (1, 16)
+    assert look(scene.astype(np.uint16) * 257, ".png") == (3, 16) and look(gray.astype(np.uint16), ".tiff") == (1, 16)
     assert image_header(png_of(5, 4, 4, 3)).channels == 3 and image_header(png_of(5, 4, 4, 3)).bits == 8
     assert image_header(png_of(5, 4, 8, 3, chunk(b"tRNS", b"\0"))).channels == 4
     assert image_header(png_of(5, 4, 8, 4)).channels == 2 and image_header(png_of(5, 4, 8, 2, chunk(b"acTL",
@@ -120,8 +120,8 @@ def test_what_is_wrong_with_a_file(tmp_path, scene):
     files = {
         "a.jpg": jpg, "cut.jpg": jpg[:-900], "empty.jpg": b"", "page.jpg": b"  <html>404</html>",
         "lfs.jpg": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
-        "heic.jpg": b"\0\0\0\x18ftypheic" + b"\0"*90, "text.jpg": b"no picture", "bomb.png": png_of(60000, 60000),
-        "bomb.webp": encoded(scene, ".webp")[:12], "scan.jpg": b"\xff\xd8\xff\xda not a picture \xff\xd9"
+        "heic.jpg": b"\0\0\0\x18ftypheic" + b"\0"*90, "text.jpg": b"no image", "bomb.png": png_of(60000, 60000),
+        "bomb.webp": encoded(scene, ".webp")[:12], "scan.jpg": b"\xff\xd8\xff\xda not an image \xff\xd9"
     }
     for name, data in files.items(): (tmp_path / name).write_bytes(data)
     start = time.time()
@@ -382,7 +382,7 @@ def test_real_copies_are_found(data, name, tmp_path):
 @pytest.mark.data
 @pytest.mark.parametrize("name, near, far", [("car-detection.mp4", .4, .01), ("bottle-detection.mp4", .8, .03), ("one-by-one-person-detection.mp4", .8, .08)])
 def test_frames_of_a_camera(data, name, near, far, tmp_path):
-    "Neighbouring frames are mostly one picture; eight seconds and more apart they are only where nothing has moved."
+    "Neighboring frames are mostly one image; eight seconds and more apart they are only where nothing has moved."
     reader = cv2.VideoCapture(str(data / "videos" / name))
     frames = []
     while len(frames) < 380 and (got := reader.read())[0]:

@@ -45,7 +45,7 @@ def test_check_images(tmp_path):
     ds = dataset(tmp_path, 8, splits=["train"] * 4 + ["test"] * 4)
     (tmp_path / "1.jpg").write_bytes(picture(1)[:-400])
     (tmp_path / "2.jpg").write_bytes(b"")
-    (tmp_path / "3.jpg").write_bytes(b"no picture")
+    (tmp_path / "3.jpg").write_bytes(b"no image")
     (tmp_path / "4.jpg").unlink()
     (tmp_path / "5.jpg").write_bytes(picture(0))
     (tmp_path / "7.jpg").write_bytes(picture(6))
@@ -73,7 +73,7 @@ def test_the_same_picture_in_two_splits(tmp_path):
                                                           ("duplicate-across-splits", "7.jpg", "0.jpg"),
                                                           ("duplicate-across-splits", "8.jpg", "5.jpg"),
                                                           ("duplicate-image", "2.jpg", "1.jpg")]
-    assert "nearly the same picture" in flaws[0].message and "the same file" in flaws[1].message
+    assert "nearly the same image" in flaws[0].message and "the same file" in flaws[1].message
 
 
 def test_a_camera_that_looks_at_a_wall_is_one_note(tmp_path):
@@ -108,21 +108,21 @@ def test_pictures_that_are_turned(tmp_path):
 
 def test_unusual_pictures(tmp_path):
     ds = dataset(tmp_path, 4)
-    grey = cv2.imdecode(np.frombuffer(picture(0), np.uint8), 0)
-    (tmp_path / "0.jpg").write_bytes(cv2.imencode(".jpg", grey)[1].tobytes())
-    (tmp_path / "1.jpg").write_bytes(cv2.imencode(".png", cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA))[1].tobytes())
+    gray = cv2.imdecode(np.frombuffer(picture(0), np.uint8), 0)
+    (tmp_path / "0.jpg").write_bytes(cv2.imencode(".jpg", gray)[1].tobytes())
+    (tmp_path / "1.jpg").write_bytes(cv2.imencode(".png", cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA))[1].tobytes())
     (tmp_path/"2.jpg").write_bytes(
         cv2.imencode(".png",
-                     cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR).astype(np.uint16)*200)[1].tobytes())
+                     cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR).astype(np.uint16)*200)[1].tobytes())
     write_dataset(ds, tmp_path / "d", "coco")
     kinds = [(f.severity, f.kind, f.file)
              for f in check_dataset(tmp_path/"d").flaws
              if f.kind.endswith("-image") and "duplicate" not in f.kind]
-    assert kinds == [("note", "grey-image", "images/0.jpg"), ("note", "alpha-image", "images/1.jpg"),
+    assert kinds == [("note", "gray-image", "images/0.jpg"), ("note", "alpha-image", "images/1.jpg"),
                      ("note", "deep-image", "images/2.jpg")]
-    for k in range(4): (tmp_path / f"{k}.jpg").write_bytes(cv2.imencode(".jpg", np.roll(grey, 9 * k, 1))[1].tobytes())
+    for k in range(4): (tmp_path / f"{k}.jpg").write_bytes(cv2.imencode(".jpg", np.roll(gray, 9 * k, 1))[1].tobytes())
     write_dataset(ds, tmp_path / "all", "coco")
-    flaw, = [f for f in check_dataset(tmp_path / "all").flaws if f.kind == "grey-image"]
+    flaw, = [f for f in check_dataset(tmp_path / "all").flaws if f.kind == "gray-image"]
     assert flaw.message.startswith("all images, such as")
 
 
@@ -191,7 +191,7 @@ def test_nothing_left(tmp_path):
     refused(lambda: prepare(replace(ds, boxes=np.zeros((2, 4))), max_flawed=2), "no box is left")
 
 
-def labelled(root, counts, splits=("",)):
+def labeled(root, counts, splits=("",)):
     "A dataset that is never written: {class: boxes}, over 20 images in turn."
     labels = np.repeat(np.arange(len(counts)), list(counts.values()))
     images = np.arange(len(labels)) % 20
@@ -209,15 +209,15 @@ def labelled(root, counts, splits=("",)):
     ("left-turn", "right-turn", None), ("C++", "C", None), ("truck", "trucker", None)])
 def test_twins(a, b, kind):
     for names in ((a, b), (b, a)):
-        assert [f.kind for f in similar_classes(labelled("d", dict.fromkeys(names, 30)))] == ([kind] if kind else [])
+        assert [f.kind for f in similar_classes(labeled("d", dict.fromkeys(names, 30)))] == ([kind] if kind else [])
 
 
 @pytest.mark.parametrize("slip", ["persom", "perosn", "persn", "persoon", "pperson"])
 def test_a_rare_name_one_letter_away(slip):
-    flaw, = similar_classes(labelled("d", {"person": 60, slip: 3}))
+    flaw, = similar_classes(labeled("d", {"person": 60, slip: 3}))
     assert (flaw.severity, flaw.kind, flaw.where) == ("note", "class-variants",
                                                       slip) and "'person' (60 boxes)" in flaw.message
-    assert similar_classes(labelled("d", {"person": 59, slip: 3})) == []
+    assert similar_classes(labeled("d", {"person": 59, slip: 3})) == []
 
 
 def test_many_classes_take_no_time():
@@ -226,11 +226,11 @@ def test_many_classes_take_no_time():
                  f"thing{'abcdefghij'[k % 10]}{'klmnopqrst'[k // 10 % 10]}{'uvwxyzabcd'[k // 100 % 10]}": 1
                  for k in range(900)
              }
-    similar_classes(labelled("d", names))
+    similar_classes(labeled("d", names))
 
 
 def test_class_balance():
-    ds = labelled("d", {"a": 400, "b": 20, "c": 0}, ("train", "val"))
+    ds = labeled("d", {"a": 400, "b": 20, "c": 0}, ("train", "val"))
     assert {f.kind
             for f in class_balance(ds)} == {"few-boxes", "empty-class", "imbalance"} and all(f.severity == "note"
                                                                                              for f in class_balance(ds))
@@ -242,8 +242,8 @@ def test_class_balance():
     moved = replace(ds, labels=np.where(val, 2, ds.labels))
     assert "'c' (21)" in {f.kind: f.message for f in class_balance(moved)}["untrained-class"]
     assert "few-boxes" not in {f.kind
-                               for f in class_balance(labelled("d", {"a": 30, "b": 290}))} and class_balance(
-                                   labelled("d", {"a": 30, "b": 290})) == []
+                               for f in class_balance(labeled("d", {"a": 30, "b": 290}))} and class_balance(
+                                   labeled("d", {"a": 30, "b": 290})) == []
 
 
 def test_repeated_boxes(tmp_path):
@@ -295,7 +295,7 @@ def test_odd_boxes(tmp_path):
 @pytest.mark.parametrize("size, input_size, kinds", [((1080, 1920), (416, 416), {"padding", "downscale"}), ((432, 768), (416, 416), {"padding"}), ((1080, 1920), (736, 1280), set()),
                                                      ((480, 640), (416, 416), set()), ((3000, 4000), (640, 640), {"downscale"}), ((90, 120), (416, 416), set())])
 def test_input_fit(size, input_size, kinds):
-    ds = replace(labelled("d", {"a": 20}), sizes=[size] * 20)
+    ds = replace(labeled("d", {"a": 20}), sizes=[size] * 20)
     assert {f.kind for f in input_fit(ds, input_size)} == kinds
     h, w = fitting_input(ds.sizes.astype(float), input_size)
     assert h % 32 == w % 32 == 0 and .8 * input_size[0] * input_size[1] <= h * w <= 1.02 * input_size[0] * input_size[1]
@@ -390,7 +390,7 @@ def test_real(data, name, left, boxes, kinds):
 @pytest.mark.data
 @pytest.mark.parametrize("name, warnings, notes", [
     ("bccd", {"zero-area": 2, "duplicate-across-splits": 1}, {"doubled-box": 7, "imbalance": 1}), ("kangaroo", {"truncated-image": 1}, {"duplicate-image": 1, "doubled-box": 1, "padding": 1}),
-    ("raccoon", {}, {"duplicate-image": 4, "near-duplicate": 2, "grey-image": 3}), ("plates_eu", {}, {}), ("kitti_mini", {}, {"few-boxes": 1, "padding": 1})])
+    ("raccoon", {}, {"duplicate-image": 4, "near-duplicate": 2, "gray-image": 3}), ("plates_eu", {}, {}), ("kitti_mini", {}, {"few-boxes": 1, "padding": 1})])
 def test_real_reports(data, name, warnings, notes):
     "Everything that is said of real datasets; each was looked at and is true."
     report = check_dataset(data / "datasets" / name)

@@ -134,7 +134,7 @@ def test_a_picture_in_two_splits_leaves_the_one_that_is_trained_on(tmp_path):
     assert sorted((Path(c.file).name, c.kind, c.now)
                   for c in changes) == [(f"{k}.jpg", "duplicate-across-splits", "left out") for k in (0, 1, 6)]
     out = read_dataset(tmp_path / "out")
-    # 2 and 3 are one picture within train: a note
+    # 2 and 3 are one image within train: a note
     assert {s: int((out.splits == s).sum()) for s in out.split_names} == {"train": 3, "val": 1, "test": 2}
 
 
@@ -160,7 +160,7 @@ def test_store_upright(tmp_path, k):
 
 @pytest.mark.parametrize("k", [5, 6, 7, 8])
 @pytest.mark.parametrize("format", ["coco", "voc"])
-def test_pictures_labelled_as_turned_are_stored_turned(tmp_path, format, k):
+def test_pictures_labeled_as_turned_are_stored_turned(tmp_path, format, k):
     "The labels say 60x80, the file is 80x60 with a note: in the copy the box is on the same pixels as the person saw."
     ds = dataset(tmp_path / "d", 6, [(2, 10, 50, 30, 79)])
     img = cv2.imdecode(np.frombuffer(picture(2), np.uint8), 1)
@@ -184,7 +184,7 @@ def test_pictures_labelled_as_turned_are_stored_turned(tmp_path, format, k):
 
 
 def test_boxes_that_only_fit_the_turned_picture(tmp_path):
-    "A COCO file whose sizes are those of the stored picture, with boxes drawn on the turned one."
+    "A COCO file whose sizes are those of the stored image, with boxes drawn on the turned one."
     write_dataset(dataset(tmp_path / "d", 6, [(2, 10, 50, 30, 79)]), tmp_path / "in", "coco")
     (tmp_path / "in/images/2.jpg").write_bytes(exif(picture(2), 6))
     changes = fixed(tmp_path / "in", tmp_path / "out")

@@ -90,12 +90,12 @@ def test_figures_agree_with_a_loop(seed, h, w):
     sets = [set(ds.labels[real & (ds.box_image == i)].tolist()) for i in range(len(ds))]
     assert cooccurrence(ds).tolist() == [[sum(a in s and b in s for s in sets) for b in range(4)] for a in range(4)]
     heat = position_map(ds, 3, 5)
-    centres = (ds.boxes[real, :2] + ds.boxes[real, 2:]) / 2 / ds.sizes[ds.box_image[real]][:, ::-1]
+    centers = (ds.boxes[real, :2] + ds.boxes[real, 2:]) / 2 / ds.sizes[ds.box_image[real]][:, ::-1]
     for r in range(3):
         for q in range(5):
             assert heat[r, q] == pytest.approx(
-                np.mean((np.minimum(centres[:, 1]*3, 2).astype(int) == r)
-                        & (np.minimum(centres[:, 0]*5, 4).astype(int) == q)))
+                np.mean((np.minimum(centers[:, 1]*3, 2).astype(int) == r)
+                        & (np.minimum(centers[:, 0]*5, 4).astype(int) == q)))
 
 
 def test_nothing_to_count():

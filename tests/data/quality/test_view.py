@@ -39,7 +39,7 @@ def picture_of(page, name):
 
 
 def dataset(root, n=12, size=(180, 240), classes=("Sack", "Person", "Plate"), names=None, **kw):
-    "n grey pictures with a painted rectangle in every box; the last has none."
+    "n gray pictures with a painted rectangle in every box; the last has none."
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     rows = []
@@ -170,7 +170,7 @@ def test_what_cannot_be_decoded_is_empty(tmp_path):
     assert shrink(tmp_path / "text.jpg", (40_000, 40_000), (320,)) == [b""] # said to be huge: not even opened
 
 
-def test_deep_grey_and_turned_pictures(tmp_path):
+def test_deep_gray_and_turned_pictures(tmp_path):
     deep = np.zeros((60, 80), np.uint16)
     deep[:, 40:] = 60_000
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
@@ -494,7 +494,7 @@ def test_orders(open_page, shown):
 
 
 def painted(png, paint):
-    "The outline, in pixels of a screenshot, of what has a colour: x1, y1, x2, y2."
+    "The outline, in pixels of a screenshot, of what has a color: x1, y1, x2, y2."
     img = cv2.imdecode(np.frombuffer(png, np.uint8), 1).astype(int)
     ys, xs = np.nonzero(np.abs(img - paint).max(2) < 40)
     return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])

@@ -124,7 +124,7 @@ def test_position_embedding_belongs_to_its_cell():
 @pytest.mark.parametrize("name", ["rtdetr-r18", "dfine-n"])
 @pytest.mark.parametrize("at", [(24, 40), (24, 200), (104, 40), (72, 136)])
 def test_what_is_painted_is_found_where_it_is(name, at):
-    "A spot in the picture changes the features of the cells around it, and the boxes of those cells lie around it."
+    "A spot in the image changes the features of the cells around it, and the boxes of those cells lie around it."
     model = network(name).eval()
     size = (128, 256)
     (y, x) = at
@@ -135,8 +135,8 @@ def test_what_is_painted_is_found_where_it_is(name, at):
     far = (a - b).abs().sum(-1)[0]
     anchors, valid = anchor_boxes(sizes)
     finest = sizes[0][0] * sizes[0][1]
-    centre = anchors.sigmoid()[far[:finest].argmax(), :2] * torch.tensor([256., 128.])
-    assert (centre - torch.tensor([float(x), float(y)])).abs().max() <= 24 and far.max() > 0
+    center = anchors.sigmoid()[far[:finest].argmax(), :2] * torch.tensor([256., 128.])
+    assert (center - torch.tensor([float(x), float(y)])).abs().max() <= 24 and far.max() > 0
 
 
 def test_gather_is_grid_sample():
@@ -187,7 +187,7 @@ def test_loss_is_transformers(counts):
                                their_loss("rtdetr-r18", model.net.config, layers, boxes, labels),
                                rtol=1e-4,
                                atol=1e-4)
-    assert ours.normaliser == sum(counts)
+    assert ours.normalizer == sum(counts)
 
 
 @pytest.mark.parametrize("counts", [(4,), (6, 6), (120,)])
@@ -271,7 +271,7 @@ def test_four_micro_batches_are_one(name):
             model.loss(model(model.normalize(images[p]), boxes[p], labels[p]), boxes[p], labels[p]) for p in parts
         ]
         for l in losses: sum(l.sums.values()).backward()
-        n = sum(l.normaliser for l in losses)
+        n = sum(l.normalizer for l in losses)
         assert n == 34
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) / n
     whole = gradient([slice(0, 4)])
@@ -289,7 +289,7 @@ def test_no_boxes_and_five_hundred_train(name, counts):
     loss.total.backward()
     learning = [p for p in model.parameters() if p.requires_grad]
     # several processes rely on it
-    assert loss.normaliser == sum(counts) and all(p.grad is not None and p.grad.isfinite().all() for p in learning)
+    assert loss.normalizer == sum(counts) and all(p.grad is not None and p.grad.isfinite().all() for p in learning)
     assert loss.total > 0 and (sum(counts) or loss.sums["l1"] == loss.sums["dn"] == 0)
 
 

@@ -96,7 +96,7 @@ def compare(outputs, boxes, labels, size, strides, gains=GAINS, class_weights=No
     have = yolo_loss(outputs, boxes, labels, strides, gains, class_weights)
     have_grads = torch.autograd.grad(have.total, leaves)
     for value, name in zip(want, ("box", "cls", "dfl")):
-        torch.testing.assert_close(have.sums[name]/have.normaliser.clamp(min=1),
+        torch.testing.assert_close(have.sums[name]/have.normalizer.clamp(min=1),
                                    value,
                                    rtol=2e-6,
                                    atol=1e-6,
@@ -111,7 +111,7 @@ def test_same_loss_and_gradients(name, kind):
     boxes, labels, size, strides, n_classes = scene(name)
     leaves, grids = outputs_for(boxes, labels, size, strides, n_classes, kind)
     loss = compare(YOLOOutputs(*leaves, grids), boxes, labels, size, strides)
-    assert (loss.normaliser == 0) == (name == "all images empty")
+    assert (loss.normalizer == 0) == (name == "all images empty")
 
 
 def test_same_loss_with_gains_and_class_weights():
@@ -148,7 +148,7 @@ def test_each_point_has_one_box_and_each_box_ten_points_at_most():
 
 
 def trained_looks(model):
-    """Weights of a network that says different things at different points: statistics from pictures, a head that is
+    """Weights of a network that says different things at different points: statistics from images, a head that is
     sure."""
     g = torch.Generator().manual_seed(0)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -166,7 +166,7 @@ def trained_looks(model):
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo11m", "yolo11n-p2", "yolo11n-p2-lite"])
 def test_same_boxes_and_scores_as_the_package(name):
-    "Its DetectionModel, made of the same description, with our weights under the same names, on a wide picture."
+    "Its DetectionModel, made of the same description, with our weights under the same names, on a wide image."
     torch.manual_seed(0)
     model = trained_looks(UltralyticsDetector(name, CLASSES)).eval()
     tasks = ultralytics_tasks()
@@ -208,7 +208,7 @@ def test_fresh_heads_start_where_the_package_starts_them():
 
 
 def test_eight_times_one_is_once_eight():
-    "Gradients of the whole network, BatchNorm frozen, pictures with many boxes and with none."
+    "Gradients of the whole network, BatchNorm frozen, images with many boxes and with none."
     torch.manual_seed(0)
     model = UltralyticsDetector("yolo11n-p2-lite", CLASSES)
     g = torch.Generator().manual_seed(0)
@@ -223,7 +223,7 @@ def test_eight_times_one_is_once_eight():
             loss = model.loss(model(model.normalize(images[part])), boxes[part], labels[part])
             sum(loss.sums.values()).backward()
             losses.append(loss)
-        n = sum(l.normaliser for l in losses).clamp(min=1)
+        n = sum(l.normalizer for l in losses).clamp(min=1)
         return [p.grad/n for p in model.parameters()]
     whole = gradients(8)
     for parts in (1, 3):
@@ -231,7 +231,7 @@ def test_eight_times_one_is_once_eight():
 
 
 def test_pixels_arrive_as_the_contract_says():
-    "What training feeds is what an artefact is fed: colour order, scale."
+    "What training feeds is what an artifact is fed: color order, scale."
     from jetson_det.runtime.preprocess import Preprocessor
     model = UltralyticsDetector("yolov8n", CLASSES)
     g = torch.Generator().manual_seed(0)
@@ -384,7 +384,7 @@ def test_onnx_computes_the_same(name, tmp_path):
     boxes, scores = session.run(["boxes", "scores"], {"images": x.numpy()})
     with torch.no_grad(): want_boxes, want_scores = model.decode(model(x))
     assert abs(boxes - want_boxes.numpy()).max() <= 1e-4*max(size) and abs(scores - want_scores.numpy()).max() <= 1e-4
-    assert want_scores.std() > .01 and contract.opset == 13 and contract.extra["licence"].startswith("AGPL-3.0")
+    assert want_scores.std() > .01 and contract.opset == 13 and contract.extra["license"].startswith("AGPL-3.0")
     computed = {
         "Shape", "Gather", "GatherND", "ConstantOfShape", "Range", "Expand", "Tile", "NonMaxSuppression", "TopK",
         "Loop", "If", "Where", "Cast", "Mod", "NonZero"
@@ -433,7 +433,7 @@ def test_two_pictures_are_learned_by_heart(tmp_path):
 
 @pytest.mark.slow
 def test_loss_takes_little_of_a_step():
-    """640x640, 8 pictures of 100 boxes: loss with assignment, both ways, against the whole step; and against the
+    """640x640, 8 images of 100 boxes: loss with assignment, both ways, against the whole step; and against the
     package's own. Processor time."""
     torch.manual_seed(0)
     model = UltralyticsDetector("yolo11n", [str(i) for i in range(80)])

@@ -15,7 +15,7 @@ if importlib.util.find_spec("ultralytics") is None:
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
 from jetson_det.models.ultralytics.network import (
-    LICENCE,
+    LICENSE,
     UltralyticsDetector,
     YOLO26Detector,
     package_folder,
@@ -59,7 +59,7 @@ def package_batch(boxes, labels, size):
 
 def divided(loss):
     "The loss: each part's sums by its own divisor."
-    return sum(v/loss.normaliser[k.partition("/")[0]].clamp(min=1) for k, v in loss.sums.items())
+    return sum(v/loss.normalizer[k.partition("/")[0]].clamp(min=1) for k, v in loss.sums.items())
 
 
 def outputs_for(boxes, labels, size, strides, n_classes, kind):
@@ -101,7 +101,7 @@ def compare(leaves, grids, boxes, labels, size, strides, gains=GAINS26, class_we
     for part, share in zip(PARTS, (package.o2m, package.o2o)):
         values = getattr(package, part).loss(said[part], batch)[0]/len(boxes)*share
         for value, name in zip(values, ("box", "cls", "l1")):
-            torch.testing.assert_close(have.sums[f"{part}/{name}"]/have.normaliser[part].clamp(min=1),
+            torch.testing.assert_close(have.sums[f"{part}/{name}"]/have.normalizer[part].clamp(min=1),
                                        value,
                                        rtol=5e-6,
                                        atol=1e-6,
@@ -120,7 +120,7 @@ def test_same_loss_and_gradients(name, kind, epoch):
                    size,
                    strides,
                    epoch=epoch)
-    assert all((loss.normaliser[part] == 0) == (name == "all images empty") for part in PARTS)
+    assert all((loss.normalizer[part] == 0) == (name == "all images empty") for part in PARTS)
 
 
 def test_same_loss_for_boxes_smaller_than_a_cell():
@@ -129,7 +129,7 @@ def test_same_loss_for_boxes_smaller_than_a_cell():
     assert (boxes[..., 2:] - boxes[..., :2]).max() < 8
     leaves, grids = outputs_for(boxes, labels, (128, 160), (8, 16, 32), 3, "learned")
     loss = compare(leaves, grids, boxes, labels, (128, 160), (8, 16, 32), epoch=7)
-    assert loss.normaliser["one2one"] > 5
+    assert loss.normalizer["one2one"] > 5
 
 
 def test_same_loss_with_gains_and_class_weights():
@@ -174,7 +174,7 @@ def test_one_to_one_gives_a_box_one_point_and_a_point_one_box():
 
 def trained_looks(model):
     """Weights of a network that says different things at different points, each head its own: statistics from
-    pictures, heads that are sure."""
+    images, heads that are sure."""
     g = torch.Generator().manual_seed(0)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     head = model.model[-1]
@@ -225,7 +225,7 @@ def test_same_detections_as_the_package(name):
     contract = model.contract((96, 224), confidence=0.).validate()
     _, fits = Preprocessor(contract)([np.zeros((96, 224, 3), np.uint8)]*2)
     for mine, theirs in zip(postprocess(contract, [boxes.numpy(), scores.numpy()], fits, max_detections=300), want):
-        # ours end at the picture's edge
+        # ours end at the image's edge
         theirs[:, :4] = theirs[:, :4].clamp(min=0).minimum(torch.tensor([224., 96.]).repeat(2))
         theirs = theirs[(theirs[:, 2:4] > theirs[:, :2]).all(1)]
         assert len(theirs) > 200 and mine.labels.tolist() == theirs[:, 5].tolist()
@@ -274,12 +274,12 @@ def test_an_empty_batch_reaches_every_parameter():
     model = YOLO26Detector("yolo26n", CLASSES)
     loss = model.loss(model(torch.rand(2, 3, 64, 96)), torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.long))
     sum(loss.sums.values()).backward()
-    assert all(v == 0 for v in loss.normaliser.values()) and all(p.grad is not None and p.grad.isfinite().all()
+    assert all(v == 0 for v in loss.normalizer.values()) and all(p.grad is not None and p.grad.isfinite().all()
                                                                  for p in model.parameters())
 
 
 def test_four_times_one_is_once_four():
-    """Gradients of the whole network, BatchNorm frozen, pictures with many boxes and with none, each part by its own
+    """Gradients of the whole network, BatchNorm frozen, images with many boxes and with none, each part by its own
     divisor."""
     torch.manual_seed(0)
     model = trained_looks(YOLO26Detector("yolo26n", CLASSES))
@@ -296,7 +296,7 @@ def test_four_times_one_is_once_four():
         for part in torch.arange(4).split(parts):
             losses.append(model.loss(model(model.normalize(images[part])), boxes[part], labels[part]))
             sum(losses[-1].sums.values()).backward()
-        n = {part: sum(l.normaliser[part] for l in losses).clamp(min=1) for part in PARTS}
+        n = {part: sum(l.normalizer[part] for l in losses).clamp(min=1) for part in PARTS}
         assert abs(n["one2many"] - n["one2one"]) > 1
         return [p.grad/n[g["part"]] for g in model.param_groups() for p in g["params"]]
     whole = gradients(4)
@@ -333,7 +333,7 @@ def test_groups_and_stages_hold_every_parameter_once():
     assert sorted(id(p) for g in groups for p in g["params"]) == every and len({g["name"] for g in groups}) == 6
     assert sorted(id(p) for modules in model.stages().values() for m in modules for p in m.parameters()) == every
     assert all(g["weight_decay"] == (.01 if g["name"].endswith("weights") else 0) for g in groups)
-    assert list(model.stages()) == ["backbone", "neck", "head"] and model.licence == LICENCE
+    assert list(model.stages()) == ["backbone", "neck", "head"] and model.license == LICENSE
 
 
 def test_wrong_calls_are_one_line():
@@ -354,7 +354,7 @@ def test_onnx_computes_the_same_with_one_head(tmp_path):
     model = trained_looks(YOLO26Detector("yolo26n", CLASSES))
     size = (64, 96)
     contract = export_onnx(model, tmp_path/"m.onnx", size)
-    assert (contract.output, contract.opset) == ("queries", 13) and contract.extra["licence"].startswith("AGPL-3.0")
+    assert (contract.output, contract.opset) == ("queries", 13) and contract.extra["license"].startswith("AGPL-3.0")
     session = ort.InferenceSession(str(tmp_path/"m.onnx"), providers=["CPUExecutionProvider"])
     x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(2))
     boxes, scores = session.run(["boxes", "scores"], {"images": x.numpy()})

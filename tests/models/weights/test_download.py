@@ -26,11 +26,11 @@ posix = pytest.mark.skipif(os.name != "posix", reason="locks and signals of a PO
 
 class Site:
     "A server of one file, and how it behaves. `steps`: one dictionary for each answer; the last one stays."
-    def __init__(self, data=None, **behaviour):
+    def __init__(self, data=None, **behavior):
         self.data = random.Random(7).randbytes(600_000) if data is None else data
         self.etag = '"v1"'
         self.date = None
-        self.steps = [behaviour]
+        self.steps = [behavior]
         self.asked = []
         self.paths = []
         site = self

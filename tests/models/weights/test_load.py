@@ -441,13 +441,13 @@ def test_import_pt_of_something_else(tasks, tmp_path, content, says):
 # ---- BatchNorms ----------------------------------------------------------------------------------
 
 def test_restored_batchnorms_train_as_before(tmp_path):
-    """After folding, training mode is another function than evaluation; restored, it is the same on the pictures measured.
+    """After folding, training mode is another function than evaluation; restored, it is the same on the images measured.
 
     The second half: one training step moves the restored network where it would have moved the original.
     """
     source = trained()
     pictures = torch.randint(0, 256, (4, 3, 64, 96), dtype=torch.uint8)
-    restore_batchnorm(source, [pictures])  # so that the original is at rest on these pictures too
+    restore_batchnorm(source, [pictures])  # so that the original is at rest on these images too
     export(Raw(source), tmp_path/"a.onnx")
     folded = create_model("yolox-nano", CLASSES)
     restored = create_model("yolox-nano", CLASSES)

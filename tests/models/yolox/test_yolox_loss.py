@@ -57,7 +57,7 @@ def compare(outputs, boxes, labels, l1):
     torch.testing.assert_close(have.total, want[0], rtol=1e-4, atol=1e-4)
     for name, value in zip(("iou", "obj", "cls", "l1"), want[1:]):
         if name in have.sums:
-            torch.testing.assert_close(have.sums[name]/have.normaliser.clamp(min=1),
+            torch.testing.assert_close(have.sums[name]/have.normalizer.clamp(min=1),
                                        value,
                                        rtol=1e-4,
                                        atol=1e-4,
@@ -73,8 +73,8 @@ def test_same_loss_on_plausible_outputs(name, l1):
     boxes, labels, size = scene(name)
     loss = compare(oracles.plausible_outputs(boxes, labels, size, C), boxes, labels, l1)
     assert ("l1" in loss.sums) == l1
-    if name == "all images empty": assert loss.normaliser == 0
-    if name == "crowded": assert loss.normaliser > 300
+    if name == "all images empty": assert loss.normalizer == 0
+    if name == "crowded": assert loss.normalizer > 300
 
 
 @needs_yolox
@@ -135,7 +135,7 @@ def test_same_gradients_of_all_parameters(size, l1):
 
 
 def test_batch_equals_its_images():
-    "Assigned together or one by one: the same points; so padding and neighbours have no say."
+    "Assigned together or one by one: the same points; so padding and neighbors have no say."
     boxes, labels, size = scene("some images empty")
     outputs = oracles.plausible_outputs(boxes, labels, size, C)
     whole = assign(outputs, boxes, labels)
@@ -156,7 +156,7 @@ def test_order_of_boxes_and_place_of_padding_do_not_matter():
     mixed = torch.cat([boxes, more], 1)[:, order], torch.cat([labels, none], 1)[:, order]
     a = yolox_loss(outputs, boxes, labels, True)
     b = yolox_loss(outputs, *mixed, True)
-    assert a.normaliser == b.normaliser
+    assert a.normalizer == b.normalizer
     for k in a.sums: torch.testing.assert_close(a.sums[k], b.sums[k], rtol=1e-5, atol=1e-5)
 
 
@@ -175,7 +175,7 @@ def test_a_box_outside_the_picture():
     boxes = torch.tensor([[[500., 500, 540, 540]]])
     labels = torch.tensor([[0]])
     loss = yolox_loss(oracles.plausible_outputs(boxes, labels, (96, 96), C), boxes, labels, True)
-    assert loss.normaliser == 0 and loss.total.isfinite()
+    assert loss.normalizer == 0 and loss.total.isfinite()
 
 
 def test_half_precision_outputs():
@@ -186,7 +186,7 @@ def test_half_precision_outputs():
     full = YOLOXOutputs(*(t.detach().float() for t in half[:3]), outputs.grids)
     with torch.autocast("cpu", torch.bfloat16): a = yolox_loss(half, boxes, labels, True)
     b = yolox_loss(full, boxes, labels, True)
-    assert a.normaliser == b.normaliser and all(v.dtype == torch.float32 for v in a.sums.values())
+    assert a.normalizer == b.normalizer and all(v.dtype == torch.float32 for v in a.sums.values())
     for k in a.sums: torch.testing.assert_close(a.sums[k], b.sums[k], rtol=1e-5, atol=1e-5)
     a.total.backward()
     assert all(t.grad.isfinite().all() for t in half[:3])
