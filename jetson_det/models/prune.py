@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..core import InputError
-from .zoo import Detector, count_gflops, count_params
+from .detector import Detector, count_gflops, count_params
 
 # %% ../../nbs/28_models.prune.ipynb #543d1e5c
 _SAME = {

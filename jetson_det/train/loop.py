@@ -19,7 +19,7 @@ import torch
 from ..core import InputError
 from ..data.augment.on_device import pixel_table
 from ..data.open import split_settings
-from ..models.zoo import count_params
+from ..models.detector import count_params
 from ..runtime.files import write_json_atomic
 from .callbacks import (DiskWatch, EarlyStop, EpochLine, Evaluate, MetricsTable, OverfitStop, Progress,
                                         ResourceLog, SaveBadBatch, SaveCheckpoints, StopOnSignal, TrainingError,

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ..core import InputError
-from ..models.zoo import create_model, part_of
+from ..models.detector import part_of
+from ..models.zoo import create_model
 from . import allocator as heap
 from .callbacks import TrainingError
 from .distributed import World, broadcast_state, hand_on, sum_step, sync_batchnorm

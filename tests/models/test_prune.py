@@ -13,7 +13,8 @@ from torch import nn  # noqa: E402
 from jetson_det.config import ModelConfig  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
 from jetson_det.export.onnx import export_onnx  # noqa: E402
-from jetson_det.models.zoo import count_gflops, create_model, model_cards  # noqa: E402
+from jetson_det.models.detector import count_gflops
+from jetson_det.models.zoo import create_model, model_cards# noqa: E402
 from jetson_det.runtime.contract import Contract  # noqa: E402
 from jetson_det.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from jetson_det.train.ema import ModelEMA  # noqa: E402

@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: E402
 
 import train_helpers as helpers  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.zoo import create_model, model_cards, part_of  # noqa: E402
+from jetson_det.models.detector import part_of
+from jetson_det.models.zoo import create_model, model_cards# noqa: E402
 from jetson_det.train import distill # noqa: E402
 from jetson_det.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from jetson_det.train.distill import (

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .denoising import Denoising
-from ..zoo import LossSums
+from ..detector import LossSums
 
 # %% ../../../nbs/26_models.detr.loss.ipynb #481b78a4
 class Layers(NamedTuple):

@@ -28,7 +28,7 @@ from jetson_det.models.detr.loss import (
     terms_of,
     xyxy,
 )
-from ..zoo import LossSums
+from ..detector import LossSums
 
 # %% ../../../nbs/26_models.detr.loss_dfine.ipynb #739efad1
 # bins less one; how far the ends reach; the sides are measured in quarters of the first guess

@@ -20,7 +20,7 @@ from .deformable import DeformableAttention, rows_at
 from .denoising import attention_mask, denoising_of
 from .loss import DETROutputs, GAINS, Layers, detr_loss, xyxy
 from .loss_dfine import DFINE_GAINS, bin_values, boxes_from_sides, dfine_loss
-from ..zoo import Detector, ModelCard, check_gains
+from ..detector import Detector, ModelCard, check_gains
 
 # %% ../../../nbs/27_models.detr.network.ipynb #97172581
 class DETRSize(NamedTuple):

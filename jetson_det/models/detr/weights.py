@@ -15,7 +15,8 @@ import torch
 from ...core import InputError
 from .network import SIZES
 from ..weights.load import LoadReport, Source, place, plain_norm, read_safetensors
-from ..zoo import Detector, create_model
+from ..detector import Detector
+from ..zoo import create_model
 from ...runtime.contract import METADATA_KEY, Contract
 from ...runtime.files import read_json, require
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import yaml
 
 from ...core import InputError, did_you_mean
-from ..zoo import ModelCard
+from ..detector import ModelCard
 
 # %% ../../../nbs/24_models.ultralytics.graphs.ipynb #ca639d25
 # Ultralytics, documentation of YOLOv8 and YOLO11, tables "Detection (COCO)"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..zoo import LossSums
+from ..detector import LossSums
 
 # %% ../../../nbs/24_models.ultralytics.loss.ipynb #c3e06569
 class YOLOOutputs(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .loss import TOP, YOLOOutputs, align, box_at, ciou, class_loss, points_for
-from ..zoo import LossSums
+from ..detector import LossSums
 
 # %% ../../../nbs/24_models.ultralytics.loss_yolo26.ipynb #ae935ba7
 class YOLO26Outputs(NamedTuple):

@@ -26,7 +26,7 @@ from ...core import InputError, did_you_mean
 from .graphs import CARDS, YOLO26, graph_of
 from .loss import GAINS, YOLOOutputs, decode_boxes, yolo_loss
 from .loss_yolo26 import GAINS26, YOLO26Outputs, yolo26_loss
-from ..zoo import Detector, check_gains
+from ..detector import Detector, check_gains
 
 # %% ../../../nbs/25_models.ultralytics.network.ipynb #7d2149d4
 LICENSE = (

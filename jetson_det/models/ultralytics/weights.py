@@ -25,7 +25,7 @@ from jetson_det.models.weights.load import (
     match_classes,
     shapes_of,
 )
-from ..zoo import Detector
+from ..detector import Detector
 from ...runtime.files import require, sha256_file
 
 # %% ../../../nbs/24_models.ultralytics.weights.ipynb #201ecfe1

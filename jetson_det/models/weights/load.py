@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from ...core import InputError
 from ..yolox.network import PRIOR_BIAS
-from ..zoo import MODELS, Detector, create_model
+from ..detector import Detector
+from ..zoo import MODELS, create_model
 from ...runtime.contract import COCO_CLASSES, METADATA_KEY, Contract
 from ...runtime.files import require, sha256_file
 

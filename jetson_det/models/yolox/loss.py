@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .network import STRIDES, Anchors, YOLOXOutputs, anchors_for, decode_cxcywh
-from ..zoo import LossSums
+from ..detector import LossSums
 
 # %% ../../../nbs/22_models.yolox.loss.ipynb #13909e20
 class Sides(NamedTuple):

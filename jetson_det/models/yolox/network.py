@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..zoo import Detector
+from ..detector import Detector
 
 # %% ../../../nbs/23_models.yolox.network.ipynb #da42f436
 class ConvBlock(nn.Module):

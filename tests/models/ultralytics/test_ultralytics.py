@@ -21,7 +21,7 @@ from jetson_det.models.ultralytics.network import UltralyticsDetector, package_f
 from jetson_det.models.ultralytics.graphs import CARDS, PUBLISHED, graph_of  # noqa: E402
 from jetson_det.models.ultralytics.loss import GAINS, YOLOOutputs, align, points_for, yolo_loss  # noqa: E402
 from jetson_det.models.ultralytics.weights import load_ultralytics  # noqa: E402
-from jetson_det.models.zoo import count_gflops, count_params  # noqa: E402
+from jetson_det.models.detector import count_gflops, count_params# noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 P3 = (8, 16, 32)

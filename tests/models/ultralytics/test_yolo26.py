@@ -24,7 +24,7 @@ from jetson_det.models.ultralytics.network import (
 from jetson_det.models.ultralytics.graphs import YOLO26, graph_of  # noqa: E402
 from jetson_det.models.ultralytics.loss import YOLOOutputs, align, points_for  # noqa: E402
 from jetson_det.models.ultralytics.loss_yolo26 import GAINS26, PICKS, YOLO26Outputs, shares, yolo26_loss  # noqa: E402
-from jetson_det.models.zoo import count_gflops, count_params  # noqa: E402
+from jetson_det.models.detector import count_gflops, count_params# noqa: E402
 from test_ultralytics import SCENES, scene  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
