@@ -14,7 +14,7 @@ WORKERS ?= 2
 # Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/89_cli.ipynb).
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: help demo test bench docs readme sync notebooks-test pytest test-runtime36 test-wheel lab notebooks env env-dev env-bench clean
+.PHONY: help demo test test-quick layout lint-web bench docs readme sync notebooks-test pytest test-runtime36 test-wheel lab notebooks env env-dev env-bench clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,8 +24,8 @@ demo: env ## the whole flow on generated scenes: train, evaluate, export, measur
 	$(BIN)/jetson-det demo --out $(OUT)
 
 test: env-dev ## everything a CPU can test
-	@echo "== 1/6 notebooks and package in sync"
-	@$(MAKE) --no-print-directory sync
+	@echo "== 1/6 notebooks and package in sync, layout, web files"
+	@$(MAKE) --no-print-directory sync layout lint-web
 	@echo "== 2/6 the notebooks' own examples"
 	@$(MAKE) --no-print-directory notebooks-test
 	@echo "== 3/6 runtime under Python 3.6"
@@ -36,6 +36,17 @@ test: env-dev ## everything a CPU can test
 	@$(MAKE) --no-print-directory docs
 	@echo "== 6/6 pytest"
 	@$(MAKE) --no-print-directory pytest
+
+test-quick: env-dev ## what daily work needs, in under 5 minutes: sync, layout, and the tests without trainings and browsers
+	@$(MAKE) --no-print-directory sync layout
+	$(BIN)/python -m pytest tests -q -n $(WORKERS) --dist loadfile -m "not browser" \
+	  --ignore tests/train --ignore tests/models --ignore tests/site --ignore tests/export
+
+layout: env-dev
+	@$(BIN)/python tools/check_layout.py
+
+lint-web:
+	@bash tools/lint_web.sh
 
 sync: env-dev
 	@bash tools/check_sync.sh $(BIN)
@@ -89,9 +100,10 @@ $(VENV)/.dev: $(VENV)/.train
 	@$(PIP) install --progress-bar off -q --no-deps torchvision==0.28.0 thop
 	@$(PIP) install --progress-bar off -q ninja
 	@$(PIP) install --progress-bar off -q --no-deps --no-build-isolation yolox==0.3.0
-	@echo "== installing Ultralytics (AGPL-3.0), for the tests of its family; without its dependencies, which would bring a second OpenCV"
-	@$(PIP) install --progress-bar off -q --no-deps ultralytics==8.4.190 ultralytics-thop
+	@echo "== installing Ultralytics (AGPL-3.0), for the tests of its family"
+	@# What it needs first, then itself without dependencies (they would bring a second OpenCV): so pip reports no conflict.
 	@$(PIP) install --progress-bar off -q -c constraints.txt polars requests tqdm
+	@$(PIP) install --progress-bar off -q --no-deps ultralytics==8.4.190 ultralytics-thop
 	@touch $@
 
 # One more peer of the benchmarks, without its dependencies.

@@ -1,12 +1,12 @@
 """The documentation from the notebooks, with packages from PyPI alone.
 
-    python tools/build_site.py [--out site]    every notebook a page, navigation by stage, search, no request to other hosts
-    python tools/build_site.py --readme        README.md from nbs/index.ipynb
-    python tools/build_site.py --sidebar       nbs/sidebar.yml, for those who render the notebooks with Quarto
-    python tools/build_site.py --check         are README.md and nbs/sidebar.yml what the notebooks give? Exit code 1 when not
+    python tools/build_site.py [--out site]  every notebook a page; stages, search, no request to other hosts
+    python tools/build_site.py --readme      README.md from nbs/index.ipynb
+    python tools/build_site.py --sidebar     nbs/sidebar.yml, for those who render the notebooks with Quarto
+    python tools/build_site.py --check       exit code 1 when README.md or nbs/sidebar.yml are out of date
 
-Notebooks are not executed: their stored outputs are part of the page. A public symbol gets a heading of its own above the cell that
-exports it, so that it stands in the table of contents and backticked names elsewhere can link to it.
+Notebooks are not executed: their stored outputs are part of the page. A public symbol gets a heading of its own above
+the cell that exports it, so that it stands in the table of contents and backticked names elsewhere can link to it.
 """
 import argparse
 import ast

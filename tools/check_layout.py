@@ -126,7 +126,8 @@ def leaking_outputs():
     for path, cells in notebooks():
         for cell in cells:
             for output in cell.get("outputs", []):
-                texts = [output.get("text", "")] + [v for k, v in output.get("data", {}).items() if k.startswith("text/")]
+                data = output.get("data", {})
+                texts = [output.get("text", "")] + [data[kind] for kind in data if kind.startswith("text/")]
                 for text in map("".join, texts):
                     found = LEAKS.search(text)
                     if not found: continue

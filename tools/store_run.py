@@ -1,7 +1,7 @@
 """Keep the record of a training for the pages of the families: python tools/store_run.py RUN NAME
 
-Of the run folder RUN, nbs/families/curves/NAME gets the table of epochs, the figures, the last lines of the log and the settings that differ from the defaults;
-paths of the machine stay out.
+Of the run folder RUN, nbs/families/curves/NAME gets the table of epochs, the figures, the last lines of the log and the
+settings that differ from the defaults; paths of the machine stay out.
 """
 import json
 import shutil

@@ -101,7 +101,7 @@ def test_formulas_become_mathml_and_code_does_not():
 
 
 def test_names_link_to_where_they_are_defined():
-    names = {"evaluate": "evaluate.coco.md#evaluate", "34_train.loop": "train.loop.md"}
+    names = {"evaluate": "evaluate.coco.md#evaluate", "38_train.loop": "train.loop.md"}
     assert build_site.linked("see `38_train.loop`.", "core.md", names) == "see [`38_train.loop`](train.loop.md)."
     assert build_site.linked("use `evaluate()` here", "jobs/train.md",
                              names) == "use [`evaluate()`](../evaluate.coco.md#evaluate) here"
