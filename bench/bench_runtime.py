@@ -24,7 +24,8 @@ import numpy as np
 
 from jetson_det.runtime.geometry import box_iou
 from jetson_det.runtime.sessions import OnnxSession
-from jetson_det.runtime.stream.sources import list_images, read_image
+from jetson_det.runtime.images import read_image
+from jetson_det.runtime.stream.sources import list_images
 
 CONF, IOU = .25, .45
 LIMITS = {"yolox demo": .5, "bare loop": 1.0}  # ours must take at most this share of theirs

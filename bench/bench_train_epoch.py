@@ -41,8 +41,8 @@ from jetson_det.data.formats.registry import read_dataset  # noqa: E402
 from jetson_det.data.loader import TrainLoader  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
 from jetson_det.scenes.docks import write_scenes  # noqa: E402
-from jetson_det.train import allocator as heap # noqa: E402
-from jetson_det.train.loop import Stepper  # noqa: E402
+from jetson_det.train import allocator  # noqa: E402
+from jetson_det.train.step import Stepper  # noqa: E402
 
 # ours must train so many times the images a second
 PAIRS = {"yolox-nano": {"libreyolo": 1.2, "yolox": 2.}, "yolo11n": {"ultralytics": 1.1}}
@@ -64,7 +64,7 @@ def ours(ds, folder, args):
     "Our loader and our step."
     settings = TrainConfig()
     settings.precision = args.precision
-    if args.device == "cpu": heap.keep_memory()  # as a training does
+    if args.device == "cpu": allocator.keep_memory()  # as a training does
     model = create_model(args.model, ds.classes).to(args.device, memory_format=torch.channels_last).train()
     stepper = Stepper(model, settings, args.batch)
     drawn = "device" if args.device == "cuda" else "cpu"

@@ -24,8 +24,8 @@ import oracles  # noqa: E402
 from jetson_det.config import TrainConfig  # noqa: E402
 from jetson_det.data.loader import Batch  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
-from jetson_det.train import allocator as heap # noqa: E402
-from jetson_det.train.loop import Stepper  # noqa: E402
+from jetson_det.train import allocator  # noqa: E402
+from jetson_det.train.step import Stepper  # noqa: E402
 
 MODELS = ("yolox-nano", "yolo11n", "yolo11n-p2-lite", "dfine-n", "rtdetr-r18")
 CLASSES = 80
@@ -101,7 +101,7 @@ def main():
     missed = []
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    heap.keep_memory()  # as a training does
+    allocator.keep_memory()  # as a training does
     print(f"{args.size} px, batch {args.batch}, {CLASSES} classes, {args.threads} threads, {args.rounds} rounds\n"
           f"{'':18}{'boxes':>6}{'step ms':>10}{'loss ms':>10}    share by the clock: min, median, max   by processor")
     for name in args.models.split(","):

@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import oracles  # noqa: E402
 
-from jetson_det.models.yolox.network import YOLOXOutputs  # noqa: E402
+from jetson_det.models.yolox.anchors import YOLOXOutputs  # noqa: E402
 from jetson_det.models.yolox.loss import assign, yolox_loss  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
 

@@ -181,7 +181,7 @@ def train(
     cfg = load_config(config or (Path(out)/"config.yaml" if resume and out else None), words)
     if data: cfg.data.path = data
     if gpus > 1:
-        from jetson_det.train.distributed import train_processes
+        from jetson_det.train.launch import train_processes
         return train_processes(cfg, out, resume, gpus)
     from jetson_det.train.loop import train as run
     run(cfg, out, resume=resume)
@@ -193,8 +193,8 @@ def import_pt(file: Annotated[Path, typer.Argument(metavar="FILE", help="a .pt o
               out: Annotated[Optional[Path],
                              typer.Option("--out", help="the .safetensors to write; none: beside it")] = None):
     "Turn a pickled network of Ultralytics into plain tensors."
-    from jetson_det.models.ultralytics.weights import import_pt as run
-    from jetson_det.models.weights.load import read_safetensors
+    from jetson_det.models.ultralytics.import_pt import import_pt as run
+    from jetson_det.models.weights.source import read_safetensors
     made = run(file, out, trust)
     tensors, names, _ = read_safetensors(made)
     print(
@@ -208,7 +208,7 @@ def rollback(run:Annotated[str, typer.Argument(metavar="RUN", help="run folder, 
              to:Annotated[str, typer.Option("--to", help="best, or the step of a checkpoint")]="best"):
     """Make an earlier checkpoint the newest, so that `train --resume` goes on from there; what came later is moved
     aside."""
-    from jetson_det.train.run_folder import rollback as run_rollback
+    from jetson_det.train.rollback import rollback as run_rollback
     run_rollback(run, to)
 
 # %% ../nbs/89_cli.ipynb #c66ed495
@@ -217,7 +217,7 @@ def lineage(path: Annotated[str,
                             typer.Argument(metavar="PATH", help="run folder, checkpoint folder, ONNX file or weights")],
             json_file: JsonFile = None):
     "Which weights a detector was made from, and those from which."
-    from jetson_det.train.run_folder import lineage as chain_of, lineage_text
+    from jetson_det.train.lineage import lineage as chain_of, lineage_text
     chain = chain_of(path)
     print(lineage_text(chain))
     write_figures(json_file, {"lineage": chain})

@@ -96,8 +96,8 @@ class ModelConfig(Section):
     gains: Dict[str, float] = Field(
         {},
         description=(
-            "factors of loss terms that differ from the family's own, such as {box: 7.5, cls: 0.5, dfl: 1.5} of the"
-            " YOLOs of Ultralytics"
+            "factors of loss terms that differ from the family's own, which are {iou: 5, obj: 1, cls: 1, l1: 1} for YOLOX"
+            " and {box: 7.5, cls: 0.5, dfl: 1.5} for YOLOv8 and YOLO11"
         ),
     )
     prune: float = Field(

@@ -24,11 +24,11 @@ def _cuda():
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--run-slow"):
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
-        if "data" in item.keywords and data_dir() is None:
+        if item.get_closest_marker("data") and data_dir() is None:
             item.add_marker(pytest.mark.skip(reason="no real data: set JETSON_DET_DATA to its folder"))
-        if "cuda" in item.keywords and not _cuda():
+        if item.get_closest_marker("cuda") and not _cuda():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 

@@ -2,7 +2,7 @@
 begins."""
 from jetson_det.core import InputError
 from jetson_det.models.detr.network import detr_classes
-from jetson_det.models.ultralytics.network import ultralytics_tasks
+from jetson_det.models.ultralytics.package import ultralytics_tasks
 
 for bring in (*(lambda k=k: detr_classes(k) for k in ("rt_detr", "rt_detr_v2", "d_fine")), ultralytics_tasks):
     try: bring()

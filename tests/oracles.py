@@ -7,10 +7,10 @@ import warnings
 def _define_torchvision_operators():
     """Let torchvision be imported beside a CPU build of torch.
 
-    The torchvision wheel on PyPI is built against the CUDA build of torch. Beside a CPU build its compiled library does not
-    load, so the operators it would bring, nms and qnms, are unknown when its Python code decorates them, and `import torchvision`
-    fails. The package yolox imports torchvision for its post-processing, which none of our comparisons call. Declaring the two
-    operators, without any code behind them, is enough: calling one would still fail, and loudly.
+    The torchvision wheel on PyPI is built against the CUDA build of torch. Beside a CPU build its compiled library does
+    not load, so the operators it would bring, nms and qnms, are unknown when its Python code decorates them, and
+    `import torchvision` fails. The package yolox imports torchvision for its post-processing, which none of our
+    comparisons call. Declaring the two operators, without any code behind them, is enough: calling one would still fail.
     """
     import torch
     try: importlib.import_module("torchvision")
@@ -77,7 +77,7 @@ def yolox_loss(head, outputs, targets, l1):
     """
     import torch
 
-    from jetson_det.models.yolox.network import anchors_for
+    from jetson_det.models.yolox.anchors import anchors_for
     anchors = anchors_for(outputs.grids, outputs.reg.device)
     sizes = [h*w for h, w in outputs.grids]
     decoded = torch.cat([(outputs.reg[..., :2] + anchors.cells)*anchors.strides,
@@ -108,7 +108,7 @@ def plausible_outputs(boxes, labels, size, classes, noise=.25, seed=1):
     roughly."""
     import torch
 
-    from jetson_det.models.yolox.network import STRIDES, YOLOXOutputs, anchors_for
+    from jetson_det.models.yolox.anchors import STRIDES, YOLOXOutputs, anchors_for
     g = torch.Generator().manual_seed(seed)
     grids = tuple((size[0]//s, size[1]//s) for s in STRIDES)
     anchors = anchors_for(grids, boxes.device)

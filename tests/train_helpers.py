@@ -13,7 +13,7 @@ import pytest
 
 from jetson_det.config import load_config
 from jetson_det.scenes.docks import write_scenes
-from jetson_det.train.callbacks import Callback
+from jetson_det.train.callbacks.base import Callback
 
 QUICK = [
     "data.input_size=[96,96]", "data.workers=0", "train.threads=1", "train.batch_size=2", "train.accumulate=2",
@@ -60,7 +60,7 @@ def each_family(names=FAMILIES, **marks):
 def small_detrs(put=dict.__setitem__):
     """DETRs of the same parts, narrower and with fewer layers and queries: 0.1 to 0.4 instead of 4 to 20 million
     parameters. `put` as monkeypatch.setitem."""
-    from jetson_det.models.detr import network as detr
+    from jetson_det.models.detr import sizes as detr
     narrow = dict(d_model=32,
                   encoder_hidden_dim=32,
                   encoder_ffn_dim=64,
@@ -70,7 +70,7 @@ def small_detrs(put=dict.__setitem__):
                   encoder_attention_heads=4,
                   decoder_attention_heads=4)
     resnet = dict(detr._resnet([16, 32, 64, 128], [1, 1, 1, 1], "basic"), embedding_size=16)
-    hgnet = detr._hgnet([8, 8], [8, 8, 8, 16], [8, 16, 32, 64], [1, 1, 1, 1], 1, True, use=(3, 4))
+    hgnet = dict(detr._hgnet([8, 8], [8, 8, 8, 16], [8, 16, 32, 64], [1, 1, 1, 1], 1, True), out_indices=[3, 4])
     for name, body, taken, given in (("rtdetr-r18", resnet, [32, 64, 128], [32]*3), ("rtdetrv2-r18", resnet, [
             32, 64, 128
     ], [32]*3), ("dfine-n", hgnet, [32, 64], [32]*2)):
@@ -150,12 +150,13 @@ def numbers(normalizer): # of a step: one, or one a part
 class Watch(Callback):
     "Remembers each step."
     def __init__(self): self.steps = []
-    def after_step(self, t): self.steps.append((t.meter.images, numbers(t.meter.normalizers), t.losses["loss"]))
+    def after_step(self, t): self.steps.append((t.run.meter.images, numbers(t.run.meter.normalizers), t.run.losses["loss"]))
 
 
 def fitted(cfg, tmp, world=None):
     "State at the start and at the end of a training that leaves no files; its steps."
-    from jetson_det.train.loop import Trainer, training_data
+    from jetson_det.train.data import training_data
+    from jetson_det.train.loop import Trainer
     watch = Watch()
     t = Trainer(cfg,
                 training_data(cfg, tmp, lambda l: None),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import InputError, did_you_mean
-from .images.header import read_image
+from ..runtime.images import read_image
 
 # %% ../../nbs/11_data.dataset.ipynb #881bc21d
 class Flaw(NamedTuple):
@@ -86,7 +86,7 @@ class DetDataset:
     root:Path # the folder that `paths` are relative to
     classes:tuple # (C,) class names; a label is an index into it
     paths:np.ndarray # (N,) str: image files, with forward slashes
-    sizes:np.ndarray # (N,2) int32: height, width in pixels, as stored (EXIF rotation not applied)
+    sizes:np.ndarray # (N,2) int32: height, width in pixels, of the upright image
     box_image:np.ndarray = () # (M,) int32, non-decreasing: the image that a box is in
     boxes:np.ndarray = () # (M,4) float32 xyxy, pixels
     labels:np.ndarray = () # (M,) int32: 0..C-1

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from ..core import InputError, did_you_mean
-from .dataset import CROWD, IGNORE, DetDataset, Flaw, read_image
+from .dataset import CROWD, IGNORE, DetDataset, Flaw
+from ..runtime.images import read_image
 from .formats.reader import stem_of
 from .formats.registry import read_dataset
 from .split import rank_of

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jetson_det.core import InputError
+from jetson_det.core import InputError, cache_dir
 from jetson_det.data import index
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, Flaw
-from jetson_det.data.images.header import image_size, image_sizes, read_image
+from jetson_det.data.images.header import image_size, image_sizes
+from jetson_det.runtime.images import read_image
 from jetson_det.data.formats.reader import Rows, walk_files
 from jetson_det.data.formats.registry import read_dataset, write_dataset
-from jetson_det.data.index import cache_dir, folder_state, index_file, keep_index, load_index, read_indexed, trim_folder
+from jetson_det.data.index import folder_state, index_file, keep_index, load_index, read_indexed, trim_folder
 from jetson_det.scenes.docks import write_scenes
 
 
@@ -377,7 +378,7 @@ def test_single_and_many_are_the_same(tmp_path):
     b = many.dataset(("a", "b"))
     same(a, b)
     assert a.attributes["text"].tolist() == b.attributes["text"].tolist() == ["", "", "", "", "4", "5"]
-    with pytest.raises(InputError, match="both speak of"): many.images(["0.png"], "t")
+    with pytest.raises(InputError, match="both label"): many.images(["0.png"], "t")
 
 
 @pytest.mark.data

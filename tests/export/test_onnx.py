@@ -13,7 +13,8 @@ from jetson_det.core import InputError, rng_for
 from jetson_det.data.dataset import DetDataset
 from jetson_det.evaluate.coco import evaluate
 from jetson_det.export import onnx as export
-from jetson_det.export.onnx import export_onnx, operators, parity_frames, weights_sha256
+from jetson_det.export.onnx import export_onnx, parity_frames, weights_sha256
+from jetson_det.models.graph import operators
 from jetson_det.models.session import checkpoint_of, load_detector, open_artifact, torch_session
 from jetson_det.models.zoo import create_model
 from jetson_det.runtime.contract import METADATA_KEY, Contract
@@ -166,7 +167,7 @@ def test_a_graph_that_computes_something_else_is_refused(run, tmp_path, monkeypa
         t = max(graph.graph.initializer, key=lambda t: np.prod(t.dims))
         t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * np.float32(1.05), t.name))
         return graph
-    monkeypatch.setattr(export, "_slim", broken)
+    monkeypatch.setattr(export, "simplify_onnx", broken)
     (tmp_path / "m.onnx").write_bytes(b"the old file")
     with pytest.raises(RuntimeError, match="does not compute what the network does"):
         export_onnx(run, tmp_path / "m.onnx")

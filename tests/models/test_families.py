@@ -79,7 +79,7 @@ def two(data, tmp_path_factory):
     "Where two processes with 16 images each have left what they came to."
     import multiprocessing
 
-    from jetson_det.train.distributed import launch
+    from jetson_det.train.launch import launch
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     tmp = tmp_path_factory.mktemp("two")
     launch(rank_fitted, 2, data, HERE, str(tmp), start="forkserver")

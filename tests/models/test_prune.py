@@ -14,7 +14,7 @@ from jetson_det.config import ModelConfig  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
 from jetson_det.export.onnx import export_onnx  # noqa: E402
 from jetson_det.models.detector import count_gflops
-from jetson_det.models.zoo import create_model, model_cards# noqa: E402
+from jetson_det.models.zoo import MODELS, create_model  # noqa: E402
 from jetson_det.runtime.contract import Contract  # noqa: E402
 from jetson_det.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from jetson_det.train.ema import ModelEMA  # noqa: E402
@@ -49,7 +49,7 @@ CFG = SimpleNamespace(lr=.002,
 def trained(name, classes=("sack", "person"), seed=0):
     "A model in evaluation mode whose every number is its own."
     if name[:5] in NEEDS: pytest.importorskip(NEEDS[name[:5]])
-    if name not in model_cards(): pytest.skip(f"{name} is not in the zoo")
+    if name not in MODELS: pytest.skip(f"{name} is not in the zoo")
     torch.manual_seed(seed)
     model = create_model(name, classes).eval()
     for m in model.modules():
@@ -328,7 +328,8 @@ def full_run(tmp_path_factory):
 def test_in_the_loop(full_run, tmp_path):
     from jetson_det.models.session import load_detector
     from jetson_det.models.weights.load import load_weights
-    from jetson_det.train.loop import evaluate_weights, train
+    from jetson_det.train.averages import evaluate_weights
+    from jetson_det.train.loop import train
     from jetson_det.train.data import training_data
     from train_helpers import config, result_of
     cfg = config(full_run/"data", f"model.weights={full_run/'full'}", "model.prune=0.3", "train.epochs=2")
@@ -339,13 +340,14 @@ def test_in_the_loop(full_run, tmp_path):
     assert small.pruned == contract.extra["pruned"] and count_gflops(
         small, SIZE) < .75*count_gflops(full, SIZE) and not full.pruned
     assert export_onnx(tmp_path/"whole", tmp_path/"small.onnx").parity["scores"] < 1e-3
-    evaluate_weights(tmp_path/"whole", training_data(cfg, None, print).split("val"), cfg)
-    from jetson_det.train.callbacks import Callback
+    val = training_data(cfg, None, print).split("val")
+    evaluate_weights(tmp_path/"whole", val, cfg.evaluate, cfg.data.input_size)
+    from jetson_det.train.callbacks.base import Callback
     from jetson_det.train.loop import Trainer, default_callbacks
     class Break(Callback):
         def after_step(self, trainer):
-            if trainer.step == 3: trainer.stop_reason = "stopped here"
-    from jetson_det.train.callbacks import TrainingError
+            if trainer.run.step == 3: trainer.stop("stopped here")
+    from jetson_det.train.state import TrainingError
     ds = training_data(cfg, tmp_path/"broken", print)
     trainer = Trainer(cfg, ds, tmp_path/"broken", callbacks=[*default_callbacks(), Break()])
     from jetson_det.train.run_folder import write_run_folder

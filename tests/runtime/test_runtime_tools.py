@@ -13,7 +13,8 @@ from jetson_det.runtime.contract import anchor_count, preset
 from jetson_det.runtime.draw import draw
 from jetson_det.runtime.files import InputError
 from jetson_det.runtime.sessions import Session
-from jetson_det.runtime.stream.sources import VideoSource, open_source, read_image
+from jetson_det.runtime.images import read_image
+from jetson_det.runtime.stream.sources import VideoSource, open_source
 
 
 def png(path, h=8, w=9, value=7):

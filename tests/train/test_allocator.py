@@ -6,11 +6,11 @@ import sys
 import pytest
 
 torch = pytest.importorskip("torch")
-from jetson_det.train import allocator as heap # noqa: E402
+from jetson_det.train import allocator # noqa: E402
 
 CHILD = """
 import json, resource, sys, torch
-from jetson_det.train import allocator as heap
+from jetson_det.train import allocator
 torch.set_num_threads(1)
 torch.manual_seed(0)
 x = torch.rand(3 << 20)
@@ -30,13 +30,13 @@ def resident(): return next(int(line.split()[1]) for line in open("/proc/self/st
 
 sums = [step()]
 found = {"before": faults()}
-found["said"] = heap.keep_memory()
+found["said"] = allocator.keep_memory()
 sums += [step() for _ in range(3)]
 found["kept"], held = quiet_faults(), resident()
-found["trimmed"] = [heap.trim(), held - resident() >> 10]
+found["trimmed"] = [allocator.trim(), held - resident() >> 10]
 sums += [step() for _ in range(3)]
 found["kept after"], held = quiet_faults(), resident()
-found["said back"] = heap.give_memory_back()
+found["said back"] = allocator.give_memory_back()
 found["given back"] = (held - resident()) >> 10
 sums.append(step())
 print(json.dumps(found | {"sums": sums}))
@@ -45,7 +45,7 @@ print(json.dumps(found | {"sums": sums}))
 
 @pytest.fixture(scope="module")
 def found():
-    if heap._glibc() is None: pytest.skip("not glibc")
+    if allocator._glibc() is None: pytest.skip("not glibc")
     return json.loads(subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True).stdout)
 
 
@@ -73,7 +73,7 @@ def net_and_steps(keep):
     parameters = [*net.parameters(), *aside.parameters()]
     found = []
     places = []
-    if keep: heap.keep_gradients(parameters)
+    if keep: allocator.keep_gradients(parameters)
     for _ in range(3):
         for p in parameters: p.grad = None
         for _ in range(2): net(torch.randn(2, 3, 8, 8)).square().sum().backward()
@@ -94,5 +94,5 @@ def test_the_numbers_are_the_same(found):
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(heap, "_glibc", lambda: None)
-    assert heap.keep_memory() is heap.trim() is heap.give_memory_back() is False
+    monkeypatch.setattr(allocator, "_glibc", lambda: None)
+    assert allocator.keep_memory() is allocator.trim() is allocator.give_memory_back() is False

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from jetson_det.core import InputError
-from jetson_det.train.callbacks import Callback
+from jetson_det.train.callbacks.base import Callback
 from jetson_det.models.checkpoint import load_checkpoint
 from jetson_det.train.averages import Averages
-from jetson_det.train.loop import Trainer, train, training_data
+from jetson_det.train.data import training_data
+from jetson_det.train.loop import Trainer, train
 from train_helpers import config, scenes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -19,8 +20,10 @@ class Scores(Callback):
     everywhere = True
     def __init__(self, *ap): self.ap = ap
     def after_epoch(self, t):
-        t.metrics = {"AP": self.ap[t.epoch - 1]}
-        if t.best is None or t.metrics["AP"] >= t.best["AP"]: t.best = {**t.metrics, "epoch": t.epoch, "step": t.step}
+        run = t.run
+        run.metrics = {"AP": self.ap[run.epoch - 1]}
+        if run.best is None or run.metrics["AP"] >= run.best["AP"]:
+            run.best = {**run.metrics, "epoch": run.epoch, "step": run.step}
 
 
 class Ends(Callback):
@@ -32,9 +35,9 @@ class Ends(Callback):
         self.shipped = {}
     def after_epoch(self, t):
         self.weights.append({k: v.clone() for k, v in t.stepper.model.state_dict().items()})
-        self.shipped[t.step] = {k: v.clone() for k, v in t.stepper.shipped.state_dict().items()}
+        self.shipped[t.run.step] = {k: v.clone() for k, v in t.stepper.shipped.state_dict().items()}
     def after_step(self, t):
-        if t.step == self.cut:
+        if t.run.step == self.cut:
             t.save(self.folder)
             raise KeyboardInterrupt
 
@@ -58,7 +61,7 @@ def test_swa_is_the_mean_of_the_last_ends_also_after_a_resume(data, tmp_path):
         want = torch.stack([w[k] for w in ends.weights[1:]]).mean(0)
         assert torch.allclose(one.swa.module.state_dict()[k], want, atol=1e-6), k
         assert not torch.equal(want, ends.weights[-1][k])
-    cut = t.step - 2 # in the last epoch
+    cut = t.run.step - 2 # in the last epoch
     with pytest.raises(KeyboardInterrupt):
         Trainer(cfg, ds, tmp_path/"b", callbacks=[Scores(.1, .2, .3, .4), Averages(), Ends(cut, tmp_path/"cut")]).fit()
     two = Averages()
@@ -72,20 +75,20 @@ def test_swa_is_the_mean_of_the_last_ends_also_after_a_resume(data, tmp_path):
 def test_the_best_are_kept_and_averaged(data, tmp_path, monkeypatch):
     """Their checkpoints stay although one is the newest; what ships is their mean where it is better, with
     statistics of its own."""
-    from jetson_det.train import averages as judge
+    from jetson_det.train import averages
     from jetson_det.train import loop
     cfg = config(data, *MORE, "train.average_best=2")
     ends = Ends()
     scores = Scores(.1, .4, .2, .3)
     monkeypatch.setattr(loop, "default_callbacks", lambda: [scores, Averages(), loop.SaveCheckpoints(), ends])
     asked = []
-    real = judge.evaluate_weights
+    real = averages.evaluate_weights
     def evaluate(model, *rest):
         asked.append({k: v.clone() for k, v in model.state_dict().items()})
         result = real(model, *rest)
         result.stats["AP"] = .5
         return result
-    monkeypatch.setattr(judge, "evaluate_weights", evaluate)
+    monkeypatch.setattr(averages, "evaluate_weights", evaluate)
     train(cfg, tmp_path/"run")
     per = max(ends.shipped) // 4
     assert sorted(p.name for p in (tmp_path/"run"/"checkpoints").iterdir()) == [f"step-{per * e:08d}" for e in (2, 4)]
@@ -120,7 +123,7 @@ def test_without_a_val_split_there_is_nothing_to_compare_by(data, tmp_path):
     with pytest.raises(InputError, match="val split"): Trainer(cfg, ds, tmp_path/"a", callbacks=[Averages()]).fit()
 
 
-def test_by_heart(data, tmp_path):
+def test_the_overfit_check(data, tmp_path):
     "The first images alone, as they are, for training and evaluation; the settings that ran are written down."
     from jetson_det.config import load_config
     cfg = config(data, "train.overfit_batches=2", "train.batch_size=1", "train.epochs=2", "train.eval_every=1",
@@ -138,7 +141,7 @@ class Poison(Callback):
     "Makes the loss no number at a step, as often as told."
     def __init__(self, at, times): self.at, self.times = at, times
     def after_step(self, t):
-        if t.step == self.at and self.times:
+        if t.run.step == self.at and self.times:
             self.times -= 1
             next(t.stepper.model.parameters()).data.fill_(float("nan"))
 
@@ -150,7 +153,7 @@ def test_roll_back_on_nan(data, tmp_path, monkeypatch):
     poison = Poison(7, 2)
     rates = {}
     class Rates(Callback):
-        def after_step(self, t): rates.setdefault(t.step, []).append(t.lr)
+        def after_step(self, t): rates.setdefault(t.run.step, []).append(t.run.lr)
     monkeypatch.setattr(loop, "default_callbacks", lambda: [poison, *real(), Rates()])
     train(config(data, "train.on_nan=rollback", "train.epochs=3", "train.schedule=constant", "train.warmup_epochs=0"),
           tmp_path/"run")
@@ -165,7 +168,7 @@ def test_roll_back_on_nan(data, tmp_path, monkeypatch):
 def test_rolling_back_ends(data, tmp_path, monkeypatch):
     "A step that never works stops the training after three tries, in the very first step, too."
     from jetson_det.train import loop
-    from jetson_det.train.callbacks import TrainingError
+    from jetson_det.train.state import TrainingError
     class Always(Callback):
         def before_train(self, t): next(t.stepper.model.parameters()).data.fill_(float("nan"))
     real = loop.default_callbacks
@@ -185,17 +188,13 @@ def test_roll_back_takes_one_process():
 def test_what_was_known_later_does_not_end_a_training_that_went_back(tmp_path):
     "The table has epochs after the checkpoint; they are taken again."
     from types import SimpleNamespace
-    from jetson_det.train.callbacks import OverfitStop
+    from jetson_det.train.callbacks.evaluate import OverfitStop
+    from jetson_det.train.state import RunState
     (tmp_path/"metrics.csv").write_text("epoch,AP50\n1,0.2\n2,0.99\n")
     cfg = SimpleNamespace(train=SimpleNamespace(overfit_batches=1))
     for epoch, ends in ((1, 9), (2, 2)):
-        t = SimpleNamespace(out=tmp_path,
-                            resumed=True,
-                            epoch=epoch,
-                            epochs=9,
-                            step=epoch,
-                            seconds=1.,
-                            cfg=cfg,
-                            say=lambda line: None)
+        run = RunState(tmp_path, epochs=9, steps=9, samples=1, batches=1, batch_size=1, group=1, epoch=epoch,
+                       step=epoch, resumed=True)
+        t = SimpleNamespace(run=run, cfg=cfg, say=lambda line: None)
         OverfitStop().before_train(t)
-        assert t.epochs == ends
+        assert t.run.epochs == ends

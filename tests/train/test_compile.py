@@ -12,7 +12,8 @@ from jetson_det.config import load_config
 from jetson_det.core import InputError
 from jetson_det.models.zoo import create_model
 from jetson_det.train.ema import ModelEMA
-from jetson_det.train.memory import checkpoint_stages, made_up
+from jetson_det.train.activation_checkpointing import checkpoint_stages
+from jetson_det.train.auto_batch import noise_batch
 from jetson_det.train.compile import compile_model, compiled_parts, deterministic, not_deterministic, why_not_compiled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,7 +48,7 @@ class Small(torch.nn.Module):
 
 def gradients(model, size, n=2):
     model.zero_grad(set_to_none=True)
-    model(model.normalize(made_up(n, size, 2, 1).images)).square().mean().backward()
+    model(model.normalize(noise_batch(n, size, 2, 1).images)).square().mean().backward()
     return [p.grad for p in model.parameters()]
 
 
@@ -144,7 +145,7 @@ def bits(threads, seed=0, on=True):
     deterministic(on)
     torch.manual_seed(seed)
     model = create_model("yolox-nano", ["car", "van"])
-    batch = made_up(2, (64, 96), 2, 3)
+    batch = noise_batch(2, (64, 96), 2, 3)
     loss = model.loss(model(model.normalize(batch.images)), batch.boxes, batch.labels)
     sum(loss.sums.values()).backward()
     torch.set_num_threads(before)

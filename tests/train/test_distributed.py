@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,10 +16,14 @@ from train_helpers import PRELOAD, config, distance, result_of, scenes, state_of
 
 from jetson_det.runtime.files import InputError
 from jetson_det.train import loop
-from jetson_det.train.callbacks import Callback, TrainingError
+from jetson_det.train.callbacks.base import Callback
+from jetson_det.train.state import TrainingError
 from jetson_det.models.checkpoint import list_checkpoints, load_checkpoint, newest_whole
-from jetson_det.train.distributed import World, launch, process_lives, train_processes
-from jetson_det.train.loop import Trainer, train, training_data
+from jetson_det.train.launch import launch, train_processes
+from jetson_det.train.processes import process_lives
+from jetson_det.train.world import World
+from jetson_det.train.data import training_data
+from jetson_det.train.loop import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FROZEN = [
@@ -42,11 +47,21 @@ def preload():
 def together(target, processes, *args, **kw): return launch(target, processes, *args, start="forkserver", **kw)
 
 
+class Step(NamedTuple):
+    "What was so after a step."
+    step: int
+    batch: int
+    images: int
+    normalizer: float
+    loss: float
+
+
 class Watch(Callback):
     "Remembers each step."
     def __init__(self): self.steps = []
     def after_step(self, t):
-        self.steps.append((t.step, t.batch, t.meter.images, t.meter.normalizers[""], t.losses["loss"]))
+        run = t.run
+        self.steps.append(Step(run.step, run.batch, run.meter.images, run.meter.normalizers[""], run.losses["loss"]))
 
 
 def fitted(cfg, tmp, world=None):
@@ -77,10 +92,10 @@ def compare(tmp_path, data, processes, more, one, several):
     cfg = lambda b, a: config(data, *more, f"train.batch_size={b}", f"train.accumulate={a}")
     start = state_of(Trainer(cfg(*one), training_data(cfg(*one), tmp_path), tmp_path/"none", callbacks=[]))
     t, steps = fitted(cfg(*one), str(tmp_path))
-    theirs = together(rank_fitted, processes, cfg(*several), str(tmp_path))
-    assert [s[2:4] for s in steps] == [tuple(s[2:4])
-                                       for s in theirs] and len(steps) >= 3 and theirs[-1][1] == -(-14 // several[0])
-    assert np.allclose([s[4] for s in steps], [s[4] for s in theirs], rtol=1e-3)
+    theirs = [Step(*s) for s in together(rank_fitted, processes, cfg(*several), str(tmp_path))]
+    assert [(s.images, s.normalizer) for s in steps] == [(s.images, s.normalizer) for s in theirs]
+    assert len(steps) >= 3 and theirs[-1].batch == -(-14 // several[0])
+    assert np.allclose([s.loss for s in steps], [s.loss for s in theirs], rtol=1e-3)
     return start, state_of(t), torch.load(tmp_path/"state.pt", weights_only=False)
 
 
@@ -108,7 +123,8 @@ def test_batchnorm_learns_from_all_images(tmp_path, data, processes, one, severa
 def rank_normalized(world):
     """In a process: gradients and statistics of a small network, of images 0-4 in rank 0 and 5-7 in rank 1; and of
     all of them by torch alone."""
-    from jetson_det.train.distributed import sum_step, sync_batchnorm
+    from jetson_det.train.sync_batchnorm import sync_batchnorm
+    from jetson_det.train.world import sum_step
     torch.manual_seed(0)
     x = torch.randn(8, 3, 6, 5)
     def run(images, synced):
@@ -198,7 +214,7 @@ class Noisy:
 
 def rank_evaluated(world, path, broken):
     "In a process: the figures of the shared evaluation; with `broken` the second process's session fails."
-    from jetson_det.train.distributed import evaluate_shared
+    from jetson_det.evaluate.shared import evaluate_shared
     ds = training_data(config(path), "unused", lambda l: None)
     session = Noisy(ds)
     if broken and not world.main:
@@ -274,7 +290,7 @@ class Once(Callback):
         self.step = step
         self.do = do
     def after_step(self, t):
-        if (self.rank, self.step) == (t.world.rank, t.step): self.do(t)
+        if (self.rank, self.step) == (t.world.rank, t.run.step): self.do(t)
 
 
 def memory_ends(at):
@@ -342,7 +358,7 @@ def test_out_of_memory_in_one_process_is_taken_again_by_all(tmp_path, data):
     log = (out/"log.txt").read_text()
     assert figures["steps"] == 4 and log.count(
         "OUT OF MEMORY"
-    ) == 1 and "OUT OF MEMORY in step 3: out of memory in another process. The step is taken again" in log
+    ) == 1 and "OUT OF MEMORY in step 3: out of memory in another process. The step is repeated" in log
     assert (flat(out) - flat(plain)).norm() < 1e-6 * flat(plain).norm()
 
 
@@ -363,7 +379,7 @@ def test_out_of_memory_is_taken_again_in_halves(tmp_path, data, monkeypatch, fro
                 callbacks=[watch],
                 say=said.append)
     t.fit()
-    assert calls == [4, 4, 4, 2, 2, 2, 1, 1, *[2] * 6, 1, 1] and [s[2] for s in watch.steps] == [8, 6, 8, 6]
+    assert calls == [4, 4, 4, 2, 2, 2, 1, 1, *[2] * 6, 1, 1] and [s.images for s in watch.steps] == [8, 6, 8, 6]
     loud = [s for s in said if s.startswith("OUT OF MEMORY in step 2: CUDA out of memory")]
     assert len(loud) == 1 and "micro-batches of 2 instead of 4" in loud[0] and ("BatchNorm" in loud[0]) == (not frozen)
     if frozen: assert distance(state_of(plain), state_of(t), start) < 1e-4
@@ -426,7 +442,7 @@ def test_torchrun(tmp_path, data, fault, code, words):
 def rank_averaged(world, cfg, out):
     "In a process: a training with both averages; a checksum of what they are made of."
     from jetson_det.train import loop
-    from jetson_det.train.distributed import checksum
+    from jetson_det.train.world import checksum
     from jetson_det.train.averages import Averages
     torch.set_num_threads(1)
     kept = Averages()

@@ -22,7 +22,7 @@ from train_helpers import (
     small_detrs,
 )
 
-from jetson_det.train.callbacks import TrainingError
+from jetson_det.train.state import TrainingError
 from jetson_det.models.checkpoint import list_checkpoints, newest_whole, verify_checkpoint
 from jetson_det.train.loop import train
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ import torch
 from train_helpers import config, result_of, scenes
 
 from jetson_det.runtime.files import InputError
-from jetson_det.train.callbacks import Callback, SaveCheckpoints, StopOnSignal, TrainingError
+from jetson_det.train.callbacks.base import Callback
+from jetson_det.train.callbacks.checkpoints import SaveCheckpoints
+from jetson_det.train.callbacks.stop import StopOnSignal
+from jetson_det.train.state import LossMeter, TrainingError
 from jetson_det.models.checkpoint import list_checkpoints, load_checkpoint, newest_whole, verify_checkpoint
-from jetson_det.train.loop import Trainer, train, training_data
+from jetson_det.train.data import training_data
+from jetson_det.train.loop import Trainer, train
 from jetson_det.train.optim import lr_at
 
 
@@ -29,10 +34,21 @@ def run(data, tmp_path_factory):
     return out, figures
 
 
+class Step(NamedTuple):
+    "What was so after a step."
+    epoch: int
+    step: int
+    batch: int
+    lr: float
+    in_tail: bool
+    losses: dict
+    meter: LossMeter
+
+
 class Watch(Callback):
     "Remembers each step."
     def __init__(self): self.steps = []
-    def after_step(self, t): self.steps.append((t.epoch, t.step, t.batch, t.lr, t.in_tail, t.losses, t.meter))
+    def after_step(self, t): self.steps.append(Step(*(getattr(t.run, name) for name in Step._fields)))
 
 
 def trained(data, tmp_path, *more, callbacks=()):
@@ -62,11 +78,11 @@ def test_accumulation_is_exact(tmp_path, count, batch, pieces):
         Trainer(config(data, *common), training_data(config(data), tmp_path), tmp_path/"none", callbacks=[]))
     whole, steps = change(batch, 1)
     moved = (whole - start).norm()
-    assert moved > 1e-3 and sum(s[6].images for s in steps) == count
+    assert moved > 1e-3 and sum(s.meter.images for s in steps) == count
     for b, a in pieces:
         accumulated, their_steps = change(b, a)
-        assert [s[6].images for s in their_steps] == [s[6].images for s in steps]
-        assert [s[6].normalizers[""] for s in their_steps] == [s[6].normalizers[""] for s in steps]
+        assert [s.meter.images for s in their_steps] == [s.meter.images for s in steps]
+        assert [s.meter.normalizers for s in their_steps] == [s.meter.normalizers for s in steps]
         assert (accumulated - whole).norm() < 1e-4 * moved
 
 
@@ -79,24 +95,30 @@ def test_images_without_boxes_train_too(tmp_path, data):
     few = replace(ds, box_image=ds.box_image[keep], boxes=ds.boxes[keep], labels=ds.labels[keep], flags=ds.flags[keep])
     watch = Watch()
     Trainer(cfg, few, tmp_path/"none", callbacks=[watch]).fit()
-    assert min(s[6].normalizers[""] for s in watch.steps) == 0 and all(np.isfinite(s[5]["loss"]) for s in watch.steps)
+    assert min(s.meter.normalizers[""] for s in watch.steps) == 0
+    assert all(np.isfinite(s.losses["loss"]) for s in watch.steps)
 
 
 def test_schedule_tail_and_counting(tmp_path, data):
     watch = Watch()
     t = trained(data, tmp_path, callbacks=[watch]) # 9 images: 5 micro-batches, 3 steps an epoch
-    assert [s[:3] for s in watch.steps] == [(e, 3 * e + k + 1, (2, 4, 5)[k]) for e in range(3) for k in range(3)]
-    assert [s[3] for s in watch.steps] == [lr_at(i, t.schedule) for i in range(9)]
-    assert [s[4] for s in watch.steps] == [False] * 6 + [True] * 3
-    assert [("l1" in s[5]) for s in watch.steps] == [False] * 6 + [True] * 3
-    assert t.images_done == t.images_all == 27 and t.stepper.ema.updates == 9
+    assert [s.epoch for s in watch.steps] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [s.step for s in watch.steps] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert [s.batch for s in watch.steps] == [2, 4, 5] * 3
+    assert [s.lr for s in watch.steps] == [lr_at(i, t.schedule) for i in range(9)]
+    assert [s.in_tail for s in watch.steps] == [False] * 6 + [True] * 3
+    assert [("l1" in s.losses) for s in watch.steps] == [False] * 6 + [True] * 3
+    assert t.run.images_done == t.run.all_images == 27 and t.stepper.ema.updates == 9
 
 
 def test_mosaics_are_off_in_the_tail(tmp_path, data):
     t = Trainer(config(data), training_data(config(data), tmp_path), tmp_path/"none", callbacks=[])
-    asked, real = [], t.loader.epoch
-    t.loader.epoch = lambda epoch, start, augment: asked.append(
-        (epoch, augment)) or real(epoch, start=start, augment=augment)
+    asked = []
+    real = t.loader.epoch
+    def epoch(number, start, augment):
+        asked.append((number, augment))
+        return real(number, start=start, augment=augment)
+    t.loader.epoch = epoch
     t.fit()
     assert asked == [(0, True), (1, True), (2, False)]
 
@@ -144,13 +166,14 @@ def test_a_frozen_batchnorm_does_not_move(tmp_path, data):
 def test_variants_train(tmp_path, data, more):
     watch = Watch()
     trained(data, tmp_path, "train.epochs=1", *more, callbacks=[watch])
-    assert all(np.isfinite(s[5]["loss"]) for s in watch.steps)
+    assert all(np.isfinite(s.losses["loss"]) for s in watch.steps)
 
 
 class AtStep(Callback):
     "Does something once, after a step."
     def __init__(self, step, do): self.step, self.do = step, do
-    def after_step(self, t): self.step == t.step and self.do(t)
+    def after_step(self, t):
+        if self.step == t.run.step: self.do(t)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path, data):
@@ -160,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path, data):
     with pytest.raises(TrainingError) as e: t.fit()
     text = str(e.value)
     assert "not finite" in text and "epoch 2, step 5" in text and ".jpg" in text and "\n" not in text
-    assert all(i in set(t.train.paths) for i in text.split("images ")[1].split(");")[0].split(", "))
+    assert all(i in set(t.train_ds.paths) for i in text.split("images ")[1].split(");")[0].split(", "))
     saved = load_checkpoint(newest_whole(tmp_path/"run"))
     assert saved.state["step"] == 4 and all(v.isfinite().all() for v in saved.weights.values() if v.is_floating_point())
 
@@ -234,7 +257,7 @@ def test_an_evaluation_that_fails_does_not_end_a_training(tmp_path, data, monkey
                     callbacks=loop.default_callbacks()[1:3],
                     say=said.append)
         t.fit()
-    assert t.epoch == 3 and t.best is None and any("no evaluation after epoch 1" in s for s in said)
+    assert t.run.epoch == 3 and t.run.best is None and any("no evaluation after epoch 1" in s for s in said)
 
 
 BAD = {

@@ -17,32 +17,24 @@ import pytest
 from train_helpers import config, result_of, scenes
 
 from jetson_det.runtime.files import InputError
-from jetson_det.train import callbacks as cb
-from jetson_det.train import loop
-from jetson_det.train import run_folder as records
-from jetson_det.train.callbacks import (
-    Callback,
-    DiskWatch,
-    EarlyStop,
-    ResourceLog,
-    SaveBadBatch,
-    TrainingError,
-    read_table,
-)
+from jetson_det.train import environment, loop, resume, run_folder
+from jetson_det.train import rollback as rolling
+from jetson_det.train.callbacks import bad_batch, resources
+from jetson_det.train.callbacks.bad_batch import SaveBadBatch
+from jetson_det.train.callbacks.base import Callback
+from jetson_det.train.callbacks.checkpoints import SaveCheckpoints
+from jetson_det.train.callbacks.evaluate import EarlyStop
+from jetson_det.train.callbacks.log import read_table
+from jetson_det.train.callbacks.resources import DiskWatch, ResourceLog
+from jetson_det.train.state import TrainingError
 from jetson_det.models.checkpoint import list_checkpoints, newest_whole, verify_checkpoint
 from jetson_det.train.data import make_loader
-from jetson_det.train.loop import Trainer, train, training_data
-from jetson_det.train.run_folder import (
-    default_run_folder,
-    git_state,
-    hold_run,
-    journal,
-    lineage,
-    lineage_text,
-    origin_of,
-    read_journal,
-    rollback,
-)
+from jetson_det.train.data import training_data
+from jetson_det.train.loop import Trainer, train
+from jetson_det.train.environment import git_state
+from jetson_det.train.lineage import lineage, lineage_text, origin_of
+from jetson_det.train.rollback import rollback
+from jetson_det.train.run_folder import default_run_folder, hold_run, journal, read_journal
 
 KEEP = ["train.keep=20"]
 
@@ -63,10 +55,10 @@ def whole(data, tmp_path_factory):
 
 def scored(monkeypatch, aps):
     "The evaluation of each epoch says what is given here; that of the end is real."
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"AP": aps[self.epoch - 1], "AP50": None})
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"AP": aps[self.run.epoch - 1], "AP50": None})
 
 
-def with_callbacks(monkeypatch, *more, before=cb.SaveCheckpoints):
+def with_callbacks(monkeypatch, *more, before=SaveCheckpoints):
     "The usual callbacks, and more before one of them."
     usual = loop.default_callbacks
     def all_of_them():
@@ -79,7 +71,8 @@ def with_callbacks(monkeypatch, *more, before=cb.SaveCheckpoints):
 class At(Callback):
     "Does something after a step."
     def __init__(self, step, do): self.step, self.do = step, do
-    def after_step(self, t): self.step == t.step and self.do(t)
+    def after_step(self, t):
+        if self.step == t.run.step: self.do(t)
 
 
 def hashes(folder): return {hashlib.sha256(f.read_bytes()).hexdigest() for f in Path(folder).rglob("*") if f.is_file()}
@@ -152,10 +145,10 @@ def test_a_large_patch_is_named_only_and_no_git_is_no_trouble(tmp_path, monkeypa
     mine = repository(tmp_path/"mine")
     (mine/"a.txt").write_text("".join(f"{i}\n" for i in range(60000)))
     state, patch = git_state(mine)
-    assert patch is None and state["patch_bytes"] > records.PATCH_LIMIT
+    assert patch is None and state["patch_bytes"] > environment.PATCH_LIMIT
     assert git_state(tmp_path) == ({}, None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_state(mine) == ({}, None) and records.git_states() == {}
+    assert git_state(mine) == ({}, None) and environment.git_states() == {}
 
 
 def test_the_patch_of_the_working_folder_is_in_the_run(tmp_path, monkeypatch):
@@ -168,12 +161,12 @@ def test_the_patch_of_the_working_folder_is_in_the_run(tmp_path, monkeypatch):
                     boxes=[[1, 1, 9, 9]],
                     labels=[0],
                     splits=["train"])
-    records.write_run_folder(out, config("x"), ds, [])
+    run_folder.write_run_folder(out, config("x"), ds, [])
     assert (out/"git-here.patch").read_bytes() == git_state(mine)[1]
     git = json.loads((out/"environment.json").read_text())["git"]
     assert git["here"]["root"] == str(mine) and "patch" not in git["here"]
     (mine/"a.txt").write_text("three\n")
-    records.write_run_folder(out, config("x"), ds, []) # resumed: what the run began with stays
+    run_folder.write_run_folder(out, config("x"), ds, []) # resumed: what the run began with stays
     assert b"three" not in (out/"git-here.patch").read_bytes() and [e["event"]
                                                                     for e in read_journal(out)] == ["began", "resumed"]
 
@@ -207,12 +200,12 @@ def test_a_run_is_held_by_one_process_until_it_ends_in_whatever_way(tmp_path):
 
 def trained_from(monkeypatch, data, out, source):
     "A run that begins with weights, whose contract says so."
-    usual = loop.contract_of
+    usual = resume.contract_of
     def contract_of(trainer):
         contract = usual(trainer)
         return contract._replace(extra={**contract.extra, "origin": origin_of(source)})
     with monkeypatch.context() as m:
-        m.setattr(loop, "contract_of", contract_of)
+        for module in (loop, resume): m.setattr(module, "contract_of", contract_of)
         train(config(data, "train.epochs=1", *([f"model.weights={source}"] if source else [])), out)
     return out
 
@@ -293,7 +286,7 @@ def test_a_rollback_that_was_cut_short_is_done_by_the_next(tmp_path, whole, monk
         if left[0] < 0: raise KeyboardInterrupt
         real(a, b)
     with monkeypatch.context() as m:
-        m.setattr(records.os, "rename", cut)
+        m.setattr(rolling.os, "rename", cut)
         with pytest.raises(KeyboardInterrupt): rollback(out, 4)
     assert [p.name for p in list_checkpoints(out)] == [f"step-{s:08d}" for s in range(1, 10) if s < 9]
     rollback(out, 4)
@@ -318,7 +311,7 @@ def test_early_stop_counts_what_is_recorded(tmp_path, data, monkeypatch, capsys)
     "AP rises until epoch 2; patience 2 ends the run after epoch 4 of 5, interrupted or not."
     aps = [.1, .3, .2, .3, .9]
     more = ["train.epochs=5", "train.no_aug_epochs=0", "train.save_minutes=5"]
-    monkeypatch.setattr(loop, "final_figures", lambda t: dict(epochs=t.epoch, steps=t.step, best=t.best))
+    monkeypatch.setattr(loop, "final_figures", lambda t: dict(epochs=t.run.epoch, steps=t.run.step, best=t.run.best))
     scored(monkeypatch, aps)
     with monkeypatch.context() as m:
         with_callbacks(m, lambda: EarlyStop(patience=2))
@@ -328,7 +321,7 @@ def test_early_stop_counts_what_is_recorded(tmp_path, data, monkeypatch, capsys)
     assert "stopped early after epoch 4 of 5: AP has not risen for 2 epochs" in (tmp_path/"whole"/"log.txt").read_text()
     out = tmp_path/"run"
     with monkeypatch.context() as m:
-        with_callbacks(m, lambda: At(10, lambda t: setattr(t, "stop_reason", "SIGTERM")), lambda: EarlyStop(patience=2))
+        with_callbacks(m, lambda: At(10, lambda t: t.stop("SIGTERM")), lambda: EarlyStop(patience=2))
         with pytest.raises(TrainingError): train(config(data, *more), out)
     for _ in range(2): # to the end, and once more from there
         with monkeypatch.context() as m:
@@ -342,9 +335,9 @@ def test_early_stop_counts_what_is_recorded(tmp_path, data, monkeypatch, capsys)
 
 def test_patience_without_a_val_split_is_said():
     said = []
-    EarlyStop(patience=3).before_train(
-        SimpleNamespace(val=None, resumed=False, batch=0, epoch=0, epochs=5, say=said.append))
-    assert said == ["train.patience has nothing to go by: there is no val split with boxes"]
+    run = RunState(Path("nowhere"), epochs=5, steps=5, samples=1, batches=1, batch_size=1, group=1)
+    EarlyStop(patience=3).before_train(SimpleNamespace(val_ds=None, run=run, say=said.append))
+    assert said == ["train.patience has no effect: there is no val split with boxes"]
 
 
 # ---- a batch to look at
@@ -354,7 +347,7 @@ def failing(tmp_path, data):
     "A trainer, and an error that holds a real batch of it."
     cfg = config(data)
     t = Trainer(cfg, training_data(cfg, tmp_path), tmp_path/"run", callbacks=[], say=(said := []).append)
-    batch = next(make_loader(cfg, t.train, plain=True).epoch(0))
+    batch = next(make_loader(cfg, t.train_ds, plain=True).epoch(0))
     return t, SimpleNamespace(what="the loss", batches=[batch, batch]), said
 
 
@@ -362,26 +355,26 @@ def test_the_batch_that_failed_can_be_looked_at(failing):
     t, error, said = failing
     error.batches[0].boxes[0, 0, 2] = float("inf")
     SaveBadBatch().not_finite(t, error)
-    folder = t.out/"nan"
+    folder = t.run.out/"nan"
     batch = error.batches[0]
     assert sorted(
         f.name for f in folder.iterdir()) == [f"step-00000001-{k}.{s}" for k in (1, 2) for s in ("json", "npz", "png")]
     with np.load(folder/"step-00000001-1.npz") as kept:
         for key in batch._fields: np.testing.assert_array_equal(kept[key], getattr(batch, key).numpy())
     facts = json.loads((folder/"step-00000001-1.json").read_text())
-    assert facts["images"] == [t.train.paths[i] for i in batch.indices
+    assert facts["images"] == [t.train_ds.paths[i] for i in batch.indices
                                ] and facts["boxes_not_finite"] == 1 and facts["what"] == "the loss"
     h, w = batch.images.shape[2:]
     sheet = cv2.imread(str(folder/"step-00000001-1.png"))
     plain = batch.images[0].numpy().transpose(1, 2, 0)
-    assert sheet.shape[1] == 2 * round(w * 320 / max(h, w)) and said == [f"the batch is in {folder}, to be looked at"]
+    assert sheet.shape[1] == 2 * round(w * 320 / max(h, w)) and said == [f"the batch is saved in {folder} for inspection"]
     assert (np.abs(cv2.resize(sheet[:, :sheet.shape[1] // 2], (w, h)).astype(int) - plain) > 60).any() # boxes are drawn
 
 
 def test_no_room_for_the_batch_hides_nothing(failing, monkeypatch):
     t, error, said = failing
     def full(*_): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(cb, "write_bytes_atomic", full)
+    monkeypatch.setattr(bad_batch, "write_bytes_atomic", full)
     SaveBadBatch().not_finite(t, error)
     assert len(said) == 1 and "could not be saved for inspection" in said[0] and "No space left" in said[0]
 
@@ -389,12 +382,12 @@ def test_no_room_for_the_batch_hides_nothing(failing, monkeypatch):
 # ---- disk and resources
 
 def test_a_disk_that_runs_low_is_said_twice_and_again_when_it_fills_anew(whole, monkeypatch):
-    each = cb.bytes_of(list_checkpoints(whole)[-1])
+    each = resources.bytes_of(list_checkpoints(whole)[-1])
     said = []
     watch = DiskWatch(every=0., marks=((5, 0), (2, 0)))
-    t = SimpleNamespace(out=whole, say=said.append)
+    t = SimpleNamespace(run=SimpleNamespace(out=whole), say=said.append)
     for room in (6, 4.5, 4, 1.5, 1.4, 6, 4.5):
-        monkeypatch.setattr(cb.shutil, "disk_usage", lambda path: SimpleNamespace(free=int(room * each)))
+        monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: SimpleNamespace(free=int(room * each)))
         watch.after_step(t)
     assert len(said) == 3 and all(f"a checkpoint takes {each / 1e6:.0f} MB" in s for s in said)
 
@@ -430,10 +423,10 @@ def test_a_log_that_fails_is_one_line_and_the_training_goes_on(tmp_path, data, m
     cfg = config(data)
     said = []
     def broken(self): raise RuntimeError("no /proc")
-    monkeypatch.setattr(cb.Resources, "sample", broken)
+    monkeypatch.setattr(resources.Resources, "sample", broken)
     t = Trainer(cfg, training_data(cfg, tmp_path), tmp_path/"run", callbacks=[ResourceLog(.01)], say=said.append)
     t.fit()
-    assert t.step == 9 and said == ["resources.csv ends here: RuntimeError: no /proc"] and not threads()
+    assert t.run.step == 9 and said == ["resources.csv ends here: RuntimeError: no /proc"] and not threads()
 
 
 def test_a_look_that_takes_long_is_taken_less_often(tmp_path, monkeypatch):
@@ -441,9 +434,9 @@ def test_a_look_that_takes_long_is_taken_less_often(tmp_path, monkeypatch):
         end = time.thread_time() + .02
         while time.thread_time() < end: pass
         return {}
-    monkeypatch.setattr(cb.Resources, "sample", slow)
+    monkeypatch.setattr(resources.Resources, "sample", slow)
     log = ResourceLog(.05)
-    t = SimpleNamespace(out=tmp_path, step=0, say=print)
+    t = SimpleNamespace(run=SimpleNamespace(out=tmp_path, step=0), say=print)
     log.before_train(t)
     time.sleep(1.)
     log.finish(t)
@@ -454,7 +447,7 @@ def test_a_resumed_log_keeps_its_rows_and_its_columns(tmp_path):
     (tmp_path/"resources.csv"
      ).write_text("time,seconds,step,cpu_percent,gpu7_percent\n2026-01-01T00:00:00,1,2,3,99\n2026-01-01T00:00:0")
     log = ResourceLog(.05)
-    t = SimpleNamespace(out=tmp_path, step=5, say=print)
+    t = SimpleNamespace(run=SimpleNamespace(out=tmp_path, step=5), say=print)
     log.before_train(t)
     time.sleep(.2)
     log.finish(t)
@@ -474,7 +467,7 @@ def test_graphics_cards_have_columns_and_what_one_does_not_know_stays_empty(tmp_
                    nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(used=3_200_000_000),
                    nvmlDeviceGetPowerUsage=lambda card: 71_400 if card else unknown(card))
     for name, answer in answers.items(): monkeypatch.setattr(pynvml, name, answer)
-    found = cb.Resources(tmp_path).sample()
+    found = resources.Resources(tmp_path).sample()
     assert {k: v
             for k, v in found.items()
             if k.startswith("gpu")} == dict(gpu0_percent=90,
@@ -489,7 +482,7 @@ def test_graphics_cards_have_columns_and_what_one_does_not_know_stays_empty(tmp_
 
 def test_children_are_counted(tmp_path):
     burn = "x = bytearray(200_000_000)\nprint('there', flush=True)\nwhile True: pass"
-    before = cb.Resources(tmp_path)
+    before = resources.Resources(tmp_path)
     alone = before.sample()["ram_mb"]
     child = subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE, text=True)
     try:
@@ -550,7 +543,7 @@ def test_the_batches_of_a_step_that_failed_are_kept(tmp_path, data, monkeypatch,
     assert [f.name for f in files] == [f"step-00000005-{k}.npz" for k in range(1, batches + 1)]
     names = [n for f in files for n in json.loads(f.with_suffix(".json").read_text())["images"]]
     assert ", ".join(names) == str(e.value).split("images ")[1].split(");")[0]
-    assert "to be looked at" in (tmp_path/"run"/"log.txt").read_text()
+    assert "for inspection" in (tmp_path/"run"/"log.txt").read_text()
 
 
 def test_patience_is_a_setting(tmp_path, data, monkeypatch):

@@ -153,7 +153,8 @@ def test_the_same_data_elsewhere_is_the_same_training(tmp_path, data, whole):
 
 def test_a_checkpoint_of_other_classes_is_refused(tmp_path, data, whole):
     from jetson_det.models.checkpoint import load_checkpoint
-    from jetson_det.train.loop import Trainer, training_data
+    from jetson_det.train.data import training_data
+    from jetson_det.train.loop import Trainer
     ckpt = load_checkpoint(newest_whole(whole[0]))
     cfg = config(data)
     for change, words in (({"classes": ("Sack", )}, "classes is"), ({"name": "yolox-s"}, "name is"),

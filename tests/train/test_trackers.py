@@ -14,8 +14,12 @@ from train_helpers import config, scenes
 
 from jetson_det.config import Config
 from jetson_det.runtime.files import InputError
-from jetson_det.train.callbacks import Callback, Evaluate, StopOnSignal, TrainingError
-from jetson_det.train.loop import Trainer, training_data
+from jetson_det.train.callbacks.base import Callback
+from jetson_det.train.callbacks.evaluate import Evaluate
+from jetson_det.train.callbacks.stop import StopOnSignal
+from jetson_det.train.state import TrainingError
+from jetson_det.train.data import training_data
+from jetson_det.train.loop import Trainer
 from jetson_det.train.run_folder import flat_config
 from jetson_det.train.trackers import (
     Background,
@@ -54,7 +58,8 @@ class Notes(Tracker):
 class At(Callback):
     "Does something after a step."
     def __init__(self, step, do): self.step, self.do = step, do
-    def after_step(self, t): self.step == t.step and self.do(t)
+    def after_step(self, t):
+        if self.step == t.run.step: self.do(t)
 
 
 def trained(data, tmp_path, *callbacks, more=()):
@@ -105,7 +110,7 @@ class Breaks(Notes):
 def test_a_tracker_that_fails_is_one_line_and_changes_nothing(tmp_path, data, method, one_thread):
     t, said = trained(data, tmp_path/"a", Tracking([Breaks(method), notes := Notes()]))
     plain, _ = trained(data, tmp_path/"b")
-    assert said == ["notes: SystemExit: no route; the training goes on without it"] and t.step == 9
+    assert said == ["notes: SystemExit: no route; the training goes on without it"] and t.run.step == 9
     assert torch.equal(weights_of(t), weights_of(plain)) and notes.calls[-1] == ("finish", "finished")
 
 
@@ -139,7 +144,7 @@ def test_the_end_is_told_as_it_was(tmp_path, data, one_thread):
     stopped = Notes()
     def fail(t): raise OSError(28, "No space left on device")
     with pytest.raises(TrainingError): trained(data, tmp_path/"a", Tracking([failed]), At(3, fail))
-    def ask(t): t.stop_reason = "SIGTERM"
+    def ask(t): t.stop("SIGTERM")
     with pytest.raises(TrainingError): trained(data, tmp_path/"b", Tracking([stopped]), At(3, ask), StopOnSignal())
     assert (failed.calls[-1], stopped.calls[-1]) == (("finish", "failed"), ("finish", "stopped"))
 
@@ -155,7 +160,7 @@ def test_a_missing_package_is_one_line_before_anything_is_done(monkeypatch, name
 def test_a_missing_tensorboard_is_said_and_the_training_goes_on(tmp_path, data, monkeypatch, one_thread):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     t, said = trained(data, tmp_path, Tracking(make_trackers(["tensorboard"])))
-    assert t.step == 9 and len(said) == 1 and said[0].startswith("tensorboard: ModuleNotFoundError")
+    assert t.run.step == 9 and len(said) == 1 and said[0].startswith("tensorboard: ModuleNotFoundError")
 
 
 # step -> loss; the second from a checkpoint at step 10
@@ -253,7 +258,7 @@ def test_an_mlflow_server_that_is_not_there_is_one_line(run, data, tmp_path, mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     t, said = trained(data, tmp_path, Tracking(make_trackers(["mlflow"]), seconds=20))
-    assert t.step == 9 and len(said) == 1 and said[0].startswith("mlflow: ") and "secret" not in said[0]
+    assert t.run.step == 9 and len(said) == 1 and said[0].startswith("mlflow: ") and "secret" not in said[0]
 
 
 def test_trackers_in_a_real_training(run, data, tmp_path, one_thread):

@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import InputError
+from ...core import InputError, cache_dir
 from .render import ImageCache, reduction
-from ..index import cache_dir
 from ...runtime.files import fsync_dir, require
 
 # %% ../../../nbs/17_data.augment.pixel_store.ipynb #75838029
@@ -171,7 +170,7 @@ def memory_store(
     return store
 
 # %% ../../../nbs/17_data.augment.pixel_store.ipynb #1f8c3c45
-_FORMAT = b"jetson_det pixels 1\n"
+_FORMAT = b"jetson_det pixels 2\n"
 
 def store_name(
     ds, # a DetDataset

@@ -18,6 +18,7 @@ except ImportError: decode_jpeg = None # OpenCV alone
 
 from ...core import InputError
 from .plan import Plan, plan_sample
+from ...runtime.images import decode_image, exif_orientation, upright
 
 # %% ../../../nbs/17_data.augment.render.ipynb #c773926c
 def reduction(
@@ -32,23 +33,23 @@ def reduction(
 def _whole_jpeg(data):
     """A JPEG at its full size by libjpeg-turbo, or None where OpenCV has to see to it: another kind of file, CMYK,
     damage."""
-    if decode_jpeg is None or data[:2].tobytes() != b"\xff\xd8": return None
-    try: return decode_jpeg(data, "BGR")
+    if decode_jpeg is None or data[:2] != b"\xff\xd8": return None
+    try: image = decode_jpeg(data, "BGR")
     except ValueError: return None
-
-_REDUCED = (cv2.IMREAD_COLOR, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_8)
+    return upright(image, exif_orientation(data))
 
 def read_reduced(
     path, # an image file
     size:tuple, # (h, w) that it should have at full size
     level:int, # as `reduction` gives it
-)->np.ndarray: # (h', w', 3) uint8 BGR, EXIF rotation not applied; h' is h / 2**level up to rounding
+)->np.ndarray: # (h', w', 3) uint8 BGR, upright; h' is h / 2**level up to rounding
     """Decode at a part of the size. Raises InputError when the file is unreadable or not the image that the labels
     are for."""
-    try: data = np.fromfile(path, np.uint8)
+    try:
+        with open(path, "rb") as f: data = f.read()
     except OSError as e: raise InputError(f"{path}: cannot be read: {e.strerror or e}") from None
     img = _whole_jpeg(data) if level == 0 else None
-    if img is None: img = cv2.imdecode(data, _REDUCED[level] | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
+    if img is None: img = decode_image(data, 1 << level)
     if img is None: raise InputError(f"{path}: not an image that can be decoded")
     h = img.shape[0] << level
     w = img.shape[1] << level

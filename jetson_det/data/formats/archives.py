@@ -23,8 +23,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from ...core import InputError
-from ..index import cache_dir
+from ...core import InputError, cache_dir
 
 # %% ../../../nbs/11_data.formats.archives.ipynb #a935756d
 _ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")

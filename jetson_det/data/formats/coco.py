@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Columns', 'is_coco', 'id_key', 'coco_categories', 'dead_parents', 'same_categories', 'image_base', 'coco_box',
-           'lean_coco', 'coco_files', 'load_coco', 'find_coco', 'coco_sign', 'main_files', 'read_coco']
+           'lean_coco', 'coco_files', 'load_coco', 'find_coco', 'detect_coco', 'main_files', 'read_coco']
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #532b0be5
 import json
@@ -447,7 +447,7 @@ def find_coco(
 
 _LARGE = 1 << 20 # bytes of a file that is not parsed only to see what it is
 
-def coco_sign(
+def detect_coco(
     files:Files, # the folder
 )->str: # path of a COCO file, "" when there is none
     "What speaks for COCO labels: a file with its three keys, else a damaged one with some of them."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'KINDS', 'SEPARATORS', 'compact', 'column_roles', 'box_kind', 'to_corners', 'Layout', 'split_fields',
-           'without_sep', 'find_layout', 'read_head', 'is_openimages', 'is_table', 'find_tables', 'tables_sign',
+           'without_sep', 'find_layout', 'read_head', 'is_openimages', 'is_table', 'find_tables', 'detect_tables',
            'table_rows', 'Mark', 'Sheet', 'check_commas', 'find_image', 'split_value', 'are_shares', 'read_sheet',
            'check_reading', 'add_sheets', 'check_sheets', 'class_order', 'table_root', 'number_labels', 'read_tables']
 
@@ -204,7 +204,7 @@ def find_tables(
     return sorted(f for f in files.ending(".csv") + files.ending(".tsv") + texts*(len(texts) <= 20)
                   if is_table(files, f))
 
-def tables_sign(
+def detect_tables(
     files:Files, # the folder
 )->str: # the file that shows it, or ""
     "The first table of boxes."

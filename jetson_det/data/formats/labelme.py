@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAG_NAMES', 'labelme_box', 'labelme_said', 'labelme_image', 'unpack_image', 'is_labelme', 'labelme_shapes',
-           'by_name', 'labelme_sign', 'read_labelme']
+           'by_name', 'detect_labelme', 'read_labelme']
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #f0dd0d94
 import base64
@@ -13,9 +13,8 @@ import math
 import posixpath
 from pathlib import Path
 
-from ...core import InputError
+from ...core import InputError, cache_dir
 from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset
-from ..images.exif import drawn_orientation, turn_back
 from .reader import Files, Rows, image_for, plain_folder, split_of
 from .parse import json_line, load_json, number, plain_text
 from ...runtime.files import write_bytes_atomic
@@ -91,7 +90,6 @@ def unpack_image(
     name:str, # path of the JSON file in the dataset
 )->Path: # CACHE/labelme/DIGEST/NAME.jpg
     "Write an embedded image to the cache folder, unless it is there. Raises InputError when it is no image."
-    from jetson_det.data.index import cache_dir
     try: data = base64.b64decode(text.rpartition(",")[2])
     except ValueError: raise InputError(f"{name}: imageData is not base64") from None
     suffix = next((s for magic, s in _MAGIC.items() if data.startswith(magic)), "")
@@ -172,18 +170,13 @@ def _read_file(
     size = _declared(files.root / f, d)
     path = _picture(rows, files, f, d)
     if not path: return
-    turned = drawn_orientation(files.root / path, size)
     split = split_of(posixpath.dirname(f)) or ("" if posixpath.isabs(path) else split_of(posixpath.dirname(path)))
-    row = rows.image(path, f, split, size if turned == 1 else None)
+    row = rows.image(path, f, split, size)
     if row is None: return
-    if turned > 1:
-        rows.flaw("rotated-image", path, f,
-                  f"{f}: drawn on the image as turned by its EXIF note ({turned}); its boxes are turned back",
-                  "noted")
     for k, (label, box, flags, said, kind) in enumerate(shapes, 1):
         if box is None:
             rows.flaw("no-box", path, f"shape {k}", f"{f}: shape {k} ({label}) is a {kind}, which has no box")
-        else: rows.box(row, turn_back(box, turned, rows.sizes[row]), label, flags, **said)
+        else: rows.box(row, box, label, flags, **said)
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #01f64342
 def by_name(
@@ -197,7 +190,7 @@ def by_name(
     return rows.dataset(classes)
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #f4a99d3e
-def labelme_sign(
+def detect_labelme(
     files:Files, # the folder
 )->str: # path of a LabelMe file, or ""
     "The first JSON file that begins like LabelMe's; at most 100 are looked into."

@@ -15,25 +15,25 @@ import numpy as np
 
 from ...core import InputError, did_you_mean
 from .archives import is_archive, open_archive
-from .coco import coco_sign, read_coco
-from .cvat import cvat_sign, read_cvat
+from .coco import detect_coco, read_coco
+from .cvat import detect_cvat, read_cvat
 from ..dataset import DetDataset
 from .reader import IMAGE_SUFFIXES, Files
-from .kitti import kitti_sign, read_kitti
-from .labelme import labelme_sign, read_labelme
-from .openimages import openimages_sign, read_openimages
-from .plates import plates_sign, read_plates
-from .csv_table import read_tables, tables_sign
-from .voc import read_voc, voc_sign
+from .kitti import detect_kitti, read_kitti
+from .labelme import detect_labelme, read_labelme
+from .openimages import detect_openimages, read_openimages
+from .plates import detect_plates, read_plates
+from .csv_table import read_tables, detect_tables
+from .voc import read_voc, detect_voc
 from .writers import WRITERS, lost_in, new_names
-from .yolo import read_yolo, yolo_sign
+from .yolo import read_yolo, detect_yolo
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #47cbdb5f
 _READERS = {
-    "coco": (coco_sign, read_coco), "voc": (voc_sign, read_voc), "yolo": (yolo_sign, read_yolo),
-    "labelme": (labelme_sign, read_labelme), "cvat": (cvat_sign, read_cvat), "kitti": (kitti_sign, read_kitti),
-    "openimages": (openimages_sign, read_openimages), "plates": (plates_sign, read_plates),
-    "csv": (tables_sign, read_tables)
+    "coco": (detect_coco, read_coco), "voc": (detect_voc, read_voc), "yolo": (detect_yolo, read_yolo),
+    "labelme": (detect_labelme, read_labelme), "cvat": (detect_cvat, read_cvat), "kitti": (detect_kitti, read_kitti),
+    "openimages": (detect_openimages, read_openimages), "plates": (detect_plates, read_plates),
+    "csv": (detect_tables, read_tables)
 }  # name -> what shows it, what reads it
 FORMATS = tuple(_READERS)
 
@@ -43,7 +43,7 @@ def find_format(
     "The one format whose sign is in the folder. Raises InputError when there is none or more than one."
     signs = {name: sign(files) for name, (sign, _) in _READERS.items() if name != "csv"}
     signs = {name: f for name, f in signs.items() if f}
-    if not signs and (table := tables_sign(files)): signs = {"csv": table}
+    if not signs and (table := detect_tables(files)): signs = {"csv": table}
     if not files.images and not any(f.lower().endswith((".yaml", ".yml", ".json")) for f in signs.values()):
         raise InputError(f"{files.root}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
     if len(signs) == 1 or set(signs) == {"coco", "labelme"}: return next(iter(signs))
@@ -84,7 +84,7 @@ def _format_of_file(
 )->str: # a name in `FORMATS`
     "The format of a file that labels many images. Raises InputError when it can be none."
     end = path.suffix.lower()
-    if end in (".csv", ".tsv"): return "openimages" if openimages_sign(Files(path.parent)) else "csv"
+    if end in (".csv", ".tsv"): return "openimages" if detect_openimages(Files(path.parent)) else "csv"
     if end == ".txt": return "plates"
     found = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo", ".xml": "cvat"}.get(end)
     if not found:

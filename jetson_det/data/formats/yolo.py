@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAIN_FILES', 'NAME_FILES', 'yolo_line', 'LabelFolders', 'yolo_names', 'load_yaml', 'yaml_splits', 'load_darknet',
-           'yolo_names_file', 'yolo_sign', 'read_yolo']
+           'yolo_names_file', 'detect_yolo', 'read_yolo']
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #bdf93a05
 import math
@@ -316,7 +316,7 @@ def _is_number(
     except ValueError: return False
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #ecdcfb7a
-def yolo_sign(
+def detect_yolo(
     files:Files, # the folder
 )->str: # the file that shows it, or ""
     "data.yaml or obj.data, else a label file of one of the first 200 images."

@@ -76,7 +76,7 @@ def turned_images(
     ds:DetDataset, # a dataset
     facts:ImageFacts, # of its images
 )->list: # of Flaw: "rotated-image" (warning, dropped) and "exif-rotation" (notes)
-    "Images with an EXIF note that turns them."
+    "Images with an EXIF orientation that turns them."
     out = []
     rows = np.flatnonzero((facts.problems == "") & (facts.orientation > 1))
     told = {f.file for f in ds.flaws if f.kind == "rotated-image"}
@@ -92,8 +92,8 @@ def turned_images(
                     "rotated-image",
                     ds.paths[i],
                     "",
-                    f"{ds.paths[i]}: its boxes lie in the image as turned by its EXIF note, and beyond the stored"
-                    f" {w}x{h}",
+                    f"{ds.paths[i]}: its boxes lie in the image as it is stored, before its EXIF orientation, and beyond the"
+                    f" upright {w}x{h}",
                     "dropped",
                 )
             )
@@ -101,7 +101,7 @@ def turned_images(
     unsaid = " These labels do not say which of the two images they were drawn on: look at some." if ds.format in (
         "yolo", "openimages") else ""
     return out + _for_images(ds, plain, "exif-rotation",
-                             f"an EXIF note turns it in viewers; here it is seen as stored.{unsaid}")
+                             f"turned upright by its EXIF orientation, as viewers show it.{unsaid}")
 
 ROUNDING = np.float32(1.) # pixels over the edge that are taken for rounding
 
@@ -552,8 +552,8 @@ ADVICE = {
     "empty-image": "copy or download the file again",
     "huge-image": "cut it into tiles or save it smaller",
     "missing-image": "add the image or remove its label",
-    "rotated-image": "store the pixels turned, without the EXIF note (data check --fix does)",
-    "exif-rotation": "fine when the labels were drawn on the image as it is stored; look at one",
+    "rotated-image": "remove the EXIF orientation, which the labels ignore (data check --fix does)",
+    "exif-rotation": "fine when the labels were drawn on the upright image, as tools show it; look at one",
     "gray-image": "fine when the camera in use is gray too",
     "alpha-image": "save it without the fourth channel if it should look otherwise",
     "deep-image": "convert it to 8 bits with the contrast that matters",

@@ -22,6 +22,7 @@ from ..formats.reader import stem_of
 from .page import page_html
 from .stats import seen_sizes
 from ...runtime.files import write_bytes_atomic
+from ...runtime.images import decode_image
 
 # %% ../../../nbs/14_data.quality.view.ipynb #6c498811
 _BOX = re.compile(r"box (\d+)\b")
@@ -115,13 +116,9 @@ def shrink(
 )->list: # of bytes: a JPEG for each; b"" when the file cannot be decoded
     "Read an image once, and make it small."
     reduce = next((f for f in (8, 4, 2) if max(size) // f >= max(sides)), 1)
-    flags = {
-        8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2, 1: cv2.IMREAD_COLOR
-    }[reduce]
-    try:
-        if int(size[0]) * int(size[1]) > _LARGEST: return [b""] * len(sides)
-        img = cv2.imdecode(np.fromfile(path, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (OSError, ValueError, cv2.error): img = None
+    if int(size[0]) * int(size[1]) > _LARGEST: return [b""] * len(sides)
+    try: img = decode_image(np.fromfile(path, np.uint8).tobytes(), reduce)
+    except (OSError, ValueError): img = None
     return [b""] * len(sides) if img is None else [jpeg_within(img, s) for s in sides]
 
 # %% ../../../nbs/14_data.quality.view.ipynb #a8039080

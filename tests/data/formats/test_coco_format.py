@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from jetson_det.core import InputError
 from jetson_det.data.formats import coco
-from jetson_det.data.formats.coco import coco_sign, find_coco, lean_coco, read_coco
+from jetson_det.data.formats.coco import detect_coco, find_coco, lean_coco, read_coco
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE
 from jetson_det.data.formats.reader import Files
 from jetson_det.data.formats.registry import read_dataset, write_dataset
@@ -182,20 +182,20 @@ def test_the_whole_set_of_coco(tmp_path):
     assert list(find_coco(
         Files(tmp_path))) == ["annotations/instances_train2017.json", "annotations/instances_val2017.json"]
     assert read_coco(tmp_path).paths.tolist() == ["train2017/train.png", "val2017/val.png"]
-    assert coco_sign(Files(tmp_path)) == "annotations/instances_train2017.json"
+    assert detect_coco(Files(tmp_path)) == "annotations/instances_train2017.json"
 
 
 def test_the_sign(tmp_path):
-    assert coco_sign(
+    assert detect_coco(
         Files(
             put(
                 tmp_path, {
                     "package.json": dict(name="x", images=["a"]), "empty.json": b"",
                     "results.json": [dict(image_id=1, bbox=[])], "bytes.json": b"\0\xff"
                 }))) == ""
-    assert coco_sign(Files(put(tmp_path, {"broken.json": '{"images": [\n'}))) == "broken.json"
-    assert coco_sign(Files(put(tmp_path, {"z.json": labels()}))) == "z.json"
-    assert coco_sign(
+    assert detect_coco(Files(put(tmp_path, {"broken.json": '{"images": [\n'}))) == "broken.json"
+    assert detect_coco(Files(put(tmp_path, {"z.json": labels()}))) == "z.json"
+    assert detect_coco(
         Files(
             put(tmp_path/"me",
                 {f"{k}.json": dict(shapes=[], imagePath="x", imageData="A"*5000 + '"images"')

@@ -13,8 +13,8 @@ from jetson_det.core import InputError
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE
 from jetson_det.data.formats.reader import Files
 from jetson_det.data.formats.registry import read_dataset
-from jetson_det.data.formats.openimages import class_descriptions, openimages_sign, read_openimages
-from jetson_det.data.formats.plates import plate_row, plates_sign, read_plates
+from jetson_det.data.formats.openimages import class_descriptions, detect_openimages, read_openimages
+from jetson_det.data.formats.plates import plate_row, detect_plates, read_plates
 from jetson_det.data.formats.csv_table import (
     KINDS,
     column_roles,
@@ -22,7 +22,7 @@ from jetson_det.data.formats.csv_table import (
     find_layout,
     find_tables,
     read_tables,
-    tables_sign,
+    detect_tables,
     to_corners,
 )
 from jetson_det.scenes.docks import write_scenes
@@ -103,8 +103,8 @@ LAYOUTS = {
 def test_layouts(tmp_path, name):
     images(tmp_path, "imgs/a.jpg", "imgs/b.jpg")
     put(tmp_path, {"my labels.csv": LAYOUTS[name]})
-    assert tables_sign(Files(tmp_path)) == "my labels.csv"
-    assert openimages_sign(Files(tmp_path)) == plates_sign(Files(tmp_path)) == ""
+    assert detect_tables(Files(tmp_path)) == "my labels.csv"
+    assert detect_openimages(Files(tmp_path)) == detect_plates(Files(tmp_path)) == ""
     for ds in (read_tables(tmp_path), read_tables(tmp_path / "my labels.csv")):
         assert ds.paths.tolist() == ["imgs/a.jpg"] and ds.classes == ("Sack",) and ds.format == "csv"
         np.testing.assert_allclose(ds.boxes, [[1, 2, 30, 40]], atol=1e-4)
@@ -115,16 +115,16 @@ def test_layouts(tmp_path, name):
 def test_no_sign(tmp_path, text):
     images(tmp_path)
     put(tmp_path, {"labels.csv": text, "noise.csv": bytes(range(256)) * 50, "quote.csv": '"' * 9999})
-    assert tables_sign(Files(tmp_path)) == ""
+    assert detect_tables(Files(tmp_path)) == ""
     if OI not in text: refused(lambda: read_tables(tmp_path / "labels.csv"), "labels.csv, line 1: ")
 
 
 def test_text_lists_need_three_rows(tmp_path):
     images(tmp_path)
     put(tmp_path, {"annotate.txt": "a.jpg,1,2,30,40,Sack\n" * 2})
-    assert tables_sign(Files(tmp_path)) == ""
+    assert detect_tables(Files(tmp_path)) == ""
     put(tmp_path, {"annotate.txt": "a.jpg,1,2,30,40,Sack\n" * 3})
-    assert tables_sign(Files(tmp_path)) == "annotate.txt" and plates_sign(Files(tmp_path)) == ""
+    assert detect_tables(Files(tmp_path)) == "annotate.txt" and detect_plates(Files(tmp_path)) == ""
 
 
 def test_two_columns_of_one_name():
@@ -333,8 +333,8 @@ def openimages(tmp_path, *rows, header=OI, **more):
 def test_openimages(tmp_path):
     call = openimages(tmp_path, "0a,xclick,/m/1,1,0.25,0.5,0.25,0.75,0,1,0,0,-1", "0a,xclick,/m/2,1,0,1,0,1,1,0,1,0,0",
                       "ff,xclick,/m/2,1,0,1,0,1,1,0,1,0,0")
-    assert openimages_sign(Files(tmp_path)) == "train-annotations-bbox.csv" and tables_sign(
-        Files(tmp_path)) == plates_sign(Files(tmp_path)) == ""
+    assert detect_openimages(Files(tmp_path)) == "train-annotations-bbox.csv" and detect_tables(
+        Files(tmp_path)) == detect_plates(Files(tmp_path)) == ""
     ds = call()
     assert boxes(ds) == {"train/0a.jpg": [("Sack", 16, 12, 32, 36), ("Person, standing", 0, 0, 64, 48)]
                          } and ds.classes == ("Person, standing", "Sack")
@@ -391,7 +391,7 @@ def test_plates_beside_their_photos(tmp_path):
             "test_3.txt": "old name.jpg\t1\t2\t30\t10\tX\n", "lost.txt": "lost.jpg\t1\t2\t30\t10\tX\n",
             "readme.txt": "Photos of plates\n"
         })
-    assert plates_sign(Files(tmp_path)) == "lost.txt" and tables_sign(Files(tmp_path)) == ""
+    assert detect_plates(Files(tmp_path)) == "lost.txt" and detect_tables(Files(tmp_path)) == ""
     ds = read_plates(tmp_path)
     assert boxes(ds) == {
         "test_1.jpg": [("plate", 1, 2, 31, 12), ("plate", 1, 22, 31.5, 32)], "test_2.jpg": [],
@@ -416,7 +416,7 @@ def test_plates_beside_their_photos(tmp_path):
 def test_one_list_for_all(tmp_path, name, text):
     images(tmp_path, "photos/a.jpg", "photos/b.jpg", "photos/c.jpg")
     put(tmp_path, {name: text})
-    assert plates_sign(Files(tmp_path)) == name and tables_sign(Files(tmp_path)) == ""
+    assert detect_plates(Files(tmp_path)) == name and detect_tables(Files(tmp_path)) == ""
     ds = read_plates(tmp_path)
     np.testing.assert_allclose(ds.boxes, [[40, 12, 60, 22], [41, 12, 61, 22]], atol=1e-4)
     assert ds.attributes["text"].tolist() == ["M 1", "M 2"] and [(f.kind, f.action) for f in ds.flaws
@@ -484,8 +484,8 @@ def written(ds, root, format):
 
 
 READERS = {
-    "csv": (read_tables, tables_sign), "openimages": (read_openimages, openimages_sign),
-    "plates": (read_plates, plates_sign)
+    "csv": (read_tables, detect_tables), "openimages": (read_openimages, detect_openimages),
+    "plates": (read_plates, detect_plates)
 }
 
 
@@ -538,7 +538,7 @@ def test_damaged_files(scenes, tmp_path, format):
 @pytest.mark.parametrize("name, table", [("bccd", "test.csv"), ("raccoon", "data/raccoon_labels.csv")])
 def test_real_tables_say_what_the_xml_says(data, name, table):
     root = data / "datasets" / name
-    assert tables_sign(Files(root)) == table
+    assert detect_tables(Files(root)) == table
     ds = read_tables(root)
     xml = read_dataset(root, "voc")
     assert {p: sorted(b)
@@ -553,7 +553,7 @@ def test_real_tables_say_what_the_xml_says(data, name, table):
 @pytest.mark.data
 def test_real_plates(data):
     root = data / "datasets/plates_eu"
-    assert plates_sign(Files(root)) == "eu1.txt" and tables_sign(Files(root)) == openimages_sign(Files(root)) == ""
+    assert detect_plates(Files(root)) == "eu1.txt" and detect_tables(Files(root)) == detect_openimages(Files(root)) == ""
     ds = read_plates(root)
     assert (len(ds), len(ds.boxes), ds.classes, ds.split_names, ds.flaws) == (108, 108, ("plate",), [""], [])
     at = ds.paths.tolist().index("eu1.jpg")
@@ -566,4 +566,4 @@ def test_real_plates(data):
 @pytest.mark.parametrize("name", ["kangaroo", "kitti_mini", "aerial", "coco_fixtures", "plate_crops_cn"])
 def test_no_sign_where_there_is_none(data, name):
     files = Files(data / "datasets" / name)
-    assert (tables_sign(files), openimages_sign(files), plates_sign(files)) == ("", "", "")
+    assert (detect_tables(files), detect_openimages(files), detect_plates(files)) == ("", "", "")

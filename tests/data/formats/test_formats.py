@@ -13,7 +13,7 @@ from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from jetson_det.data.images.header import image_size
 from jetson_det.data.formats.reader import Files
 from jetson_det.data.formats.registry import read_dataset, write_dataset
-from jetson_det.data.formats.voc import read_voc, voc_sign
+from jetson_det.data.formats.voc import read_voc, detect_voc
 from jetson_det.data.formats.writers import WRITERS
 
 
@@ -190,10 +190,10 @@ def test_voc_split_is_said_by_folders_alone(tmp_path):
 
 def test_voc_upper_case_endings_and_signs(tmp_path):
     put(tmp_path, {"JPEGImages/a.JPG": picture(), "Annotations/a.XML": voc(("s", 1.5, 2.25, 30, 40))})
-    assert read_dataset(tmp_path, "voc").boxes.tolist() == [[1.5, 2.25, 30, 40]] and voc_sign(
+    assert read_dataset(tmp_path, "voc").boxes.tolist() == [[1.5, 2.25, 30, 40]] and detect_voc(
         Files(tmp_path)) == "Annotations/a.XML"
     put(tmp_path, {"Annotations/a.XML": "<annotations><image/></annotations>"}) # CVAT's root has one letter more
-    assert voc_sign(Files(tmp_path)) == ""
+    assert detect_voc(Files(tmp_path)) == ""
 
 
 def test_voc_billion_laughs_is_quick(tmp_path):
@@ -207,7 +207,7 @@ def test_voc_billion_laughs_is_quick(tmp_path):
 
 def test_voc_two_labels_of_one_image(tmp_path):
     put(tmp_path, {"images/a.jpg": picture(), "x/a.xml": voc(("s", 1, 2, 30, 40)), "y/a.xml": voc(("s", 1, 2, 30, 40))})
-    refused(lambda: read_dataset(tmp_path), "x/a.xml and y/a.xml both speak of images/a.jpg")
+    refused(lambda: read_dataset(tmp_path), "x/a.xml and y/a.xml both label images/a.jpg")
 
 
 # COCO
@@ -318,7 +318,7 @@ def test_coco_class_lists_that_differ(tmp_path):
 
 def test_coco_one_image_in_two_splits(tmp_path):
     put(tmp_path, {"1.jpg": picture(), "train.json": base(), "val.json": base()})
-    refused(lambda: read_dataset(tmp_path), "train.json and val.json both speak of 1.jpg")
+    refused(lambda: read_dataset(tmp_path), "train.json and val.json both label 1.jpg")
 
 
 # YOLO

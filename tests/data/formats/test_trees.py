@@ -15,16 +15,16 @@ from hypothesis import given, settings, strategies as st
 from label_files import picture, put, refused
 from jetson_det.core import InputError
 from jetson_det.data.formats.coco import read_coco
-from jetson_det.data.formats.cvat import cvat_box, cvat_sign, read_cvat
+from jetson_det.data.formats.cvat import cvat_box, detect_cvat, read_cvat
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, to_coco
-from jetson_det.data.images.exif import turn_back
-from jetson_det.data.images.header import exif_orientation
+from jetson_det.data.images.exif import boxes_upright
+from jetson_det.data.images.header import read_header
 from jetson_det.data.formats.reader import Files
-from jetson_det.data.formats.kitti import kitti_sign, read_kitti
-from jetson_det.data.formats.labelme import labelme_sign, read_labelme
+from jetson_det.data.formats.kitti import detect_kitti, read_kitti
+from jetson_det.data.formats.labelme import detect_labelme, read_labelme
 from jetson_det.data.formats.parse import parse_xml
 from jetson_det.data.formats.voc import read_voc
-from jetson_det.data.formats.yolo import read_yolo, yolo_sign
+from jetson_det.data.formats.yolo import read_yolo, detect_yolo
 from jetson_det.scenes.docks import write_scenes
 
 NAMES = ["a b.jpg", "50% #1.JPG", "Straße.jpeg", "写真.jpg", "v1.2.jpg", "A.jpg"]
@@ -152,7 +152,7 @@ def test_round_trip(scenes, tmp_path, write, within, classes):
     splits = ["train" if s == "train" else "val"
               for s in scenes.splits] if write is as_darknet else scenes.splits.tolist()
     assert back.splits.tolist() == splits and back.flaws == []
-    sign = {as_labelme: labelme_sign, as_cvat: cvat_sign, as_kitti: kitti_sign, as_darknet: yolo_sign}
+    sign = {as_labelme: detect_labelme, as_cvat: detect_cvat, as_kitti: detect_kitti, as_darknet: detect_yolo}
     assert [s.__name__ for s in sign.values() if s(Files(tmp_path))] == [sign[write].__name__]
 
 
@@ -228,7 +228,7 @@ def test_labelme_the_path_wins_over_the_stem(tmp_path):
         {"1.jpg": picture(), "2.jpg": picture(), "1.json": labelme(shape("a", [[1, 2], [3, 4]]), imagePath="2.jpg")})
     assert read_labelme(tmp_path).paths.tolist() == ["2.jpg"]
     put(tmp_path, {"2.json": labelme(shape("a", [[1, 2], [3, 4]]), imagePath="2.jpg")})
-    refused(lambda: read_labelme(tmp_path), "1.json and 2.json both speak of 2.jpg")
+    refused(lambda: read_labelme(tmp_path), "1.json and 2.json both label 2.jpg")
     put(
         tmp_path, {
             "x/7.jpg": picture(), "y/7.jpg": picture(), "1.json": labelme(imagePath="7.jpg"),
@@ -279,7 +279,7 @@ def with_note(jpeg, orientation, order="MM"):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("reader", ["labelme", "cvat"])
 def test_drawn_on_the_turned_picture(tmp_path, orientation, order, reader):
-    "A painted object, labeled on the image as it is shown, is boxed where it lies on the stored one."
+    "A painted object, labeled on the image as it is shown, is boxed there: an image is what a viewer shows."
     im = np.full((48, 80, 3), 30, np.uint8)
     im[6:20, 12:34] = 230
     put(tmp_path, {
@@ -289,7 +289,7 @@ def test_drawn_on_the_turned_picture(tmp_path, orientation, order, reader):
     ys, xs = np.nonzero(shown[..., 0] > 130)
     x1, y1, x2, y2 = (int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
     h, w = shown.shape[:2]
-    assert exif_orientation(tmp_path / "1.jpg") == orientation and (h, w) == ((48, 80) if orientation < 5 else (80, 48))
+    assert read_header(tmp_path / "1.jpg").orientation == orientation and (h, w) == ((48, 80) if orientation < 5 else (80, 48))
     put(
         tmp_path,
         (
@@ -304,22 +304,23 @@ def test_drawn_on_the_turned_picture(tmp_path, orientation, order, reader):
         ),
     )
     ds = read_labelme(tmp_path) if reader == "labelme" else read_cvat(tmp_path)
-    assert ds.boxes.tolist() == [[12, 6, 34, 20]] and ds.sizes.tolist() == [[48, 80]]
-    assert [(f.kind, f.action) for f in ds.flaws] == ([("rotated-image", "noted")] if orientation > 1 else [])
+    assert ds.boxes.tolist() == [[x1, y1, x2, y2]] and ds.sizes.tolist() == [[h, w]]
+    assert ds.image(0)[y1:y2, x1:x2].mean() > 200 and ds.flaws == []
 
 
 def test_drawn_on_the_stored_picture(tmp_path):
-    "A declared size that is the stored one shows a tool that does not turn."
+    "A declared size that is the stored one shows a tool that does not turn: its boxes are turned with the image."
     put(tmp_path,
         {"1.jpg": with_note(picture(48, 80), 6), "1.json": labelme(shape("s", [[12, 6], [34, 20]]), size=(48, 80))})
     ds = read_labelme(tmp_path)
-    assert ds.boxes.tolist() == [[12, 6, 34, 20]] and ds.flaws == []
+    assert ds.boxes.tolist() == [[28, 12, 42, 34]] and ds.sizes.tolist() == [[80, 48]]
+    assert [(f.kind, f.action) for f in ds.flaws] == [("rotated-image", "noted")]
 
 
 @settings(max_examples=60, deadline=None)
 @given(o=st.integers(1, 8), box=st.tuples(*[st.floats(0, 40)] * 4))
-def test_turn_back_keeps_the_area(o, box):
-    x1, y1, x2, y2 = turn_back(box, o, (48, 80))
+def test_boxes_upright_keeps_the_area(o, box):
+    x1, y1, x2, y2 = boxes_upright([box], o, (48, 80))[0]
     assert abs(abs((x2 - x1) * (y2 - y1)) - abs((box[2] - box[0]) * (box[3] - box[1]))) < 1e-6
 
 
@@ -328,7 +329,7 @@ def test_turn_back_keeps_the_area(o, box):
     (dict(shapes=[shape(None, [[1, 2], [3, 4]])]), ["shape 1: label must be a text"]), (dict(shapes=[shape(" ", [[1, 2], [3, 4]])]), ["label must be a text, and not empty"]),
     (dict(shapes=[shape("\ud800", [[1, 2], [3, 4]])]), ["label holds half a character"]), (dict(shapes=[shape("a", [[1, 2], [3]])]), ["points must be a list of [x, y]"]),
     (dict(shapes=[shape("a", "[[1, 2]]")]), ["points must be a list of [x, y]"]), (dict(shapes=[shape("a", [])]), ["a rectangle cannot have 0 points"]),
-    (dict(shapes=[shape("a", [[1, 2]], "circle")]), ["a circle cannot have 1 points"]), (dict(shapes=[shape("a", [[1, 10**400], [3, 4]])]), ["a whole number of 1329 bits is no coordinate"]),
+    (dict(shapes=[shape("a", [[1, 2]], "circle")]), ["a circle cannot have 1 points"]), (dict(shapes=[shape("a", [[1, 10**400], [3, 4]])]), ["an integer of 1329 bits is no coordinate"]),
     (dict(shapes=[shape("a", [[1, float("nan")], [3, 4]])]), ["nan is no coordinate"]), (dict(shapes=[shape("a", [[1, 2], [3, 4]], 7)]), ["shape_type must be a text"]),
     (dict(shapes=[shape("a", [[1, 2], [3, 4]], flags=["x"])]), ["flags must be names with values"]), (dict(shapes=[shape("a", [[1, 2], [3, 4]], flags={"x": [1]})]), ["a value in flags must be a text"]),
     (dict(imagePath=5), ["1.json, line 1: imagePath must be a text"]), (dict(imageData=[1]), ["imageData must be a text"]), (dict(imageHeight="tall"), ["imageHeight and imageWidth: 'tall' is not a number"]),
@@ -363,7 +364,7 @@ def test_real_labelme(data):
     coco = read_coco(data / "datasets/aerial/coco_utils/combined_coco.json") # the same shapes, rounded there
     order = [coco.paths.tolist().index(p) for p in ds.paths]
     assert np.abs(coco.subset(order).boxes - ds.boxes).max() <= 1.01
-    assert labelme_sign(Files(data/"datasets/aerial")) == "coco_utils/terrain1.json" and labelme_sign(
+    assert detect_labelme(Files(data/"datasets/aerial")) == "coco_utils/terrain1.json" and detect_labelme(
         Files(data/"datasets/bccd")) == ""
 
 
@@ -515,7 +516,7 @@ def test_cvat_errors(tmp_path, body, parts):
 
 def test_cvat_is_told_from_voc(tmp_path):
     put(tmp_path, {"1.jpg": picture(), "a.xml": "<annotation><object/></annotation>"})
-    assert cvat_sign(Files(tmp_path)) == ""
+    assert detect_cvat(Files(tmp_path)) == ""
     refused(lambda: read_cvat(tmp_path),
             "a.xml, line 1: not a CVAT file: it begins with <annotation>, not <annotations>")
     (tmp_path / "a.xml").unlink()
@@ -536,7 +537,7 @@ def test_kitti_layouts(tmp_path, image, label):
             "other/image_3/1.png" if "image_2" in image else "other/2.png": picture()
         })
     ds = read_kitti(tmp_path)
-    assert ds.paths.tolist() == [image] and ds.boxes.tolist() == [[1, 2, 30, 40]] and kitti_sign(
+    assert ds.paths.tolist() == [image] and ds.boxes.tolist() == [[1, 2, 30, 40]] and detect_kitti(
         Files(tmp_path)) == label
 
 
@@ -592,7 +593,7 @@ def test_real_kitti(data):
                                        } and (ds.flags == CROWD | IGNORE).sum() == 4
     assert ds.sizes.tolist() == [[370, 1224], [375, 1242], [375, 1242]
                                  ] and ds.flaws == [] and ds.splits.tolist() == ["", "", ""]
-    assert kitti_sign(Files(data/"datasets/kitti_mini")) == "label_2/000000.txt" and kitti_sign(
+    assert detect_kitti(Files(data/"datasets/kitti_mini")) == "label_2/000000.txt" and detect_kitti(
         Files(data/"datasets/plates_eu")) == ""
 
 
@@ -619,7 +620,7 @@ def test_darknet_layouts(tmp_path, folder, keys, line):
         16, 12, 48, 36
     ], [24, 18, 40, 30]] and ds.flaws == []
     if keys:
-        assert read_yolo(tmp_path/(folder + "obj.data")).fingerprint() == ds.fingerprint() and yolo_sign(
+        assert read_yolo(tmp_path/(folder + "obj.data")).fingerprint() == ds.fingerprint() and detect_yolo(
             Files(tmp_path)) == folder + "obj.data"
 
 
@@ -731,7 +732,7 @@ DAMAGE = [("labelme", read_labelme, {"1.jpg": picture(), "1.json": json.dumps(GO
           ("obj.names", read_yolo, GOOD_DARK, "obj.names"), ("list", read_yolo, GOOD_DARK, "train.txt"),
           ("voc", read_voc, {"1.jpg": picture(), "1.xml": VOC_XML}, "1.xml")]
 OF_ALL = ("not one box", "no readable image", "without class names", "no KITTI labels", "are all DontCare",
-          "is in train and in val", "both speak of", "stands twice", "name no folder or list", "give the folder")
+          "is in train and in val", "both label", "stands twice", "name no folder or list", "give the folder")
 
 
 @pytest.mark.parametrize("read, files, name", [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])

@@ -13,8 +13,9 @@ from jetson_det.data.dataset import DetDataset
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.images.header import image_header
 from jetson_det.data.images.facts import (HUGE, Look, clusters, image_facts, is_truncated, look_at, look_at_images,
-                                          near_duplicates, same_picture, upright)
+                                          near_duplicates, same_picture)
 from jetson_det.data.images import facts as images
+from jetson_det.runtime.images import upright
 from jetson_det.scenes.docks import dock_scene
 
 

@@ -94,7 +94,11 @@ def exif(data, orientation):
 
 
 def test_pictures_that_are_turned(tmp_path):
-    ds = dataset(tmp_path, 5, [(1, 10, 50, 30, 78), (2, 10, 10, 20, 20), (3, 70, 10, 79, 20)])
+    "Sizes are those of the upright image: 80x60 (h, w) for a file of 60x80 that lies on its side."
+    ds = dataset(tmp_path, 5, [(1, 50, 10, 78, 30), (2, 10, 10, 20, 20), (3, 40, 70, 50, 79)])
+    sizes = ds.sizes.copy()
+    sizes[1:4] = 80, 60
+    ds = replace(ds, sizes=sizes)
     for k in (1, 2, 3, 4): (tmp_path / f"{k}.jpg").write_bytes(exif(picture(k), 6 if k < 4 else 1))
     clean, flaws = prepare(ds, max_flawed=.5)
     assert [(f.kind, f.file) for f in flaws if f.severity == "warning"
@@ -331,10 +335,10 @@ def test_flaws_of_readers_get_their_severity(tmp_path):
 def test_every_kind_has_advice():
     "Every kind that any reader, writer or check can give."
     # those report elsewhere
-    folder = Path(read_dataset.__code__.co_filename).parent
+    folder = Path(read_dataset.__code__.co_filename).parent.parent
     others = {"split.py", "tiles.py", "stats.py", "balance.py", "view.py", "page.py"}
     kinds = set()
-    for file in folder.glob("*.py"):
+    for file in folder.rglob("*.py"):
         if file.name in others: continue
         text = file.read_text("utf-8")
         kinds |= set(

@@ -13,10 +13,11 @@ from jetson_det.core import InputError
 from jetson_det.data.quality import fix
 from jetson_det.data.quality.check import check_dataset
 from jetson_det.data.dataset import CROWD, IGNORE, DetDataset
-from jetson_det.data.quality.fix import Change, fix_dataset, store_upright
+from jetson_det.data.quality.fix import Change, fix_dataset, remove_orientation
 from jetson_det.data.formats.registry import read_dataset, write_dataset
 from jetson_det.data.images.header import image_header
-from jetson_det.data.images.facts import upright
+from jetson_det.data.images.exif import boxes_upright
+from jetson_det.runtime.images import upright
 from jetson_det.scenes.docks import write_scenes
 
 
@@ -139,7 +140,7 @@ def test_a_picture_in_two_splits_leaves_the_one_that_is_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize("k", range(2, 9))
-def test_store_upright(tmp_path, k):
+def test_remove_orientation(tmp_path, k):
     for suffix in (".jpg", ".png", ".webp"):
         img = cv2.imdecode(np.frombuffer(picture(1), np.uint8), 1)
         if suffix == ".jpg": data = exif(picture(1), k)
@@ -150,45 +151,80 @@ def test_store_upright(tmp_path, k):
                     cv2, "imencodeWithMetadata") else None
             if data is None or image_header(data).orientation != k: pytest.skip("this OpenCV writes no EXIF")
         (tmp_path / f"a{suffix}").write_bytes(data)
-        said = store_upright(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+        said = remove_orientation(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
         back = cv2.imread(str(tmp_path / f"b{suffix}"), cv2.IMREAD_COLOR)
-        want = upright(img, k).astype(int)
+        want = img.astype(int)
         assert back.shape == want.shape and image_header((tmp_path / f"b{suffix}").read_bytes()).orientation == 1
         assert np.abs(back - want).mean() <= (3 if suffix == ".jpg" else 0) and ("quality 95" in said) == (suffix
                                                                                                            == ".jpg")
 
 
 @pytest.mark.parametrize("k", [5, 6, 7, 8])
+@pytest.mark.parametrize("labeled", ["upright", "stored"])
 @pytest.mark.parametrize("format", ["coco", "voc"])
-def test_pictures_labeled_as_turned_are_stored_turned(tmp_path, format, k):
-    "The labels say 60x80, the file is 80x60 with a note: in the copy the box is on the same pixels as the person saw."
+def test_images_that_lie_on_their_side(tmp_path, format, labeled, k):
+    """The file is stored as 60x80 (h, w). Labeled upright, its boxes are as the labels have them; labeled as stored, they
+    are turned with the image; in both cases a copy is the same."""
     ds = dataset(tmp_path / "d", 6, [(2, 10, 50, 30, 79)])
     img = cv2.imdecode(np.frombuffer(picture(2), np.uint8), 1)
-    sizes = ds.sizes.copy()
-    sizes[2] = 80, 60
-    upright_file = cv2.imencode(".jpg", np.ascontiguousarray(upright(img, k)))[1].tobytes()
-    (tmp_path / "d/2.jpg").write_bytes(upright_file) # written as a person sees it ...
-    write_dataset(replace(ds, sizes=sizes), tmp_path / "in", format)
+    want = [[5, 5, 40, 40], [10, 50, 30, 79]]
+    if labeled == "upright":
+        shown = cv2.imencode(".jpg", np.ascontiguousarray(upright(img, k)))[1].tobytes()
+        (tmp_path / "d/2.jpg").write_bytes(shown) # written as a person sees it ...
+        sizes = ds.sizes.copy()
+        sizes[2] = 80, 60
+        ds = replace(ds, sizes=sizes)
+    else:
+        boxes = ds.boxes.copy()
+        of_2 = ds.box_image == 2
+        boxes[of_2] = want_stored = [[5, 5, 40, 40], [50, 10, 79, 30]]
+        ds = replace(ds, boxes=boxes)
+        want = boxes_upright(want_stored, k, (60, 80)).tolist()
+    write_dataset(ds, tmp_path / "in", format)
     file = next(f for f in (tmp_path / "in").rglob("2.jpg"))
-    file.write_bytes(exif(picture(2), k)) # ... but stored lying
+    file.write_bytes(exif(picture(2), k)) # ... but stored lying on its side
     report = check_dataset(tmp_path / "in", max_flawed=1)
-    assert [f.kind for f in report.flaws if f.severity == "warning"] == ["rotated-image"] and len(report.ds) == 5
-    changes = fixed(tmp_path / "in", tmp_path / "out")
-    assert [(Path(c.file).name, c.kind, c.now)
-            for c in changes] == [("2.jpg", "rotated-image", "stored upright, encoded anew at quality 95")]
-    out = read_dataset(tmp_path / "out")
-    i = [Path(p).name for p in out.paths].index("2.jpg")
-    assert len(out) == 6 and out.sizes[i].tolist() == [80, 60] and out.boxes_of(i)[0].tolist() == [[5, 5, 40, 40],
-                                                                                                   [10, 50, 30, 79]]
-    assert np.abs(out.image(i).astype(int) - upright(img, k)).mean() < 3
+    assert not [f for f in report.flaws if f.severity == "warning"] and len(report.ds) == 6
+    kinds = [(f.kind, f.file.split("/")[-1]) for f in report.flaws if "rotat" in f.kind]
+    assert kinds == [("rotated-image" if labeled == "stored" else "exif-rotation", "2.jpg")]
+    copies = [tmp_path / "in"]
+    if labeled == "stored": # the copy has the upright size in its labels
+        fix_dataset(tmp_path / "in", tmp_path / "out")
+        assert not [f for f in check_dataset(tmp_path / "out").flaws if f.severity == "warning"]
+        copies.append(tmp_path / "out")
+    for folder in copies:
+        out = read_dataset(folder)
+        i = [Path(p).name for p in out.paths].index("2.jpg")
+        assert len(out) == 6 and out.sizes[i].tolist() == [80, 60] and out.boxes_of(i)[0].tolist() == want
+        assert np.abs(out.image(i).astype(int) - upright(img, k)).mean() < 3
 
 
-def test_boxes_that_only_fit_the_turned_picture(tmp_path):
-    "A COCO file whose sizes are those of the stored image, with boxes drawn on the turned one."
+def test_boxes_that_only_fit_the_upright_image(tmp_path):
+    "A COCO file whose sizes are those of the stored image, with boxes drawn on the upright one."
     write_dataset(dataset(tmp_path / "d", 6, [(2, 10, 50, 30, 79)]), tmp_path / "in", "coco")
     (tmp_path / "in/images/2.jpg").write_bytes(exif(picture(2), 6))
+    ds = read_dataset(tmp_path / "in")
+    assert [(f.kind, f.action) for f in ds.flaws] == [("rotated-image", "noted")] and "are kept" in ds.flaws[0].message
+    assert ds.sizes[2].tolist() == [80, 60] and ds.boxes_of(2)[0].tolist() == [[5, 5, 40, 40], [10, 50, 30, 79]]
+
+
+def test_boxes_that_only_fit_the_stored_image(tmp_path):
+    "Labels without a size, drawn on the stored image: left out by the check; the copy has the pixels without the note."
+    (tmp_path / "in").mkdir()
+    lines = ["file,x1,y1,x2,y2,class"]
+    for k in range(6):
+        (tmp_path / f"in/{k}.jpg").write_bytes(exif(picture(k), 6 if k == 2 else 1))
+        lines.append(f"{k}.jpg,5,5,{79 if k == 2 else 40},40,a")
+    (tmp_path / "in/labels.csv").write_text("\n".join(lines))
+    report = check_dataset(tmp_path / "in", max_flawed=1)
+    found = [(f.kind, f.action) for f in report.flaws if f.severity == "warning"]
+    assert found == [("rotated-image", "dropped"), ("partly-outside", "clipped")]
     changes = fixed(tmp_path / "in", tmp_path / "out")
-    assert [c.kind for c in changes] == ["rotated-image"] and len(read_dataset(tmp_path / "out").boxes) == 7
+    assert [(Path(c.file).name, c.kind, c.now) for c in changes] == [
+        ("2.jpg", "rotated-image", "without it, encoded anew at quality 95")]
+    out = read_dataset(tmp_path / "out")
+    i = [Path(p).name for p in out.paths].index("2.jpg")
+    assert len(out) == 6 and out.sizes[i].tolist() == [60, 80] and out.boxes_of(i)[0].tolist() == [[5, 5, 79, 40]]
 
 
 def test_another_format(tmp_path):

@@ -180,8 +180,8 @@ def test_deep_gray_and_turned_pictures(tmp_path):
     tiff = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
     (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + (len(tiff) + 2).to_bytes(2, "big") + tiff + jpeg[2:])
     assert cv2.imread(str(tmp_path / "turned.jpg")).shape == (80, 60, 3) # the note is there
-    assert cv2.imdecode(np.frombuffer(shrink(tmp_path/"turned.jpg", (60, 80), (320, ))[0], np.uint8),
-                        1).shape == (60, 80, 3)
+    assert cv2.imdecode(np.frombuffer(shrink(tmp_path/"turned.jpg", (80, 60), (320, ))[0], np.uint8),
+                        1).shape == (80, 60, 3)
 
 
 def test_each_file_is_read_once_and_the_page_has_an_end(tmp_path, monkeypatch):

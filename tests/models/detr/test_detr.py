@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from jetson_det.core import InputError
 from jetson_det.models.detr.deformable import sample_gather, sample_grid
 from jetson_det.models.detr.denoising import attention_mask, denoising_of
-from jetson_det.models.detr.network import CARDS, SIZES, DETRDetector, anchor_boxes, detr_classes
+from jetson_det.models.detr.network import RTDETR, anchor_boxes, detr_classes
 from jetson_det.models.detr.loss import DETROutputs, Layers, fractions, match, xyxy
 from jetson_det.models.detr.loss_dfine import bin_values, boxes_from_sides, ddf_sums, fgl_sums, joined, right_bins
+from jetson_det.models.detr.sizes import SIZES
+from jetson_det.models.zoo import MODELS, family_of
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +27,7 @@ def network(name, seed=0, **kw):
     """A network that is not in its first state: boxes move, classes and distributions differ; BatchNorm as it is, as
     a training with train.freeze_bn has it."""
     torch.manual_seed(seed)
-    model = DETRDetector(name, CLASSES, **{**dict(num_queries=40), **kw})
+    model = family_of(name)(name, CLASSES, **{**dict(num_queries=40), **kw})
     g = torch.Generator().manual_seed(seed)
     for k, p in model.named_parameters():
         last = k.endswith(("layers.2.weight", "layers.2.bias", "reg_conf.layers.1.weight", "sampling_offsets.weight",
@@ -296,13 +298,13 @@ def test_no_boxes_and_five_hundred_train(name, counts):
 def test_class_weights_and_gains():
     _, boxes, labels = scenes((4, 2))
     layers = random_outputs(2)
-    model = DETRDetector("rtdetr-r18", CLASSES, gains=dict(l1=0))
+    model = RTDETR("rtdetr-r18", CLASSES, gains=dict(l1=0))
     plain = model.loss(DETROutputs(layers, SIZE), boxes, labels)
     model.class_weights = torch.full((3,), 2.)
     heavy = model.loss(DETROutputs(layers, SIZE), boxes, labels)
     assert plain.sums["l1"] == 0 and plain.sums["vfl"] < heavy.sums["vfl"] < 2*plain.sums["vfl"] and heavy.sums[
         "giou"] == plain.sums["giou"]
-    with pytest.raises(InputError, match="model.gains.l1 is -1"): DETRDetector("rtdetr-r18", CLASSES, gains=dict(l1=-1))
+    with pytest.raises(InputError, match="model.gains.l1 is -1"): RTDETR("rtdetr-r18", CLASSES, gains=dict(l1=-1))
 
 
 # ---- denoising
@@ -368,7 +370,7 @@ def test_every_row_sees_something_and_fillers_are_unseen():
 
 @pytest.mark.parametrize("name", ["rtdetr-r18", "rtdetr-r50", "dfine-n", "dfine-l"])
 def test_groups_stages_and_frozen_norms(name):
-    model = DETRDetector(name, CLASSES)
+    model = family_of(name)(name, CLASSES)
     learning = {id(p) for p in model.parameters()}
     groups = model.param_groups(1e-4)
     assert sum(len(g["params"]) for g in groups) == len(learning) and {id(p)
@@ -388,17 +390,17 @@ def test_groups_stages_and_frozen_norms(name):
     assert {g["lr_scale"] for g in groups} == {1., SIZES[name].lr_scale}
     staged = [id(p) for modules in model.stages().values() for m in modules for p in m.parameters()]
     assert len(staged) == len(set(staged)) and set(staged) == learning
-    assert set(SIZES) == set(CARDS)
+    assert set(SIZES) == {name for name, row in MODELS.items() if row.module == "jetson_det.models.detr.network"}
     stays = all(not m.training and not m.weight.requires_grad for m in model.train().backbone_norms())
     assert stays == SIZES[name].frozen and model.net.encoder.lateral_convs[0].norm.training
     assert not any(m.training for m in model.eval().modules())
-    assert all(m.training for m in DETRDetector(name, CLASSES, freeze_norm=False).backbone_norms())
+    assert all(m.training for m in family_of(name)(name, CLASSES, freeze_norm=False).backbone_norms())
 
 
 def test_fresh_weights_are_the_official_ones():
     torch.manual_seed(0)
     for name in ("rtdetr-r18", "dfine-n", "rtdetrv2-r18"):
-        net = DETRDetector(name, CLASSES).net
+        net = family_of(name)(name, CLASSES).net
         for k, m in net.named_modules():
             if isinstance(m, torch.nn.BatchNorm2d): assert (m.weight == 1).all(), k
         for head in (*net.decoder.class_embed, net.enc_score_head):
@@ -413,7 +415,7 @@ def test_fresh_weights_are_the_official_ones():
 
 def test_input_is_rgb_and_the_contract_says_so():
     from jetson_det.runtime.preprocess import Preprocessor
-    model = DETRDetector("dfine-n", CLASSES)
+    model = family_of("dfine-n")("dfine-n", CLASSES)
     frame = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     ours, _ = Preprocessor(model.contract(SIZE))([frame])
     torch.testing.assert_close(model.normalize(torch.from_numpy(frame.transpose(2, 0, 1)[None].copy())),
@@ -453,9 +455,9 @@ ABSENT = {
 @pytest.mark.parametrize("name, opset, dynamic", [("rtdetr-r18", 13, False), ("rtdetrv2-r18", 16, True), ("dfine-n", 13, False), ("dfine-n", 16, True)])
 def test_exported_graph_is_the_network(name, opset, dynamic):
     import onnxruntime
-    from jetson_det.export.onnx import _deployed, _slim, _trace
+    from jetson_det.models.graph import simplify_onnx, trace_onnx
     model = network(name).eval()
-    graph = _slim(_trace(_deployed(model), SIZE, opset, dynamic))
+    graph = simplify_onnx(trace_onnx(model, SIZE, opset, dynamic))
     assert not ABSENT & {n.op_type for n in graph.graph.node}
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     x = F.interpolate(torch.rand(3 if dynamic else 1, 3, 6, 10), SIZE, mode="bilinear")
@@ -478,7 +480,7 @@ def test_two_images_are_learned_by_heart(name, tmp_path):
     size = (128, 192)
     ds = read_dataset(write_scenes(tmp_path/"data", 2, size=size, splits={"train": 1.}, hard=0.))
     torch.manual_seed(0)
-    model = DETRDetector(name, ds.classes, num_queries=60, freeze_norm=False)
+    model = family_of(name)(name, ds.classes, num_queries=60, freeze_norm=False)
     images = torch.stack(
         [torch.from_numpy(letterbox(cv2.imread(str(ds.root/p)), size)[0].transpose(2, 0, 1).copy()) for p in ds.paths])
     n = np.bincount(ds.box_image, minlength=2).max()

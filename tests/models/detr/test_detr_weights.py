@@ -12,9 +12,9 @@ pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
 
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.detr import weights as detr_weights
 from jetson_det.models.weights import download # noqa: E402
-from jetson_det.models.detr.network import SIZES, detr_classes  # noqa: E402
+from jetson_det.models.detr.network import detr_classes  # noqa: E402
+from jetson_det.models.detr.sizes import SIZES  # noqa: E402
 from jetson_det.models.detr.weights import our_names, same_walk  # noqa: E402
 from jetson_det.models.weights.load import load_weights, restore_batchnorm  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
@@ -403,9 +403,17 @@ def test_what_is_a_hub_name(tmp_path, monkeypatch):
         assert download.is_hub_name(text) is is_one, text
 
 
-def test_the_dispatch_knows_every_family():
-    from jetson_det.models.weights.load import _filler
-    assert _filler(create_model("dfine-n", CLASSES)) is detr_weights.place_detr
+def test_every_family_reads_weights(tmp_path):
+    from jetson_det.models.detector import Detector
+    from jetson_det.models.zoo import families
+    for family in families():
+        assert family.fill is not Detector.fill and family.class_rows, family
+        assert family.recognize.__func__ is not Detector.recognize.__func__, family
+        assert family.read_onnx.__func__ is not Detector.read_onnx.__func__, family
     model = create_model("yolox-nano", CLASSES)
-    model.family = "new"
-    with pytest.raises(InputError, match="no weights are read for the family 'new'"): load_weights(model, "a.pth")
+    torch.save(model.state_dict(), tmp_path/"a.pth")
+    class New(type(model)):
+        family = "new"
+        fill = Detector.fill
+    with pytest.raises(InputError, match="no weights are read for the family 'new'"):
+        load_weights(New("yolox-nano", CLASSES), tmp_path/"a.pth")

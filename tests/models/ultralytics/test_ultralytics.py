@@ -16,17 +16,17 @@ if importlib.util.find_spec("ultralytics") is None:
 
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.ultralytics import network as ours # noqa: E402
-from jetson_det.models.ultralytics.network import UltralyticsDetector, package_folder, ultralytics_tasks  # noqa: E402
-from jetson_det.models.ultralytics.graphs import CARDS, PUBLISHED, graph_of  # noqa: E402
+from jetson_det.models.ultralytics.network import UltralyticsDetector  # noqa: E402
+from jetson_det.models.ultralytics.package import package_folder, ultralytics_tasks  # noqa: E402
+from jetson_det.models.ultralytics.graphs import YOLO_NAMES, graph_of  # noqa: E402
 from jetson_det.models.ultralytics.loss import GAINS, YOLOOutputs, align, points_for, yolo_loss  # noqa: E402
-from jetson_det.models.ultralytics.weights import load_ultralytics  # noqa: E402
-from jetson_det.models.detector import count_gflops, count_params# noqa: E402
+from jetson_det.models.weights.load import load_weights  # noqa: E402
+from jetson_det.models.detector import count_gflops, count_params  # noqa: E402
+from jetson_det.models.zoo import MODELS  # noqa: E402
+
+from yolo_scenes import SCENES, scene  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-P3 = (8, 16, 32)
-P2 = (4, 8, 16)
-P2_P5 = (4, 8, 16, 32)
 CLASSES = ("Sack", "Person")
 
 
@@ -72,23 +72,6 @@ def outputs_for(boxes, labels, size, strides, n_classes, kind, seed=0):
 
 
 # name -> batch, boxes an image, (h, w), strides, classes, boxes kept of each image
-SCENES = {"ordinary": (3, 12, (160, 160), P3, 7, None),
-          "wide": (2, 12, (96, 224), P3, 7, None),
-          "tall, P2": (2, 12, (224, 96), P2, 7, None),
-          "one class": (2, 12, (128, 160), P3, 1, None),
-          "some images empty": (4, 10, (128, 160), P2_P5, 7, (10, 0, 3, 0)),
-          "all images empty": (2, 4, (96, 128), P3, 7, (0, 0)),
-          "100 boxes": (4, 100, (320, 448), P3, 80, None),
-          "500 boxes": (2, 500, (320, 448), P2, 7, (500, 3))}
-
-
-def scene(name, seed=0):
-    batch, n, size, strides, n_classes, keep = SCENES[name]
-    boxes, labels = oracles.random_scene(batch, n, size, n_classes, seed=seed)
-    for i, k in enumerate(keep or ()): labels[i, k:] = -1
-    return boxes, labels, size, strides, n_classes
-
-
 def compare(outputs, boxes, labels, size, strides, gains=GAINS, class_weights=None):
     leaves = outputs[:2]
     want = theirs(outputs, boxes, labels, strides, size, gains, class_weights)
@@ -187,13 +170,18 @@ def test_same_boxes_and_scores_as_the_package(name):
             ] == [m.eps for m in package.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
-@pytest.mark.parametrize("name", [n if n.partition("-")[0][-1] in "nm" else pytest.param(n, marks=pytest.mark.slow) for n in CARDS])
+def slow_but(sizes, names):
+    "The names as parameters; those of other sizes are marked slow."
+    return [n if n.partition("-")[0][-1] in sizes else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", slow_but("nm", YOLO_NAMES))
 def test_every_size_is_as_published(name):
     with torch.device("meta"): model = UltralyticsDetector(name, [f"class {i}" for i in range(80)])
-    card = CARDS[name]
-    assert count_params(model) == pytest.approx(card.params, rel=.02) and count_gflops(
-        model, (640, 640)) == pytest.approx(card.gflops, rel=.01)
-    assert (card.ap is None) == (name not in PUBLISHED) == ("p2" in name)
+    card = MODELS[name].card
+    assert count_params(model) == pytest.approx(card.params, rel=.02)
+    assert count_gflops(model, (640, 640)) == pytest.approx(card.gflops, rel=.01)
+    assert (card.ap is None) == (MODELS[name].url is None) == ("p2" in name)
 
 
 def test_fresh_heads_start_where_the_package_starts_them():
@@ -320,7 +308,7 @@ def coco(tmp_path_factory):
 def test_classes_are_carried_by_name(coco):
     teacher, path = coco
     student = UltralyticsDetector("yolo11s", ["sack", "Person", "truck"])
-    report = load_ultralytics(student, path)
+    report = load_weights(student, path)
     assert (report.carried, report.fresh, report.missing, report.unexpected) == (("Person", "truck"), ("sack",), (), ())
     x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): have, want = student.eval()(x), teacher.eval()(x)
@@ -334,7 +322,7 @@ def test_classes_are_carried_by_name(coco):
 def test_official_weights_in_a_graph_with_p2(name, coco):
     teacher, path = coco
     student = UltralyticsDetector(name, CLASSES)
-    report = load_ultralytics(student, path)
+    report = load_weights(student, path)
     same = lambda here, there: torch.equal(student.state_dict()[here].half(), teacher.state_dict()[there].half())
     assert all(same(f"model.{i}.{k}", f"model.{i}.{k}") for i in (0, 6, 10, 16) for k in teacher.model[i].state_dict())
     assert same("model.25.cv1.conv.weight", "model.19.cv1.conv.weight") and report.fresh == CLASSES
@@ -350,12 +338,12 @@ def test_a_file_that_does_not_fit_changes_nothing(coco, tmp_path):
     torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path/"yolo11n.pt")
     (tmp_path/"torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     (tmp_path/"m.onnx").write_bytes(b"")
-    for path, words in ((coco[1], "not the weights of yolo11n: model.0.conv.weight"),
+    for path, words in ((coco[1], "not the weights of yolo11n: they are those of yolo11s; use model.name=yolo11s"),
                         (tmp_path/"yolo11n.pt", "jetson-det import-pt --trust"), (tmp_path/"torn.safetensors", "torn"),
                         (tmp_path/"m.onnx", "not an ONNX file"), (tmp_path/"no.pth", "no such file")):
-        with pytest.raises(InputError, match=words): load_ultralytics(model, path)
+        with pytest.raises(InputError, match=words): load_weights(model, path)
     with pytest.raises(InputError, match="2 class names for a head of 80"):
-        load_ultralytics(UltralyticsDetector("yolo11s", CLASSES), coco[1], CLASSES)
+        load_weights(UltralyticsDetector("yolo11s", CLASSES), coco[1], CLASSES)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -363,7 +351,7 @@ def test_safetensors_round_trip(tmp_path):
     from safetensors.torch import save_file
     model, twin = (UltralyticsDetector("yolo11n-p2-lite", CLASSES) for _ in range(2))
     save_file(model.state_dict(), str(tmp_path/"w.safetensors"))
-    report = load_ultralytics(twin, tmp_path/"w.safetensors", CLASSES[::-1])
+    report = load_weights(twin, tmp_path/"w.safetensors", CLASSES[::-1])
     assert report.kind == "safetensors" and not report.missing and report.carried == CLASSES
     for a, b in zip(twin.model[-1].cv3, model.model[-1].cv3): assert torch.equal(a[-1].weight, b[-1].weight.flip(0))
 
@@ -374,7 +362,8 @@ def test_safetensors_round_trip(tmp_path):
 def test_onnx_computes_the_same(name, tmp_path):
     onnx = pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
-    from jetson_det.export.onnx import export_onnx, operators
+    from jetson_det.export.onnx import export_onnx
+    from jetson_det.models.graph import operators
     torch.manual_seed(0)
     model = trained_looks(UltralyticsDetector(name, CLASSES)).eval()
     size = (96, 160)

@@ -14,18 +14,14 @@ if importlib.util.find_spec("ultralytics") is None:
 
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.ultralytics.network import (
-    LICENSE,
-    UltralyticsDetector,
-    YOLO26Detector,
-    package_folder,
-    ultralytics_tasks,
-)  # noqa: E402
-from jetson_det.models.ultralytics.graphs import YOLO26, graph_of  # noqa: E402
+from jetson_det.models.ultralytics.network import LICENSE, UltralyticsDetector, YOLO26Detector  # noqa: E402
+from jetson_det.models.ultralytics.package import package_folder, ultralytics_tasks  # noqa: E402
+from jetson_det.models.ultralytics.graphs import YOLO26_NAMES, graph_of  # noqa: E402
 from jetson_det.models.ultralytics.loss import YOLOOutputs, align, points_for  # noqa: E402
-from jetson_det.models.ultralytics.loss_yolo26 import GAINS26, PICKS, YOLO26Outputs, shares, yolo26_loss  # noqa: E402
-from jetson_det.models.detector import count_gflops, count_params# noqa: E402
-from test_ultralytics import SCENES, scene  # noqa: E402
+from jetson_det.models.ultralytics.loss_yolo26 import GAINS26, PICKS, YOLO26Outputs, head_weights, yolo26_loss  # noqa: E402
+from jetson_det.models.detector import count_gflops, count_params  # noqa: E402
+from jetson_det.models.zoo import MODELS  # noqa: E402
+from yolo_scenes import SCENES, scene  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("Sack", "Person")
@@ -148,7 +144,7 @@ def test_same_loss_with_gains_and_class_weights():
 def test_shares_move_as_the_package_moves_them(epochs):
     for epoch in range(epochs):
         package = package_loss((8, 16, 32), 2, epoch=epoch, epochs=epochs)
-        assert list(shares(progress(epoch, epochs)).values()) == pytest.approx([package.o2m, package.o2o], abs=1e-12)
+        assert list(head_weights(progress(epoch, epochs)).values()) == pytest.approx([package.o2m, package.o2o], abs=1e-12)
 
 
 def test_half_precision_outputs_are_counted_in_float32():
@@ -218,7 +214,7 @@ def test_same_detections_as_the_package(name):
         maps = model.features(x)
         boxes, scores = model.decode(said)
     assert said.one2many is None
-    for part, have in (("one2one", said.one2one), ("one2many", model.said_of(maps))):
+    for part, have in (("one2one", said.one2one), ("one2many", model.run_head(maps))):
         torch.testing.assert_close(have.boxes, raw[part]["boxes"], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(have.scores, raw[part]["scores"], rtol=1e-5, atol=1e-5)
     assert (raw["one2one"]["scores"] - raw["one2many"]["scores"]).abs().mean() > .01 and scores.std() > .01
@@ -304,15 +300,16 @@ def test_four_times_one_is_once_four():
         for a, b in zip(gradients(parts), whole): assert (a - b).norm() <= 1e-4*b.norm() + 1e-7
 
 
-@pytest.mark.parametrize("name", [n if n[-1] in "nm" else pytest.param(n, marks=pytest.mark.slow) for n in YOLO26])
+@pytest.mark.parametrize("name", [n if n[-1] in "nm" else pytest.param(n, marks=pytest.mark.slow) for n in YOLO26_NAMES])
 def test_every_size_is_as_published(name):
     "Parameters and work of what ships: without the one-to-many head."
     with torch.device("meta"): model = YOLO26Detector(name, [f"class {i}" for i in range(80)])
-    card = YOLO26[name]
+    card = MODELS[name].card
     head = model.model[-1]
     assert count_params(model) - count_params(head.cv2) - count_params(head.cv3) == pytest.approx(card.params, rel=.01)
     assert count_gflops(model, (640, 640)) == pytest.approx(card.gflops, rel=.01) and card.input == 640
-    assert [c.ap for c in YOLO26.values()] == sorted(c.ap for c in YOLO26.values())
+    published = [MODELS[n].card.ap for n in YOLO26_NAMES]
+    assert published == sorted(published)
 
 
 def test_fresh_heads_start_where_the_package_starts_them():
@@ -349,7 +346,8 @@ def test_wrong_calls_are_one_line():
 def test_onnx_computes_the_same_with_one_head(tmp_path):
     onnx = pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
-    from jetson_det.export.onnx import export_onnx, operators
+    from jetson_det.export.onnx import export_onnx
+    from jetson_det.models.graph import operators
     torch.manual_seed(0)
     model = trained_looks(YOLO26Detector("yolo26n", CLASSES))
     size = (64, 96)

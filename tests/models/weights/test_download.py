@@ -13,89 +13,16 @@ import sys
 import threading
 import time
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from servers import Site
+
 from jetson_det.models.weights import download
-from jetson_det.models.weights.download import OFFICIAL, DownloadError, fetch, locate, wanted
+from jetson_det.models.weights.download import DownloadError, fetch, locate, official_urls, remote_file
 from jetson_det.runtime.files import InputError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="locks and signals of a POSIX system")
-
-
-class Site:
-    "A server of one file, and how it behaves. `steps`: one dictionary for each answer; the last one stays."
-    def __init__(self, data=None, **behavior):
-        self.data = random.Random(7).randbytes(600_000) if data is None else data
-        self.etag = '"v1"'
-        self.date = None
-        self.steps = [behavior]
-        self.asked = []
-        self.paths = []
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            def log_message(self, *args): pass
-            def do_GET(self):
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError): site.answer(self)
-                self.close_connection = True
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=(.02,), daemon=True).start()
-        self.base = f"http://127.0.0.1:{self.server.server_port}"
-        self.url = f"{self.base}/w.pth"
-
-    def answer(self, h):
-        do = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
-        asked = h.headers.get("Range")
-        same = h.headers.get("If-Range")
-        begin = int(asked[6:-1]) if asked else 0
-        self.asked.append(begin)
-        self.paths.append(h.path)
-        if "then" in do: do["then"](self)
-        if "location" in do:
-            h.send_response(302)
-            h.send_header("Location", do["location"])
-            h.send_header("Content-Length", "0")
-            return h.end_headers()
-        if "status" in do:
-            h.send_response(do["status"])
-            for k, v in do.get("headers", {}).items(): h.send_header(k, v)
-            body = do.get("body", b"no")
-            h.send_header("Content-Length", str(len(body)))
-            h.end_headers()
-            return h.wfile.write(body)
-        honest = do.get("ranges", True) and begin and (same in (self.etag, self.date) or do.get("ignores_if_range"))
-        if honest and begin >= len(self.data):
-            h.send_response(416)
-            h.send_header("Content-Range", f"bytes */{len(self.data)}")
-            h.send_header("Content-Length", "0")
-            return h.end_headers()
-        begin = begin if honest else 0
-        body = do.get("body", self.data)[begin:]
-        h.send_response(206 if honest else 200)
-        if honest:
-            h.send_header("Content-Range",
-                          do.get("content_range") or f"bytes {begin}-{len(self.data) - 1}/{len(self.data)}")
-        if self.etag: h.send_header("ETag", self.etag)
-        if self.date: h.send_header("Last-Modified", self.date)
-        if "type" in do: h.send_header("Content-Type", do["type"])
-        if do.get("chunked"): h.send_header("Transfer-Encoding", "chunked")
-        elif do.get("length", True) is not False: h.send_header("Content-Length", str(do.get("length", len(body))))
-        h.end_headers()
-        body = body[:do.get("cut", len(body))]
-        for i in range(0, len(body), 20_000):
-            piece = body[i:i + 20_000]
-            h.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if do.get("chunked") else piece)
-            if "gate" in do and i + 40_000 > do["at"]: do["gate"].wait(30)
-        if do.get("chunked") and "cut" not in do: h.wfile.write(b"0\r\n\r\n")
-        if "stall" in do: time.sleep(do["stall"])
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @pytest.fixture
@@ -151,7 +78,7 @@ def test_a_server_without_ranges_is_asked_for_all_of_it(site, get):
 def test_always_cut_ends_and_the_next_call_goes_on(site, get):
     site.steps = [{"cut": 50_000}]
     with pytest.raises(DownloadError, match="4 times; 0.2 MB are kept"): get(site.url)
-    assert site.asked == [0, 50_000, 100_000, 150_000] and not (get.cache/wanted(site.url).folder/"w.pth").exists()
+    assert site.asked == [0, 50_000, 100_000, 150_000] and not (get.cache/remote_file(site.url).folder/"w.pth").exists()
     site.steps = [{}]
     assert get(site.url).read_bytes() == site.data and site.asked[-1] == 200_000
 
@@ -369,9 +296,9 @@ def test_a_name_never_leaves_the_folder():
             "http://h/a/..%2F..%2Fetc%2Fx.pth": "_.._etc_x.pth", "http://h/.hidden": "hidden",
             "http://h/a%00b.pth": "a_b.pth", "http://h/x.pth?token=1#y": "x.pth"
     }.items():
-        assert wanted(url).name == name
+        assert remote_file(url).name == name
     for url in ("http://h/", "http://h/a/..", "http:///x.pth", "file:///etc/passwd"):
-        with pytest.raises(InputError): wanted(url)
+        with pytest.raises(InputError): remote_file(url)
 
 
 def test_locate(tmp_path, monkeypatch):
@@ -388,13 +315,13 @@ def test_locate(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(InputError, match=part): locate(text)
     # all lie side by side in the cache
-    assert len({url.rsplit("/", 1)[1] for url in OFFICIAL.values()}) == len(OFFICIAL)
-    assert all(url.startswith("https://github.com/") and url.endswith((".pth", ".pt")) for url in OFFICIAL.values())
+    assert len({url.rsplit("/", 1)[1] for url in official_urls().values()}) == len(official_urls())
+    assert all(url.startswith("https://github.com/") and url.endswith((".pth", ".pt")) for url in official_urls().values())
 
 
 def test_official_names_are_models():
     zoo = pytest.importorskip("jetson_det.models.zoo")
-    assert set(OFFICIAL) <= set(zoo.model_cards()) and set(zoo.MODELS) <= set(OFFICIAL)
+    assert set(official_urls()) <= set(zoo.MODELS) and set(YOLOX.names) <= set(official_urls())
 
 
 # ---- other processes
@@ -422,7 +349,7 @@ def until(what, seconds=20):
 @pytest.mark.parametrize("after", [100_000, 300_000, 520_000])
 def test_killed_goes_on_from_its_last_byte(site, get, after):
     site.steps = [{"cut": after, "stall": 30}]
-    part = get.cache/wanted(site.url).folder/"w.pth.part"
+    part = get.cache/remote_file(site.url).folder/"w.pth.part"
     p = start(site.url, get.cache)
     until(lambda: part.exists() and part.stat().st_size >= after)
     p.send_signal(signal.SIGKILL)
@@ -462,7 +389,7 @@ def test_two_at_once_download_once(site, get):
 def test_one_that_waits_takes_over_when_the_first_is_killed(site, get):
     site.steps = [{"cut": 150_000, "stall": 30}, {}]
     first = start(site.url, get.cache)
-    part = get.cache/wanted(site.url).folder/"w.pth.part"
+    part = get.cache/remote_file(site.url).folder/"w.pth.part"
     until(lambda: part.exists() and part.stat().st_size == 150_000)
     second = start(site.url, get.cache)
     assert "waiting" in second.stderr.readline()
@@ -486,7 +413,7 @@ def test_a_full_disk_is_one_line_and_the_part_stays(site, get):
     p = start(site.url, get.cache, code)
     _, err = p.communicate(timeout=60)
     assert p.returncode == 1 and err.count("\n") == 1 and "make room and start again" in err, err
-    part = get.cache/wanted(site.url).folder/"w.pth.part"
+    part = get.cache/remote_file(site.url).folder/"w.pth.part"
     assert part.stat().st_size == 250_000
     assert get(site.url).read_bytes() == site.data and site.asked == [0, 250_000]
 

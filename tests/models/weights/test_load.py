@@ -11,15 +11,11 @@ from torch import nn  # noqa: E402
 
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.weights.load import (
-    conv_colors,
-    first_difference,
-    load_weights,
-    match_classes,
-    model_convs,
-    restore_batchnorm,
-)  # noqa: E402
-from jetson_det.models.zoo import MODELS, create_model  # noqa: E402
+from jetson_det.models.weights.conv_graph import conv_colors, first_difference, model_convs  # noqa: E402
+from jetson_det.models.weights.load import load_weights, restore_batchnorm  # noqa: E402
+from jetson_det.models.weights.source import match_classes  # noqa: E402
+from jetson_det.models.yolox.network import YOLOX  # noqa: E402
+from jetson_det.models.zoo import create_model  # noqa: E402
 from jetson_det.runtime.contract import COCO_CLASSES, METADATA_KEY  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -308,21 +304,21 @@ def test_onnx_of_another_size_and_of_no_yolox(tmp_path):
 
 def test_first_difference_in_the_middle():
     "The first convolution that differs is named, not the last or all of them."
-    convs = list(model_convs("yolox-nano", 3))
+    convs = list(model_convs(YOLOX, "yolox-nano", 3))
     place = next(i for i, c in enumerate(convs) if "dark4.0.dconv" in c.name)
     assert "dark4.0.dconv" in first_difference([*convs[:place], convs[place]._replace(stride=1), *convs[place + 1:]],
                                                convs)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", YOLOX.names)
 def test_every_convolution_is_told_apart(name):
-    for c in (1, 4): assert len(set(conv_colors(model_convs(name, c)))) == len(model_convs(name, c))
+    for c in (1, 4): assert len(set(conv_colors(model_convs(YOLOX, name, c)))) == len(model_convs(YOLOX, name, c))
 
 
 @pytest.fixture(scope="module")
 def tasks():
     pytest.importorskip("ultralytics")
-    from jetson_det.models.ultralytics.network import ultralytics_tasks
+    from jetson_det.models.ultralytics.package import ultralytics_tasks
     return ultralytics_tasks()
 
 
@@ -396,7 +392,7 @@ def test_import_pt(tasks, tmp_path):
     "A file as the package's trainer writes it: the averaged network, halved, under 'ema'."
     import copy
 
-    from jetson_det.models.ultralytics.weights import import_pt
+    from jetson_det.models.ultralytics.import_pt import import_pt
     net, ours = of_the_package(tasks, "yolo11n", CLASSES)
     torch.save(
         {
@@ -431,7 +427,7 @@ def test_import_pt(tasks, tmp_path):
 
 @pytest.mark.parametrize("content,says", [(lambda: {"model": {"a": torch.zeros(1)}}, "holds no network"), (lambda: {"model": nn.Linear(1, 1)}, "no names of classes"), (None, "not imported")], ids=["tensors", "another", "torn"])
 def test_import_pt_of_something_else(tasks, tmp_path, content, says):
-    from jetson_det.models.ultralytics.weights import import_pt
+    from jetson_det.models.ultralytics.import_pt import import_pt
     if content: torch.save(content(), tmp_path/"a.pt")
     else: (tmp_path/"a.pt").write_bytes(b"torn")
     with pytest.raises(InputError, match=says) as e: import_pt(tmp_path/"a.pt", trust=True)

@@ -8,15 +8,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import oracles  # noqa: E402
-from jetson_det.models.yolox.network import YOLOXOutputs  # noqa: E402
-from jetson_det.models.yolox.loss import assign, yolox_loss  # noqa: E402
+from jetson_det.core import InputError  # noqa: E402
+from jetson_det.models.yolox.anchors import YOLOXOutputs  # noqa: E402
+from jetson_det.models.yolox.loss import GAINS, assign, yolox_loss  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
 
 needs_yolox = pytest.mark.skipif(oracles.yolox() is None, reason=oracles.MISSING)
-# in yolox
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning")
+    pytest.mark.filterwarnings("ignore:.*torch.cuda.amp.autocast:FutureWarning"), # by yolox
 ]
 C = 7
 
@@ -29,14 +29,16 @@ def pad(labels, keep):
 
 
 # name -> batch, boxes an image, (h, w), settings of the scene, boxes kept of each image
-SCENES = {"ordinary": (3, 12, (160, 160), {}, None),
-          "wide": (2, 12, (96, 224), {}, None),
-          "tall": (2, 12, (224, 96), {}, None),
-          "some images empty": (4, 10, (128, 160), {}, (10, 0, 3, 0)),
-          "all images empty": (2, 4, (96, 128), {}, (0, 0)),
-          "crowded": (1, 300, (224, 320), dict(small=8., large=.2), None),
-          "small boxes": (2, 60, (160, 224), dict(small=9., large=.03), None),
-          "one box over everything": (1, 1, (96, 96), dict(small=90., large=0.), None)}
+SCENES = {
+    "ordinary": (3, 12, (160, 160), {}, None),
+    "wide": (2, 12, (96, 224), {}, None),
+    "tall": (2, 12, (224, 96), {}, None),
+    "some images empty": (4, 10, (128, 160), {}, (10, 0, 3, 0)),
+    "all images empty": (2, 4, (96, 128), {}, (0, 0)),
+    "crowded": (1, 300, (224, 320), dict(small=8., large=.2), None),
+    "small boxes": (2, 60, (160, 224), dict(small=9., large=.03), None),
+    "one box over everything": (1, 1, (96, 96), dict(small=90., large=0.), None),
+}
 
 
 def scene(name):
@@ -56,12 +58,9 @@ def compare(outputs, boxes, labels, l1):
     have_grads = torch.autograd.grad(have.total, leaves)
     torch.testing.assert_close(have.total, want[0], rtol=1e-4, atol=1e-4)
     for name, value in zip(("iou", "obj", "cls", "l1"), want[1:]):
-        if name in have.sums:
-            torch.testing.assert_close(have.sums[name]/have.normalizer.clamp(min=1),
-                                       value,
-                                       rtol=1e-4,
-                                       atol=1e-4,
-                                       msg=name)
+        if name not in have.sums: continue
+        term = have.sums[name]/have.normalizer.clamp(min=1)
+        torch.testing.assert_close(term, value, rtol=1e-4, atol=1e-4, msg=name)
     for a, b in zip(have_grads, want_grads): assert (a - b).norm() <= 1e-3*b.norm() + 1e-9
     return have
 
@@ -93,8 +92,8 @@ def test_same_loss_on_outputs_that_make_no_sense(name, seed):
 def test_tiny_boxes(monkeypatch):
     """Boxes of 2 to 5 px lie between the anchor points, so nearly all they get comes with the penalty of 1e5.
 
-    In float32 such costs are multiples of 1/128, and many are equal. yolox then takes what torch.topk brings first, which is not
-    defined; we take the lowest index. For the comparison its topk is replaced by one that does the same.
+    In float32 such costs are multiples of 1/128, and many are equal. yolox then takes what torch.topk brings first,
+    which is not defined; we take the lowest index. For the comparison its topk is replaced by one that does the same.
     """
     import yolox.models.yolo_head as yolo_head
 
@@ -134,6 +133,37 @@ def test_same_gradients_of_all_parameters(size, l1):
     for k, p in ours.named_parameters(): assert (p.grad - grads[k]).norm() <= 1e-3*grads[k].norm() + 1e-6*scale, k
 
 
+@pytest.mark.parametrize("name", ["iou", "obj", "cls", "l1"])
+def test_a_gain_changes_its_term_alone(name):
+    boxes, labels, size = scene("ordinary")
+    outputs = oracles.plausible_outputs(boxes, labels, size, C)
+    classes = [str(i) for i in range(C)]
+    usual = create_model("yolox-nano", classes)
+    assert usual.gains == GAINS == dict(iou=5., obj=1., cls=1., l1=1.)
+    plain = usual.loss(outputs, boxes, labels, True)
+    model = create_model("yolox-nano", classes, gains={name: 3*GAINS[name]})
+    found = model.loss(outputs, boxes, labels, True)
+    assert torch.equal(found.normalizer, plain.normalizer)
+    for k, term in found.sums.items(): torch.testing.assert_close(term, plain.sums[k]*(3 if k == name else 1))
+    without = create_model("yolox-nano", classes, gains={name: 0}).loss(outputs, boxes, labels, True)
+    assert without.sums[name] == 0
+
+
+def test_default_gains_change_nothing():
+    "Bit for bit the terms without any gains."
+    boxes, labels, size = scene("ordinary")
+    outputs = oracles.plausible_outputs(boxes, labels, size, C)
+    ones = yolox_loss(outputs, boxes, labels, True, gains=dict.fromkeys(GAINS, 1.))
+    usual = yolox_loss(outputs, boxes, labels, True)
+    assert torch.equal(usual.sums["iou"], 5*ones.sums["iou"])
+    for k in ("obj", "cls", "l1"): assert torch.equal(usual.sums[k], ones.sums[k])
+
+
+def test_unknown_and_negative_gains_are_refused():
+    with pytest.raises(InputError, match="model.gains: unknown gain 'box'"): create_model("yolox-nano", ["a"], dict(box=1))
+    with pytest.raises(InputError, match="model.gains.obj is -1"): create_model("yolox-nano", ["a"], dict(obj=-1))
+
+
 def test_batch_equals_its_images():
     "Assigned together or one by one: the same points; so padding and neighbors have no say."
     boxes, labels, size = scene("some images empty")
@@ -141,10 +171,10 @@ def test_batch_equals_its_images():
     whole = assign(outputs, boxes, labels)
     for i in range(len(boxes)):
         n = max(int((labels[i] >= 0).sum()), 1)
-        alone = assign(YOLOXOutputs(*(t[i:i + 1] for t in outputs[:3]), outputs.grids), boxes[i:i + 1, :n],
-                       labels[i:i + 1, :n])
+        one = YOLOXOutputs(*(t[i:i + 1] for t in outputs[:3]), outputs.grids)
+        single = assign(one, boxes[i:i + 1, :n], labels[i:i + 1, :n])
         mine = whole.image == i
-        assert torch.equal(whole.anchor[mine], alone.anchor) and torch.equal(whole.slot[mine], alone.slot)
+        assert torch.equal(whole.anchor[mine], single.anchor) and torch.equal(whole.slot[mine], single.slot)
 
 
 def test_order_of_boxes_and_place_of_padding_do_not_matter():
@@ -170,7 +200,7 @@ def test_slices_give_the_same(monkeypatch):
     for a, b in zip(want, assign(outputs, boxes, labels)): assert torch.equal(a, b)
 
 
-def test_a_box_outside_the_picture():
+def test_a_box_outside_the_image():
     "No point may answer for it, so it gets none (yolox stops with an error here)."
     boxes = torch.tensor([[[500., 500, 540, 540]]])
     labels = torch.tensor([[0]])
@@ -203,13 +233,13 @@ torch.set_num_threads(2)
 boxes, labels = oracles.random_scene(8, 300, (640, 640), 80)
 outputs = oracles.plausible_outputs(boxes[:, :20], labels[:, :20], (640, 640), 80)
 def memory(key): return next(int(line.split()[1])/1024 for line in open("/proc/self/status") if line.startswith(key))
-before = memory("VmRSS:"); assign(outputs, boxes, labels); print(memory("VmHWM:") - before)
+before = memory("VmRSS:")
+assign(outputs, boxes, labels)
+print(memory("VmHWM:") - before)
 """
     if not sys.platform.startswith("linux"): pytest.skip("reads /proc")
-    out = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)],
-                         capture_output=True,
-                         text=True,
-                         check=True).stdout
+    tests = Path(oracles.__file__).parent
+    out = subprocess.run([sys.executable, "-c", code, tests], capture_output=True, text=True, check=True).stdout
     assert float(out) < 400, f"{out} MB"
 
 

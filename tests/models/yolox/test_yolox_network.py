@@ -5,8 +5,9 @@ torch = pytest.importorskip("torch")
 
 import oracles  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.yolox.network import YOLOX, anchors_for  # noqa: E402
-from jetson_det.models.zoo import MODELS, create_model  # noqa: E402
+from jetson_det.models.yolox.anchors import anchors_for  # noqa: E402
+from jetson_det.models.yolox.network import YOLOX  # noqa: E402
+from jetson_det.models.zoo import create_model  # noqa: E402
 
 needs_yolox = pytest.mark.skipif(oracles.yolox() is None, reason=oracles.MISSING)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,7 +33,7 @@ def both(name, classes=80):
 
 
 @needs_yolox
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", YOLOX.names)
 def test_same_weights_same_outputs(name):
     ours, theirs = both(name)
     ours.eval(), theirs.eval()
@@ -66,7 +67,7 @@ def test_training_mode_and_channels_last(name):
 
 @needs_yolox
 def test_state_dict_has_the_official_names_and_shapes():
-    for name in MODELS:
+    for name in YOLOX.names:
         with torch.device("meta"):
             ours = create_model(name, CLASSES)
             theirs = oracles.yolox_model(name, 80)
