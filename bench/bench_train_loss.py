@@ -1,12 +1,15 @@
-"""How much of a training step is spent on assignment, loss and the loss's backward, for each family, at 15, 50 and 100 boxes an image.
+"""The share of a training step that goes into assignment, loss and the loss's backward: each family, 15 to 100 boxes.
 
-    python bench/bench_train_loss.py                                        # the long form: all families, 640 px; some minutes on 2 cores, 8 GB
-    python bench/bench_train_loss.py --models yolox-nano,yolo11n --boxes 100 --rounds 3    # the short form
+The long form takes all families at 640 px, some minutes on 2 cores with 8 GB; the short form two of them:
 
-A step is `Stepper.step`: forward, loss, backward, clipping, optimizer and average, in fp32. The loss is measured on the outputs of the same network in the same round,
-cut off from it: assignment, loss, and its backward as far as these outputs. The network is fresh but for some steps on this batch. Fresh DETRs say 80 classes as they would
-for COCO. Shares are by the clock and by processor time (a loss that uses one core of two is dearer by the clock); minimum, median, maximum of the rounds.
-Exit code 1 if a median by the clock passes 5 %.
+    python bench/bench_train_loss.py
+    python bench/bench_train_loss.py --models yolox-nano,yolo11n --boxes 100 --rounds 3
+
+A step is `Stepper.step`: forward, loss, backward, clipping, optimizer and average, in fp32. The loss is measured on the
+outputs of the same network in the same round, cut off from it: assignment, loss, and its backward as far as these
+outputs. The network is fresh but for some steps on this batch; all have 80 classes, as for COCO. Shares are by the
+clock and by processor time (a loss that uses one core of two takes more by the clock); minimum, median, maximum of the
+rounds. The exit code is 1 if a median by the clock passes 5 %.
 """
 import argparse
 import json
@@ -63,8 +66,8 @@ def runs_of(name, size, batch, boxes):
 
     def loss_alone():
         leaves = []
-        outputs = model(model.normalize(images), *([at, labels] if model.needs_targets else []))
-        outputs = cut_off(outputs, leaves)
+        targets = [at, labels] if model.needs_targets else []
+        outputs = cut_off(model(model.normalize(images), *targets), leaves)
 
         def run():
             for leaf in leaves: leaf.grad = None
@@ -82,7 +85,8 @@ def shares(name, size, batch, boxes, rounds):
     for _ in range(rounds):
         loss = loss_alone()
         loss()  # the cut outputs are warm, as those of a step are
-        (wall, cpu), (loss_wall, loss_cpu) = timed(step), timed(loss)
+        wall, cpu = timed(step)
+        loss_wall, loss_cpu = timed(loss)
         found.append(dict(step=wall * 1e3, loss=loss_wall * 1e3, clock=loss_wall / wall, processor=loss_cpu / cpu))
     return found
 
@@ -106,18 +110,17 @@ def main():
           f"{'':18}{'boxes':>6}{'step ms':>10}{'loss ms':>10}    share by the clock: min, median, max   by processor")
     for name in args.models.split(","):
         for boxes in map(int, args.boxes.split(",")):
-            rounds = figures[f"{name}/{boxes}"] = shares(name, args.size, args.batch, boxes, args.rounds)
+            rounds = shares(name, args.size, args.batch, boxes, args.rounds)
+            figures[f"{name}/{boxes}"] = rounds
             middle = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
             clock = [r["clock"] for r in rounds]
-            print(
-                f"{name:18}{boxes:6}{middle['step']:10.0f}{middle['loss']:10.1f}   "
-                f" {min(clock):18.1%}{middle['clock']:8.1%}{max(clock):8.1%}{middle['processor']:12.1%}",
-                flush=True,
-            )
+            times = f"{middle['step']:10.0f}{middle['loss']:10.1f}"
+            by_clock = f"{min(clock):18.1%}{middle['clock']:8.1%}{max(clock):8.1%}"
+            print(f"{name:18}{boxes:6}{times}    {by_clock}{middle['processor']:12.1%}", flush=True)
             if middle["clock"] > LIMIT: missed.append(f"{name} at {boxes} boxes: {middle['clock']:.1%} > {LIMIT:.0%}")
     if args.json: Path(args.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    print("\n" +
-          ("MISSED: " + "; ".join(missed) if missed else f"limit held: no step spends over {LIMIT:.0%} on its loss"))
+    verdict = "MISSED: " + "; ".join(missed) if missed else f"limit held: no step spends over {LIMIT:.0%} on its loss"
+    print("\n" + verdict)
     return 1 if missed else 0
 
 

@@ -323,15 +323,11 @@ def export(checkpoint: Annotated[str,
            opset: Annotated[int, typer.Option("--opset", help="ONNX operator set; 13 for a Jetson Nano")] = 13,
            dynamic: Annotated[bool, typer.Option("--dynamic-batch", help="leave the batch size open")] = False):
     "Write the ONNX: boxes decoded in the graph, its contract in the metadata, its outputs checked against torch."
-    from jetson_det.export.onnx import export_onnx
-    from jetson_det.runtime.files import InputError
-    if to != "onnx": raise InputError(f"--to {to}: this version writes onnx")
-    path = out or Path(checkpoint.rstrip("/") + ".onnx")
-    contract = export_onnx(checkpoint,
-                           path,
-                           input_size=parse_size(size) if size else None,
-                           opset=opset,
-                           dynamic_batch=dynamic)
+    from jetson_det.export.targets import export_target
+    target = export_target(to)
+    path = out or Path(checkpoint.rstrip("/") + target.suffix)
+    input_size = parse_size(size) if size else None
+    contract = target.export(checkpoint, path, input_size=input_size, opset=opset, dynamic_batch=dynamic)
     print(
         f"wrote {path}: {contract.name}, {contract.input_size[0]}x{contract.input_size[1]}, {len(contract.classes)}"
         f" classes, parity {contract.parity}"

@@ -13,6 +13,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from .data.formats.catalog import FORMATS, WRITERS
+
 # %% ../nbs/80_cli_data.ipynb #f847eb9c
 data_app = typer.Typer(
     no_args_is_help=True,
@@ -27,7 +29,7 @@ DataFolder = Annotated[
     str, typer.Argument(metavar="DIR", help="folder with images and labels, an archive of one, or a label file")]
 NewFolder = Annotated[str, typer.Argument(metavar="DST", help="new folder")]
 Format = Annotated[
-    str, typer.Option("--format", help="auto, or coco, voc, yolo, csv, labelme, cvat, kitti, openimages, plates")]
+    str, typer.Option("--format", help="auto, or " + ", ".join(FORMATS))]
 JsonFile = Annotated[Optional[Path], typer.Option("--json", help="write the figures as JSON")]
 Size = Annotated[str, typer.Option("--size", help="network input, height x width")]
 
@@ -157,7 +159,7 @@ def _unreadable(report):
 @data_app.command("convert")
 def data_convert(folder: DataFolder,
                  target: NewFolder,
-                 to: Annotated[str, typer.Option("--to", help="coco, yolo or voc")],
+                 to: Annotated[str, typer.Option("--to", help=", ".join(WRITERS))],
                  format: Format = "auto",
                  images: Annotated[str, typer.Option("--images", help="copy, hardlink or symlink")] = "copy"):
     "Write the dataset in another format into a new folder."
@@ -185,11 +187,11 @@ def data_split(
         format: Format = "auto"):
     "Divide the images into train, val and test, as lists."
     from dataclasses import replace
-    from jetson_det.data.images.facts import look_at_images
+    from jetson_det.data.images.facts import inspect_images
     from jetson_det.data.split import ensure_splits, split_table, write_split_lists
     ds = _read(folder, format)
     if anew: ds = replace(ds, splits=None)
-    facts = look_at_images(ds, progress=progress_line("looking at images"))
+    facts = inspect_images(ds, progress=progress_line("looking at images"))
     ds = ensure_splits(ds, val, test, seed, by, group_by, facts)
     print(split_table(ds, facts))
     out.mkdir(parents=True, exist_ok=True)
@@ -215,7 +217,7 @@ def data_tile(
         background: Annotated[
             float,
             typer.Option("--background", min=0, max=1, help="share of the tiles without a box that is kept")] = .1,
-        to: Annotated[str, typer.Option("--to", help="coco, yolo or voc")] = "coco",
+        to: Annotated[str, typer.Option("--to", help=", ".join(WRITERS))] = "coco",
         format: Format = "auto"):
     "Cut images and boxes into overlapping tiles."
     from jetson_det.data.tiles import tile_dataset

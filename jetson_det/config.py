@@ -28,7 +28,7 @@ class DataConfig(Section):
     format: str = Field(
         "auto",
         description=(
-            "auto, or the name of a label format: coco, voc, yolo, csv, labelme, cvat, kitti, openimages, plates"
+            "auto, or the name of a label format, as `jetson-det data check --help` lists them"
         ),
     )
     classes:Optional[List[str]] = Field(None, description="class names in order; none: those of the data")

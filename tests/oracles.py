@@ -10,7 +10,7 @@ def _define_torchvision_operators():
     The torchvision wheel on PyPI is built against the CUDA build of torch. Beside a CPU build its compiled library does
     not load, so the operators it would bring, nms and qnms, are unknown when its Python code decorates them, and
     `import torchvision` fails. The package yolox imports torchvision for its post-processing, which none of our
-    comparisons call. Declaring the two operators, without any code behind them, is enough: calling one would still fail.
+    comparisons call. Declaring the two operators, without any code behind them, is enough; calling one fails.
     """
     import torch
     try: importlib.import_module("torchvision")

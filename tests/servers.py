@@ -1,5 +1,6 @@
 "Small HTTP servers that misbehave on command."
 import contextlib
+import hashlib
 import random
 import threading
 import time
@@ -78,3 +79,63 @@ class Site:
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+
+
+class HubSite(Site):
+    """The Hugging Face hub, as far as a download needs it: a HEAD tells size, hash and commit, a GET brings the bytes.
+
+    `files` are by `owner/name/file`; `refusals` map `owner/name` to (status, error code of the hub).
+    """
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def __init__(self, files):
+        super().__init__(b"")
+        self.files = files
+        self.hashes = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
+        self.refusals = {}
+        self.heads = []
+        self.tokens = []
+        site = self
+        def do_head(handler):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError): site.head(handler)
+            handler.close_connection = True
+        self.server.RequestHandlerClass.do_HEAD = do_head
+
+    def file_of(self, h):
+        owner, name, _, revision, file = h.path.strip("/").split("/", 4)
+        assert revision in ("main", self.commit), h.path
+        return f"{owner}/{name}/{file}"
+
+    def refuse(self, h, status, code):
+        h.send_response(status)
+        if code: h.send_header("X-Error-Code", code)
+        if code == "EntryNotFound": h.send_header("X-Repo-Commit", self.commit)
+        h.send_header("Content-Length", "0")
+        h.end_headers()
+
+    def allowed(self, h):
+        path = self.file_of(h)
+        self.tokens.append(h.headers.get("Authorization"))
+        repository = path.rsplit("/", 1)[0]
+        if repository in self.refusals: self.refuse(h, *self.refusals[repository])
+        elif not any(p.startswith(repository + "/") for p in self.files): self.refuse(h, 401, "RepoNotFound")
+        elif path not in self.files: self.refuse(h, 404, "EntryNotFound")
+        else: return path
+        return None
+
+    def head(self, h):
+        self.heads.append(h.path)
+        path = self.allowed(h)
+        if path is None: return
+        h.send_response(200)
+        h.send_header("X-Repo-Commit", self.commit)
+        h.send_header("ETag", f'"{self.hashes[path]}"')
+        h.send_header("Content-Length", str(len(self.files[path])))
+        h.end_headers()
+
+    def answer(self, h):
+        path = self.allowed(h)
+        if path is None: return
+        self.data = self.files[path]
+        self.etag = None # the library asks for a range without If-Range
+        super().answer(h)

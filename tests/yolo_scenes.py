@@ -1,5 +1,6 @@
 """Random boxes that the losses of YOLOv8, YOLO11 and YOLO26 are held against the package Ultralytics on."""
 import oracles
+import pytest
 
 P3 = (8, 16, 32) # strides
 P2 = (4, 8, 16)
@@ -24,3 +25,8 @@ def scene(name, seed=0):
     boxes, labels = oracles.random_scene(batch, n, size, n_classes, seed=seed)
     for i, k in enumerate(keep or ()): labels[i, k:] = -1
     return boxes, labels, size, strides, n_classes
+
+
+def slow_but(sizes, names):
+    "The names as parameters of a test; those of other sizes are marked slow."
+    return [n if n.partition("-")[0][-1] in sizes else pytest.param(n, marks=pytest.mark.slow) for n in names]

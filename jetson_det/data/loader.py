@@ -25,7 +25,7 @@ import torch
 
 from ..core import InputError, rng_for
 from .augment.render import ImageCache, make_sample
-from .augment.on_device import DevicePixels, on_device, pack_plans, render_batch
+from .augment.on_device import DevicePixels, to_device, pack_plans, render_batch
 from .augment.pixel_store import open_store
 from .augment.plan import epoch_order, group_of, plan_sample
 
@@ -180,7 +180,7 @@ class DeviceRecipe(Recipe):
     def batch(self, images:np.ndarray, tables, *rest)->Batch:
         "Draw the batch."
         return Batch(render_batch(self.pixels, tables, images.shape[1:3]),
-                     *(on_device(a, self.pixels.device) for a in rest))
+                     *(to_device(a, self.pixels.device) for a in rest))
 
 # %% ../../nbs/19_data.loader.ipynb #9704be99
 class Slots:

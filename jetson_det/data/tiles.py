@@ -21,9 +21,9 @@ from ..core import InputError, did_you_mean
 from .dataset import CROWD, IGNORE, DetDataset, Flaw
 from ..runtime.images import read_image
 from .formats.reader import stem_of
-from .formats.registry import read_dataset
+from .formats.registry import check_writer, read_dataset, write_labels
 from .split import rank_of
-from .formats.writers import WRITERS, lost_in, new_names
+from .formats.writers import new_names
 from ..runtime.files import read_json, write_bytes_atomic
 from ..runtime.tiles import merge_tiles, tile_grid, tile_size
 
@@ -202,7 +202,7 @@ def _check_call(
     ds:DetDataset, dst:Path, format:str, min_visible, cut, background, quality, # as in `tile_dataset`
 ):
     "Raise InputError for what cannot be meant."
-    if format not in WRITERS: raise InputError(f"no writer for {format!r}: {did_you_mean(format, WRITERS)}")
+    check_writer(format)
     if cut not in CUTS: raise InputError(f"cut={cut!r}: {did_you_mean(cut, CUTS)}")
     for name, v in (("min_visible", min_visible), ("background", background)):
         if not 0 <= v <= 1: raise InputError(f"{name}={v!r}: a share from 0 to 1 is right")
@@ -274,7 +274,7 @@ def tile_dataset(
     finally: shutil.rmtree(part, ignore_errors=True)
     notes = [Flaw("note", "tiled", "", "", said, "noted")
              ] + [Flaw("warning", "unreadable-image", ds.paths[i], "", why, "dropped") for i, why in bad.items()]
-    return replace(out, root=dst, flaws=[*notes, *lost_in(tiled, format), *out.flaws])
+    return replace(out, root=dst, flaws=[*notes, *out.flaws])
 
 def _write_folder(
     ds:DetDataset, tiled:DetDataset, plan:_Plan, # source, tiles, what leads from one to the other
@@ -283,11 +283,12 @@ def _write_folder(
 )->DetDataset: # read back
     "Labels, images in their places, tiles.json."
     out.mkdir()
-    places = WRITERS[format](tiled, tiled.paths.tolist(), out)
+    places, lost = write_labels(tiled, format, tiled.paths.tolist(), out)
     for folder in {os.path.dirname(p) for p in places}: (out / folder).mkdir(parents=True, exist_ok=True)
     for k, place in enumerate(places): os.rename(tiled.path_of(k), out / place)
     write_bytes_atomic(out / "tiles.json", _map_text(ds, plan, places, about))
-    return read_dataset(out, format)
+    written = read_dataset(out, format)
+    return replace(written, flaws=lost + written.flaws)
 
 # %% ../../nbs/15_data.tiles.ipynb #1e63b5b5
 class TileMap(NamedTuple):

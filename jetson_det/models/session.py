@@ -65,20 +65,19 @@ def checkpoint_of(
 def load_detector(
     source, # a checkpoint folder, or a training's folder
 )->tuple: # Detector in evaluation mode on the CPU, with the averaged weights where there are some; its Contract
-    """The network in a checkpoint. Raises InputError when the checkpoint is torn, altered or does not fit its own
-    contract."""
+    "The network in a checkpoint. Raises InputError when it is torn, altered or does not fit its own contract."
     require("torch")
-    from jetson_det.models.zoo import create_model
     from jetson_det.models.checkpoint import load_checkpoint
     from jetson_det.models.prune import rebuild_pruned
+    from jetson_det.models.zoo import create_model
     ckpt = load_checkpoint(checkpoint_of(source), training=False)
-    model = rebuild_pruned(create_model(ckpt.contract.name, ckpt.contract.classes), ckpt.contract.extra.get("pruned"))
+    contract = ckpt.contract
+    model = rebuild_pruned(create_model(contract.name, contract.classes), contract.extra.get("pruned"))
     try: model.load_state_dict(ckpt.shipped)
     except RuntimeError as e:
-        raise InputError(
-            f"{ckpt.path}: the weights are not those of {ckpt.contract.name}: {' '.join(str(e).split())[:200]}"
-        ) from None
-    return model.eval(), ckpt.contract
+        why = " ".join(str(e).split())[:200]
+        raise InputError(f"{ckpt.path}: the weights are not those of {contract.name}: {why}") from None
+    return model.eval(), contract
 
 # %% ../../nbs/29_models.session.ipynb #ea945323
 def check_input_size(
@@ -135,16 +134,16 @@ def open_artifact(
     path = Path(str(path))
     if path.is_dir():
         if contract is not None:
-            raise InputError(f"{path}: a checkpoint carries its own contract; leave --contract away")
+            raise InputError(f"{path}: a checkpoint carries its own contract; leave out --contract")
         if kw: raise InputError(f"{path}: a checkpoint is run by torch, which takes no {', '.join(kw)}")
         return torch_session(path, input_size, device)
     if not path.exists(): raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in (".pth", ".pt", ".safetensors"):
         raise InputError(
-            f"{path}: weights alone; a checkpoint folder or an .onnx file can be run (model.weights={path.name} starts"
-            " a training from them)"
+            f"{path}: weights alone can't be run; give a checkpoint folder or an .onnx file (model.weights={path.name}"
+            " starts a training from them)"
         )
     if input_size is not None:
-        raise InputError(f"{path}: the input size of a file is fixed; export it again with another one")
+        raise InputError(f"{path}: the input size of a file is fixed; export it again with the other one")
     if device.startswith("cuda"): kw.setdefault("providers", ["CUDAExecutionProvider", "CPUExecutionProvider"])
     return open_session(path, contract, **kw)

@@ -37,7 +37,8 @@ def git_state(
         is_changed = any(line[:2] != "??" for line in lines) # "??": a file that git does not know
         patch = _git(root, "diff", "HEAD", "--binary") if is_changed else b""
     except (OSError, subprocess.SubprocessError): return {}, None
-    state = dict(root=root, commit=commit, branch=branch, changed=lines[:100], changes=len(lines), patch_bytes=len(patch))
+    state = dict(root=root, commit=commit, branch=branch, changed=lines[:100], changes=len(lines),
+                 patch_bytes=len(patch))
     return state, patch if 0 < len(patch) <= PATCH_LIMIT else None
 
 # %% ../../nbs/34_train.environment.ipynb #42d6b545

@@ -96,9 +96,14 @@ class _RankRecipe:
 
     # what does not depend on the number of a batch
     def batch(self, images, *answer): return self.recipe.batch(images, *answer)
+    def order(self, epoch:int): return self.recipe.order(epoch)
     def most_bytes(self)->int: return self.recipe.most_bytes()
     @property
     def ds(self): return self.recipe.ds
+    @property
+    def samples(self)->int: return self.recipe.samples
+    @property
+    def batch_size(self)->int: return self.recipe.batch_size
     @property
     def cache(self): return self.recipe.cache
     @property

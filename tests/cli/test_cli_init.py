@@ -220,9 +220,9 @@ def test_larger_inputs_and_networks_take_longer():
 
 
 def test_names_are_those_of_the_zoo():
-    from jetson_det.models.weights.download import OFFICIAL
+    from jetson_det.models.weights.download import official_urls
     from jetson_det.models.zoo import MODELS
-    assert set(FAMILY) <= set(MODELS) and set(FAMILY) <= set(OFFICIAL)
+    assert set(FAMILY) <= set(MODELS) and set(FAMILY) <= set(official_urls())
     for name in BOARDS: assert board_named(name) == board_named(name.upper().replace("-", " ")) == name
 
 

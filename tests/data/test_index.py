@@ -20,7 +20,8 @@ from jetson_det.data.images.header import image_size, image_sizes
 from jetson_det.runtime.images import read_image
 from jetson_det.data.formats.reader import Rows, walk_files
 from jetson_det.data.formats.registry import read_dataset, write_dataset
-from jetson_det.data.index import folder_state, index_file, keep_index, load_index, read_indexed, trim_folder
+from jetson_det.data.images.facts import trim_folder
+from jetson_det.data.index import folder_state, index_file, keep_index, load_index, read_indexed
 from jetson_det.scenes.docks import write_scenes
 
 
@@ -232,7 +233,8 @@ def test_damage_is_no_index(scenes):
         else: bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
         file.write_bytes(bad)
         assert load_index(scenes) is None
-    for bad in (b"", b"\0" * 1000, whole + b"x", index._pack({"readers": index._readers()}, {}), index._pack({}, {})):
+    for bad in (b"", b"\0" * 1000, whole + b"x", index._to_bytes({"readers": index._readers()}, {}),
+                index._to_bytes({}, {})):
         file.write_bytes(bad)
         assert load_index(scenes) is None
     same(opened(scenes)[0], first)
@@ -252,19 +254,19 @@ def _open(path): return read_indexed(path).fingerprint()
 
 def test_two_processes_at_once(scenes, cache):
     with multiprocessing.get_context("fork").Pool(4) as pool: prints = pool.map(_open, [scenes] * 12, chunksize=1)
-    assert len(set(prints)) == 1 and [p.suffix for p in (cache / "index").iterdir()] == [".idx"]
+    assert len(set(prints)) == 1 and [p.suffix for p in (cache / "index").iterdir()] == [".npz"]
 
 
 def test_old_ones_are_removed(tmp_path):
     for k in range(10):
-        (tmp_path / f"{k}.idx").write_bytes(bytes(100))
-        os.utime(tmp_path / f"{k}.idx", (1000 + k, 1000 + k))
+        (tmp_path / f"{k}.npz").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{k}.npz", (1000 + k, 1000 + k))
     (tmp_path / "old.part").write_bytes(b"")
     os.utime(tmp_path / "old.part", (2000, 2000))
-    trim_folder(tmp_path, most=6)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{k}.idx" for k in range(5, 10)]
-    trim_folder(tmp_path, size=250)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["8.idx", "9.idx"]
+    trim_folder(tmp_path, max_files=6, max_bytes=10**6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{k}.npz" for k in range(5, 10)]
+    trim_folder(tmp_path, max_files=64, max_bytes=250)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["8.npz", "9.npz"]
 
 
 def test_the_one_that_is_used_stays(scenes, cache):

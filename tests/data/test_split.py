@@ -10,10 +10,10 @@ from hypothesis import example, given, settings, strategies as st
 from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.formats.registry import read_dataset
-from jetson_det.data.images.facts import look_at_images
+from jetson_det.data.images.facts import inspect_images
 from jetson_det.data.split import (ensure_splits, eval_split, random_split, read_split_lists, split_counts,
-                                   split_digest, split_table, split_units, stratified_split, with_groups,
-                                   write_split_lists)
+                                   split_digest, split_table, split_units, stratified_split, tied,
+                                   with_groups, write_split_lists)
 
 
 def dataset(n=100, labels=None, splits=None, groups=None, root="nowhere", names=None):
@@ -116,7 +116,7 @@ def test_the_same_file_twice_stays_together(tmp_path):
     for seed in range(3):
         ds = ensure_splits(dataset(60, root=tmp_path, names=[f"{k}.jpg" for k in range(60)]), seed=seed)
         assert len(set(ds.splits[1::2])) == 1
-    assert len(split_units(ds, 0)) == 31
+    assert len(split_units(ds, tied(ds), 0)) == 31
 
 
 def test_lists(tmp_path):
@@ -266,7 +266,7 @@ def pictures(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("by", ["random", "stratified", "group"])
 def test_near_duplicates_never_cross(pictures, by):
-    facts = look_at_images(pictures)
+    facts = inspect_images(pictures)
     apart = 0
     groups = [f"g{k // 2}" for k in range(30)]
     for seed in range(8):
@@ -285,11 +285,11 @@ def test_near_duplicates_never_cross(pictures, by):
         == "kept in one split each: 1 file under two names or more (2 images), 2 clusters of near duplicates (4 images)"
     )
     with pytest.raises(InputError, match="facts of 30 images for a dataset of 10"):
-        split_units(ds.subset(np.arange(10)), 0, facts)
+        tied(ds.subset(np.arange(10)), facts)
 
 
 def test_what_the_lists_tear_apart_is_said(pictures):
-    facts = look_at_images(pictures)
+    facts = inspect_images(pictures)
     ds = replace(pictures, splits=["train"] * 10 + ["val"] * 20, groups=[f"cam {k % 2}" for k in range(30)])
     told = [f.message for f in ensure_splits(ds, facts=facts).flaws if f.kind == "split-leak"]
     assert told == [
@@ -338,7 +338,7 @@ def test_equal_files_of_one_length_and_one_middle(tmp_path):
         (tmp_path / f"{k}.jpg").write_bytes(bytes(9000) + b"%02d" % (k % 10 if k < 38 else k) + bytes(20000))
     (tmp_path / "40.jpg").write_bytes(b"")
     ds = dataset(42, root=tmp_path, names=[f"{k}.jpg" for k in range(42)]) # the last is not there
-    assert sorted(map(len, split_units(ds, 0))) == [1] * 4 + [3, 3] + [4] * 8
+    assert sorted(map(len, split_units(ds, tied(ds), 0))) == [1] * 4 + [3, 3] + [4] * 8
 
 
 @pytest.mark.slow

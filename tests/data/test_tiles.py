@@ -214,7 +214,7 @@ def test_images_that_cannot_be_read_are_named(source, tmp_path):
 def test_nothing_is_left_behind(source, tmp_path, monkeypatch, where):
     def fail(*a, **k): raise OSError(28, "No space left on device")
     if where == "pixels": monkeypatch.setattr(Path, "write_bytes", fail)
-    if where == "labels": monkeypatch.setattr(module, "WRITERS", {"coco": fail})
+    if where == "labels": monkeypatch.setattr(module, "write_labels", fail)
     if where == "map": monkeypatch.setattr(module, "write_bytes_atomic", fail)
     with pytest.raises(InputError, match="could not be written: .*No space left"):
         tile_dataset(source, tmp_path / "t", size=64)

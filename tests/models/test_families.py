@@ -1,5 +1,4 @@
-"""Every family trains exactly and takes what data there is: the same steps however a batch is cut, crowds,
-emptiness, one image, a wide image."""
+"""Every family: the same steps however a batch is split, and training on crowds, empty, single and wide images."""
 import json
 import os
 
@@ -88,18 +87,23 @@ def two(data, tmp_path_factory):
 
 def same_steps(a, b):
     "The same images, as many positives or boxes, the same losses."
-    assert [s[0] for s in a] == [s[0] for s in b] == [32, 4]*(len(a)//2) and np.isfinite([s[2] for s in a]).all()
-    np.testing.assert_allclose([s[1] for s in a], [s[1] for s in b], rtol=2e-2) # who gets an anchor point is yes or no
-    np.testing.assert_allclose([s[2] for s in a], [s[2] for s in b], rtol=1e-3)
+    images, normalizers, losses = zip(*a)
+    their_images, their_normalizers, their_losses = zip(*b)
+    assert list(images) == list(their_images) == [32, 4]*(len(a)//2) and np.isfinite(losses).all()
+    np.testing.assert_allclose(normalizers, their_normalizers, rtol=2e-2) # who gets an anchor point is yes or no
+    np.testing.assert_allclose(losses, their_losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", each_family())
 def test_one_times_32_is_4_times_8_is_2_processes_times_16(name, data, two, tmp_path, small):
-    """BatchNorm frozen: weights and averages after four steps, the second and fourth of them short, equal to a
-    thousandth of the way they went; measured: 1e-4 and less."""
+    """BatchNorm frozen: the same weights and averages after four steps, the second and fourth of them short.
+
+    Equal to a thousandth of the way they went; measured: 1e-4 and less.
+    """
     start, whole, steps = fitted(exactly(data, name, 32, 1, True), str(tmp_path))
-    for end, theirs in (fitted(exactly(data, name, 8, 4, True),
-                               str(tmp_path))[1:], torch.load(two/f"{name}-True.pt", weights_only=False)):
+    in_four = fitted(exactly(data, name, 8, 4, True), str(tmp_path))[1:]
+    in_two = torch.load(two/f"{name}-True.pt", weights_only=False)
+    for end, theirs in (in_four, in_two):
         same_steps(steps, theirs)
         print(name, distance(whole, end, start))
         assert distance(whole, end, start) < 1e-3
@@ -124,10 +128,9 @@ def edited(folder, change):
         coco = json.loads(file.read_text())
         coco["categories"].append({"id": 3, "name": "Pallet"})
         if split == "train":
-            coco["annotations"] = [
-                dict(a, id=i + 1, iscrowd=0, area=a["bbox"][2]*a["bbox"][3])
-                for i, a in enumerate(change(coco["images"], coco["annotations"]))
-            ]
+            changed = change(coco["images"], coco["annotations"])
+            for i, a in enumerate(changed): a.update(id=i + 1, iscrowd=0, area=a["bbox"][2]*a["bbox"][3])
+            coco["annotations"] = changed
         file.write_text(json.dumps(coco))
     return folder
 
@@ -137,17 +140,17 @@ def crowded(images, annotations):
     dice = np.random.default_rng(0)
     wh = dice.uniform(6, 14, (500, 2))
     boxes = np.concatenate([dice.uniform(0, 1, (500, 2))*(96 - wh), wh], 1).round(2).tolist()
-    return [
-        *(dict(image_id=images[0]["id"], category_id=1 + k % 2, bbox=b) for k, b in enumerate(boxes)),
-        *(a for a in annotations if a["image_id"] == images[1]["id"]),
-        dict(image_id=images[1]["id"], category_id=3, bbox=[30, 20, 24, 36])
-    ]
+    crowd = [dict(image_id=images[0]["id"], category_id=1 + k % 2, bbox=box) for k, box in enumerate(boxes)]
+    second = [a for a in annotations if a["image_id"] == images[1]["id"]]
+    return [*crowd, *second, dict(image_id=images[1]["id"], category_id=3, bbox=[30, 20, 24, 36])]
 
 
+# name -> images, a change of the labels, settings
 CASES = {
     "a crowd, empty batches, a class with one example": (12, crowded, ["train.accumulate=1", "augment.mosaic=0"]),
-    "one image": (2, None, ["train.batch_size=1"]), "one image, batch of 4": (2, None, ["train.batch_size=4"]),
-    "three images, batch of 8": (4, None, ["train.batch_size=8"])
+    "one image": (2, None, ["train.batch_size=1"]),
+    "one image, batch of 4": (2, None, ["train.batch_size=4"]),
+    "three images, batch of 8": (4, None, ["train.batch_size=8"]),
 }
 
 
@@ -156,24 +159,22 @@ CASES = {
 def test_trains_on_what_there_is(name, case, tmp_path, small, monkeypatch):
     "Through the whole of `train`: finite losses, a whole checkpoint, an evaluation."
     count, change, words = CASES[case]
-    folder = write_scenes(tmp_path/"data",
-                          count,
-                          size=(96, 96),
-                          splits={"train": .75, "val": .25} if count > 2 else {"train": .5, "val": .5},
-                          hard=0.)
+    splits = {"train": .75, "val": .25} if count > 2 else {"train": .5, "val": .5}
+    folder = write_scenes(tmp_path/"data", count, size=(96, 96), splits=splits, hard=0.)
     if change: edited(folder, change)
     watch = Watch()
     usual = loop.default_callbacks
     monkeypatch.setattr(loop, "default_callbacks", lambda: [watch, *usual()])
-    figures = train(
-        config(folder, *family_words(name, "data.input_size=[64,96]", "train.epochs=2", "train.trackers=[]", *words)),
-        tmp_path/"run")
-    normalizers = [min(s[1]) for s in watch.steps]
-    assert len(watch.steps) == figures["steps"] >= 2 and np.isfinite([s[2] for s in watch.steps
-                                                                      ]).all() and max(normalizers) > 0
-    if change: assert min(normalizers) == 0 and load_checkpoint(tmp_path/"run"/"last").contract.classes[-1] == "Pallet"
-    assert np.isfinite(figures["val"]["stats"]["AP50"]) and all(
-        verify_checkpoint(tmp_path/"run"/p) for p in ("best", "last"))
+    words = family_words(name, "data.input_size=[64,96]", "train.epochs=2", "train.trackers=[]", *words)
+    figures = train(config(folder, *words), tmp_path/"run")
+    normalizers = [min(step[1]) for step in watch.steps]
+    losses = [step[2] for step in watch.steps]
+    assert len(watch.steps) == figures["steps"] >= 2 and np.isfinite(losses).all() and max(normalizers) > 0
+    if change:
+        assert min(normalizers) == 0
+        assert load_checkpoint(tmp_path/"run"/"last").contract.classes[-1] == "Pallet"
+    assert np.isfinite(figures["val"]["stats"]["AP50"])
+    assert verify_checkpoint(tmp_path/"run"/"best") and verify_checkpoint(tmp_path/"run"/"last")
 
 
 # ---- height is not width: from the loader to the decoded box
@@ -185,22 +186,15 @@ SPOT = (112, 6, 150, 28)
 
 @pytest.fixture(scope="module")
 def corner(tmp_path_factory):
-    """One image, twice as large as the input, in whose upper right corner is something bright; the batch that the
-    loader makes of it."""
+    "The loader's batch of one image, twice as large as the input, with something bright in its upper right corner."
     folder = tmp_path_factory.mktemp("corner")
     image = np.full((128, 320, 3), 60, np.uint8)
-    (x1, y1, x2, y2) = (2*v for v in SPOT)
+    x1, y1, x2, y2 = (2*v for v in SPOT)
     image[y1:y2, x1:x2] = 240
+    box = dict(id=1, image_id=1, category_id=2, bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1)*(y2 - y1), iscrowd=0)
     coco = dict(images=[dict(id=1, file_name="a.png", width=320, height=128)],
                 categories=[dict(id=1, name="Sack"), dict(id=2, name="Person")],
-                annotations=[
-                    dict(id=1,
-                         image_id=1,
-                         category_id=2,
-                         bbox=[x1, y1, x2 - x1, y2 - y1],
-                         area=(x2 - x1)*(y2 - y1),
-                         iscrowd=0)
-                ])
+                annotations=[box])
     for part in ("annotations", "images/train"): (folder/part).mkdir(parents=True)
     cv2.imwrite(str(folder/"images/train/a.png"), image)
     (folder/"annotations/train.json").write_text(json.dumps(coco))
@@ -221,13 +215,15 @@ def tensors_of(outputs):
 
 
 def best_box(name, batch, steps=150):
-    """What is decoded when the outputs of a fresh network, instead of its weights, have followed the loss: the
-    surest box, its class, its IoU with the object."""
+    """The best box, its class and its IoU with the object, after the outputs of a fresh network have followed the loss.
+
+    The outputs themselves are trained, not the weights.
+    """
     torch.manual_seed(0)
     model = create_model(name, ("Sack", "Person"))
     with torch.no_grad(): outputs = leaves_of(model(model.normalize(batch.images)))
-    optimizer = torch.optim.Adam(tensors_of(outputs),
-                                 lr=.1 if name not in PACKAGES or PACKAGES[name] == "ultralytics" else .02)
+    lr = .02 if PACKAGES.get(name) == "transformers" else .1
+    optimizer = torch.optim.Adam(tensors_of(outputs), lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
         model.loss(outputs, batch.boxes, batch.labels).total.backward()
@@ -239,10 +235,11 @@ def best_box(name, batch, steps=150):
 
 def test_the_loader_puts_the_object_where_it_is_labeled(corner):
     bright = (corner.images[0].float().mean(0) > 150).nonzero()
-    (y1, x1), (y2, x2) = bright.min(0).values.tolist(), (bright.max(0).values + 1).tolist()
+    y1, x1 = bright.min(0).values.tolist()
+    y2, x2 = (bright.max(0).values + 1).tolist()
     assert corner.images.shape == (1, 3, *WIDE) and corner.labels.tolist() == [[1]]
-    assert np.abs(np.array([x1, y1, x2, y2]) - SPOT).max() <= 1 and (corner.boxes[0, 0] -
-                                                                     torch.tensor(SPOT).float()).abs().max() <= 1
+    assert np.abs(np.array([x1, y1, x2, y2]) - SPOT).max() <= 1
+    assert (corner.boxes[0, 0] - torch.tensor(SPOT).float()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", each_family())
@@ -258,46 +255,53 @@ def test_exchanged_axes_would_be_noticed(name, corner, small, monkeypatch):
     assert best_box(name, swapped)[2] < .5
     family = type(create_model(name, ("Sack", "Person")))
     usual = family.decode
-    monkeypatch.setattr(family, "decode", lambda self, outputs:
-                        (usual(self, outputs)[0][..., [1, 0, 3, 2]], usual(self, outputs)[1]))
+
+    def exchanged(self, outputs):
+        boxes, scores = usual(self, outputs)
+        return boxes[..., [1, 0, 3, 2]], scores
+    monkeypatch.setattr(family, "decode", exchanged)
     assert best_box(name, corner)[2] < .5
 
 
-def place_and_sight(name, at, size=(128, 320)):
-    """Of the point of the finest scale that says a box around `at`, px: that box's middle, and the middle of what of
-    the image it looks at (by its gradient)."""
+def box_and_receptive_field(name, at, size=(128, 320)):
+    """For the point of the finest scale whose box is around `at`, px: the middle of the box and of what it sees.
+
+    What a point sees of the image is known by its gradient.
+    """
     torch.manual_seed(0)
     model = create_model(name, ("Sack", "Person")).eval()
     x = model.normalize(torch.randint(0, 256, (1, 3, *size),
                                       generator=torch.Generator().manual_seed(0)).byte()).requires_grad_()
     outputs = model(x)
+    boxes = model.decode(outputs)[0][0].detach()
     outputs = getattr(outputs, "one2one", outputs) # YOLO26
-    middle = (lambda b: (b[0, :, :2] + b[0, :, 2:])/2)(model.decode(
-        model(x))[0].detach())[:outputs.grids[0][0]*outputs.grids[0][1]]
+    h, w = outputs.grids[0]
+    middle = ((boxes[:, :2] + boxes[:, 2:])/2)[:h*w]
     point = (middle - torch.tensor(at)).norm(dim=1).argmin()
     logits = outputs.cls if hasattr(outputs, "cls") else outputs.scores.transpose(1, 2)
     seen = torch.autograd.grad(logits[0, point].sum(), x)[0][0].double().square().sum(0)
-    return middle[point], torch.tensor([(seen.sum(0)*torch.arange(size[1])).sum(),
-                                        (seen.sum(1)*torch.arange(size[0])).sum()])/seen.sum()
+    x = (seen.sum(0)*torch.arange(size[1])).sum()
+    y = (seen.sum(1)*torch.arange(size[0])).sum()
+    return middle[point], torch.tensor([x, y])/seen.sum()
 
 
 @pytest.mark.parametrize("name", each_family([n for n in FAMILIES if PACKAGES.get(n) != "transformers"]))
-def test_a_point_looks_at_where_its_box_is(name):
+def test_a_point_sees_where_its_box_is(name):
     "(The DETRs' points: tests/models/detr/test_detr.py.)"
     for at in ((240., 40.), (80., 40.), (240., 88.), (80., 88.)):
-        middle, sight = place_and_sight(name, at)
-        assert (middle - torch.tensor(at)).abs().max() <= 8 and (sight - middle).abs().max() <= 16, (at, middle, sight)
+        middle, seen = box_and_receptive_field(name, at)
+        assert (middle - torch.tensor(at)).abs().max() <= 8 and (seen - middle).abs().max() <= 16, (at, middle, seen)
 
 
 def embedded(name):
-    "Of the map that attends to itself: tokens, what they are cells of, and the sines and cosines that they are given."
+    "Of the map with self-attention: its cells, the tokens made of them, and the position embeddings they get."
     model = create_model(name, ("Sack", "Person")).eval()
     seen = {}
     aifi = model.net.encoder.aifi[0]
-    aifi.register_forward_pre_hook(lambda m, args, kw: seen.update(map=args[0] if args else kw["hidden_states"]),
-                                   with_kwargs=True)
-    aifi.layers[0].register_forward_pre_hook(
-        lambda m, args, kw: seen.update(tokens=args[0], where=kw["spatial_position_embeddings"]), with_kwargs=True)
+    def see_map(module, args, kw): seen["map"] = args[0] if args else kw["hidden_states"]
+    def see_tokens(module, args, kw): seen.update(tokens=args[0], where=kw["spatial_position_embeddings"])
+    aifi.register_forward_pre_hook(see_map, with_kwargs=True)
+    aifi.layers[0].register_forward_pre_hook(see_tokens, with_kwargs=True)
     with torch.no_grad(): model(torch.rand(1, 3, *WIDE))
     return seen
 
@@ -306,14 +310,14 @@ def in_order(seen):
     "Is each token's embedding that of its own row and column?"
     _, d, h, w = seen["map"].shape
     omega = 1/10000**(np.arange(d//4)/(d//4))
-    at = lambda y, x: np.concatenate([np.sin(y*omega), np.cos(y*omega), np.sin(x*omega), np.cos(x*omega)])
-    right = np.stack([at(y, x) for y in range(h) for x in range(w)])
-    return h != w and torch.equal(seen["tokens"], seen["map"].flatten(2).transpose(1, 2)) and np.allclose(
-        seen["where"][0], right, atol=1e-5)
+    def embedding(y, x): return np.concatenate([np.sin(y*omega), np.cos(y*omega), np.sin(x*omega), np.cos(x*omega)])
+    expected = np.stack([embedding(y, x) for y in range(h) for x in range(w)])
+    same_tokens = torch.equal(seen["tokens"], seen["map"].flatten(2).transpose(1, 2))
+    return h != w and same_tokens and np.allclose(seen["where"][0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", each_family([n for n in FAMILIES if PACKAGES.get(n) == "transformers"]))
-def test_each_cell_is_told_its_own_place(name, small):
+def test_each_cell_gets_its_own_position(name, small):
     "Row by row, as the cells are; the embedding of the official code, column by column, would be noticed."
     seen = embedded(name)
     assert in_order(seen)

@@ -20,12 +20,12 @@ from jetson_det.models.checkpoint import load_checkpoint, save_checkpoint  # noq
 from jetson_det.train.ema import ModelEMA  # noqa: E402
 from jetson_det.train.optim import build_optimizer, gradients  # noqa: E402
 from jetson_det.models.prune import (
-    merged_widths,
+    _merged_widths,
     plan_pruning,
     prune_model,
     rebuild_pruned,
-    removable,
-    trace_channels,
+    _removable_units,
+    _trace_channels,
 )  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -208,8 +208,8 @@ class Odd(nn.Module):
 
 def test_what_is_not_known_is_kept():
     model = Odd()
-    trace = trace_channels(model, (8, 8))
-    units = removable(trace)
+    trace = _trace_channels(model, (8, 8))
+    units = _removable_units(trace)
     assert len(units) == 1 and {trace.channels.of(i) for i in trace.convs["plain.0"].out} == set(units[0][0])
 
 
@@ -235,7 +235,7 @@ def test_twice():
     prune_model(model, SIZE, .2)
     fresh = rebuild_pruned(create_model("yolox-tiny", model.classes), model.pruned)
     fresh.load_state_dict(model.state_dict())
-    assert merged_widths({}, model.pruned) == model.pruned and .6 < count_gflops(model, SIZE)/count_gflops(
+    assert _merged_widths({}, model.pruned) == model.pruned and .6 < count_gflops(model, SIZE)/count_gflops(
         trained("yolox-tiny"), SIZE) <= .64
 
 
@@ -291,11 +291,11 @@ def test_torch_pruning_finds_the_same_channels():
     for name in ("yolox-nano", "yolox-tiny"):
         model = trained(name)
         names = {m: n for n, m in model.named_modules()}
-        trace = trace_channels(model, SIZE)
+        trace = _trace_channels(model, SIZE)
         graph = tp.DependencyGraph().build_dependency(
             model, torch.zeros(1, 3, *SIZE), forward_fn=lambda m, x: [t for t in m(x) if isinstance(t, torch.Tensor)])
         of = trace.channels.of
-        free = {i for u in removable(trace) for b in u for i in b}
+        free = {i for u in _removable_units(trace) for b in u for i in b}
         seen = 0
         for conv, use in trace.convs.items():
             if not all(of(i) in free for i in use.out): continue

@@ -15,8 +15,9 @@ from pycocotools.coco import COCO
 from jetson_det.core import rng_for
 from jetson_det.scenes.cutouts import CLUTTER, POSES, SACK_POSES, clutter_cutout, person_cutout, sack_cutout
 from jetson_det.runtime.files import InputError, read_json, write_json_atomic
-from jetson_det.scenes.docks import (Sprite, boxes_of, dock_scene, draw_room, drop_hidden, light_map, make_camera,
-                                     paint, place_clutter, place_objects, scene_seed, shine, split_counts, write_scenes)
+from jetson_det.scenes import docks
+from jetson_det.scenes.docks import dock_scene, write_scenes
+
 
 SIZE = (360, 640)
 
@@ -32,8 +33,8 @@ def changed(a, b, more_than=0):
 
 
 def labeled(seed, count=6):
-    cam = make_camera(rng_for(seed), SIZE)
-    return cam, [s for s in place_objects(seed, cam, count) if s.label >= 0]
+    cam = docks._make_camera(rng_for(seed), SIZE)
+    return cam, [s for s in docks._place_objects(seed, cam, count) if s.label >= 0]
 
 
 # --- one scene
@@ -117,21 +118,21 @@ def test_what_cannot_be_meant_is_one_line(bad):
 @given(seed=st.integers(0, 2 ** 40))
 def test_a_lone_thing_changes_the_pixels_of_its_box(seed):
     cam, things = labeled(seed)
-    room = draw_room(rng_for(seed, 1), cam)
+    room = docks._draw_room(rng_for(seed, 1), cam)
     for s in things:
-        box = boxes_of([s], SIZE)[0][0]
-        assert np.abs(changed(room, paint(room, [s])) - box).max() <= 2
+        box = docks._boxes_of([s], SIZE)[0][0]
+        assert np.abs(changed(room, docks._paint(room, [s])) - box).max() <= 2
 
 
 def test_boxes_still_fit_under_the_light():
     "Seen against a room of another color, after light: the outline is sharp on all four sides."
     for seed in range(20):
         cam, things = labeled(seed)
-        gain = light_map(rng_for(seed, 9), SIZE, 0.)
+        gain = docks._light_map(rng_for(seed, 9), SIZE, 0.)
         magenta = np.full((*SIZE, 3), (255, 0, 255), np.uint8)
         for s in things:
-            seen = changed(shine(magenta, gain), shine(paint(magenta, [s]), gain), 40)
-            assert np.abs(seen - boxes_of([s], SIZE)[0][0]).max() <= 2
+            seen = changed(docks._shine(magenta, gain), docks._shine(docks._paint(magenta, [s]), gain), 40)
+            assert np.abs(seen - docks._boxes_of([s], SIZE)[0][0]).max() <= 2
 
 
 @pytest.mark.parametrize("px", [10, 33, 90, 300, 700])
@@ -152,21 +153,21 @@ def test_an_upright_person_has_the_height_that_was_asked_for():
 
 
 def test_hidden_things_go_and_half_hidden_things_stay():
-    def square(x, label, depth): return Sprite(np.full((100, 100, 4), 255, np.uint8), x, 50, label, depth, True)
+    def square(x, label, depth): return docks._Sprite(np.full((100, 100, 4), 255, np.uint8), x, 50, label, depth, True)
     thing = square(100, 0, 5.)
     for shift, stays in ((0, False), (20, False), (30, True), (60, True)):
-        kept = drop_hidden([thing, square(100 + shift, -1, 4.)], SIZE)
+        kept = docks._drop_hidden([thing, square(100 + shift, -1, 4.)], SIZE)
         assert any(s.label == 0 for s in kept) is stays
-    assert any(s.label == 0 for s in drop_hidden([thing, square(100, -1, 6.)], SIZE))
+    assert any(s.label == 0 for s in docks._drop_hidden([thing, square(100, -1, 6.)], SIZE))
     for x, stays in ((-80, False), (-70, True), (620, False), (600, True)):
-        assert bool(drop_hidden([square(x, 1, 5.)], SIZE)) is stays
-    box = boxes_of([square(-70, 1, 5.)], SIZE)[0]
+        assert bool(docks._drop_hidden([square(x, 1, 5.)], SIZE)) is stays
+    box = docks._boxes_of([square(-70, 1, 5.)], SIZE)[0]
     assert box.tolist() == [[0, 50, 30, 150]]
 
 
 def test_clutter_has_no_boxes():
-    cam = make_camera(rng_for(0), SIZE)
-    boxes, labels = boxes_of(place_clutter(0, cam, 10), SIZE)
+    cam = docks._make_camera(rng_for(0), SIZE)
+    boxes, labels = docks._boxes_of(docks._place_clutter(0, cam, 10), SIZE)
     assert boxes.shape == (0, 4) and labels.shape == (0,)
 
 
@@ -188,7 +189,7 @@ def test_pycocotools_reads_it(dock):
         for i, image in coco.imgs.items():
             img = cv2.imread(str(dock / "images" / split / image["file_name"]))
             assert img.shape[:2] == (image["height"], image["width"]) == (96, 160)
-            _, boxes, labels = dock_scene(scene_seed(4, i - 1), (96, 160))
+            _, boxes, labels = dock_scene(docks._scene_seed(4, i - 1), (96, 160))
             anns = coco.loadAnns(coco.getAnnIds(i))
             xywh = np.array([a["bbox"] for a in anns]).reshape(-1, 4)
             assert np.array_equal(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1), boxes)
@@ -200,7 +201,7 @@ def test_pycocotools_reads_it(dock):
 
 
 def test_again_is_a_look_not_a_drawing(dock, monkeypatch):
-    monkeypatch.setattr("jetson_det.scenes.docks.dock_scene", lambda *a, **k: pytest.fail("drew a scene again"))
+    monkeypatch.setattr(docks, "dock_scene", lambda *a, **k: pytest.fail("drew a scene again"))
     assert write_scenes(dock, count=20, size=(96, 160), seed=4) == dock
 
 
@@ -217,19 +218,19 @@ def test_a_torn_set_is_made_whole(tmp_path, damage):
 
 
 def test_interrupted_halfway(tmp_path, monkeypatch):
-    import jetson_det.scenes.docks as synth
-    real, calls = synth.dock_scene, []
+    real = docks.dock_scene
+    calls = []
 
     def dies(*args, **kw):
         calls.append(1)
         if len(calls) > 3: raise KeyboardInterrupt
         return real(*args, **kw)
-    monkeypatch.setattr(synth, "dock_scene", dies)
+    monkeypatch.setattr(docks, "dock_scene", dies)
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / "d", count=6, size=(96, 160))
     assert not list((tmp_path / "d/annotations").iterdir())
     assert json.loads((tmp_path / "d/scenes.json").read_text())["complete"] is False
-    monkeypatch.setattr(synth, "dock_scene", real)
+    monkeypatch.setattr(docks, "dock_scene", real)
     write_scenes(tmp_path / "d", count=6, size=(96, 160))
     assert json.loads((tmp_path / "d/scenes.json").read_text())["complete"] is True
 
@@ -260,6 +261,6 @@ def test_a_longer_set_begins_like_a_shorter_one(tmp_path):
 
 @given(count=st.integers(3, 5000), val=st.floats(.01, .45), test=st.floats(.01, .45))
 def test_splits_add_up(count, val, test):
-    try: counts = split_counts(count, {"train": 1 - val - test, "val": val, "test": test})
+    try: counts = docks._scene_counts(count, {"train": 1 - val - test, "val": val, "test": test})
     except InputError: return
     assert sum(counts.values()) == count and min(counts.values()) >= 1

@@ -313,7 +313,7 @@ def test_what_is_learned_with_a_teacher_goes_on_where_it_was(tmp_path):
         begin(checkpoint=load_checkpoint(tmp_path/"half"))
 
 
-def test_what_is_wrong_is_said_in_a_line(tmp_path):
+def test_wrong_teachers_are_refused_in_a_line(tmp_path):
     student = network("yolox-nano", 2)
     cfg = saved_teacher(tmp_path/"teacher")
     assert make_distiller(SimpleNamespace(teacher=""), student) is None

@@ -26,7 +26,7 @@ from jetson_det.train.callbacks.checkpoints import SaveCheckpoints
 from jetson_det.train.callbacks.evaluate import EarlyStop
 from jetson_det.train.callbacks.log import read_table
 from jetson_det.train.callbacks.resources import DiskWatch, ResourceLog
-from jetson_det.train.state import TrainingError
+from jetson_det.train.state import RunState, TrainingError
 from jetson_det.models.checkpoint import list_checkpoints, newest_whole, verify_checkpoint
 from jetson_det.train.data import make_loader
 from jetson_det.train.data import training_data

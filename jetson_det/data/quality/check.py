@@ -21,7 +21,8 @@ import numpy as np
 from ...core import InputError
 from ..dataset import CROWD, IGNORE, DetDataset, Flaw
 from ..formats.registry import known_format, read_dataset
-from ..images.facts import ImageFacts, clusters, look_at, look_at_images, near_duplicates, same_picture
+from ..images.duplicates import clusters, near_duplicates, same_image
+from ..images.facts import ImageFacts, inspect_image, inspect_images
 
 # %% ../../../nbs/14_data.quality.check.ipynb #f702fb0c
 def _findings(severity:str, action:str="noted"):
@@ -124,7 +125,7 @@ def _across(ds, facts, rows)->list: # of (image to blame, its twin)
     for at, i in enumerate(rows):
         before = np.array([j for j in rows[:at] if ds.splits[j] != ds.splits[i]], int)
         alike = before[(facts.digests[before] == facts.digests[i])
-                       | same_picture(facts.thumbs[before], np.repeat(facts.thumbs[[i]], len(before), 0))]
+                       | same_image(facts.thumbs[before], np.repeat(facts.thumbs[[i]], len(before), 0))]
         if len(alike): out.append((i, int(alike[0])))
     return out
 
@@ -189,7 +190,7 @@ def check_images(
     facts:ImageFacts=None, # of its images, where they are known already
 )->list: # of Flaw: broken images (dropped), images that stand twice (noted)
     "Read every image file and report those that are not whole, and those that are there twice."
-    facts = look_at_images(ds, workers) if facts is None else facts
+    facts = inspect_images(ds, workers) if facts is None else facts
     return broken_images(ds, facts) + duplicate_images(ds, facts)
 
 # %% ../../../nbs/14_data.quality.check.ipynb #47a5d090
@@ -510,7 +511,7 @@ def reader_flaws(
         if f.severity == "warning" and f.action == "noted" and f.kind != "size-mismatch":
             f = f._replace(severity="note")
         if f.kind == "unreadable-image":
-            look = look_at(ds.root / f.file)
+            look = inspect_image(ds.root / f.file)
             if look.problem: f = f._replace(kind=look.problem, message=f"{f.file} {look.message}")
         out.append(f)
     return out
@@ -527,7 +528,7 @@ def prepare(
     "Leave out or clip single flaws. Raises InputError, naming the first few, when there are too many."
     for f in ds.flaws:
         if f.severity == "error": raise InputError(f.message)
-    if facts is None and check_images: facts = look_at_images(ds, workers)
+    if facts is None and check_images: facts = inspect_images(ds, workers)
     keep, clipped, boxes = box_flaws(ds)
     images = [] if facts is None else broken_images(ds, facts) + turned_images(ds, facts) + duplicate_images(ds, facts)
     images = [f for f in images if f.severity != "note"]
@@ -700,7 +701,7 @@ def check_dataset(
     stop = lambda kind, text: Flaw("error", kind, str(path), "", text, "stops")
     try: ds = read_dataset(path, format, classes)
     except InputError as e: return CheckReport(str(path), None, [stop("unreadable", str(e))])
-    facts = look_at_images(ds, workers, progress)
+    facts = inspect_images(ds, workers, progress)
     flaws = dataset_flaws(ds, facts, input_size)
     error = _too_many(ds, flaws, strict, max_flawed)
     return CheckReport(str(path), ds, ([stop("too-many-flaws", error)] if error else []) + flaws, facts)

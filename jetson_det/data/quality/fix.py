@@ -33,10 +33,10 @@ from jetson_det.data.quality.check import (
 )
 from ..dataset import DetDataset
 from ..formats.reader import walk_files
+from ..formats.catalog import WRITERS
 from ..formats.registry import read_dataset, with_classes, write_dataset
 from ..images.header import image_header
-from ..images.facts import ImageFacts, image_facts, look_at
-from ..formats.writers import WRITERS
+from ..images.facts import ImageFacts, stack_facts, inspect_image
 from ...runtime.images import upright
 
 # %% ../../../nbs/14_data.quality.fix.ipynb #0539c052
@@ -174,7 +174,7 @@ def _turn(
     new = with_classes(
         read_dataset(folder/path.relative_to(os.path.abspath(ds.root)) if inside else folder, ds.format,
                      ds.classes if ds.format == "yolo" else None), ds.classes)
-    both = image_facts([look_at(folder / p) for p in turned])
+    both = stack_facts([inspect_image(folder / p) for p in turned])
     row = {p: k for k, p in enumerate(ds.paths)}
     row.update({p: len(ds) + k for k, p in enumerate(turned)})
     facts = ImageFacts(*(np.concatenate([getattr(facts, f), getattr(both, f)]) for f in vars(facts)))

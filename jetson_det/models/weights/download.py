@@ -493,7 +493,7 @@ _WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".onnx", ".safetensors")
 def is_hub_name(
     text:str, # what stands in a config
 )->bool:
-    "Can it be a repository of the hub, owner/name? The name of a file is none, nor is a path into a folder that exists."
+    "Can it be a repository of the hub, owner/name? A file's name is none, nor is a path into a folder that exists."
     owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", text)
     return bool(owner) and Path(text).suffix not in _WEIGHT_SUFFIXES and not Path(owner[1]).is_dir()
 
@@ -544,15 +544,16 @@ def _hub_file(hub, name:str, file:str, revision:str, offline:bool, say)->Optiona
 _HUB_FILES = ("config.json", "model.safetensors")
 
 def _hub_reason(hub, e, name)->str: # why a model cannot be had, and what to do
+    if isinstance(e, hub.errors.LocalEntryNotFoundError): e = e.__cause__ or e # why the hub was not reached
     if isinstance(e, hub.errors.GatedRepoError):
         return f"its authors want to be asked: accept their terms at https://huggingface.co/{name}, then set HF_TOKEN"
     if isinstance(e, hub.errors.RepositoryNotFoundError):
         return "no such repository, or a private one, which needs HF_TOKEN"
-    if isinstance(e, hub.errors.EntryNotFoundError) and not isinstance(e, hub.errors.LocalEntryNotFoundError):
+    if isinstance(e, hub.errors.RemoteEntryNotFoundError):
         return f"it has no {' or no '.join(_HUB_FILES)}, which are what is read"
     if isinstance(e, hub.errors.HfHubHTTPError) and e.response.status_code in (401, 403):
         return f"{e.response.status_code}: the hub refuses it; set HF_TOKEN to a token that may read it"
-    return " ".join(str(e.__cause__ or e).split())[:200]
+    return " ".join(str(e).split())[:200]
 
 def fetch_hub(
     name:str, # owner/name

@@ -16,5 +16,5 @@ class Callback:
     def after_train(self, trainer): "After the last epoch."
     def state(self): "What a checkpoint must keep of it (JSON values and tensors); None: nothing."
     def load(self, trainer, state): "Restore what `state` gave; before `before_train`, when a training is resumed."
-    def not_finite(self, trainer, error): "`error.batches` gave a loss or gradient that is not finite, which ends the training."
+    def not_finite(self, trainer, error): "A loss or gradient of `error.batches` is not finite; the training ends."
     def finish(self, trainer): "Last of all, also when the training broke off."

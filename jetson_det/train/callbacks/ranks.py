@@ -31,8 +31,8 @@ class CheckRanks(Callback):
         if not differing: return
         rank = differing[0]
         raise TrainingError(
-            f"after step {trainer.run.step} the weights of process {rank} differ from those of process 0 (sums {sums[rank]}"
-            f" and {sums[0]}): the devices don't compute alike, or a callback changed the network in one process only")
+            f"after step {trainer.run.step} the weights of process {rank} differ from those of process 0"
+            f" (sums {sums[rank]} and {sums[0]}): the devices don't compute alike, or a callback changed the network in one process only")
 
 # %% ../../../nbs/35_train.callbacks.ranks.ipynb #8675048e
 def callbacks_of(

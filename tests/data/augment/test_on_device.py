@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 from jetson_det.config import AugmentConfig
 from jetson_det.core import InputError
 from jetson_det.data.augment import on_device as B
-from jetson_det.data.augment.render import ImageCache, draw_layer, make_sample, reduction, shift_colors
-from jetson_det.data.augment.on_device import DevicePixels, pack_plans, render_batch, shift_planes
+from jetson_det.data.augment.render import ImageCache, _draw_layer, make_sample, reduction, shift_colors
+from jetson_det.data.augment.on_device import DevicePixels, pack_plans, render_batch, _shift_planes
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.loader import TrainLoader
 from jetson_det.data.augment.plan import Layer, Plan, epoch_order, plan_sample
@@ -54,7 +54,7 @@ def edges(cache, plans, size):
             mask[min(layer.frame[0], size[0] - 1)] = mask[:, min(layer.frame[1], size[1] - 1)] = 1
             for tile in layer.tiles:
                 grounds = [
-                    draw_layer(cache, Layer([tile], frame), (0, 0, size[1], size[0]))[..., :3]
+                    _draw_layer(cache, Layer([tile], frame), (0, 0, size[1], size[0]))[..., :3]
                     for frame in (size, (0, 0))
                 ]
                 inside = (grounds[0] == grounds[1]).all(-1).astype(np.uint8)
@@ -157,7 +157,7 @@ def test_no_pixel_outside_the_image_is_read(ds):
     table = pixels.table
     pixels.pixels.fill_(0x0000FF00) # green
     for i in range(len(ds)):
-        for level in range(B.LEVELS):
+        for level in range(B._LEVELS):
             h, w = table.shapes[i, level].tolist()
             start = int(table.starts[i, level])
             pixels.pixels[start:start + h * w] = 0x00FF00FF # what is an image is magenta
@@ -175,7 +175,7 @@ def test_colors_are_those_of_shift_colors(shifts, seed):
     image = np.random.default_rng(seed).integers(0, 256, (1, 2000, 3), np.uint8)
     planes = [torch.from_numpy(image[..., k].astype(np.float32))[None] for k in range(3)]
     hue = (shifts[0] + 90) % 180 - 90
-    drawn = torch.stack(shift_planes(*planes, torch.tensor([[hue, *shifts[1:]]]).float()), -1)[0].numpy()
+    drawn = torch.stack(_shift_planes(*planes, torch.tensor([[hue, *shifts[1:]]]).float()), -1)[0].numpy()
     assert np.abs(drawn -
                   shift_colors(image, shifts,
                                 image.copy() if any(shifts) else None)).max() <= 2 or not (hue or any(shifts[1:]))

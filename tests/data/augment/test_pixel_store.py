@@ -13,7 +13,7 @@ import pytest
 from jetson_det.core import InputError
 from jetson_det.data.augment import pixel_store as cache
 from jetson_det.data.augment.render import ImageCache
-from jetson_det.data.augment.pixel_store import disk_store, memory_store, open_store, store_name, store_size
+from jetson_det.data.augment.pixel_store import _disk_store, _memory_store, open_store, _store_name, store_size
 from jetson_det.data.dataset import DetDataset
 
 SIZES = [(72, 128), (100, 33), (1, 1), (301, 467), (480, 640), (97, 101)]
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(ds, tmp_path, cach
 
 
 def test_memory_is_shared_with_forked_processes(ds):
-    store = memory_store(ds, (640, 640), lambda line: None)
+    store = _memory_store(ds, (640, 640), lambda line: None)
     store._pixels.flags.writeable = True
     if not (child := os.fork()):
         store.get(4)[5, 6] = 1, 2, 3, 4
@@ -113,33 +113,33 @@ def test_an_unreadable_image_is_named(ds, tmp_path, cache_folder, kind):
 
 
 def test_a_finished_file_is_used_again(ds, cache_folder, monkeypatch):
-    store = disk_store(ds, (640, 640), print)
+    store = _disk_store(ds, (640, 640), print)
     monkeypatch.setattr(cache, "decode_all", None) # would be called
-    assert_holds(disk_store(ds, (640, 640), print), ds, (640, 640))
-    assert_holds(disk_store(ds, (560, 650), print), ds, (640, 640)) # the same reductions
-    assert [f.name for f in cache_folder.iterdir()] == [store_name(ds, (640, 640)) + ".pixels"]
+    assert_holds(_disk_store(ds, (640, 640), print), ds, (640, 640))
+    assert_holds(_disk_store(ds, (560, 650), print), ds, (640, 640)) # the same reductions
+    assert [f.name for f in cache_folder.iterdir()] == [_store_name(ds, (640, 640)) + ".pixels"]
 
 
 @pytest.mark.parametrize("change", ["content", "time"])
 def test_another_file_when_an_image_changes(ds, tmp_path, cache_folder, change):
-    old = store_name(ds, (640, 640))
-    kept = disk_store(ds, (640, 640), print)
+    old = _store_name(ds, (640, 640))
+    kept = _disk_store(ds, (640, 640), print)
     if change == "content": cv2.imwrite(str(tmp_path / "images/3.jpg"), np.full((301, 467, 3), 99, np.uint8))
     else: os.utime(tmp_path / "images/3.jpg")
-    store = disk_store(ds, (640, 640), print)
+    store = _disk_store(ds, (640, 640), print)
     assert_holds(store, ds, (640, 640))
     names = {f.name for f in cache_folder.iterdir()}
-    assert names == {f"{old}.pixels", store_name(ds, (640, 640)) + ".pixels"} # a run has the old one open
+    assert names == {f"{old}.pixels", _store_name(ds, (640, 640)) + ".pixels"} # a run has the old one open
     del kept
     os.utime(tmp_path / "images/2.jpg")
     del store
-    store = disk_store(ds, (640, 640), print)
-    assert {f.name for f in cache_folder.iterdir()} == {store_name(ds, (640, 640)) + ".pixels"}
+    store = _disk_store(ds, (640, 640), print)
+    assert {f.name for f in cache_folder.iterdir()} == {_store_name(ds, (640, 640)) + ".pixels"}
 
 
 def test_other_sizes_and_images_have_their_own_names(ds, tmp_path):
     names = {
-        store_name(d, s)
+        _store_name(d, s)
         for d in (ds, ds.subset([0, 1, 3]), ds.subset([1, 0, 3]))
         for s in ((640, 640), (96, 160))
     }
@@ -147,20 +147,20 @@ def test_other_sizes_and_images_have_their_own_names(ds, tmp_path):
 
 
 def test_old_files_do_not_pile_up(ds, cache_folder, monkeypatch):
-    first, used, fresh = (disk_store(ds.subset([i]), (640, 640), print) for i in range(3))
+    first, used, fresh = (_disk_store(ds.subset([i]), (640, 640), print) for i in range(3))
     names = [cache_folder / f"{store_name(ds.subset([i]), (640, 640))}.pixels" for i in range(3)]
     month = time.time() - 31 * 86400
     for n in names[:2]: os.utime(n, (month, month))
     del first
     lines = []
-    disk_store(ds, (640, 640), lines.append)
+    _disk_store(ds, (640, 640), lines.append)
     assert [n.exists() for n in names] == [False, True, True] and "not used for long" in lines[0] # the second is in use
     del used, fresh
     usage = cache.shutil.disk_usage(cache_folder)
     room = lambda p: usage._replace(free=cache._SPARE + 10**5 * (3 - len(list(cache_folder.glob("*.pixels")))))
     monkeypatch.setattr(cache.shutil, "disk_usage", room)
     os.utime(names[1], (time.time() - 1000,) * 2)
-    disk_store(ds.subset([5]), (640, 640), lines.append)
+    _disk_store(ds.subset([5]), (640, 640), lines.append)
     assert not names[1].exists() and names[2].exists() and "needs the room" in lines[-2] # the one used longest ago
 
 
@@ -170,24 +170,24 @@ def test_a_full_disk_leaves_nothing(ds, cache_folder, monkeypatch):
         with monkeypatch.context() as m:
             m.setattr(cache.os, name, full)
             with pytest.raises(InputError, match="data.cache=disk: .*cannot be written: No space left") as e:
-                disk_store(ds, (640, 640), print)
+                _disk_store(ds, (640, 640), print)
         assert "\n" not in str(e.value) and not list(cache_folder.iterdir())
     with monkeypatch.context() as m:
         m.setattr(cache.os, "pwrite", lambda fd, data, at: len(data) - 1) # as at the very end of a disk
-        with pytest.raises(InputError, match="No space left"): disk_store(ds, (640, 640), print)
+        with pytest.raises(InputError, match="No space left"): _disk_store(ds, (640, 640), print)
     assert not list(cache_folder.iterdir())
-    assert_holds(disk_store(ds, (640, 640), print), ds, (640, 640))
+    assert_holds(_disk_store(ds, (640, 640), print), ds, (640, 640))
 
 
 def test_a_folder_that_cannot_be_written(ds, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
-        disk_store(ds, (640, 640), print, tmp_path / "file" / "pixels")
+        _disk_store(ds, (640, 640), print, tmp_path / "file" / "pixels")
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "magic", "count"])
 def test_a_file_that_is_none_is_made_anew(ds, cache_folder, damage):
-    disk_store(ds, (640, 640), print)
+    _disk_store(ds, (640, 640), print)
     path, = cache_folder.iterdir()
     data = bytearray(path.read_bytes())
     if damage == "short": del data[-1]
@@ -195,7 +195,7 @@ def test_a_file_that_is_none_is_made_anew(ds, cache_folder, damage):
     if damage == "magic": data[0] ^= 1
     if damage == "count": data[32] ^= 1
     path.write_bytes(data)
-    assert_holds(disk_store(ds, (640, 640), print), ds, (640, 640))
+    assert_holds(_disk_store(ds, (640, 640), print), ds, (640, 640))
 
 
 RUN = """
@@ -210,7 +210,7 @@ def slowly(*args):
     if sys.argv[3] == "slow": time.sleep(float(sys.argv[4]))
     fill(*args)
 cache.decode_all = slowly
-store = cache.disk_store(ds, (640, 640), lambda line: print(line, flush=True))
+store = cache._disk_store(ds, (640, 640), lambda line: print(line, flush=True))
 print("sum", int(store._pixels.sum()), flush=True)
 """
 
@@ -250,7 +250,7 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_whole(ds, cache_folder):
     lines = until(other, "sum") # whoever waited fills it
     assert "filling" in lines and other.wait(10) == 0
     assert [f.suffix for f in cache_folder.iterdir()] == [".pixels"]
-    assert_holds(disk_store(ds, (640, 640), print), ds, (640, 640))
+    assert_holds(_disk_store(ds, (640, 640), print), ds, (640, 640))
 
 
 def test_interrupting_leaves_nothing(ds, cache_folder):
@@ -263,7 +263,7 @@ def test_interrupting_leaves_nothing(ds, cache_folder):
 
 def test_no_file_is_left_open(ds):
     files = len(os.listdir("/proc/self/fd"))
-    for _ in range(3): disk_store(ds, (640, 640), print)
+    for _ in range(3): _disk_store(ds, (640, 640), print)
     assert len(os.listdir("/proc/self/fd")) == files
 
 

@@ -10,18 +10,18 @@ from jetson_det.config import AugmentConfig
 from jetson_det.core import InputError, rng_for
 from jetson_det.data.augment.render import (
     ImageCache,
-    draw,
-    draw_layer,
+    _draw,
+    _draw_layer,
     make_sample,
-    read_reduced,
+    _read_reduced,
     reduction,
     render,
     shift_colors,
 )
 from jetson_det.data.dataset import DetDataset
-from jetson_det.data.augment.plan import (COVERED, Layer, alone, boxes_in, detail_of, epoch_order, group_of, mixup,
-                                          mosaic, move_boxes, partners, plan_sample, random_affine, random_crop,
-                                          random_shifts, region, sample_rng, training_boxes)
+from jetson_det.data.augment.plan import (_MAX_COVERED, Layer, single_image, _boxes_in, detail_of, epoch_order, group_of, mixup,
+                                          mosaic, move_boxes, _partners, plan_sample, _random_affine, _random_crop,
+                                          _random_shifts, _region, _sample_rng, training_boxes)
 from jetson_det.runtime.preprocess import letterbox
 
 COLORS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 250, 250], [250, 0, 250]])
@@ -60,7 +60,7 @@ def found(image, label):
 
 def pixels(cache, tiles, size, frame=None):
     "A layer of tiles as an image."
-    return draw_layer(cache, Layer(tiles, frame or size), (0, 0, size[1], size[0]))
+    return _draw_layer(cache, Layer(tiles, frame or size), (0, 0, size[1], size[0]))
 
 
 def cut(box, size):
@@ -114,7 +114,7 @@ def test_rectangles_are_found_again_in_reduced_images(tmp_path, ext, size):
     assert cache.pixels(3).shape[0] < 400
     for seed in range(6):
         for made in [mosaic(rng_for(seed), ds, [0, 1, 2, 3], size, augment)
-                     ] + [alone(rng_for(seed), ds, i, size, augment, seed % 4) for i in range(4)]:
+                     ] + [single_image(rng_for(seed), ds, i, size, augment, seed % 4) for i in range(4)]:
             tiles, boxes, labels, _ = made
             canvas = pixels(cache, tiles, size)
             for box, label in zip(boxes, labels):
@@ -127,7 +127,7 @@ def test_rectangles_are_found_again_in_reduced_images(tmp_path, ext, size):
 def test_letterboxed(wide, size, flips):
     cache = ImageCache(wide, size)
     for i in range(4):
-        tiles, boxes, labels, _ = alone(rng_for(0), wide, i, size, AugmentConfig(), flips)
+        tiles, boxes, labels, _ = single_image(rng_for(0), wide, i, size, AugmentConfig(), flips)
         canvas = pixels(cache, tiles, size)
         np.testing.assert_allclose(found(canvas, i), boxes[0], atol=1.)
         expected, place = letterbox(wide.image(i), size)
@@ -150,7 +150,7 @@ def test_mixup(wide, size):
 
 def test_the_matrix_is_that_of_yolox():
     for seed in range(20):
-        got, zoom = random_affine(rng_for(seed), (300, 500), 10, .1, (.5, 1.5), 2)
+        got, zoom = _random_affine(rng_for(seed), (300, 500), 10, .1, (.5, 1.5), 2)
         rng = rng_for(seed) # the same draws, in the way of yolox.data.data_augment.get_affine_matrix
         angle = rng.uniform(-10, 10)
         scale = rng.uniform(.5, 1.5)
@@ -172,7 +172,7 @@ boxes_strategy = st.lists(st.tuples(*[st.floats(0, 400, width=32)] * 4), max_siz
 def test_boxes_stay_inside_and_large_enough(corners, seed, size, min_box, min_visible):
     b = np.array(corners, np.float32).reshape(-1, 4)
     b = np.concatenate([np.minimum(b[:, :2], b[:, 2:]), np.maximum(b[:, :2], b[:, 2:])], 1)
-    matrix, _ = random_affine(rng_for(seed), size, 180, .5, (.2, 3), 10)
+    matrix, _ = _random_affine(rng_for(seed), size, 180, .5, (.2, 3), 10)
     moved, keep = move_boxes(b, matrix, size, min_box, min_visible)
     assert moved.dtype == np.float32 and len(moved) == keep.sum() and keep.shape == (len(b),)
     assert (moved >= 0).all() and (moved[:, [0, 2]] <= size[1]).all() and (moved[:, [1, 3]] <= size[0]).all()
@@ -189,11 +189,11 @@ def test_boxes_stay_inside_and_large_enough(corners, seed, size, min_box, min_vi
 def test_images_meet_without_a_gap(wide):
     canvas = np.full((100, 100, 4), 114, np.uint8)
     white = np.full((62, 62, 4), 255, np.uint8)
-    turn, _ = random_affine(rng_for(3), (100, 100), 10, 0, (1, 1), 2)
+    turn, _ = _random_affine(rng_for(3), (100, 100), 10, 0, (1, 1), 2)
     for x in (-10, 50):
         for y in (-10, 50):
             matrix = turn @ np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
-            draw(canvas, white, matrix, region(matrix, (60, 60), (100, 100)))
+            _draw(canvas, white, matrix, _region(matrix, (60, 60), (100, 100)))
     assert (canvas[20:80, 20:80] == 255).all()
 
 
@@ -259,7 +259,7 @@ def test_groups_cover_the_epoch(n, most):
 @settings(max_examples=60, deadline=None)
 def test_partners_are_neighbors(n, data):
     p = data.draw(st.integers(0, n - 1))
-    got = partners(rng_for(n, p), p, n)
+    got = _partners(rng_for(n, p), p, n)
     (_, first, end) = group_of(p, n)
     assert ((got >= first) & (got < end)).all()
     assert end - first == 1 or (got != p).all()
@@ -299,7 +299,7 @@ def test_colors_as_in_whole_numbers(shifts):
 
 
 def test_shifts_have_their_limits():
-    drawn = np.array([random_shifts(rng_for(0, s), (5, 30, 30)) for s in range(2000)])
+    drawn = np.array([_random_shifts(rng_for(0, s), (5, 30, 30)) for s in range(2000)])
     assert (np.abs(drawn).max(0) <= (4, 29, 29)).all() and (np.abs(drawn).max(0) >= (4, 28, 28)).all()
     assert (np.abs((drawn[:, 1:] == 0).mean(0) - .5) < .06).all()
 
@@ -308,11 +308,11 @@ def test_reading_errors(tmp_path, wide):
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.jpg").write_bytes(b"")
     for name, words in (("absent.jpg", "cannot be read"), ("text.jpg", "not an image"), ("empty.jpg", "not an image")):
-        with pytest.raises(InputError, match=words) as e: read_reduced(tmp_path / name, (10, 10), 0)
+        with pytest.raises(InputError, match=words) as e: _read_reduced(tmp_path / name, (10, 10), 0)
         assert name in str(e.value) and "\n" not in str(e.value)
     for level in range(4):
-        with pytest.raises(InputError, match="read the dataset again"): read_reduced(wide.path_of(0), (320, 240), level)
-        assert read_reduced(wide.path_of(0), (240, 320), level).shape == (240 >> level, 320 >> level, 3)
+        with pytest.raises(InputError, match="read the dataset again"): _read_reduced(wide.path_of(0), (320, 240), level)
+        assert _read_reduced(wide.path_of(0), (240, 320), level).shape == (240 >> level, 320 >> level, 3)
 
 
 def test_what_a_transform_returns_is_checked(wide):
@@ -350,7 +350,7 @@ def check_sample(ds, plan, augment):
     cache = ImageCache(ds, plan.size)
     turned = augment.degrees > 0 or augment.shear > 0
     looked = 0
-    second = len(boxes_in(ds, plan.layers[1].tiles, plan.size, augment)[0]) if len(plan.layers) == 2 else 0
+    second = len(_boxes_in(ds, plan.layers[1].tiles, plan.size, augment)[0]) if len(plan.layers) == 2 else 0
     first = len(plan.boxes) - second
     for layer, part in zip(plan.layers, (slice(0, first), slice(first, None))):
         image = pixels(cache, layer.tiles, plan.size, layer.frame)
@@ -426,7 +426,7 @@ def test_crops_lie_inside_and_hold_a_box(h, w, corners, low, more, seed):
     b = np.array(corners, np.float32).reshape(-1, 4)
     b = np.concatenate([np.minimum(b[:, :2], b[:, 2:]), np.maximum(b[:, :2], b[:, 2:])], 1)
     b = b[(b[:, 0] < w) & (b[:, 1] < h) & ((b[:, 2:] - b[:, :2]).min(1, initial=9) >= 1)]
-    x1, y1, x2, y2 = random_crop(rng_for(seed), (h, w), b, (low, low + more))
+    x1, y1, x2, y2 = _random_crop(rng_for(seed), (h, w), b, (low, low + more))
     assert 0 <= x1 < x2 <= w and 0 <= y1 < y2 <= h
     seen = np.clip(b, 0, [w, h, w, h])
     assert not len(b) or ((seen[:, :2] >= (x1, y1)) & (seen[:, 2:] <= (x2, y2))).all(1).any()
@@ -434,7 +434,7 @@ def test_crops_lie_inside_and_hold_a_box(h, w, corners, low, more, seed):
 
 def test_a_crop_shows_its_part_and_nothing_else(six):
     for seed in range(8):
-        tiles, boxes, labels, _ = alone(rng_for(seed), six, 3, (256, 320), AugmentConfig(crop=1), seed % 4)
+        tiles, boxes, labels, _ = single_image(rng_for(seed), six, 3, (256, 320), AugmentConfig(crop=1), seed % 4)
         image = pixels(ImageCache(six, (256, 320)), tiles, (256, 320))
         (x1, y1, x2, y2) = tiles[0].source
         nw, nh = tiles[0].within[2:]
@@ -459,7 +459,7 @@ def test_pasted_boxes_hide_little(six):
             area = sum(
                 max(min(box[2], x2) - max(box[0], x1), 0)*max(min(box[3], y2) - max(box[1], y1), 0)
                 for x1, y1, x2, y2 in patches)
-            assert area <= (COVERED + 1e-3) * np.prod(box[2:] - box[:2])
+            assert area <= (_MAX_COVERED + 1e-3) * np.prod(box[2:] - box[:2])
         assert len(plan.boxes) - len(before) >= len(patches)
     assert pasted > 40
 
@@ -502,9 +502,9 @@ def test_repeats_of_one_are_the_plain_order():
 
 def test_a_repeated_image_is_another_sample(six):
     order = np.array([2, 0, 2, 1, 2])
-    draws = [sample_rng(order, p, 0, 0).integers(2**60) for p in range(5)]
-    assert len(set(draws)) == 5 and draws[0] == sample_rng(np.array([5, 2]), 1, 0, 0).integers(2**60)
-    assert draws[2] == sample_rng(np.array([2, 2]), 1, 0, 0).integers(2**60)
+    draws = [_sample_rng(order, p, 0, 0).integers(2**60) for p in range(5)]
+    assert len(set(draws)) == 5 and draws[0] == _sample_rng(np.array([5, 2]), 1, 0, 0).integers(2**60)
+    assert draws[2] == _sample_rng(np.array([2, 2]), 1, 0, 0).integers(2**60)
 
 
 class Store:
@@ -533,7 +533,7 @@ def test_the_window_changes_nothing(six, shares):
     size = (288, 512)
     for seed in range(10):
         plan = plan_sample(six, epoch_order(6, seed, 0), 0, size, AugmentConfig(**shares), seed, 0)
-        canvas, *second = (draw_layer(cache, layer, (0, 0, 512, 288)) for layer in plan.layers)
+        canvas, *second = (_draw_layer(cache, layer, (0, 0, 512, 288)) for layer in plan.layers)
         if second: canvas = cv2.addWeighted(canvas, .5, second[0], .5, 0)
         expected = shift_colors(canvas, plan.shifts)
         out = np.full((*size, 3), 7, np.uint8)
@@ -543,7 +543,7 @@ def test_the_window_changes_nothing(six, shares):
 
 
 def test_boxes_outside_of_the_drawn_part_are_dropped_when_turned():
-    turn, _ = random_affine(rng_for(1), (400, 400), 0, 0, (1, 1), 0)
+    turn, _ = _random_affine(rng_for(1), (400, 400), 0, 0, (1, 1), 0)
     turn[:, :2] = [[.7, -.7], [.7, .7]]
     boxes = np.float32([[0, 0, 40, 200], [60, 10, 90, 40], [30, 100, 70, 140]])
     moved, keep = move_boxes(boxes, turn + [[0, 0, 150], [0, 0, 0]], (400, 400), source=(50, 0, 200, 200))

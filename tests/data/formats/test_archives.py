@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from jetson_det.core import InputError
-from jetson_det.data.formats.archives import Limits, is_archive, open_archive, safe_name
+from jetson_det.data.formats.archives import Limits, is_archive, open_archive, _safe_name
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.scenes.docks import write_scenes
 
@@ -120,7 +120,7 @@ def test_no_member_leaves_the_target(tmp_path, name):
 
 @given(st.lists(st.sampled_from(["..", ".", "", "a", "b c", "C:", "~", "%", "é"]), min_size=1, max_size=6), st.sampled_from(["/", "\\"]))
 def test_safe_names_stay_inside(parts, sep):
-    try: name = safe_name(sep.join(parts))
+    try: name = _safe_name(sep.join(parts))
     except InputError: assert ".." in parts or parts[0] in ("", "C:")
     else: assert os.path.normpath(os.path.join("/root", name)).startswith("/root") and ".." not in name.split("/")
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from jetson_det.core import InputError
-from jetson_det.data.formats import coco
-from jetson_det.data.formats.coco import detect_coco, find_coco, lean_coco, read_coco
+from jetson_det.data.formats import coco_file
+from jetson_det.data.formats.coco import _find_coco, detect_coco, read_coco
+from jetson_det.data.formats.coco_file import _parse_columns
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE
 from jetson_det.data.formats.reader import Files
 from jetson_det.data.formats.registry import read_dataset, write_dataset
@@ -47,7 +48,7 @@ def labels(images=("1.png", "2.png"), boxes=((1, 3, [1, 2, 3, 4]), (2, 90, [5, 6
 def folder(tmp_path): return put(tmp_path, {"1.png": PICTURE, "2.png": PICTURE})
 
 
-def without_msgspec(monkeypatch): monkeypatch.setattr(coco, "lean_coco", lambda data: None)
+def without_msgspec(monkeypatch): monkeypatch.setattr(coco_file, "_parse_columns", lambda data: None)
 
 
 def both_ways(path, monkeypatch):
@@ -179,7 +180,7 @@ def test_the_whole_set_of_coco(tmp_path):
             "annotations/image_info_test2017.json": dict(images=[], categories=[]), "train2017/train.png": PICTURE,
             "val2017/val.png": PICTURE
         })
-    assert list(find_coco(
+    assert list(_find_coco(
         Files(tmp_path))) == ["annotations/instances_train2017.json", "annotations/instances_val2017.json"]
     assert read_coco(tmp_path).paths.tolist() == ["train2017/train.png", "val2017/val.png"]
     assert detect_coco(Files(tmp_path)) == "annotations/instances_train2017.json"
@@ -263,7 +264,7 @@ def test_both_ways_give_the_same_boxes(tmp_path_factory, data):
                                                                                st.sampled_from(["x", 1, None, False]),
                                                                                max_size=2)))))
     root = put(tmp_path_factory.mktemp("c"), {"1.png": PICTURE, "2.png": PICTURE, "a.json": d})
-    assert lean_coco((root / "a.json").read_bytes()) is not None
+    assert _parse_columns((root / "a.json").read_bytes()) is not None
     with pytest.MonkeyPatch.context() as m:
         lean, plain = both_ways(root / "a.json", m)
     assert lean == plain and not isinstance(lean, str)

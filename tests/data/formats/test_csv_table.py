@@ -11,20 +11,13 @@ from hypothesis import given, settings, strategies as st
 
 from jetson_det.core import InputError
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE
+from jetson_det.data.formats.columns import KINDS, column_roles, find_layout, to_corners
+from jetson_det.data.formats.csv_table import _find_tables, detect_tables, read_tables
+from jetson_det.data.formats.openimages import _class_descriptions, detect_openimages, read_openimages
+from jetson_det.data.formats.plates import _plate_row, detect_plates, read_plates
 from jetson_det.data.formats.reader import Files
 from jetson_det.data.formats.registry import read_dataset
-from jetson_det.data.formats.openimages import class_descriptions, detect_openimages, read_openimages
-from jetson_det.data.formats.plates import plate_row, detect_plates, read_plates
-from jetson_det.data.formats.csv_table import (
-    KINDS,
-    column_roles,
-    find_image,
-    find_layout,
-    find_tables,
-    read_tables,
-    detect_tables,
-    to_corners,
-)
+from jetson_det.data.formats.tables import find_image
 from jetson_det.scenes.docks import write_scenes
 
 OI = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
@@ -356,7 +349,7 @@ def test_openimages_splits_order_and_commas(tmp_path):
 
 def test_openimages_errors(tmp_path):
     refused(openimages(tmp_path, "0a,xclick,/m/1,1,16,32,12,36,0,0,0,0,0"),
-            "train-annotations-bbox.csv, line 2: shares of the image")
+            "train-annotations-bbox.csv, line 2: coordinates must be relative to the image")
     refused(openimages(tmp_path, "0a,xclick,/m/1,1,.2,x,.2,.3,0,0,0,0,0"), "line 2: xmax: 'x' is not a number")
     refused(openimages(tmp_path, "zz,xclick,/m/1,1,.2,.3,.2,.3,0,0,0,0,0"),
             "line 2: none of its 1 images is there, such as 'zz'")
@@ -364,7 +357,7 @@ def test_openimages_errors(tmp_path):
             "class-descriptions-boxable.csv, line 1: a class id and its name")
     ds = openimages(tmp_path, "0a,xclick,/m/7,1,.2,.3,.2,.3,0,0,0,0,0",
                     **{"class-descriptions-boxable.csv": "LabelName,DisplayName\n/m/1,Sack\n"})()
-    assert ds.classes == ("/m/7", ) and [f.kind for f in ds.flaws] == ["unnamed-class"] and class_descriptions(
+    assert ds.classes == ("/m/7", ) and [f.kind for f in ds.flaws] == ["unnamed-class"] and _class_descriptions(
         Files(tmp_path)) == {"/m/1": "Sack"}
 
 
@@ -375,12 +368,12 @@ def test_openimages_errors(tmp_path):
     ("a, b.jpg,1,2,30,9,X", ("a, b.jpg", "X")), ("a.jpg; 1; 2; 30; 9; 京A 123", ("a.jpg", "京A 123")), ("a.jpg;1,0;2,0;30,5;9,0;X", ("a.jpg", "X")), ("a.jpg|1|2|30|9|X", ("a.jpg", "X")),
     ("a b.jpg 1 2 30 9 M AB 12", ("a b.jpg", "M AB 12")), ('"a.jpg","1","2","30","9","M, 1"', ("a.jpg", "M, 1")), ("a.jpg 1.jpg\t1\t2\t30\t9\t5\t6\t7\t8", ("a.jpg 1.jpg", "5\t6\t7\t8"))])
 def test_plate_rows(line, want):
-    name, numbers, text = plate_row(line)
+    name, numbers, text = _plate_row(line)
     assert (name, text) == want and [float(n.replace(",", ".")) for n in numbers][:2] == [1, 2]
 
 
 @pytest.mark.parametrize("line", ["", "a.jpg", "a.jpg\t1\t2\t3", "a.jpg\t1\t2\tx\t4\tT", "a.jpg\t1\t2\tnan\t4\tT", "label\t1\t2\t3\t4\tT", "0 .5 .5 .1 .1 .1", "Car 0 0 1.5 1 2 3 4 1 1 1 1 1 1 1", "\0", "a.jpg" + "\t1" * 9000])
-def test_no_plate_rows(line): assert plate_row(line) is None
+def test_no_plate_rows(line): assert _plate_row(line) is None
 
 
 def test_plates_beside_their_photos(tmp_path):
@@ -546,7 +539,7 @@ def test_real_tables_say_what_the_xml_says(data, name, table):
                                                for p, b in boxes(xml).items()} and not ds.flaws
     if name == "raccoon":
         assert {s: int((ds.splits == s).sum())
-                for s in ds.split_names} == {"train": 160, "test": 40} and find_tables(
+                for s in ds.split_names} == {"train": 160, "test": 40} and _find_tables(
                     Files(root))[1:] == ["data/test_labels.csv", "data/train_labels.csv"]
 
 

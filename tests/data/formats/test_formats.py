@@ -12,9 +12,8 @@ from label_files import picture, put, refused
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from jetson_det.data.images.header import image_size
 from jetson_det.data.formats.reader import Files
-from jetson_det.data.formats.registry import read_dataset, write_dataset
-from jetson_det.data.formats.voc import read_voc, detect_voc
-from jetson_det.data.formats.writers import WRITERS
+from jetson_det.data.formats.registry import WRITERS, read_dataset, write_dataset
+from jetson_det.data.formats.voc import detect_voc, read_voc
 
 
 def voc(*objects, name="a.jpg", size=(48, 64), more=""):
@@ -180,6 +179,17 @@ def test_voc_attributes(tmp_path):
             } == {"truncated": ["1", "", ""], "occluded": ["", "1", ""], "pose": ["", "Rear", ""]}
     put(tmp_path, {"a.xml": voc(("s", 1, 2, 30, 40))})
     assert read_dataset(tmp_path, "voc").attributes == {}
+
+
+@pytest.mark.parametrize("format", ["coco", "voc"])
+def test_attributes_come_back(tmp_path, format):
+    put(tmp_path, {"in/a.jpg": picture()})
+    attributes = {"text": ["M5 <XSX>", "", "B & MW"], "truncated": ["1", "", ""], "pose": ["", "Rear", ""]}
+    ds = DetDataset(tmp_path / "in", ("s",), ["a.jpg"], [(48, 64)], [0, 0, 0], [(k, 1, 9, 9) for k in range(3)], [0]*3,
+                    attributes=attributes)
+    new = write_dataset(ds, tmp_path / "out", format)
+    assert {k: v.tolist() for k, v in new.attributes.items()} == attributes
+    assert new.flaws == []
 
 
 def test_voc_split_is_said_by_folders_alone(tmp_path):
@@ -398,7 +408,7 @@ def test_yolo_label_ending_in_any_case(tmp_path):
     ("train: images/train\n2001-99-99: 1\nnames: [s, p]", ["data.yaml, line 1: not valid YAML"]),
     ("names: " + "[" * 5000, ["data.yaml, line 1: not valid YAML"]),
     ("train: " + "x" * 5000 + "\nnames: [s, p]", ["data.yaml, line 1: 'xxx"]),
-    ("train: /\nnames: [s, p]", ["the whole disk is no dataset"]),
+    ("train: /\nnames: [s, p]", ["the root of a disk is not a dataset"]),
     ("train: images/train\nnames: [s\n", ["data.yaml, line 3: not valid YAML"]), ("train: images/train\nval: images/vla\nnames: [s, p]", ["'images/vla' is not there"]),
     ("train: images/train\nnames: {0: s, 2: p}", ["numbered 0 to 1 without a gap"]), ("train: images/train\nnames: [s, p]\nnc: 3", ["nc is 3, and there are 2 names"]),
     ("train: images/train\nnames: 5", ["names must be a list"]), ("train: images\nval: images/val\nnames: [s, p]", ["is in train and in val"]),

@@ -6,11 +6,10 @@ import signal
 
 import pytest
 
-from format_writers import WRITERS, reader_of
+from format_writers import WRITERS, reader_of, with_one_class
 from jetson_det.core import InputError
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.scenes.docks import write_scenes
-from test_format_roundtrips import with_one_class
 
 DAMAGED, SECONDS = 500, 10
 LABELS = {

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from format_writers import WRITERS, labels_by_name, reader_of
+from format_writers import WRITERS, labels_by_name, reader_of, with_one_class
 from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.formats.registry import FORMATS, read_dataset
@@ -19,19 +19,14 @@ def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
     made = read_dataset(write_scenes(folder / "made", len(ODD), (240, 320), seed=3, splits={"all": 1.}))
     (folder / "odd").mkdir()
-    for i, stem in enumerate(ODD):
-        shutil.copy(made.path_of(i), folder / "odd" / f"{stem}{'.JPG' if i == 1 else '.jpg'}")
-    names = sorted(p.name for p in (folder / "odd").iterdir())
-    order = [names.index(f"{s}{'.JPG' if i == 1 else '.jpg'}") for i, s in enumerate(ODD)]
+    files = [stem + (".JPG" if i == 1 else ".jpg") for i, stem in enumerate(ODD)]
+    for i, name in enumerate(files): shutil.copy(made.path_of(i), folder / "odd" / name)
+    names = sorted(files)
     keep = made.box_image != 2
-    by_name = np.array(order)[made.box_image[keep]]
-    at = np.argsort(by_name, kind="stable")
-    return DetDataset(folder/"odd", made.classes, names, made.sizes, by_name[at], made.boxes[keep][at],
-                      made.labels[keep][at])
-
-
-def with_one_class(ds):
-    return DetDataset(ds.root, ("plate",), ds.paths, ds.sizes, ds.box_image, ds.boxes, np.zeros_like(ds.labels))
+    new_image = np.array([names.index(name) for name in files])[made.box_image[keep]]
+    order = np.argsort(new_image, kind="stable")
+    return DetDataset(folder / "odd", made.classes, names, made.sizes, new_image[order], made.boxes[keep][order],
+                      made.labels[keep][order])
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -65,4 +60,5 @@ def test_a_folder_without_its_images_is_one_line(scenes, tmp_path, writer):
     else: assert [f.kind for f in ds.flaws if f.severity == "error"] == ["no-images"]  # labels that declare the sizes
 
 
-def test_every_format_is_here(): assert {reader_of(w) for w in WRITERS} == set(FORMATS)
+def test_every_format_is_here():
+    assert {reader_of(w) for w in WRITERS} == set(FORMATS)

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from label_files import picture, put, refused
 from jetson_det.core import InputError
 from jetson_det.data.formats.coco import read_coco
-from jetson_det.data.formats.cvat import cvat_box, detect_cvat, read_cvat
+from jetson_det.data.formats.cvat import _cvat_box, detect_cvat, read_cvat
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, to_coco
 from jetson_det.data.images.exif import boxes_upright
 from jetson_det.data.images.header import read_header
@@ -381,7 +381,7 @@ def test_cvat_turned_box(v, degrees):
     el = parse_xml(
         f'<box xtl="{v[0]:.9f}" ytl="{v[1]:.9f}" xbr="{v[2]:.9f}" ybr="{v[3]:.9f}" rotation="{degrees:.9f}"/>'.encode(),
         "x", "box", "x")
-    x1, y1, x2, y2 = cvat_box(el)
+    x1, y1, x2, y2 = _cvat_box(el)
     got = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
     if v[0] <= v[2] and v[1] <= v[3] or not degrees:
         assert np.abs(np.array(got) - (*turned.min(0), *turned.max(0))).max() < 1e-4

@@ -12,8 +12,9 @@ from hypothesis import given, settings, strategies as st
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.images.header import image_header
-from jetson_det.data.images.facts import (HUGE, Look, clusters, image_facts, is_truncated, look_at, look_at_images,
-                                          near_duplicates, same_picture)
+from jetson_det.data.images.duplicates import clusters, near_duplicates, same_image
+from jetson_det.data.images.facts import (ImageInfo, inspect_image, inspect_images, is_truncated, stack_facts,
+                                          trim_folder)
 from jetson_det.data.images import facts as images
 from jetson_det.runtime.images import upright
 from jetson_det.scenes.docks import dock_scene
@@ -126,7 +127,7 @@ def test_what_is_wrong_with_a_file(tmp_path, scene):
     }
     for name, data in files.items(): (tmp_path / name).write_bytes(data)
     start = time.time()
-    looks = {name: look_at(tmp_path / name) for name in [*files, "gone.jpg", "."]}
+    looks = {name: inspect_image(tmp_path / name) for name in [*files, "gone.jpg", "."]}
     assert time.time() - start < 2 # the bomb was not decoded
     assert {k: v.problem
             for k, v in looks.items()} == {
@@ -141,9 +142,9 @@ def test_what_is_wrong_with_a_file(tmp_path, scene):
 
 
 def test_a_size_that_is_just_not_huge(tmp_path):
-    (tmp_path / "a.png").write_bytes(png_of(HUGE // 1000, 1000))
-    (tmp_path / "b.png").write_bytes(png_of(HUGE // 1000 + 1, 1000))
-    assert look_at(tmp_path / "b.png").problem == "huge-image" and look_at(tmp_path / "a.png").problem != "huge-image"
+    (tmp_path / "a.png").write_bytes(png_of(images._MAX_PIXELS // 1000, 1000))
+    (tmp_path / "b.png").write_bytes(png_of(images._MAX_PIXELS // 1000 + 1, 1000))
+    assert inspect_image(tmp_path / "b.png").problem == "huge-image" and inspect_image(tmp_path / "a.png").problem != "huge-image"
 
 
 # Hashes
@@ -177,7 +178,7 @@ def test_edited_copies_are_found_and_other_scenes_are_not(tmp_path):
         for _, data in edits(scenes[k]):
             pictures = pictures + [data]
             source = source + [k]
-    facts = look_at_images(written(tmp_path / "d", pictures), keep=False)
+    facts = inspect_images(written(tmp_path / "d", pictures), keep=False)
     found = clusters(len(facts), near_duplicates(facts))
     assert np.array_equal(found, source) # every copy with its scene, no scene with another
 
@@ -185,19 +186,19 @@ def test_edited_copies_are_found_and_other_scenes_are_not(tmp_path):
 def test_turned_by_a_note_or_stored_turned(tmp_path, scene):
     pictures = [with_exif(encoded(scene), k)
                 for k in range(1, 9)] + [encoded(np.ascontiguousarray(upright(scene, k))) for k in range(1, 9)]
-    facts = look_at_images(written(tmp_path / "d", pictures), keep=False)
+    facts = inspect_images(written(tmp_path / "d", pictures), keep=False)
     for a, b in zip(facts.hashes[:8].tolist(), facts.hashes[8:].tolist()): assert (a ^ b).bit_count() <= 4
-    assert same_picture(facts.thumbs[:8], facts.thumbs[8:]).all()
+    assert same_image(facts.thumbs[:8], facts.thumbs[8:]).all()
 
 
 def test_pictures_without_structure_have_no_hash(tmp_path):
     rng = np.random.default_rng(0)
     flat = [encoded(np.clip(rng.normal(g, 3, (200, 300, 3)), 0, 255).astype(np.uint8)) for g in (0, 3, 128, 128, 255)]
-    facts = look_at_images(written(tmp_path / "d", flat), keep=False)
+    facts = inspect_images(written(tmp_path / "d", flat), keep=False)
     assert not facts.hashes.any() and near_duplicates(facts) == []
 
 
-def facts_of(hashes, thumbs): return image_facts([Look(hash=int(h), thumb=t) for h, t in zip(hashes, thumbs)])
+def facts_of(hashes, thumbs): return stack_facts([ImageInfo(hash=int(h), thumb=t) for h, t in zip(hashes, thumbs)])
 
 
 @settings(max_examples=60, deadline=None)
@@ -258,7 +259,7 @@ def test_many_images_take_seconds():
 
 def count_reads(monkeypatch):
     reads = []
-    monkeypatch.setattr(images, "look_at", lambda p: reads.append(p) or look_at(p))
+    monkeypatch.setattr(images, "inspect_image", lambda p: reads.append(p) or inspect_image(p))
     return reads
 
 
@@ -277,11 +278,11 @@ def test_the_second_look_reads_nothing(tmp_path, monkeypatch, scene):
     aged(tmp_path / "d")
     reads = count_reads(monkeypatch)
     told = []
-    first = look_at_images(ds, progress=lambda *a: told.append(a))
+    first = inspect_images(ds, progress=lambda *a: told.append(a))
     assert len(reads) == 3 and told == [(1, 3), (2, 3), (3, 3)]
-    again = look_at_images(ds)
+    again = inspect_images(ds)
     assert len(reads) == 4 and equal(first, again) # the missing one is asked for again
-    part = look_at_images(ds.subset([1]))
+    part = inspect_images(ds.subset([1]))
     assert len(reads) == 4 and equal(part, first.pick([1]))
     assert sorted(f.name for f in (tmp_path / "d").iterdir()) == ["0.jpg", "1.jpg"]
 
@@ -289,26 +290,26 @@ def test_the_second_look_reads_nothing(tmp_path, monkeypatch, scene):
 def test_a_changed_file_is_read_again(tmp_path, monkeypatch, scene):
     ds = written(tmp_path / "d", [encoded(scene), encoded(scene[::-1].copy())])
     aged(tmp_path / "d")
-    first = look_at_images(ds)
+    first = inspect_images(ds)
     reads = count_reads(monkeypatch)
     (tmp_path / "d/1.jpg").write_bytes(encoded(scene))
     os.utime(tmp_path / "d/1.jpg", (1e9 + 5, 1e9 + 5))
-    second = look_at_images(ds)
+    second = inspect_images(ds)
     assert len(reads) == 1 and second.digests[0] == second.digests[1] != first.digests[1]
-    assert equal(look_at_images(ds), second) and len(reads) == 1
+    assert equal(inspect_images(ds), second) and len(reads) == 1
     # just now: not remembered, so a second change at once is seen
     (tmp_path / "d/0.jpg").write_bytes(encoded(scene[:, ::-1].copy()))
-    look_at_images(ds), look_at_images(ds)
+    inspect_images(ds), inspect_images(ds)
     assert len(reads) == 3
 
 
 def test_rows_of_other_images_stay_and_gone_ones_leave(tmp_path, monkeypatch, scene):
     ds = written(tmp_path / "d", [encoded(np.roll(scene, 9 * k, 1)) for k in range(4)])
     aged(tmp_path / "d")
-    whole = look_at_images(ds, keep=False)
-    look_at_images(ds.subset([0, 1])), (tmp_path / "d/0.jpg").unlink(), look_at_images(ds.subset([2, 3]))
+    whole = inspect_images(ds, keep=False)
+    inspect_images(ds.subset([0, 1])), (tmp_path / "d/0.jpg").unlink(), inspect_images(ds.subset([2, 3]))
     reads = count_reads(monkeypatch)
-    assert equal(look_at_images(ds.subset([3, 1])), whole.pick([3, 1])) and not reads
+    assert equal(inspect_images(ds.subset([3, 1])), whole.pick([3, 1])) and not reads
     known, facts = images._recall(ds.root)
     assert sorted(known) == ["1.jpg", "2.jpg", "3.jpg"] and len(facts) == 3
 
@@ -317,10 +318,10 @@ def test_rows_of_other_images_stay_and_gone_ones_leave(tmp_path, monkeypatch, sc
 def test_a_damaged_memory_is_made_again(tmp_path, cache, damage, scene):
     ds = written(tmp_path / "d", [encoded(scene)])
     aged(tmp_path / "d")
-    first = look_at_images(ds)
+    first = inspect_images(ds)
     file, = (cache / "images").iterdir()
     file.write_bytes(damage(file.read_bytes()))
-    assert equal(look_at_images(ds), first)
+    assert equal(inspect_images(ds), first)
 
 
 def test_odd_names_and_a_cache_that_cannot_be_written(tmp_path, monkeypatch, scene):
@@ -329,27 +330,27 @@ def test_odd_names_and_a_cache_that_cannot_be_written(tmp_path, monkeypatch, sce
     for n in names: (tmp_path / "d" / n).write_bytes(encoded(scene))
     aged(tmp_path / "d")
     ds = DetDataset(tmp_path / "d", ("s",), names, [(1, 1)] * 3)
-    first = look_at_images(ds)
+    first = inspect_images(ds)
     reads = count_reads(monkeypatch)
-    assert equal(look_at_images(ds), first) and not reads
+    assert equal(inspect_images(ds), first) and not reads
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path / "file"))
-    assert equal(look_at_images(ds), first)
+    assert equal(inspect_images(ds), first)
 
 
 def test_the_memory_is_bounded(tmp_path, cache, scene):
     for k in range(5):
         d = written(tmp_path / f"d{k}", [encoded(scene)])
         aged(tmp_path / f"d{k}")
-        look_at_images(d)
+        inspect_images(d)
         os.utime(images._memory_file(d.root), (2e9 + k, 2e9 + k))
     files = sorted((cache / "images").iterdir(), key=lambda f: f.stat().st_mtime)
-    images._trim(cache / "images", sum(f.stat().st_size for f in files[3:]))
+    trim_folder(cache / "images", max_files=100, max_bytes=sum(f.stat().st_size for f in files[3:]))
     assert sorted(files[3:]) == sorted((cache / "images").iterdir())
 
 
 def test_nothing_at_all():
-    empty = image_facts([])
+    empty = stack_facts([])
     assert len(empty) == 0 and near_duplicates(empty) == [] and clusters(
         0, []).tolist() == [] and empty.thumbs.shape == (0, 16, 16)
 
@@ -362,7 +363,7 @@ def test_nothing_at_all():
 def test_real_pairs(data, name, pairs):
     "Each pair was looked at: bccd's are one sample in two focuses, the others are copies."
     ds = read_dataset(data / "datasets" / name)
-    facts = look_at_images(ds)
+    facts = inspect_images(ds)
     stem = lambda i: ds.paths[i].rsplit("/", 1)[-1].rsplit(".", 1)[0]
     assert sorted(tuple(sorted((stem(i), stem(j)))) for i, j in near_duplicates(facts)) == pairs
 
@@ -374,7 +375,7 @@ def test_real_copies_are_found(data, name, tmp_path):
     rows = np.arange(0, len(ds), max(len(ds) // 12, 1))
     pictures = [encoded(ds.image(i), ".jpg", cv2.IMWRITE_JPEG_QUALITY, 92) for i in rows]
     copies = [d for p in pictures for _, d in edits(decoded(p))]
-    facts = look_at_images(written(tmp_path / "d", pictures + copies), keep=False)
+    facts = inspect_images(written(tmp_path / "d", pictures + copies), keep=False)
     found = clusters(len(facts), near_duplicates(facts))
     source = np.repeat(found[:len(rows)], len(copies) // len(rows))
     assert (found[len(rows):] == source).mean() >= .97
@@ -388,7 +389,7 @@ def test_frames_of_a_camera(data, name, near, far, tmp_path):
     frames = []
     while len(frames) < 380 and (got := reader.read())[0]:
         frames.append(cv2.resize(got[1], (160, 90), interpolation=cv2.INTER_AREA))
-    facts = look_at_images(written(tmp_path / "d", [encoded(f) for f in frames]), keep=False)
-    alike = lambda lag: (np.bitwise_count(facts.hashes[lag:] ^ facts.hashes[:-lag]) <= 7) & same_picture(
+    facts = inspect_images(written(tmp_path / "d", [encoded(f) for f in frames]), keep=False)
+    alike = lambda lag: (np.bitwise_count(facts.hashes[lag:] ^ facts.hashes[:-lag]) <= 7) & same_image(
         facts.thumbs[lag:], facts.thumbs[:-lag])
     assert alike(1).mean() >= near and alike(240).mean() <= far

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from jetson_det.config import AugmentConfig
-from jetson_det.data.augment.render import ImageCache, read_reduced
+from jetson_det.data.augment.render import ImageCache, _read_reduced
 from jetson_det.data.formats.registry import read_dataset
-from jetson_det.data.images.facts import look_at
+from jetson_det.data.images.facts import inspect_image
 from jetson_det.data.images.header import image_size, read_header
 from jetson_det.data.loader import TrainLoader
 from jetson_det.data.quality.view import shrink
@@ -60,7 +60,7 @@ def test_decoding_is_what_a_viewer_shows(tmp_path, kind, orientation):
     shown = make_photo(path, orientation, kind)
     image = read_image(path)
     assert image.shape == shown.shape and np.abs(image.astype(int) - shown).mean() < 2
-    assert image_size(path) == shown.shape[:2] == look_at(path).size and read_header(path).orientation == orientation
+    assert image_size(path) == shown.shape[:2] == inspect_image(path).size and read_header(path).orientation == orientation
     gray = decode_image(path.read_bytes(), gray=True)
     assert gray.shape == shown.shape[:2]
     assert decode_image(path.read_bytes(), reduce=2).shape[0] in (shown.shape[0], shown.shape[0] // 2)
@@ -99,8 +99,8 @@ def test_every_stage_sees_the_same_image(tmp_path, orientation):
     assert bright_box(ds.image(0)) == box
 
     # training: decoded whole and reduced, cached, drawn into a batch
-    assert bright_box(read_reduced(path, (h, w), 0)) == box
-    assert np.allclose(np.array(bright_box(read_reduced(path, (h, w), 1))) * 2, box, atol=2)
+    assert bright_box(_read_reduced(path, (h, w), 0)) == box
+    assert np.allclose(np.array(bright_box(_read_reduced(path, (h, w), 1))) * 2, box, atol=2)
     assert ImageCache(ds, (h, w)).pixels(0).shape == (h + 2, w + 2, 4)
     batch = next(TrainLoader(ds, (160, 160), AugmentConfig(), 1, workers=0).epoch(0, augment=False))
     sample = np.asarray(batch.images[0]).transpose(1, 2, 0)

@@ -1,7 +1,5 @@
-"""Weights of RT-DETR, RT-DETRv2 and D-FINE: hub folders, official names, our checkpoints, exported graphs; the hub
-over a server that cuts connections."""
+"Weights of RT-DETR, RT-DETRv2 and D-FINE: hub folders, official names, our checkpoints, exported graphs."
 import json
-import random
 import re
 import warnings
 
@@ -12,14 +10,12 @@ pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
 
 from jetson_det.core import InputError  # noqa: E402
-from jetson_det.models.weights import download # noqa: E402
 from jetson_det.models.detr.network import detr_classes  # noqa: E402
 from jetson_det.models.detr.sizes import SIZES  # noqa: E402
 from jetson_det.models.detr.weights import our_names, same_walk  # noqa: E402
 from jetson_det.models.weights.load import load_weights, restore_batchnorm  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
 from jetson_det.runtime.contract import COCO_CLASSES  # noqa: E402
-from test_download import Site  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("sack", "person", "truck")
@@ -330,78 +326,7 @@ def test_restored_batchnorms_of_a_detr(models):
                            models["rtdetr-r18"].backbone_norms()[3].running_mean)
 
 
-# ---- names of the hub, over HTTP -----------------------------------------------------------------
-
-class Hub(Site):
-    "A server with several files; everything else as `Site` does it."
-    def __init__(self, files):
-        super().__init__(b"")
-        self.files = files
-    def answer(self, h):
-        self.data = self.files.get(h.path, b"")
-        self.etag = f'"{h.path}"'
-        if h.path not in self.files:
-            self.paths.append(h.path)
-            h.send_response(404)
-            h.send_header("Content-Length", "0")
-            return h.end_headers()
-        super().answer(h)
-
-
-def test_a_hub_name_over_a_bad_line(models, tmp_path, monkeypatch):
-    hub_folder(tmp_path/"hub", "dfine-n", models["dfine-n"], CLASSES)
-    files = {
-        f"/someone/dfine/resolve/main/{n}": (tmp_path/"hub"/n).read_bytes()
-        for n in ("config.json", "model.safetensors")
-    }
-    hub = Hub(files)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_ENDPOINT", hub.base)
-    monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path/"cache"))
-    monkeypatch.setattr(download.time, "sleep", lambda s: None)
-    big = len(files["/someone/dfine/resolve/main/model.safetensors"])
-    hub.steps = [{}, {"cut": big//3}, {"cut": big//3}, {}]
-    model = create_model("dfine-n", CLASSES)
-    report = load_weights(model, "someone/dfine")
-    assert report.kind == "hub" and report.carried == CLASSES
-    same(model, models["dfine-n"])
-    assert hub.asked == [0, 0, big//3, 2*(big//3)] and hub.paths[0].endswith("config.json")
-    monkeypatch.setenv("JETSON_DET_OFFLINE", "1")
-    # from the cache
-    assert load_weights(create_model("dfine-n", CLASSES), "someone/dfine").carried == CLASSES and len(hub.asked) == 4
-    with pytest.raises(InputError, match="nothing is downloaded offline"): load_weights(model, "someone/else")
-    shelf = tmp_path/"shelf/someone/else"
-    shelf.mkdir(parents=True)
-    for n in ("config.json", "model.safetensors"): (shelf/n).write_bytes((tmp_path/"hub"/n).read_bytes())
-    monkeypatch.setenv("JETSON_DET_MIRROR", str(tmp_path/"shelf"))
-    assert load_weights(model, "someone/else").carried == CLASSES
-    monkeypatch.delenv("JETSON_DET_OFFLINE")
-    with pytest.raises(download.DownloadError,
-                       match="no such file or folder here, and not to be had from the hub: .*404"):
-        load_weights(model, "someone/none")
-    hub.server.shutdown()
-    hub.server.server_close()
-
-
-def test_a_cut_safetensors_is_seen(tmp_path):
-    safetensors.save_file({"a": torch.arange(100.)}, tmp_path/"a.safetensors", {"names": "[]"})
-    whole = (tmp_path/"a.safetensors").read_bytes()
-    assert download._broken(tmp_path/"a.safetensors") == ""
-    for data, words in ((whole[:-1], "cut off"), (whole[:40], "cut off within"), (whole + b"x", "cut off"),
-                        (b"<html>", "web page"), (random.Random(0).randbytes(100), "no safetensors")):
-        (tmp_path/"a.safetensors").write_bytes(data)
-        assert words in download._broken(tmp_path/"a.safetensors")
-
-
-def test_what_is_a_hub_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path/"runs").mkdir()
-    for text, is_one in {
-            "PekingU/rtdetr_r18vd": True, "ustc-community/dfine-nano-coco": True, "a/b.pth": False, "runs/best": False,
-            "a": False, "a/b/c": False, "../b": False, "a/..": False, "http://a/b": False
-    }.items():
-        assert download.is_hub_name(text) is is_one, text
-
+# ---- the families -----------------------------------------------------------------------------------
 
 def test_every_family_reads_weights(tmp_path):
     from jetson_det.models.detector import Detector

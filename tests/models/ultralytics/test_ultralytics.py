@@ -24,7 +24,7 @@ from jetson_det.models.weights.load import load_weights  # noqa: E402
 from jetson_det.models.detector import count_gflops, count_params  # noqa: E402
 from jetson_det.models.zoo import MODELS  # noqa: E402
 
-from yolo_scenes import SCENES, scene  # noqa: E402
+from yolo_scenes import SCENES, scene, slow_but  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("Sack", "Person")
@@ -35,7 +35,7 @@ def theirs(outputs, boxes, labels, strides, size, gains=GAINS, class_weights=Non
     ultralytics_tasks()
     from ultralytics.utils.loss import v8DetectionLoss
     n_classes = outputs.scores.shape[1]
-    (h, w) = size
+    h, w = size
     model = torch.nn.Linear(1, 1)
     model.args = SimpleNamespace(**gains)
     model.model = [SimpleNamespace(stride=torch.tensor(strides).float(), nc=n_classes, reg_max=16)]
@@ -61,17 +61,15 @@ def outputs_for(boxes, labels, size, strides, n_classes, kind, seed=0):
         middle = (boxes[..., :2] + boxes[..., 2:])/2
         away = ((center[:, None] - middle[:, None]).abs()/(boxes[..., 2:] - boxes[..., :2])[:, None]).amax(-1)
         near = boxes.gather(1, away.masked_fill((labels < 0)[:, None], 1e9).argmin(-1)[..., None].expand(-1, -1, 4))
-        ltrb = torch.cat([center - near[..., :2], near[..., 2:] - center],
-                         -1)/points.strides*(1 + .25*dice[:, :4].transpose(1, 2))
+        ltrb = torch.cat([center - near[..., :2], near[..., 2:] - center], -1)/points.strides
+        ltrb = ltrb*(1 + .25*dice[:, :4].transpose(1, 2))
         reg = -(torch.arange(16.) - ltrb.clamp(0, 14.9)[..., None])**2
         reg = reg.flatten(2).transpose(1, 2)
     else: reg = 2 + .3*dice if kind == "fresh" else 3*dice
-    return [
-        reg.contiguous().requires_grad_(), (torch.randn(len(boxes), n_classes, n, generator=g) - 3).requires_grad_()
-    ], grids
+    scores = torch.randn(len(boxes), n_classes, n, generator=g) - 3
+    return [reg.contiguous().requires_grad_(), scores.requires_grad_()], grids
 
 
-# name -> batch, boxes an image, (h, w), strides, classes, boxes kept of each image
 def compare(outputs, boxes, labels, size, strides, gains=GAINS, class_weights=None):
     leaves = outputs[:2]
     want = theirs(outputs, boxes, labels, strides, size, gains, class_weights)
@@ -79,11 +77,8 @@ def compare(outputs, boxes, labels, size, strides, gains=GAINS, class_weights=No
     have = yolo_loss(outputs, boxes, labels, strides, gains, class_weights)
     have_grads = torch.autograd.grad(have.total, leaves)
     for value, name in zip(want, ("box", "cls", "dfl")):
-        torch.testing.assert_close(have.sums[name]/have.normalizer.clamp(min=1),
-                                   value,
-                                   rtol=2e-6,
-                                   atol=1e-6,
-                                   msg=lambda m, name=name: f"{name}: {m}")
+        term = have.sums[name]/have.normalizer.clamp(min=1)
+        torch.testing.assert_close(term, value, rtol=2e-6, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
     for a, b in zip(have_grads, want_grads): assert (a - b).norm() <= 2e-5*b.norm()
     return have
 
@@ -161,18 +156,13 @@ def test_same_boxes_and_scores_as_the_package(name):
     x = torch.rand(2, 3, 96, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         want = package.eval()(x)[0]
-        (boxes, scores) = model.decode(model(x))
+        boxes, scores = model.decode(model(x))
     cx, cy, w, h = want[:, :4].unbind(1)
     torch.testing.assert_close(boxes, torch.stack([cx - w/2, cy - h/2, cx + w/2, cy + h/2], -1), rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(scores, want[:, 4:].transpose(1, 2), rtol=1e-5, atol=1e-6)
     assert scores.std() > .01 and (boxes[..., 2] - boxes[..., 0]).std() > 1  # there is something to compare
-    assert [m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)
-            ] == [m.eps for m in package.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-
-
-def slow_but(sizes, names):
-    "The names as parameters; those of other sizes are marked slow."
-    return [n if n.partition("-")[0][-1] in sizes else pytest.param(n, marks=pytest.mark.slow) for n in names]
+    def epsilons(net): return [m.eps for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert epsilons(model) == epsilons(package)
 
 
 @pytest.mark.parametrize("name", slow_but("nm", YOLO_NAMES))
@@ -227,8 +217,8 @@ def test_pixels_arrive_as_the_contract_says():
     x, _ = Preprocessor(model.contract((64, 96)).validate())([image.numpy()])
     torch.testing.assert_close(model.normalize(image.permute(2, 0, 1)[None]), torch.from_numpy(x), rtol=0, atol=1e-6)
     last = model.normalize(image.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last))
-    assert last.is_contiguous(memory_format=torch.channels_last) and torch.equal(
-        last, model.normalize(image.permute(2, 0, 1)[None].contiguous()))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, model.normalize(image.permute(2, 0, 1)[None].contiguous()))
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n-p2-lite"])
@@ -238,9 +228,8 @@ def test_groups_and_stages_hold_every_parameter_once(name):
     groups = {g["name"]: g for g in model.param_groups(.01)}
     assert sorted(id(p) for g in groups.values() for p in g["params"]) == every
     assert sorted(id(p) for modules in model.stages().values() for m in modules for p in m.parameters()) == every
-    assert all(p.ndim == 4 for p in groups["weights"]["params"]) and all(p.ndim == 1
-                                                                         for k in ("norms", "biases")
-                                                                         for p in groups[k]["params"])
+    assert all(p.ndim == 4 for p in groups["weights"]["params"])
+    assert all(p.ndim == 1 for k in ("norms", "biases") for p in groups[k]["params"])
     assert [groups[k]["weight_decay"] for k in ("weights", "norms", "biases")] == [.01, 0, 0]
     assert list(model.stages()) == ["backbone", "neck", "head"]
 
@@ -311,10 +300,12 @@ def test_classes_are_carried_by_name(coco):
     report = load_weights(student, path)
     assert (report.carried, report.fresh, report.missing, report.unexpected) == (("Person", "truck"), ("sack",), (), ())
     x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(): have, want = student.eval()(x), teacher.eval()(x)
+    with torch.no_grad():
+        have = student.eval()(x)
+        want = teacher.eval()(x)
     torch.testing.assert_close(have.boxes, want.boxes, rtol=.02, atol=.05)
     torch.testing.assert_close(have.scores[:, 1:], want.scores[:, [0, 7]], rtol=.02, atol=.05)
-    # the new class says its bias everywhere
+    # the new class has its bias everywhere
     for scale in have.scores[:, 0].split([h*w for h, w in have.grids], 1): assert scale.std() < 1e-6
 
 
@@ -323,12 +314,14 @@ def test_official_weights_in_a_graph_with_p2(name, coco):
     teacher, path = coco
     student = UltralyticsDetector(name, CLASSES)
     report = load_weights(student, path)
-    same = lambda here, there: torch.equal(student.state_dict()[here].half(), teacher.state_dict()[there].half())
+    ours = student.state_dict()
+    theirs = teacher.state_dict()
+    def same(here, there): return torch.equal(ours[here].half(), theirs[there].half())
     assert all(same(f"model.{i}.{k}", f"model.{i}.{k}") for i in (0, 6, 10, 16) for k in teacher.model[i].state_dict())
     assert same("model.25.cv1.conv.weight", "model.19.cv1.conv.weight") and report.fresh == CLASSES
     head = len(student.model) - 1
-    assert same(f"model.{head}.cv2.1.2.weight",
-                "model.23.cv2.0.2.weight") and f"model.{head}.cv2.0.2.weight" in report.missing
+    assert same(f"model.{head}.cv2.1.2.weight", "model.23.cv2.0.2.weight")
+    assert f"model.{head}.cv2.0.2.weight" in report.missing
     if name == "yolo11s-p2": assert same("model.28.cv1.conv.weight", "model.22.cv1.conv.weight")
 
 
@@ -382,7 +375,7 @@ def test_onnx_computes_the_same(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_pictures_are_learned_by_heart(tmp_path):
+def test_overfits_two_images(tmp_path):
     import cv2
 
     from jetson_det.data.formats.registry import read_dataset
@@ -413,17 +406,17 @@ def test_two_pictures_are_learned_by_heart(tmp_path):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.)
         optimizer.step()
     stats = evaluate(torch_session(model.eval(), size), ds, progress=False).stats
-    print(
-        f"\n{steps} steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, loss {loss.item():.3f},"
-        f" AP50 {stats['AP50']:.3f}, AP {stats['AP']:.3f}"
-    )
+    print(f"\n{steps} steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, loss {loss.item():.3f},"
+          f" AP50 {stats['AP50']:.3f}, AP {stats['AP']:.3f}")
     assert stats["AP50"] > .95
 
 
 @pytest.mark.slow
 def test_loss_takes_little_of_a_step():
-    """640x640, 8 images of 100 boxes: loss with assignment, both ways, against the whole step; and against the
-    package's own. Processor time."""
+    """Processor time for 8 images of 100 boxes at 640x640.
+
+    Assignment, loss and its backward, as a share of the whole step and beside the package's own.
+    """
     torch.manual_seed(0)
     model = UltralyticsDetector("yolo11n", [str(i) for i in range(80)])
     size = (640, 640)
@@ -444,8 +437,6 @@ def test_loss_takes_little_of_a_step():
         t.append(time.process_time())
         shares.append((t[2] - t[1])/(t[3] - t[0]))
         peers.append((t[4] - t[3])/(t[2] - t[1]))
-    print(
-        f"\nshare of a step {min(shares):.2%}..{max(shares):.2%}; the package's takes"
-        f" {min(peers):.1f}..{max(peers):.1f} times as long"
-    )
+    print(f"\nshare of a step {min(shares):.2%}..{max(shares):.2%}; the package's takes"
+          f" {min(peers):.1f}..{max(peers):.1f} times as long")
     assert sorted(shares)[1] < .05 and sorted(peers)[1] > 1

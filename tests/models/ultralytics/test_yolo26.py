@@ -18,10 +18,16 @@ from jetson_det.models.ultralytics.network import LICENSE, UltralyticsDetector, 
 from jetson_det.models.ultralytics.package import package_folder, ultralytics_tasks  # noqa: E402
 from jetson_det.models.ultralytics.graphs import YOLO26_NAMES, graph_of  # noqa: E402
 from jetson_det.models.ultralytics.loss import YOLOOutputs, align, points_for  # noqa: E402
-from jetson_det.models.ultralytics.loss_yolo26 import GAINS26, PICKS, YOLO26Outputs, head_weights, yolo26_loss  # noqa: E402
+from jetson_det.models.ultralytics.loss_yolo26 import (  # noqa: E402
+    GAINS26,
+    PICKS,
+    YOLO26Outputs,
+    head_weights,
+    yolo26_loss,
+)
 from jetson_det.models.detector import count_gflops, count_params  # noqa: E402
 from jetson_det.models.zoo import MODELS  # noqa: E402
-from yolo_scenes import SCENES, scene  # noqa: E402
+from yolo_scenes import SCENES, scene, slow_but  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("Sack", "Person")
@@ -47,7 +53,8 @@ def package_loss(strides, n_classes, gains=GAINS26, class_weights=None, epoch=0,
 
 def package_batch(boxes, labels, size):
     "Our boxes and labels as the package wants them."
-    (h, w), (image, slot) = size, (labels >= 0).nonzero(as_tuple=True)
+    h, w = size
+    image, slot = (labels >= 0).nonzero(as_tuple=True)
     b = boxes[image, slot]
     cxcywh = torch.cat([(b[:, :2] + b[:, 2:])/2, b[:, 2:] - b[:, :2]], 1)/torch.tensor([w, h, w, h])
     return dict(batch_idx=image.float(), cls=labels[image, slot].float(), bboxes=cxcywh)
@@ -59,8 +66,10 @@ def divided(loss):
 
 
 def outputs_for(boxes, labels, size, strides, n_classes, kind):
-    """Outputs of two heads that have learned something, of fresh ones, or of heads that say anything: leaves in the
-    order of `PARTS`, grids."""
+    """Outputs of two heads that have learned something, of fresh ones, or of random ones.
+
+    Returns leaves in the order of `PARTS`, and the grids.
+    """
     grids = tuple((size[0]//s, size[1]//s) for s in strides)
     leaves = []
     points = points_for(grids, strides, boxes.device)
@@ -72,13 +81,11 @@ def outputs_for(boxes, labels, size, strides, n_classes, kind):
         if kind == "learned":
             away = ((center[:, None] - middle[:, None]).abs()/(boxes[..., 2:] - boxes[..., :2])[:, None]).amax(-1)
             near = boxes.gather(1, away.masked_fill((labels < 0)[:, None], 1e9).argmin(-1)[..., None].expand(-1, -1, 4))
-            reg = (torch.cat([center - near[..., :2], near[..., 2:] - center], -1)/points.strides).transpose(
-                1, 2)*(1 + .25*dice)
+            ltrb = torch.cat([center - near[..., :2], near[..., 2:] - center], -1)/points.strides
+            reg = ltrb.transpose(1, 2)*(1 + .25*dice)
         else: reg = 2 + .3*dice if kind == "fresh" else 3*dice
-        leaves += [
-            reg.contiguous().requires_grad_(),
-            (torch.randn(len(boxes), n_classes, len(center), generator=g) - 3).requires_grad_()
-        ]
+        scores = torch.randn(len(boxes), n_classes, len(center), generator=g) - 3
+        leaves += [reg.contiguous().requires_grad_(), scores.requires_grad_()]
     return leaves, grids
 
 
@@ -87,21 +94,18 @@ def both(leaves, grids): return YOLO26Outputs(YOLOOutputs(*leaves[2:], grids), Y
 
 def compare(leaves, grids, boxes, labels, size, strides, gains=GAINS26, class_weights=None, epoch=0):
     feats = [torch.zeros(len(boxes), 1, *g) for g in grids]
-    said = {part: dict(boxes=b, scores=s, feats=feats) for part, b, s in zip(PARTS, leaves[::2], leaves[1::2])}
+    outputs = {part: dict(boxes=b, scores=s, feats=feats) for part, b, s in zip(PARTS, leaves[::2], leaves[1::2])}
     package = package_loss(strides, leaves[1].shape[1], gains, class_weights, epoch)
     batch = package_batch(boxes, labels, size)
-    want_grads = torch.autograd.grad(package(said, batch)[0].sum()/len(boxes), leaves)
+    want_grads = torch.autograd.grad(package(outputs, batch)[0].sum()/len(boxes), leaves)
     have = yolo26_loss(both(leaves, grids), boxes, labels, strides, gains, class_weights, progress(epoch))
     have_grads = torch.autograd.grad(divided(have), leaves)
     assert torch.equal(have.total, divided(have))
     for part, share in zip(PARTS, (package.o2m, package.o2o)):
-        values = getattr(package, part).loss(said[part], batch)[0]/len(boxes)*share
+        values = getattr(package, part).loss(outputs[part], batch)[0]/len(boxes)*share
         for value, name in zip(values, ("box", "cls", "l1")):
-            torch.testing.assert_close(have.sums[f"{part}/{name}"]/have.normalizer[part].clamp(min=1),
-                                       value,
-                                       rtol=5e-6,
-                                       atol=1e-6,
-                                       msg=lambda m: f"{part}/{name}: {m}")
+            term = have.sums[f"{part}/{name}"]/have.normalizer[part].clamp(min=1)
+            torch.testing.assert_close(term, value, rtol=5e-6, atol=1e-6, msg=lambda m: f"{part}/{name}: {m}")
     for a, b in zip(have_grads, want_grads): assert (a - b).norm() <= 1e-5*b.norm()
     return have
 
@@ -110,12 +114,8 @@ def compare(leaves, grids, boxes, labels, size, strides, gains=GAINS26, class_we
 @pytest.mark.parametrize("name", SCENES)
 def test_same_loss_and_gradients(name, kind, epoch):
     boxes, labels, size, strides, n_classes = scene(name)
-    loss = compare(*outputs_for(boxes, labels, size, strides, n_classes, kind),
-                   boxes,
-                   labels,
-                   size,
-                   strides,
-                   epoch=epoch)
+    leaves, grids = outputs_for(boxes, labels, size, strides, n_classes, kind)
+    loss = compare(leaves, grids, boxes, labels, size, strides, epoch=epoch)
     assert all((loss.normalizer[part] == 0) == (name == "all images empty") for part in PARTS)
 
 
@@ -141,10 +141,11 @@ def test_same_loss_with_gains_and_class_weights():
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
-def test_shares_move_as_the_package_moves_them(epochs):
+def test_head_weights_change_as_in_the_package(epochs):
     for epoch in range(epochs):
         package = package_loss((8, 16, 32), 2, epoch=epoch, epochs=epochs)
-        assert list(head_weights(progress(epoch, epochs)).values()) == pytest.approx([package.o2m, package.o2o], abs=1e-12)
+        weights = head_weights(progress(epoch, epochs))
+        assert list(weights.values()) == pytest.approx([package.o2m, package.o2o], abs=1e-12)
 
 
 def test_half_precision_outputs_are_counted_in_float32():
@@ -159,8 +160,9 @@ def test_half_precision_outputs_are_counted_in_float32():
 def test_one_to_one_gives_a_box_one_point_and_a_point_one_box():
     boxes, labels, size, strides, n_classes = scene("100 boxes")
     leaves, grids = outputs_for(boxes, labels, size, strides, n_classes, "learned")
-    one, many = (align(YOLOOutputs(*leaves[i:i + 2], grids), boxes, labels, strides, **PICKS[p])
-                 for i, p in ((2, "one2one"), (0, "one2many")))
+    outputs = both(leaves, grids)
+    one = align(outputs.one2one, boxes, labels, strides, **PICKS["one2one"])
+    many = align(outputs.one2many, boxes, labels, strides, **PICKS["one2many"])
     for keys in ((one.image, one.slot), (one.image, one.anchor)):
         assert len(torch.stack(keys).unique(dim=1)[0]) == len(one.image)
     assert .9*labels.numel() < len(one.image) < labels.numel() < len(many.image)  # nearly every box, though they crowd
@@ -169,8 +171,7 @@ def test_one_to_one_gives_a_box_one_point_and_a_point_one_box():
 # ---- the network
 
 def trained_looks(model):
-    """Weights of a network that says different things at different points, each head its own: statistics from
-    images, heads that are sure."""
+    "Weights with which each head predicts differently from point to point: statistics from images, high scores."
     g = torch.Generator().manual_seed(0)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     head = model.model[-1]
@@ -210,11 +211,12 @@ def test_same_detections_as_the_package(name):
     assert tuple(package.stride.tolist()) == model.strides
     package.end2end = True
     with torch.no_grad():
-        (want, raw), said = package(x), model(x)
+        want, raw = package(x)
+        outputs = model(x)
         maps = model.features(x)
-        boxes, scores = model.decode(said)
-    assert said.one2many is None
-    for part, have in (("one2one", said.one2one), ("one2many", model.run_head(maps))):
+        boxes, scores = model.decode(outputs)
+    assert outputs.one2many is None
+    for part, have in (("one2one", outputs.one2one), ("one2many", model.run_head(maps))):
         torch.testing.assert_close(have.boxes, raw[part]["boxes"], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(have.scores, raw[part]["scores"], rtol=1e-5, atol=1e-5)
     assert (raw["one2one"]["scores"] - raw["one2many"]["scores"]).abs().mean() > .01 and scores.std() > .01
@@ -270,8 +272,8 @@ def test_an_empty_batch_reaches_every_parameter():
     model = YOLO26Detector("yolo26n", CLASSES)
     loss = model.loss(model(torch.rand(2, 3, 64, 96)), torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.long))
     sum(loss.sums.values()).backward()
-    assert all(v == 0 for v in loss.normalizer.values()) and all(p.grad is not None and p.grad.isfinite().all()
-                                                                 for p in model.parameters())
+    assert all(v == 0 for v in loss.normalizer.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_four_times_one_is_once_four():
@@ -300,7 +302,7 @@ def test_four_times_one_is_once_four():
         for a, b in zip(gradients(parts), whole): assert (a - b).norm() <= 1e-4*b.norm() + 1e-7
 
 
-@pytest.mark.parametrize("name", [n if n[-1] in "nm" else pytest.param(n, marks=pytest.mark.slow) for n in YOLO26_NAMES])
+@pytest.mark.parametrize("name", slow_but("nm", YOLO26_NAMES))
 def test_every_size_is_as_published(name):
     "Parameters and work of what ships: without the one-to-many head."
     with torch.device("meta"): model = YOLO26Detector(name, [f"class {i}" for i in range(80)])
@@ -362,8 +364,9 @@ def test_onnx_computes_the_same_with_one_head(tmp_path):
     graph = onnx.load(str(tmp_path/"m.onnx"))
     head = model.model[-1]
     convs = operators(graph)["Conv"]
-    of = lambda *modules: sum(isinstance(m, torch.nn.Conv2d) for part in modules for m in part.modules())
-    assert convs == of(model) - of(head.cv2, head.cv3)  # the one-to-many head is not in the file
+    def count_convs(part): return sum(isinstance(m, torch.nn.Conv2d) for m in part.modules())
+    # the one-to-many head is not in the file
+    assert convs == count_convs(model) - count_convs(head.cv2) - count_convs(head.cv3)
     computed = {
         "Shape", "Gather", "GatherND", "ConstantOfShape", "Range", "Expand", "Tile", "NonMaxSuppression", "TopK",
         "Loop", "If", "Where", "Cast", "Mod", "NonZero"
@@ -372,8 +375,8 @@ def test_onnx_computes_the_same_with_one_head(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_pictures_are_learned_by_heart(tmp_path):
-    "And each object is said once: without suppression of doubles."
+def test_overfits_two_images(tmp_path):
+    "And finds each object once, without NMS."
     import cv2
 
     from jetson_det.data.formats.registry import read_dataset
@@ -404,9 +407,8 @@ def test_two_pictures_are_learned_by_heart(tmp_path):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.)
         optimizer.step()
     stats = evaluate(torch_session(model.eval(), size), ds, progress=False).stats
-    sure = int((model.decode(model(model.normalize(images)))[1] > .5).sum())
-    print(
-        f"\n{steps} steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, {sure} sure answers, loss"
-        f" {loss.item():.3f}, AP50 {stats['AP50']:.3f}, AP {stats['AP']:.3f}"
-    )
-    assert stats["AP50"] > .95 and sure <= (labels >= 0).sum()
+    _, scores = model.decode(model(model.normalize(images)))
+    confident = int((scores > .5).sum())
+    print(f"\n{steps} steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, {confident} predictions"
+          f" over .5, loss {loss.item():.3f}, AP50 {stats['AP50']:.3f}, AP {stats['AP']:.3f}")
+    assert stats["AP50"] > .95 and confident <= (labels >= 0).sum()

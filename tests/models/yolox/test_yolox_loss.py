@@ -160,7 +160,8 @@ def test_default_gains_change_nothing():
 
 
 def test_unknown_and_negative_gains_are_refused():
-    with pytest.raises(InputError, match="model.gains: unknown gain 'box'"): create_model("yolox-nano", ["a"], dict(box=1))
+    with pytest.raises(InputError, match="model.gains: unknown gain 'box'"):
+        create_model("yolox-nano", ["a"], dict(box=1))
     with pytest.raises(InputError, match="model.gains.obj is -1"): create_model("yolox-nano", ["a"], dict(obj=-1))
 
 

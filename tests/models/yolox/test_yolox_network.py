@@ -36,11 +36,12 @@ def both(name, classes=80):
 @pytest.mark.parametrize("name", YOLOX.names)
 def test_same_weights_same_outputs(name):
     ours, theirs = both(name)
-    ours.eval(), theirs.eval()
+    ours.eval()
+    theirs.eval()
     x = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))*255
     with torch.no_grad():
         want = theirs(x)
-        (boxes, scores) = ours.decode(ours(x))
+        boxes, scores = ours.decode(ours(x))
     corners = torch.cat([want[..., :2] - want[..., 2:4]/2, want[..., :2] + want[..., 2:4]/2], -1)
     torch.testing.assert_close(boxes, corners, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(scores, want[..., 4:5]*want[..., 5:], rtol=0, atol=1e-4)
@@ -58,8 +59,8 @@ def test_training_mode_and_channels_last(name):
     out = ours(x.to(memory_format=torch.channels_last))
     raw = out.raw.detach()
     anchors = anchors_for(out.grids, x.device)
-    decoded = torch.cat(
-        [(raw[..., :2] + anchors.cells)*anchors.strides, raw[..., 2:4].exp()*anchors.strides, raw[..., 4:]], -1)
+    center = (raw[..., :2] + anchors.cells)*anchors.strides
+    decoded = torch.cat([center, raw[..., 2:4].exp()*anchors.strides, raw[..., 4:]], -1)
     assert (decoded - want).norm() <= 1e-4*want.norm()
     for k, v in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[k], v, rtol=1e-4, atol=1e-4, msg=k)
@@ -71,7 +72,7 @@ def test_state_dict_has_the_official_names_and_shapes():
         with torch.device("meta"):
             ours = create_model(name, CLASSES)
             theirs = oracles.yolox_model(name, 80)
-        shapes = lambda m: {k: tuple(v.shape) for k, v in m.state_dict().items()}
+        def shapes(model): return {k: tuple(v.shape) for k, v in model.state_dict().items()}
         assert shapes(ours) == shapes(theirs)
 
 
@@ -80,12 +81,10 @@ def test_parameter_groups_are_those_of_yolox():
     "Decay on the convolutions' weights; none on BatchNorm's scales and on biases (yolox.exp.yolox_base.get_optimizer)."
     ours = create_model("yolox-nano", CLASSES)
     theirs = oracles.yolox_model("yolox-nano", 80)
-    decayed = {
-        k + ".weight"
-        for k, m in theirs.named_modules()
-        if isinstance(getattr(m, "weight", None), torch.nn.Parameter) and not isinstance(m, torch.nn.BatchNorm2d)
-        and "bn" not in k
-    }
+    decayed = set()
+    for k, m in theirs.named_modules():
+        is_norm = isinstance(m, torch.nn.BatchNorm2d) or "bn" in k
+        if isinstance(getattr(m, "weight", None), torch.nn.Parameter) and not is_norm: decayed.add(k + ".weight")
     names = {id(p): k for k, p in ours.named_parameters()}
     groups = {g["name"]: [names[id(p)] for p in g["params"]] for g in ours.param_groups(5e-4)}
     assert set(groups["weights"]) == decayed
@@ -116,15 +115,15 @@ def test_anchors_survive_inference_mode():
 def test_normalize_keeps_pixels_and_layout():
     images = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8).to(memory_format=torch.channels_last)
     x = create_model("yolox-nano", ["a"]).normalize(images)
-    assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last) and torch.equal(
-        x, images.float())
+    assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(x, images.float())
 
 
 def test_contract_says_what_the_family_needs():
     c = create_model("yolox-tiny", ["Sack", "Person"]).contract((384, 640), confidence=.3).validate()
     assert (c.family, c.name, c.classes, c.input_size) == ("yolox", "yolox-tiny", ("Sack", "Person"), (384, 640))
-    assert (c.color, c.scale, c.fit, c.pad, c.output, c.confidence) == ("bgr", 1., "letterbox-topleft", 114,
-                                                                        "boxes_scores", .3)
+    assert (c.color, c.scale, c.fit, c.pad) == ("bgr", 1., "letterbox-topleft", 114)
+    assert (c.output, c.confidence) == ("boxes_scores", .3)
 
 
 def test_names_and_classes_that_cannot_be_meant():
