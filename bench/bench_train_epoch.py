@@ -1,19 +1,27 @@
-"""Training images a second, loader included: ours against LibreYOLO and the yolox package (YOLOX-nano) and against Ultralytics' own trainer (YOLO11n).
+"""Training images a second, loader included: ours against LibreYOLO and the yolox package (YOLOX-nano) and against
+Ultralytics' own trainer (YOLO11n).
 
-    python bench/bench_train_epoch.py                               # the long form: three rounds of an epoch each; about half an hour for bccd on 2 cores
-    python bench/bench_train_epoch.py --batches 6 --rounds 3        # the short form
-    python bench/bench_train_epoch.py --device cuda --precision fp16 --batch 32 --size 640 --workers 8 # against Ultralytics alone, drawing on the device
+    # the long form: three rounds of an epoch each; about half an hour for bccd on 2 cores
+    python bench/bench_train_epoch.py
+    # the short form
+    python bench/bench_train_epoch.py --batches 6 --rounds 3
+    # against Ultralytics alone, drawing on the device
+    python bench/bench_train_epoch.py --device cuda --precision fp16 --batch 32 --size 640 --workers 8
 
-Each trains the way it trains by itself, in batches of 8, fp32, at one size, with mosaic, affine, HSV and flip, two loader workers and two torch threads, SGD
-with Nesterov momentum, from fresh weights. Every peer is a process of its own, so that memory and allocator are its own. Ours is the real thing: `TrainLoader`
-and `Stepper`, with the averaged weights and the check for numbers that are not finite. LibreYOLO and yolox get their own loader, network and loss, and a loop with
-nothing in it but the step: what is measured of them is no more than they do. Ultralytics is its `DetectionTrainer`, with an optimizer step after each batch as in
-ours (nbs = batch), without evaluation, plots and files; on a CPU it takes no workers and all cores but one by itself, and is given both cores here.
+Each trains the way it trains by itself, in batches of 8, fp32, at one size, with mosaic, affine, HSV and flip, two
+loader workers and two torch threads, SGD with Nesterov momentum, from fresh weights. Every peer is a process of its
+own, so that memory and allocator are its own. Ours is the real thing: `TrainLoader` and `Stepper`, with the averaged
+weights and the check for numbers that are not finite. LibreYOLO and yolox get their own loader, network and loss, and
+a loop with nothing in it but the step: what is measured of them is no more than they do. Ultralytics is its
+`DetectionTrainer`, with an optimizer step after each batch as in ours (nbs = batch), without evaluation, plots and
+files; on a CPU it takes no workers and all cores but one by itself, and is given both cores here.
 
-Rounds are interleaved (A B C A B C ...) after a beginning that does not count; a ratio is that of two neighbors of one round: minimum, median, maximum. `cpu` is the
-processor time of a peer and its workers for an image: on a machine that does other things too it says more than the clock. `peak` is the most memory its training
-process has held, `workers` what its workers hold of their own. Exit code 1 if a median by the clock misses its limit, or a peak is higher than the peer's.
-With --device cuda ours has data.augment_on=device (the workers plan, the GPU draws); that way is written and has not been run on a GPU yet.
+Rounds are interleaved (A B C A B C ...) after a beginning that does not count; a ratio is that of two neighbors of
+one round: minimum, median, maximum. `cpu` is the processor time of a peer and its workers for an image: on a machine
+that does other things too it says more than the clock. `peak` is the most memory its training process has held,
+`workers` what its workers hold of their own. Exit code 1 if a median by the clock misses its limit, or a peak is
+higher than the peer's. With --device cuda ours has data.augment_on=device (the workers plan, the GPU draws); that way
+is written and has not been run on a GPU yet.
 """
 import argparse
 import json
@@ -52,7 +60,6 @@ warnings.filterwarnings("ignore")
 
 
 # ---- the peers: each is a function of (ds, folder, args) that gives `train(batches)`, which trains on so many batches
-# ----------------------------------------------
 def on_batches(batches, step):
     "Train on the next batches of an endless iterator."
     def train(n):
@@ -179,7 +186,6 @@ MAKERS = dict(ours=ours, libreyolo=libreyolo, yolox=yolox, ultralytics=ultralyti
 
 
 # ---- measuring
-# ----------------------------------------------------------------------------------------------------------------------------------------------------
 def tree():
     "This process and its children, as numbers."
     parents = {}
@@ -213,7 +219,10 @@ def measured(train, batches, args):
     cpu = processor_seconds() - cpu
     images = batches * args.batch
     workers = sum(kilobytes(f"/proc/{p}/smaps_rollup", "Pss") for p in tree() - {os.getpid()})
-    return dict(rate=images / seconds, cpu=cpu / images, peak=kilobytes("/proc/self/status", "VmHWM") / 1024, workers=workers / 1024,
+    return dict(rate=images / seconds,
+                cpu=cpu / images,
+                peak=kilobytes("/proc/self/status", "VmHWM") / 1024,
+                workers=workers / 1024,
                 gpu=torch.cuda.max_memory_reserved() / 2**20 if args.device == "cuda" else 0)
 
 
@@ -263,32 +272,42 @@ def compare(names, ds, folder, args, batches):
     return found
 
 
+HEAD = (f"{'':14}{'images/s':>24}{'cpu ms/image':>14}{'peak MB':>9}{'workers':>9}{'GPU MB':>8}"
+        "    ours / this: min, median, max (by cpu)")
+
+
 def report(title, found, limits):
     "Print the table; what missed its limit."
-    print(f"\n{title}\n{'':14}{'images/s':>24}{'cpu ms/image':>14}{'peak MB':>9}{'workers':>9}{'GPU MB':>8}    ours / this: min, median, max (by cpu)")
+    print(f"\n{title}\n{HEAD}")
     missed = []
-    middle = lambda name, key: statistics.median(r[key] for r in found[name])
     for name, rounds in found.items():
+        middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
         rates = [r["rate"] for r in rounds]
         ratios = sorted(a["rate"] / b["rate"] for a, b in zip(found["ours"], rounds))
-        by_cpu = statistics.median(b["cpu"] / a["cpu"] for a, b in zip(found["ours"], rounds))
         ratio = statistics.median(ratios)
-        peaks = {n: max(r[kind] for r in found[n]) for n in (name, "ours") for kind in (("gpu",) if rounds[0]["gpu"] else ("peak",))}
-        print(f"{name:14}{min(rates):8.2f}{statistics.median(rates):8.2f}{max(rates):8.2f}{middle(name, 'cpu') * 1e3:14.1f}{middle(name, 'peak'):9.0f}{middle(name, 'workers'):9.0f}"
-              f"{middle(name, 'gpu'):8.0f}    {ratios[0]:6.2f}{ratio:6.2f}{ratios[-1]:6.2f}   ({by_cpu:.2f})", flush=True)
+        by_cpu = statistics.median(b["cpu"] / a["cpu"] for a, b in zip(found["ours"], rounds))
+        print(f"{name:14}{min(rates):8.2f}{middle['rate']:8.2f}{max(rates):8.2f}{middle['cpu'] * 1e3:14.1f}"
+              f"{middle['peak']:9.0f}{middle['workers']:9.0f}{middle['gpu']:8.0f}    "
+              f"{ratios[0]:6.2f}{ratio:6.2f}{ratios[-1]:6.2f}   ({by_cpu:.2f})", flush=True)
+        memory = "gpu" if rounds[0]["gpu"] else "peak"
+        peak = max(r[memory] for r in rounds)
+        ours = max(r[memory] for r in found["ours"])
         if ratio < limits.get(name, 0): missed.append(f"{title}: {ratio:.2f} x {name} < {limits[name]:g}")
-        if peaks["ours"] > peaks[name]: missed.append(f"{title}: {peaks['ours']:.0f} MB, {name} {peaks[name]:.0f} MB")
+        if ours > peak: missed.append(f"{title}: {ours:.0f} MB, {name} {peak:.0f} MB")
     return missed
 
 
 def arguments():
     data = os.environ.get("JETSON_DET_DATA")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=data and data + "/datasets/bccd", help="labeled images; without it and without JETSON_DET_DATA: generated scenes")
-    parser.add_argument("--models", default="", help=f"of {', '.join(PAIRS)}, separated by commas; empty: all that have a limit on the device")
+    parser.add_argument("--data", default=data and data + "/datasets/bccd",
+                        help="labeled images; without it and without JETSON_DET_DATA: generated scenes")
+    parser.add_argument("--models", default="",
+                        help=f"of {', '.join(PAIRS)}, separated by commas; empty: all that have a limit on the device")
     parser.add_argument("--peers", default="", help="peers to measure, separated by commas; empty: all")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="fp16 and bf16: on a GPU, against Ultralytics")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"],
+                        help="fp16 and bf16: on a GPU, against Ultralytics")
     parser.add_argument("--size", type=int, default=640, help="side of the input, pixels")
     parser.add_argument("--batch", type=int, default=8, help="images in a batch")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
@@ -314,14 +333,20 @@ def main():
         if "train" in ds.split_names: ds = ds.split("train")
         loaders.copy_for_peers(ds, folder / "copy")
         batches = args.batches or -(-len(ds) // args.batch)
-        print(f"{len(ds)} images of {source.name}, {len(ds.boxes)} boxes, {batches} batches of {args.batch} at {args.size}x{args.size} on {args.device}, {args.precision}")
+        print(f"{len(ds)} images of {source.name}, {len(ds.boxes)} boxes, {batches} batches of {args.batch} at"
+              f" {args.size}x{args.size} on {args.device}, {args.precision}")
         for args.model in filter(None, args.models.split(",")) if args.models else limits:
             names = [n for n in limits[args.model] if not args.peers or n in args.peers.split(",")]
-            found = figures[args.model] = compare(["ours", *names], ds, folder / "copy", args, batches)
+            found = compare(["ours", *names], ds, folder / "copy", args, batches)
+            figures[args.model] = found
             missed += report(f"{args.model}, images a second in training", found, limits[args.model])
     if args.json: Path(args.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    print("\n" + ("MISSED: " + "; ".join(missed) if missed else "limits held: " + ", ".join(f"{m} {v:g}x {k}" for m in figures for k, v in limits[m].items() if k in figures[m])))
-    return 1 if missed else 0
+    if missed:
+        print("\nMISSED: " + "; ".join(missed))
+        return 1
+    held = [f"{m} {v:g}x {k}" for m in figures for k, v in limits[m].items() if k in figures[m]]
+    print("\nlimits held: " + ", ".join(held))
+    return 0
 
 
 if __name__ == "__main__": sys.exit(main())

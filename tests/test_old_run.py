@@ -1,7 +1,8 @@
-"""A run made before the modules moved (tests/fixtures/old_run) still resumes, evaluates and exports, to the same figures.
+"""A run made before the modules moved still resumes, evaluates and exports, to the same figures.
 
-The run is a pruned YOLOX-nano at 96x128 on four generated scenes, with its checkpoint of step 498 of 500. `expected.json`
-holds what the code that made it found: the figures of that checkpoint, and norms of the weights after step 500.
+tests/fixtures/old_run is a pruned YOLOX-nano at 96x128 on four generated scenes, with its checkpoint of step 498 of
+500. `expected.json` holds what the code that made it found: the figures of that checkpoint, and norms of the weights
+after step 500.
 """
 import json
 import shutil
@@ -32,7 +33,8 @@ def evaluated(artifact):
 def test_an_old_checkpoint_evaluates_and_exports(project):
     checkpoint = "run/checkpoints/step-00000498"
     figures = evaluated(checkpoint)
-    for name, value in EXPECTED["evaluate"].items(): assert figures[name] == pytest.approx(value, abs=2e-3), name
+    for name, value in EXPECTED["evaluate"].items():
+        assert figures[name] == pytest.approx(value, abs=2e-3), name
     assert main(["export", checkpoint, "--out", "old.onnx"]) == 0
     assert evaluated("old.onnx")["AP"] == pytest.approx(figures["AP"], abs=2e-3)
 

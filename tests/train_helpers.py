@@ -150,7 +150,9 @@ def numbers(normalizer): # of a step: one, or one a part
 class Watch(Callback):
     "Remembers each step."
     def __init__(self): self.steps = []
-    def after_step(self, t): self.steps.append((t.run.meter.images, numbers(t.run.meter.normalizers), t.run.losses["loss"]))
+    def after_step(self, t):
+        meter = t.run.meter
+        self.steps.append((meter.images, numbers(meter.normalizers), meter.losses["loss"]))
 
 
 def fitted(cfg, tmp, world=None):
@@ -185,8 +187,8 @@ def command_in_child(words, out, small=True):
     """Target of a child process: `jetson-det` with these words, what it says in a file beside the run; the DETRs are
     narrow."""
     from jetson_det.cli import main
-    said = open(f"{out}.txt", "a", buffering=1)
-    os.dup2(said.fileno(), 1)
-    os.dup2(said.fileno(), 2)
+    lines = open(f"{out}.txt", "a", buffering=1)
+    os.dup2(lines.fileno(), 1)
+    os.dup2(lines.fileno(), 2)
     if small: small_detrs()
     sys.exit(main([str(w) for w in words]))

@@ -20,8 +20,6 @@ from multiprocessing.connection import wait
 import cv2
 import numpy as np
 
-from ..core import InputError
-
 # %% ../../nbs/18_data.workers.ipynb #110422ac
 _PAGE = 4096 # bytes; slots begin at pages
 _MAX_LENT = 2 # arrays that are slots themselves; further ones are copies

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core import InputError
+from ..core import InputError, and_more, match_classes
 from ..data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from ..runtime.geometry import Detections
 from ..runtime.files import require, write_json_atomic
@@ -58,36 +58,20 @@ def _normal_coco(
     return dict(images=images, annotations=anns, categories=[dict(id=k, name=c["name"]) for k, c in enumerate(cats, 1)])
 
 # %% ../../nbs/40_evaluate.coco.ipynb #e2822a95
-def _plain(name:str)->str:
-    "A class name without capitals, underscores and doubled spaces."
-    return " ".join(name.replace("_", " ").casefold().split())
-
 def shared_classes(
     model, # the model's class names
     data, # the data's class names
-)->tuple: # (C_model,) int64: label in the data or -1; data classes that the model lacks; model classes that the data lacks
+)->tuple: # (C_model,) int64 label in the data or -1; data classes that the model lacks; model classes that the data lacks
     "Match two lists of classes by name. Raises InputError when they have none in common."
-    exact = {n: k for k, n in enumerate(data)}
-    near = {_plain(n): k for k, n in enumerate(data)}
-    to = []
-    for name in model:
-        k = exact.get(name, near.get(_plain(name), -1))
-        if k >= 0 and data[k] != name and data[k] in model: k = -1 # another class of the model is spelled exactly so
-        to.append(k)
-    if max(to, default=-1) < 0:
-        raise InputError(f"no class in common: the model knows {_short(model)}; the data has {_short(data)}")
-    unknown = [n for k, n in enumerate(data) if k not in to]
-    unused = [n for n, k in zip(model, to) if k < 0]
-    return np.array(to, np.int64), unknown, unused
-
-# %% ../../nbs/40_evaluate.coco.ipynb #4f1158c1
-def _short(
-    names, # class names
-    most:int=8, # how many to print
-)->str:
-    "A list of names that fits on a line."
-    names = [str(n) for n in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"
+    labels = []
+    for name, k in zip(model, match_classes(model, data)):
+        is_taken = k is not None and data[k] != name and data[k] in model # the model has a class of exactly that name
+        labels.append(-1 if k is None or is_taken else k)
+    if max(labels, default=-1) < 0:
+        raise InputError(f"no class in common: the model knows {and_more(model)}; the data has {and_more(data)}")
+    unknown = [name for k, name in enumerate(data) if k not in labels]
+    unused = [name for name, k in zip(model, labels) if k < 0]
+    return np.array(labels, np.int64), unknown, unused
 
 # %% ../../nbs/40_evaluate.coco.ipynb #70303ef7
 def coco_results(
@@ -293,10 +277,10 @@ def _notes(r:EvalResult)->list:
     if r.ignored: notes.append(f"{r.ignored} boxes count neither way (crowd, ignored, difficult)")
     if r.unknown:
         notes.append(
-            f"not known by the model, AP 0: {_short(r.unknown)}; over the classes it knows: AP {known_ap(r)[0]:.3f},"
+            f"not known by the model, AP 0: {and_more(r.unknown)}; over the classes it knows: AP {known_ap(r)[0]:.3f},"
             f" AP50 {known_ap(r)[1]:.3f}"
         )
-    if r.unused: notes.append(f"not in the data, left out: {_short(r.unused)}")
+    if r.unused: notes.append(f"not in the data, left out: {and_more(r.unused)}")
     return notes
 
 # %% ../../nbs/40_evaluate.coco.ipynb #7f046086

@@ -68,6 +68,7 @@ def _exif_block(data):
     if data[:2] == b"\xff\xd8":
         for marker, at, length in jpeg_segments(data):
             if marker == 0xe1 and data[at:at + 6] == b"Exif\0\0": return data[at + 6:at + length]
+            if 0xc0 <= marker <= 0xc3: break # the frame header
     elif data[:8] == b"\x89PNG\r\n\x1a\n": return _png_exif(data)
     elif data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) > 20 and data[20] & 8:
         at = data.rfind(b"EXIF")

@@ -11,7 +11,8 @@ from typing import Tuple
 
 import numpy as np
 
-from .geometry import Detections, cxcywh_to_xyxy, nms
+from .geometry import Detections, cxcywh_to_xyxy
+from .nms import nms
 from .contract import STRIDES, Contract, output_shapes
 from .files import InputError
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .geometry import as_detections, box_area, clip_boxes, nms
+from .geometry import as_detections, box_area, clip_boxes
+from .nms import nms
 from .files import InputError
 from .preprocess import as_bgr
 

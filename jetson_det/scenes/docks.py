@@ -527,7 +527,8 @@ def _coco_records(
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).astype(float).tolist()
     annotations = []
     for (x, y, w, h), label in zip(xywh, labels.tolist()):
-        annotations.append({"image_id": k + 1, "category_id": label + 1, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+        box = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+        annotations.append({"image_id": k + 1, "category_id": label + 1, **box})
     return image, annotations
 
 # %% ../../nbs/19_scenes.docks.ipynb #11e56d9f
@@ -559,7 +560,8 @@ def _write_split(folder, name, numbers, settings)->Path: # the annotation file
     images.mkdir(parents=True, exist_ok=True)
     records = []
     for k in numbers:
-        img, boxes, labels = dock_scene(_scene_seed(settings["seed"], k), tuple(settings["size"]), hard=settings["hard"])
+        seed = _scene_seed(settings["seed"], k)
+        img, boxes, labels = dock_scene(seed, tuple(settings["size"]), hard=settings["hard"])
         record, found = _coco_records(k, img.shape[:2], boxes, labels)
         (images / record["file_name"]).write_bytes(cv2.imencode(".jpg", img, quality)[1].tobytes())
         records.append(record)

@@ -96,7 +96,7 @@ class Averages(Callback):
 
 def _first_inputs(trainer, model):
     "The first training images without mosaic, the same in every process, as `forward` takes them."
-    loader = make_loader(trainer.cfg, trainer.train_ds, plain=True)
+    loader = make_loader(trainer.train_ds, trainer.cfg.data, trainer.cfg.augment, trainer.cfg.train, first_look=True)
     batches = -(-_REFRESH_IMAGES // trainer.cfg.train.batch_size)
     for batch in islice(loader.epoch(0, augment=False), batches):
         yield model.normalize(batch.images.to(trainer.stepper.device))

@@ -14,11 +14,10 @@ from typing import NamedTuple, Optional
 import torch
 from torch import nn
 
-from ..core import InputError
+from ..core import InputError, match_classes
 from ..models.checkpoint import MANIFEST
 from ..models.detr.loss import Layers, fractions, match, overlap
 from ..models.session import checkpoint_of, evaluating, load_detector
-from ..models.weights.source import match_classes
 from ..runtime.files import read_json
 
 # %% ../../nbs/31_train.distill.ipynb #3c7baa7f
@@ -92,7 +91,8 @@ def point_sums(
     confidence:float, # least score of the teacher from which a box counts
 )->tuple: # sums for scores and boxes
     "Each point learns from the same point."
-    (student_boxes, student_scores), (teacher_boxes, teacher_scores) = student, teacher
+    student_boxes, student_scores = student
+    teacher_boxes, teacher_scores = teacher
     best = teacher_scores.amax(-1)
     at = (best >= confidence).nonzero(as_tuple=True)
     return score_sum(student_scores, teacher_scores), _box_sum(student_boxes[at], teacher_boxes[at], best[at])
@@ -334,7 +334,8 @@ class Distiller(nn.Module):
             objects = find_objects(teacher.boxes, teacher.scores, self.confidence)
             sums = self.prediction_losses(outputs, teacher, objects, tuple(images.shape[-2:]))
             if self.strides:
-                sums[_term(self.part, "features")] = self.gains["features"]*self.feature_loss(maps, objects)
+                features = self.feature_loss(outputs, maps, objects)
+                sums[_term(self.part, "features")] = self.gains["features"]*features
         return sums
 
     def prediction_losses(self, outputs, teacher, objects, input_size)->dict: # name -> scalar
@@ -348,7 +349,7 @@ class Distiller(nn.Module):
             sums[_term(student.part, "boxes")] = self.gains["boxes"]*boxes
         return sums
 
-    def feature_loss(self, maps, objects)->torch.Tensor: # scalar
+    def feature_loss(self, outputs, maps, objects)->torch.Tensor: # scalar
         "The features' term, a mean over the strides that both have."
         if not self.maps or self.maps[0] is None:
             raise InputError(
@@ -363,8 +364,9 @@ class Distiller(nn.Module):
             weights = cell_weights(objects, student[s].shape[-2:], s)
             total = total + feature_sum(self.adapters[str(s)](student[s].float()), teacher[s].float(), weights)
         # an object has one query, but about ten points: their divisors differ as much
-        counts_points = self.part == "one2many" or self.networks[1].output != "queries"
-        return total/len(self.strides)*(_TOP if counts_points else 1)
+        heads = [head for head in self.networks[1].heads(outputs) if head.part == self.part]
+        divides_by_points = any(not head.one_per_object for head in heads)
+        return total/len(self.strides)*(_TOP if divides_by_points else 1)
 
     def param_groups(self, weight_decay:float=0.)->list: # of dicts, as torch.optim takes them
         "The adapters."

@@ -14,6 +14,7 @@ import torch
 
 from ..core import InputError
 from ..data.augment.on_device import pixel_table
+from ..data.augment.plan import detail_of
 from ..models.checkpoint import list_checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from ..runtime.files import write_json_atomic
 from . import allocator
@@ -27,13 +28,12 @@ from .callbacks.ranks import callbacks_of
 from .callbacks.resources import DiskWatch, ResourceLog, peak_memory
 from .callbacks.stop import StopOnSignal
 from .compile import compile_model, deterministic, not_deterministic
-from .data import balance_of, labeled_split, make_loader, settle, training_data
+from .data import class_balance, labeled_split, make_loader, resolve_settings, training_data
 from .distill import make_distiller
 from .lineage import origin_of
 from .lost_device import continue_on_cpu, is_device_lost
 from .network import build_model, pick_device
 from .oom import TooLarge
-from .optim import lr_at, make_schedule, plan_phases, warmup_epochs
 from .resolved import resolved_rows, rows_text
 from .resume import contract_of, newest_finite, restore, training_state
 from .run_folder import (check_run_folder, check_same_data, default_run_folder, hold_run,
@@ -90,7 +90,7 @@ class Trainer:
                 try: self.train_epoch()
                 except TooLarge as e: # smaller pieces; the epoch continues with the same step
                     t = self.cfg.train
-                    self.say(self.stepper.pieces.halve(e, t.batch_size, self.run.step + 1, t.freeze_bn))
+                    self.say(self.stepper.pieces.use_smaller(e, t.batch_size, self.run.step + 1, t.freeze_bn))
             self.call("after_train")
 
     def train_epoch(self):
@@ -147,7 +147,8 @@ class Trainer:
         self.train_ds = labeled_split(self.ds, "train")
         self.val_ds = labeled_split(self.ds, "val", needed=False)
         if self.cfg.train.overfit_batches: self.val_ds = self.train_ds
-        self.repeats, self.class_weights = balance_of(self.cfg, self.train_ds, self.say)
+        self.repeats, self.class_weights = class_balance(self.train_ds, self.cfg.data, self.cfg.train,
+                                                          self.say)
 
     def _make_network(self, checkpoint):
         cfg = self.cfg
@@ -158,7 +159,7 @@ class Trainer:
             self.origin = checkpoint.contract.extra.get("origin")
             self.model = build_model(cfg.model, cfg.train, self.ds.classes, device, pruned=pruned, say=self.say)
         else:
-            first_look = make_loader(cfg, self.train_ds, plain=True)
+            first_look = make_loader(self.train_ds, cfg.data, cfg.augment, cfg.train, first_look=True)
             self.model = build_model(cfg.model, cfg.train, self.ds.classes, device, first_look, say=self.say)
             self.origin = origin_of(cfg.model.weights)
         if self.class_weights is not None:
@@ -170,7 +171,8 @@ class Trainer:
         if checkpoint: self.group = checkpoint.state.get("group", cfg.train.accumulate)
         distiller = make_distiller(cfg.distill, self.model)
         self.stepper = Stepper(self.model, cfg.train, cfg.train.batch_size * self.group, self.world, distiller)
-        loader = make_loader(cfg, self.train_ds, self.repeats, self.stepper.device, say=self.say)
+        loader = make_loader(self.train_ds, cfg.data, cfg.augment, cfg.train, self.repeats, self.stepper.device,
+                             say=self.say)
         self.loader = share_of(loader, self.world, self.group)
         plan_rounds(self.world, len(self.loader), self.group)
         if cfg.train.compile: # the average has its copy by now
@@ -181,7 +183,7 @@ class Trainer:
         steps_per_epoch = -(-len(self.loader) // self.group)
         self.phases = plan_phases(t.epochs, warmup_epochs(t, steps_per_epoch), t.no_aug_epochs)
         self.schedule = make_schedule(t, self.phases, steps_per_epoch, t.batch_size * self.group)
-        self.run = RunState(out, t.epochs, self.schedule.steps, samples=self.loader.recipe.samples,
+        self.run = RunState(out, t.epochs, self.schedule.steps, samples=self.loader.samples,
                             batches=len(self.loader), batch_size=t.batch_size, group=self.group)
 
     # what callbacks ask for
@@ -238,7 +240,7 @@ def _with_fitting_batch(cfg, ds, checkpoint, world, say):
         return cfg
     train_ds = labeled_split(ds, "train")
     held = 0
-    if cfg.data.augment_on == "device": held = 4 * pixel_table(train_ds, tuple(cfg.data.input_size)).total
+    if cfg.data.augment_on == "device": held = 4 * pixel_table(train_ds, detail_of(cfg.data.input_size, cfg.augment)).total
     return auto_batch(cfg, train_ds, held, world, say)
 
 def _fit_to_the_end(trainer)->Trainer: # the one that came to the end: another one after a rollback
@@ -302,7 +304,7 @@ def train(
     world = world or current_world()
     say = RunLog() if world.main else lambda line: None
     # all that can be checked before the data is read
-    settle(cfg, world.size)
+    resolve_settings(cfg, world.size)
     deterministic(cfg.train.deterministic)
     make_trackers(cfg.train.trackers, cfg.train.project) # a missing package is an error before anything is written
     if not out and not cfg.data.path: out = world.share(str(default_run_folder(cfg))) # generated scenes lie in it

@@ -82,12 +82,12 @@ def build_model(
         raise InputError(f"model.prune is {model_cfg.prune:g}: what is pruned must be trained first;"
                          " model.weights says from where")
     if pruned: rebuild_pruned(model, pruned)
-    elif model_cfg.prune and loader is not None: say(str(prune_model(model, loader.recipe.input_size, model_cfg.prune)))
+    elif model_cfg.prune and loader is not None: say(str(prune_model(model, loader.input_size, model_cfg.prune)))
     if train_cfg.freeze_bn: freeze_batchnorm(model)
     if train_cfg.checkpoint_stages: checkpoint_stages(model)
     return model
 
 def _start_from(model, weights, loader, say):
     from jetson_det.models.weights.load import load_weights
-    batches = islice(loader.epoch(0), -(-128 // loader.recipe.batch_size)) # 128 images or a little more
+    batches = islice(loader.epoch(0), -(-128 // loader.batch_size)) # 128 images or a little more
     say(str(load_weights(model, weights, batches=(b.images for b in batches))))

@@ -12,7 +12,8 @@ from ..models.detector import count_params
 from .distill import teacher_row
 from .freeze import freeze_rows
 from .network import norms_text
-from .optim import lr_at, lr_rule, schedule_text
+from .optim import lr_rule
+from .schedule import lr_at, schedule_text
 
 # %% ../../nbs/37_train.resolved.ipynb #d95b2597
 def _network_rows(trainer)->list:

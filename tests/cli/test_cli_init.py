@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from signals import hear_ctrl_c
 
 from jetson_det import cli, cli_init
 from jetson_det.cli_init import BOARDS, FAMILY, board_named, choose_model, config_text, measured, plan_lines
@@ -40,14 +41,12 @@ class Terminal:
     "A verb in a pseudo-terminal of its own."
     def __init__(self, *words, cwd):
         import fcntl, pty, termios
+        def own_terminal():
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            hear_ctrl_c()
         self.master, slave = pty.openpty()
-        self.p = subprocess.Popen([sys.executable, "-c", CALL, *map(str, words)],
-                                  stdin=slave,
-                                  stdout=slave,
-                                  stderr=slave,
-                                  cwd=cwd,
-                                  start_new_session=True,
-                                  preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+        self.p = subprocess.Popen([sys.executable, "-c", CALL, *map(str, words)], stdin=slave, stdout=slave,
+                                  stderr=slave, cwd=cwd, start_new_session=True, preexec_fn=own_terminal)
         os.close(slave)
         self.said, self.at = "", 0
 

@@ -297,8 +297,11 @@ def chunk(kind, n): return kind + n.to_bytes(2, "big") + bytes(n - 2)
 
 
 @settings(max_examples=60, deadline=None)
-@given(h=st.integers(1, 400), w=st.integers(1, 400), kind=st.sampled_from([".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff"]), gray=st.booleans(), notes=st.lists(st.integers(2, 65000), max_size=4),
-       lossless=st.booleans())
+@given(
+    h=st.integers(1, 400), w=st.integers(1, 400),
+    kind=st.sampled_from([".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff"]), gray=st.booleans(),
+    notes=st.lists(st.integers(2, 65000), max_size=4), lossless=st.booleans(),
+)
 def test_sizes_without_decoding(tmp_path_factory, h, w, kind, gray, notes, lossless):
     path = tmp_path_factory.mktemp("i") / f"x{kind}"
     image = np.zeros((h, w) if gray else (h, w, 3), np.uint8)
@@ -310,8 +313,11 @@ def test_sizes_without_decoding(tmp_path_factory, h, w, kind, gray, notes, lossl
     assert image_size(path) == (h, w) == read_image(path).shape[:2]
 
 
-@pytest.mark.parametrize("save", [dict(format="WEBP", quality=50, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"), dict(format="WEBP", lossless=True), dict(format="TIFF", compression="tiff_lzw"),
-                                  dict(format="JPEG", progressive=True, icc_profile=bytes(200_000)), dict(format="PNG", optimize=True), dict(format="TIFF", big_tiff=True)])
+@pytest.mark.parametrize("save", [
+    dict(format="WEBP", quality=50, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"), dict(format="WEBP", lossless=True),
+    dict(format="TIFF", compression="tiff_lzw"), dict(format="JPEG", progressive=True, icc_profile=bytes(200_000)),
+    dict(format="PNG", optimize=True), dict(format="TIFF", big_tiff=True),
+])
 def test_sizes_of_files_of_another_library(tmp_path, save):
     Image = pytest.importorskip("PIL.Image")
     Image.new("RGB", (301, 77), (1, 2, 3)).save(tmp_path / "x", **save)
@@ -384,7 +390,9 @@ def test_single_and_many_are_the_same(tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["bccd", "raccoon", "kangaroo", "aerial/coco_utils/visdrone2019-det-train-first50image.json"])
+@pytest.mark.parametrize("name", [
+    "bccd", "raccoon", "kangaroo", "aerial/coco_utils/visdrone2019-det-train-first50image.json",
+])
 def test_real_sets(data, name):
     same(opened(data / "datasets" / name)[0], read_dataset(data / "datasets" / name))
     again, found = opened(data / "datasets" / name)

@@ -15,9 +15,15 @@ import torch
 
 from jetson_det.config import AugmentConfig
 from jetson_det.core import InputError
+from jetson_det.data.augment import pixel_store
+from jetson_det.data.augment.plan import epoch_order, plan_sample
+from jetson_det.data.augment.render import ImageCache, make_sample
 from jetson_det.data.dataset import DetDataset
-from jetson_det.data.augment import pixel_store as pixel_cache
-from jetson_det.data.loader import Key, Recipe, TrainLoader, WorkerPool, input_size_at, pad_boxes, scaled_size
+from jetson_det.data.loader import BatchKey, BatchMaker, TrainLoader, _input_size_at, pad_boxes, scaled_size
+from jetson_det.data.workers import WorkerPool
+from jetson_det.runtime.contract import Contract
+from jetson_det.runtime.images import read_image
+from jetson_det.runtime.preprocess import Preprocessor
 
 SIZE = (96, 160)
 
@@ -32,7 +38,8 @@ def make_dataset(folder, n, boxes_each=lambda i: i % 4):
         for _ in range(boxes_each(i)):
             x = rng.integers(0, 90)
             y = rng.integers(0, 40)
-            index.append(i), boxes.append((x, y, x + 30, y + 30))
+            index.append(i)
+            boxes.append((x, y, x + 30, y + 30))
     return DetDataset(folder, ("a", "b"), [f"{i}.jpg" for i in range(n)], [(72, 128)] * n, index,
                       np.array(boxes, np.float32).reshape(-1, 4), np.arange(len(boxes)) % 2)
 
@@ -53,10 +60,10 @@ def assert_same(one, other):
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_workers_change_nothing(ds, workers):
     augment = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=3)
-    alone = TrainLoader(ds, SIZE, augment, 8, seed=3, workers=0)
+    serial = TrainLoader(ds, SIZE, augment, 8, seed=3, workers=0)
     loader = TrainLoader(ds, SIZE, augment, 8, seed=3, workers=workers)
-    for epoch in 0, 1: assert_same(alone.epoch(epoch), loader.epoch(epoch))
-    assert_same(alone.epoch(2, augment=False), loader.epoch(2, augment=False))
+    for epoch in 0, 1: assert_same(serial.epoch(epoch), loader.epoch(epoch))
+    assert_same(serial.epoch(2, augment=False), loader.epoch(2, augment=False))
     loader.close()
 
 
@@ -78,7 +85,7 @@ def test_starting_anywhere_changes_nothing(ds):
 def test_starting_late_makes_nothing_earlier(ds):
     loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0)
     next(loader.epoch(0, start=18))
-    assert loader.recipe.cache.decoded <= 6 * 4
+    assert loader.maker.cache.decoded <= 6 * 4
 
 
 REPEATS = np.random.default_rng(1).uniform(.3, 3, 150)
@@ -91,14 +98,7 @@ def test_neither_caches_nor_workers_nor_starts_change_a_batch(ds, tmp_path, monk
     augment = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=3, copy_paste=.3, crop=.3, mosaic=.7)
     for repeats in None, REPEATS:
         plain = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=0, repeats=repeats)
-        loader = TrainLoader(ds,
-                             SIZE,
-                             augment,
-                             8,
-                             seed=1,
-                             workers=workers,
-                             repeats=repeats,
-                             cache=cache,
+        loader = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=workers, repeats=repeats, cache=cache,
                              say=lambda line: None)
         assert len(loader) == len(plain)
         whole = list(plain.epoch(1))
@@ -113,8 +113,8 @@ def test_what_is_cached_is_not_decoded_again(ds, tmp_path, monkeypatch):
     loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0, cache="ram", say=lines.append)
     assert not lines # nothing is read before the first batch
     for _ in loader.epoch(0): pass
-    assert loader.recipe.cache.decoded == 0 and len(lines) == 1 and lines[0].startswith("cache: 150 images, ")
-    monkeypatch.setattr(pixel_cache, "free_memory", lambda: 0)
+    assert loader.maker.cache.decoded == 0 and len(lines) == 1 and lines[0].startswith("cache: 150 images, ")
+    monkeypatch.setattr(pixel_store, "free_memory", lambda: 0)
     with pytest.raises(InputError, match="data.cache=ram: 150 images take"):
         next(TrainLoader(ds, SIZE, AugmentConfig(), 8, cache="ram").epoch(0))
     with pytest.raises(InputError, match="none, ram or disk"):
@@ -123,21 +123,18 @@ def test_what_is_cached_is_not_decoded_again(ds, tmp_path, monkeypatch):
 
 def test_workers_share_the_cache(ds):
     "The images are in memory once, whatever the number of workers: their private pages do not grow by it."
-    loader = TrainLoader(ds, (416, 416),
-                         AugmentConfig(multiscale=0),
-                         8,
-                         workers=2,
-                         cache="ram",
-                         cache_mb=1,
+    loader = TrainLoader(ds, (416, 416), AugmentConfig(multiscale=0), 8, workers=2, cache="ram", cache_mb=1,
                          say=lambda line: None)
     for _ in loader.epoch(0): pass
-    store = loader.recipe.cache.store
+    store = loader.maker.cache.store
     for p in loader._pool._processes:
-        maps = open(f"/proc/{p.pid}/smaps").read().split("\n")
-        areas = [(int(a.split()[0].split("-")[1], 16) - int(a.split()[0].split("-")[0], 16), a)
-                 for a in maps
-                 if "/dev/zero (deleted)" in a]
-        assert any(size >= store.nbytes and " rw-s " in a for size, a in areas)
+        shared = []
+        for line in open(f"/proc/{p.pid}/smaps"):
+            if "/dev/zero (deleted)" not in line: continue
+            addresses, mode, *_ = line.split()
+            first, end = (int(address, 16) for address in addresses.split("-"))
+            if mode == "rw-s": shared.append(end - first)
+        assert max(shared) >= store.nbytes
     loader.close()
 
 
@@ -147,8 +144,8 @@ def test_repeats_give_images_their_share(ds, workers):
     for epoch in 0, 1:
         seen = torch.cat([b.indices for b in loader.epoch(epoch)]).numpy()
         counts = np.bincount(seen, minlength=150)
-        assert len(seen) == round(
-            REPEATS.sum()) and (counts >= np.floor(REPEATS)).all() and (counts <= np.ceil(REPEATS)).all()
+        assert len(seen) == round(REPEATS.sum())
+        assert (counts >= np.floor(REPEATS)).all() and (counts <= np.ceil(REPEATS)).all()
     assert len(loader) == -(-len(seen) // 8)
     loader.close()
     dropping = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=0, repeats=REPEATS, drop_last=True)
@@ -180,7 +177,7 @@ def test_images_are_decoded_about_once(ds):
     loader = TrainLoader(ds, SIZE, AugmentConfig(multiscale=1), 8, workers=0, cache_mb=1.3 * group)
     for epoch in 0, 1:
         for _ in loader.epoch(epoch): pass
-        assert loader.recipe.cache.decoded <= 1.1 * 150 * (epoch + 1)
+        assert loader.maker.cache.decoded <= 1.1 * 150 * (epoch + 1)
 
 
 def test_layout_and_types(ds):
@@ -191,8 +188,8 @@ def test_layout_and_types(ds):
             assert batch.images.shape == (b, 3, *SIZE) and batch.images.dtype == torch.uint8
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
             assert batch.boxes.shape == (b, batch.labels.shape[1], 4) and batch.labels.shape[1] >= 1
-            assert (batch.boxes.dtype, batch.labels.dtype, batch.indices.dtype) == (torch.float32, torch.int64,
-                                                                                    torch.int64)
+            assert batch.boxes.dtype == torch.float32
+            assert batch.labels.dtype == batch.indices.dtype == torch.int64
             assert (batch.boxes[batch.labels < 0] == 0).all()
         assert b == 150 % 8 and len(loader) == 19
         loader.close()
@@ -218,23 +215,23 @@ def test_drop_last(ds):
 @pytest.mark.parametrize("size", [(96, 160), (416, 416), (384, 672), (64, 640), (32, 32)])
 def test_input_sizes(size):
     augment = AugmentConfig(multiscale=5, multiscale_every=10)
-    sizes = [input_size_at(size, augment, 0, e, b) for e in range(20) for b in range(0, 60, 5)]
+    sizes = [_input_size_at(size, augment, 0, e, b) for e in range(20) for b in range(0, 60, 5)]
     assert all(h % 32 == 0 and w % 32 == 0 and h >= 32 and w >= 32 for h, w in sizes)
     assert all(abs(h - size[0]) <= 160 and abs(w / h - size[1] / size[0]) <= 16 / h + 1e-9 or w == 32 for h, w in sizes)
     assert len(set(sizes)) >= 6 and all(a == b for a, b in zip(sizes[::2], sizes[1::2]))
-    assert scaled_size(size, size[0] // 32) == size == input_size_at(size, AugmentConfig(multiscale=0), 0, 3, 4)
+    assert scaled_size(size, size[0] // 32) == size == _input_size_at(size, AugmentConfig(multiscale=0), 0, 3, 4)
 
 
 def test_kept_batches_keep_their_pixels(ds):
     loader = TrainLoader(ds, SIZE, AugmentConfig(), 4, workers=2)
     kept = list(loader.epoch(0)) + list(loader.epoch(1))
-    alone = TrainLoader(ds, SIZE, AugmentConfig(), 4, workers=0)
-    assert_same(kept, list(alone.epoch(0)) + list(alone.epoch(1)))
+    serial = TrainLoader(ds, SIZE, AugmentConfig(), 4, workers=0)
+    assert_same(kept, list(serial.epoch(0)) + list(serial.epoch(1)))
     images = kept[0].images[0]
     loader.close()
     del loader, kept
     gc.collect()
-    assert torch.equal(images, next(alone.epoch(0)).images[0])
+    assert torch.equal(images, next(serial.epoch(0)).images[0])
 
 
 def test_padding():
@@ -269,7 +266,9 @@ def test_a_batch_after_a_bad_one_can_be_had(tmp_path):
     loader.close()
 
 
-@pytest.mark.parametrize("input_size, batch, words", [((100, 160), 8, "multiples of 32"), ((0, 32), 8, "multiples of 32"), ((96, 160), 0, "at least 1")])
+@pytest.mark.parametrize("input_size, batch, words", [((100, 160), 8, "multiples of 32"),
+                                                      ((0, 32), 8, "multiples of 32"),
+                                                      ((96, 160), 0, "at least 1")])
 def test_wrong_arguments(ds, input_size, batch, words):
     with pytest.raises(InputError, match=words): TrainLoader(ds, input_size, AugmentConfig(), batch)
     with pytest.raises(InputError, match="no images"): TrainLoader(ds.subset([]), SIZE, AugmentConfig(), 8)
@@ -344,25 +343,120 @@ def test_no_file_is_left_open(ds):
 
 
 def test_one_worker_has_a_whole_group(ds):
-    pool = WorkerPool(Recipe(ds, SIZE, AugmentConfig(), 10), 2)
-    whose = [pool._worker(Key(e, b, True)) for e in (0, 1) for b in range(15)]
+    pool = WorkerPool(BatchMaker(ds, SIZE, AugmentConfig(), 10), 2)
+    whose = [pool._worker_of(BatchKey(e, b, True)) for e in (0, 1) for b in range(15)]
     assert whose == [0] * 5 + [1] * 5 + [0] * 5 + [1] * 5 + [0] * 5 + [1] * 5
     pool.close()
 
 
 def test_only_a_training_that_waits_gets_more_batches_ahead(ds):
     "A slow training finds its batch made; a fast one never does, and gets work for all workers."
-    pool = WorkerPool(Recipe(ds, SIZE, AugmentConfig(mosaic=0), 8), 2)
+    pool = WorkerPool(BatchMaker(ds, SIZE, AugmentConfig(mosaic=0), 8), 2)
     used = set()
     fill = pool._slots.array
-    pool._slots.array = lambda slot, shape: (used.add(slot), fill(slot, shape))[1]
-    pool.take(Key(0, 0, True))
+    def array_of(slot, shape):
+        used.add(slot)
+        return fill(slot, shape)
+    pool._slots.array = array_of
+    pool.take(BatchKey(0, 0, True))
     for i in range(1, 40):
         while pool._coming[0][0] not in pool._done: pool._receive()  # the step took so long
-        pool.take(Key(i // 19, i % 19, True))
+        pool.take(BatchKey(i // 19, i % 19, True))
     assert pool.ahead <= 3 and len(used) <= 5  # the first batch was waited for
     for i in range(40, 200):
-        if pool.ahead == pool.most: break
-        pool.take(Key(i // 19, i % 19, True))
-    assert pool.ahead == pool.most == 16
+        if pool.ahead == pool.max_ahead: break
+        pool.take(BatchKey(i // 19, i % 19, True))
+    assert pool.ahead == pool.max_ahead == 16
     pool.close()
+
+
+# ---- how large images are decoded
+
+LARGE = (1080, 1920)
+
+
+@pytest.fixture(scope="module")
+def detailed(tmp_path_factory):
+    "A photo-sized JPEG with detail of two or three pixels."
+    folder = tmp_path_factory.mktemp("detailed")
+    noise = np.random.default_rng(0).integers(0, 256, (*LARGE, 3), np.uint8)
+    cv2.imwrite(str(folder / "0.jpg"), cv2.GaussianBlur(noise, (0, 0), 1.2), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return DetDataset(folder, ("a",), ["0.jpg"], [LARGE])
+
+
+def sharpness(image):
+    "The variance of the Laplacian of a gray image."
+    return cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.CV_64F).var()
+
+
+def first_image(ds, size, augment, **kw):
+    loader = TrainLoader(ds, size, augment, 1, workers=0, say=lambda line: None, **kw)
+    return next(loader.epoch(0)).images[0].permute(1, 2, 0).numpy()
+
+
+# a part of .3 needs the whole image; for .5 half of its size is enough, from which it is drawn at 2/3 as bilinearly as ever
+@pytest.mark.parametrize("share, least", [(.3, 1.), (.5, .75)])
+@pytest.mark.parametrize("how", [{}, {"cache": "ram"}, {"cache": "disk"}, {"augment_on": "device", "device": "cpu"}],
+                         ids=["plain", "ram", "disk", "device"])
+def test_crops_are_as_sharp_as_the_image(detailed, tmp_path, monkeypatch, how, share, least):
+    monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path))
+    size = (320, 320)
+    augment = AugmentConfig(mosaic=0, crop=1, crop_scale=[share, share], hsv_prob=0, flip=0, multiscale=0)
+    image = first_image(detailed, size, augment, **how)
+    x1, y1, x2, y2 = plan_sample(detailed, epoch_order(1, 0, 0), 0, size, augment, 0, 0).layers[0].tiles[0].source
+    assert (x2 - x1, y2 - y1) == (round(1920 * share), round(1080 * share))
+    h = 180 # of a part of a 16:9 image in a square input
+    expected = cv2.resize(detailed.image(0)[y1:y2, x1:x2], (320, h), interpolation=cv2.INTER_AREA)
+    assert sharpness(image[:h]) > least * sharpness(expected)
+    reduced = ImageCache(detailed, size)
+    blurred = make_sample(reduced, epoch_order(1, 0, 0), 0, size, augment, 0, 0).image
+    assert sharpness(image[:h]) > 3 * sharpness(blurred[:h]) # as it was when images were decoded for the input size
+
+
+def test_images_are_decoded_no_larger_than_needed(detailed):
+    def decoded_shape(augment):
+        loader = TrainLoader(detailed, (320, 320), augment, 1, workers=0)
+        next(loader.epoch(0))
+        return loader.maker.cache.pixels(0).shape
+    assert decoded_shape(AugmentConfig()) == (272, 482, 4) # a quarter, and a border of one pixel
+    assert decoded_shape(AugmentConfig(mosaic=.5, crop=.1, crop_scale=[.5, 1.])) == (542, 962, 4)
+    assert decoded_shape(AugmentConfig(mosaic=.5, crop=.1, crop_scale=[.3, 1.])) == (1082, 1922, 4)
+
+
+# ---- the same pixels as at run time
+
+PLAIN = dict(hsv_prob=0, flip=0, multiscale=0)
+
+
+def at_run_time(ds, index, size):
+    "The input that a network with bytes as its input gets from the runtime, (h,w,3) BGR."
+    contract = Contract(family="yolox", name="a", classes=ds.classes, input_size=size, output="boxes_scores",
+                        color="bgr", scale=1., mean=(0., 0., 0.), std=(1., 1., 1.))
+    batch, _ = Preprocessor(contract, np.uint8)([read_image(ds.path_of(index))])
+    return batch[0].transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("shape", [(72, 128), (190, 150), (97, 301), (191, 319), (33, 35)])
+def test_without_augmentation_the_pixels_are_those_of_the_runtime(tmp_path, shape):
+    "Bit for bit, for images less than twice as large as the input."
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    for name in ("0.png", "1.jpg"): cv2.imwrite(str(tmp_path / name), image)
+    ds = DetDataset(tmp_path, ("a",), ["0.png", "1.jpg"], [shape] * 2)
+    loader = TrainLoader(ds, (96, 160), AugmentConfig(**PLAIN), 2, workers=0)
+    batch = next(loader.epoch(0, augment=False))
+    for drawn, index in zip(batch.images, batch.indices.tolist()):
+        np.testing.assert_array_equal(drawn.permute(1, 2, 0).numpy(), at_run_time(ds, index, (96, 160)))
+
+
+def test_of_larger_images_the_decoder_makes_an_average_and_the_runtime_a_sample(detailed, tmp_path):
+    """The one difference: training decodes a large JPEG at a part of its size (each pixel is the mean of several),
+    the runtime decodes it whole. Smooth images come out alike; where crops make training decode it whole, all do."""
+    whole = first_image(detailed, (320, 320), AugmentConfig(**PLAIN, mosaic=0, crop=1e-9, crop_scale=[.3, 1.]))
+    np.testing.assert_array_equal(whole, at_run_time(detailed, 0, (320, 320)))
+    smooth = cv2.resize(np.random.default_rng(2).integers(0, 256, (9, 16, 3), np.uint8), LARGE[::-1],
+                        interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(tmp_path / "0.jpg"), smooth)
+    ds = DetDataset(tmp_path, ("a",), ["0.jpg"], [LARGE])
+    reduced = first_image(ds, (320, 320), AugmentConfig(**PLAIN, mosaic=0)).astype(int)
+    apart = np.abs(reduced - at_run_time(ds, 0, (320, 320)))
+    assert 0 < apart.mean() < 1 and np.quantile(apart, .999) <= 4

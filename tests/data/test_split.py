@@ -70,7 +70,9 @@ def test_an_added_image_moves_few():
     assert sum(where(b)[p] != s for p, s in where(a).items()) <= 2
 
 
-@pytest.mark.parametrize("n, want", [(1, dict(train=1)), (2, dict(train=1, val=1)), (3, dict(train=2, val=1)), (5, dict(train=4, val=1))])
+@pytest.mark.parametrize("n, want", [
+    (1, dict(train=1)), (2, dict(train=1, val=1)), (3, dict(train=2, val=1)), (5, dict(train=4, val=1)),
+])
 @pytest.mark.parametrize("by", ["random", "stratified"])
 def test_tiny(n, want, by):
     ds = ensure_splits(dataset(n), by=by)
@@ -150,7 +152,9 @@ def skewed(n, n_classes, a_image, seed):
     return has
 
 
-@pytest.mark.parametrize("n, n_classes, a_image, most", [(200, 5, 2, 1), (400, 20, 3, 1), (2000, 40, 3, 1.1), (3000, 80, 7, 2)])
+@pytest.mark.parametrize("n, n_classes, a_image, most", [
+    (200, 5, 2, 1), (400, 20, 3, 1), (2000, 40, 3, 1.1), (3000, 80, 7, 2),
+])
 def test_stratified_is_an_image_off_at_most(n, n_classes, a_image, most):
     for seed in range(3):
         has = skewed(n, n_classes, a_image, seed)
@@ -177,7 +181,10 @@ def test_stratified_in_units_of_all_sizes():
 
 @settings(max_examples=60, deadline=None)
 @example([3, 3], 1, .5, .25, 0)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 4), st.floats(.01, .6), st.floats(0, .39), st.integers(0, 99))
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 4), st.floats(.01, .6), st.floats(0, .39),
+    st.integers(0, 99),
+)
 def test_every_unit_goes_somewhere(size, n_classes, val, test, seed):
     has = np.random.default_rng(seed).random((sum(size), n_classes)) < .4
     units = np.split(np.arange(sum(size)), np.cumsum(size)[:-1])
@@ -214,7 +221,10 @@ def test_groups_from_paths():
         assert "20 groups (200 images)" in " ".join(f.message for f in made.flaws)
 
 
-@pytest.mark.parametrize("group_by, says", [("(cam", "nor a regular expression"), ("cam", "no bracket"), ("(dog)", "finds no group"), ("x*()", "finds no group"), ("[", "regular expression")])
+@pytest.mark.parametrize("group_by, says", [
+    ("(cam", "nor a regular expression"), ("cam", "no bracket"), ("(dog)", "finds no group"),
+    ("x*()", "finds no group"), ("[", "regular expression"),
+])
 def test_groups_that_cannot_be(group_by, says):
     with pytest.raises(InputError, match=says) as e:
         ensure_splits(dataset(names=[f"cam/{k}.jpg" for k in range(100)]), group_by=group_by)
@@ -238,7 +248,9 @@ def test_one_group_holds_everything():
 
 
 @pytest.mark.parametrize("by", ["random", "stratified", "group"])
-@pytest.mark.parametrize("groups, most", [(["a"] * 50 + ["b"] * 50, 1), (["a"] * 95 + ["b"] * 5, 1), (["a"] * 60 + ["b"] * 25 + ["c"] * 15, 2)])
+@pytest.mark.parametrize("groups, most", [
+    (["a"] * 50 + ["b"] * 50, 1), (["a"] * 95 + ["b"] * 5, 1), (["a"] * 60 + ["b"] * 25 + ["c"] * 15, 2),
+])
 def test_few_large_groups_still_give_val(by, groups, most):
     ds = ensure_splits(dataset(groups=groups), by=by)
     assert 1 <= len(ds.split_names) - 1 <= most and sizes(ds)["train"] >= 40 and len(set(zip(

@@ -14,10 +14,10 @@ from jetson_det.data import tiles as module
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.split import ensure_splits
-from jetson_det.data.tiles import read_tiles, tile_dataset, untile
+from jetson_det.data.tiles import read_tiles, tile_dataset
 from jetson_det.runtime.geometry import as_detections
 from jetson_det.runtime.contract import preset
-from jetson_det.runtime.tiles import Tiled, tile_grid
+from jetson_det.runtime.tiles import Tiled, merge_tiles, tile_grid
 
 SIZES = [(200, 300), (150, 150), (90, 400), (60, 50)]
 
@@ -102,7 +102,10 @@ def test_boxes_pixels_and_all_that_is_known(source, tmp_path, format):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(1, 900), st.integers(1, 900), st.integers(16, 300), st.integers(16, 300), st.sampled_from([0, .1, .2, .25, .5]), st.sampled_from(module.CUTS), st.floats(0, 1), st.integers(0, 10**6))
+@given(
+    st.integers(1, 900), st.integers(1, 900), st.integers(16, 300), st.integers(16, 300),
+    st.sampled_from([0, .1, .2, .25, .5]), st.sampled_from(module._CUTS), st.floats(0, 1), st.integers(0, 10**6),
+)
 def test_the_plan_against_plain_loops(h, w, th, tw, overlap, cut, min_visible, seed):
     rng = np.random.default_rng(seed)
     xy = rng.uniform(-20, (w, h), (9, 2))
@@ -138,7 +141,7 @@ def test_the_plan_against_plain_loops(h, w, th, tw, overlap, cut, min_visible, s
 
 
 def test_what_happened_is_counted(source, tmp_path):
-    for cut in module.CUTS:
+    for cut in module._CUTS:
         ds = tile_dataset(source, tmp_path / cut, size=64, overlap=.2, min_visible=.4, cut=cut)
         c = read_tiles(tmp_path / cut).about["counts"]
         assert c["whole"] + c["clipped"] + c["ignored"] == len(
@@ -289,15 +292,15 @@ def test_detections_come_back_as_a_tiled_session_gives_them(tmp_path):
                     np.concatenate(list(truth.values())), np.zeros(sum(n)))
     tiled = tile_dataset(ds, tmp_path / "t", size=96, overlap=.45)
     session = Finder()
-    back = untile(read_tiles(tmp_path / "t"), tiled.paths, session([tiled.image(k) for k in range(len(tiled))]))
+    source = read_tiles(tmp_path / "t")
+    found = session([tiled.image(k) for k in range(len(tiled))])
     for k, (path, boxes) in enumerate(truth.items()):
-        np.testing.assert_array_equal(np.array(sorted(map(tuple, back[path].boxes))), np.array(sorted(map(tuple,
-                                                                                                          boxes))))
-        np.testing.assert_array_equal(Tiled(session, 96, .45)(ds.image(k)).boxes, back[path].boxes)
-    assert list(untile(read_tiles(tmp_path/"t"), tiled.paths[:1], [as_detections()])) == ["0.png"] and untile(
-        read_tiles(tmp_path/"t"), [], []) == {}
-    with pytest.raises(InputError, match="is none of the"):
-        untile(read_tiles(tmp_path / "t"), ["x.png"], [as_detections()])
+        assert source.images[k] == (path, *ds.sizes[k].tolist())
+        mine = [n for n, name in enumerate(tiled.paths) if source.tiles[name][0] == k]
+        windows = [source.tiles[tiled.paths[n]][1:] for n in mine]
+        merged = merge_tiles([found[n] for n in mine], windows, source.images[k][1:], session.iou)
+        np.testing.assert_array_equal(sorted(map(tuple, merged.boxes)), sorted(map(tuple, boxes)))
+        np.testing.assert_array_equal(Tiled(session, 96, .45)(ds.image(k)).boxes, merged.boxes)
 
 
 def test_a_split_of_the_tiles_keeps_images_together(source, tmp_path):

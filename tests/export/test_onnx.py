@@ -86,17 +86,23 @@ def test_graph_is_for_tensorrt_8(run):
 def test_contract_in_the_file(run):
     from jetson_det.runtime.sessions import open_session
     contract = open_session(run / "m.onnx", threads=1).contract
-    assert (
-        contract.classes == CLASSES
-        and contract.input_size == SIZE
-        and contract.output == "boxes_scores"
-        and contract.opset == 13
-    )
+    assert contract.classes == CLASSES and contract.input_size == SIZE
+    assert contract.output == "boxes_scores" and contract.opset == 13
     assert (contract.dataset, contract.config, contract.extra) == ("0123456789abcdef", "fedcba9876543210", {"epoch": 3})
     assert contract.made_from == sha256_file(run / "best" / "ema.safetensors") # the averaged weights ship
     assert (contract.confidence, contract.iou) == (.25, .45)
-    assert 0 <= contract.parity["boxes"] < 1e-4 and 0 <= contract.parity["scores"] < 1e-4 and contract.parity[
-        "frames"] == 3
+    assert 0 <= contract.parity["boxes"] < 1e-4 and 0 <= contract.parity["scores"] < 1e-4
+    assert contract.parity["frames"] == 3
+
+
+def test_contracts_of_before_are_read(run, tmp_path):
+    """Contracts of Ultralytics' models once had the key "licence"; their files and checkpoints still open."""
+    extra = {"licence": "AGPL-3.0 (network: Ultralytics)"}
+    model = network()
+    save_checkpoint(tmp_path / "old", model, None, None, {}, model.contract(SIZE, extra=extra))
+    assert load_detector(tmp_path / "old")[1].extra == extra
+    assert export_onnx(tmp_path / "old", tmp_path / "old.onnx").extra == extra
+    assert open_artifact(tmp_path / "old.onnx", threads=1).contract.extra == extra
 
 
 def test_contract_survives_another_onnxslim(run, tmp_path):
@@ -118,12 +124,16 @@ def test_same_file_twice_replaced_whole_and_in_silence(run, tmp_path, capfd):
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
-@pytest.mark.parametrize("name,size,dynamic", [("yolox-nano", (64, 224), False), ("yolox-tiny", (160, 96), True), ("yolox-nano", (32, 32), True)])
+@pytest.mark.parametrize("name, size, dynamic", [
+    ("yolox-nano", (64, 224), False),
+    ("yolox-tiny", (160, 96), True),
+    ("yolox-nano", (32, 32), True),
+])
 def test_any_height_and_width(tmp_path, name, size, dynamic):
     model = network(name=name)
     contract = export_onnx(model, tmp_path / "m.onnx", size, dynamic_batch=dynamic, confidence=.1, iou=.6)
-    assert contract.input_size == size and contract.made_from == weights_sha256(model) and (contract.confidence,
-                                                                                            contract.iou) == (.1, .6)
+    assert contract.input_size == size and contract.made_from == weights_sha256(model)
+    assert (contract.confidence, contract.iou) == (.1, .6)
     session = open_artifact(tmp_path / "m.onnx", threads=1)
     in_torch = torch_session(model, size)
     assert session.batch_size == (None if dynamic else 1)

@@ -45,7 +45,10 @@ def save(path, seed=0, step=1):
                            CONTRACT)
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=.1 / 3, momentum=.9), lambda p: torch.optim.AdamW(p, lr=1e-3 / 7, amsgrad=True)])
+@pytest.mark.parametrize("make", [
+    lambda p: torch.optim.SGD(p, lr=.1 / 3, momentum=.9),
+    lambda p: torch.optim.AdamW(p, lr=1e-3 / 7, amsgrad=True),
+])
 def test_everything_comes_back_bit_for_bit(tmp_path, make):
     model = network()
     ema = network(1)
@@ -58,8 +61,8 @@ def test_everything_comes_back_bit_for_bit(tmp_path, make):
     for mine, loaded in ((model, ckpt.weights), (ema, ckpt.ema)):
         assert {k: v.dtype for k, v in mine.state_dict().items()} == {k: v.dtype for k, v in loaded.items()}
         assert all(torch.equal(v, loaded[k]) for k, v in mine.state_dict().items())
-    assert ckpt.contract == CONTRACT and ckpt.state["third"] == 1/3 and ckpt.state["tiny"] == 5e-324 and ckpt.state[
-        "text"] == "Säcke"
+    assert ckpt.contract == CONTRACT and ckpt.state["text"] == "Säcke"
+    assert ckpt.state["third"] == 1/3 and ckpt.state["tiny"] == 5e-324
     assert torch.equal(ckpt.state["rng"], state["rng"]) and torch.equal(ckpt.state["nested"][0]["t"], torch.arange(3))
     other = network(2)
     other.load_state_dict(ckpt.weights)
@@ -90,15 +93,16 @@ def test_no_pickle_is_in_it(tmp_path):
             assert all(set(v) == {"dtype", "shape", "data_offsets"} for k, v in header.items() if k != "__metadata__")
 
 
-def test_pack_takes_any_nest_apart():
+def test_pack_takes_any_tree_apart():
     tree = {"a": [1, {"b": torch.zeros(2)}], 3: {None: torch.ones(1)}, "c": True, "d": None}
     plain, tensors = pack(tree)
     back = unpack(json.loads(json.dumps(plain)), tensors)
-    assert list(back) == list(tree) and torch.equal(back["a"][1]["b"], torch.zeros(2)) and torch.equal(
-        back[3][None], torch.ones(1))
+    assert list(back) == list(tree)
+    assert torch.equal(back["a"][1]["b"], torch.zeros(2)) and torch.equal(back[3][None], torch.ones(1))
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "contract.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json",
+                                  "contract.json", "manifest.json"])
 def test_every_harm_is_found_and_named(tmp_path, name):
     path = save(tmp_path/"c")
     rng = random.Random(name)
@@ -175,11 +179,11 @@ def test_the_newest_whole_one_is_found_and_the_others_are_named(tmp_path):
     for step in (1, 2, 3): save(checkpoint_path(tmp_path, step), step=step)
     (checkpoint_path(tmp_path, 3)/"ema.safetensors").unlink()
     (checkpoint_path(tmp_path, 2)/"manifest.json").write_text("{}")
-    said = []
-    assert newest_whole(tmp_path, said.append) == checkpoint_path(tmp_path, 1)
-    assert len(said) == 2 and "step-00000003" in said[0] and "ema.safetensors" in said[0] and "step-00000002" in said[1]
+    lines = []
+    assert newest_whole(tmp_path, lines.append) == checkpoint_path(tmp_path, 1)
+    assert len(lines) == 2 and "step-00000003" in lines[0] and "ema.safetensors" in lines[0] and "step-00000002" in lines[1]
     (checkpoint_path(tmp_path, 1)/"state.json").unlink()
-    with pytest.raises(InputError, match="no whole checkpoint"): newest_whole(tmp_path, said.append)
+    with pytest.raises(InputError, match="no whole checkpoint"): newest_whole(tmp_path, lines.append)
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):

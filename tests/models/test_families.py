@@ -200,7 +200,8 @@ def corner(tmp_path_factory):
     (folder/"annotations/train.json").write_text(json.dumps(coco))
     plain = [f"augment.{k}=0" for k in ("mosaic", "hsv_prob", "flip", "multiscale")]
     cfg = config(folder, "data.input_size=[64,160]", "train.batch_size=1", *plain)
-    return next(iter(make_loader(cfg, training_data(cfg, folder, lambda l: None), plain=True).epoch(0)))
+    ds = training_data(cfg, folder, lambda l: None)
+    return next(make_loader(ds, cfg.data, cfg.augment, cfg.train, first_look=True).epoch(0))
 
 
 def leaves_of(outputs): # the numbers of a network, to be changed one by one

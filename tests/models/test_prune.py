@@ -268,7 +268,8 @@ def test_device_layout_and_grad_flags_stay():
                                                                           for p in model.head.parameters())
 
 
-@pytest.mark.parametrize("name", ["yolox-nano", *(pytest.param(n, marks=pytest.mark.slow) for n in ("yolo11n", "dfine-n"))])
+@pytest.mark.parametrize("name", ["yolox-nano", pytest.param("yolo11n", marks=pytest.mark.slow),
+                                  pytest.param("dfine-n", marks=pytest.mark.slow)])
 def test_saved_loaded_exported(name, tmp_path):
     pytest.importorskip("onnxruntime")
     model = trained(name)
@@ -306,8 +307,8 @@ def test_torch_pruning_finds_the_same_channels():
                 target = names.get(item.dep.target.module)
                 if target not in trace.convs or not isinstance(model.get_submodule(target), nn.Conv2d): continue
                 made = graph.is_out_channel_pruning_fn(item.dep.handler)
-                numbers = trace.convs[target].out if made or trace.convs[target].into is None else trace.convs[
-                    target].into
+                numbers = trace.convs[target].into
+                if made or numbers is None: numbers = trace.convs[target].out
                 for place, root in zip(item.idxs, item.root_idxs):
                     assert of(numbers[place]) == of(use.out[root]), (conv, target)
         assert seen > 40

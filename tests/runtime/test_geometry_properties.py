@@ -2,7 +2,8 @@
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from jetson_det.runtime.geometry import FITS, as_detections, box_iou, cxcywh_to_xyxy, fit_image, nms, xyxy_to_cxcywh
+from jetson_det.runtime.geometry import FITS, as_detections, box_iou, cxcywh_to_xyxy, fit_image, xyxy_to_cxcywh
+from jetson_det.runtime.nms import nms
 from jetson_det.runtime.contract import Contract, preset
 from jetson_det.runtime.preprocess import letterbox
 

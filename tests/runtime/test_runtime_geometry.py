@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from jetson_det.runtime.geometry import (FITS, Detections, as_detections, box_area, box_iou, clip_boxes, cxcywh_to_xyxy,
-                                         detection_rows, fit_image, nms, xyxy_to_cxcywh)
+                                         detection_rows, fit_image, xyxy_to_cxcywh)
+from jetson_det.runtime.nms import nms
 from jetson_det.runtime.files import InputError
 
 

@@ -103,9 +103,11 @@ def test_hard_scenes_have_more_noise():
     assert rough(1) > rough(0)
 
 
-@pytest.mark.parametrize("bad", [dict(seed=-1), dict(seed=1.5), dict(seed=True), dict(seed=0, size=(360, 0)), dict(seed=0, size=(360, 640, 3)),
-                                 dict(seed=0, size=360), dict(seed=0, size=(5000, 640)), dict(seed=0, objects=-1), dict(seed=0, objects="3"), dict(seed=0, hard=1.1),
-                                 dict(seed=0, hard=float("nan")), dict(seed=0, hard=None)])
+@pytest.mark.parametrize("bad", [
+    dict(seed=-1), dict(seed=1.5), dict(seed=True), dict(seed=0, size=(360, 0)), dict(seed=0, size=(360, 640, 3)),
+    dict(seed=0, size=360), dict(seed=0, size=(5000, 640)), dict(seed=0, objects=-1), dict(seed=0, objects="3"),
+    dict(seed=0, hard=1.1), dict(seed=0, hard=float("nan")), dict(seed=0, hard=None),
+])
 def test_what_cannot_be_meant_is_one_line(bad):
     with pytest.raises(InputError) as e:
         dock_scene(**bad)
@@ -245,8 +247,10 @@ def test_foreign_folders_are_not_touched(tmp_path, dock):
             write_scenes(dock, **{**dict(count=20, size=(96, 160), seed=4), **other})
 
 
-@pytest.mark.parametrize("bad", [dict(count=2), dict(count=-3), dict(count=2.5), dict(quality=0), dict(seed=-1), dict(size=(3, 3)), dict(hard=2),
-                                 dict(splits={"train": .5}), dict(splits={"train": 1.2, "val": -.2}), dict(splits={"../x": 1.})])
+@pytest.mark.parametrize("bad", [
+    dict(count=2), dict(count=-3), dict(count=2.5), dict(quality=0), dict(seed=-1), dict(size=(3, 3)), dict(hard=2),
+    dict(splits={"train": .5}), dict(splits={"train": 1.2, "val": -.2}), dict(splits={"../x": 1.}),
+])
 def test_bad_settings_write_nothing(tmp_path, bad):
     with pytest.raises(InputError): write_scenes(tmp_path / "new", **bad)
     assert not (tmp_path / "new").exists()

@@ -11,8 +11,8 @@ from train_helpers import config, scenes
 from jetson_det.config import load_config
 from jetson_det.core import InputError
 from jetson_det.train import auto_batch as fitting
-from jetson_det.train.auto_batch import (BatchFit, Trial, TrialProcess, auto_batch, expected_peak, fit_batch,
-                                         largest_size, usual_boxes)
+from jetson_det.train.auto_batch import (_BatchFit, Trial, TrialProcess, auto_batch, _expected_peak, _fit_batch,
+                                         _largest_size, _usual_boxes)
 from jetson_det.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,9 +25,9 @@ def test_the_largest_divisor_that_fits_is_found(effective, fixed, each):
     def measure(n):
         tried.append(n)
         return fixed + each * n
-    fit = fit_batch(measure, effective, 100)
+    fit = _fit_batch(measure, effective, 100)
     fitting_sizes = [d for d in range(1, effective + 1) if effective % d == 0 and fixed + each * d <= 100]
-    assert fit == BatchFit(max(fitting_sizes), {n: fixed + each * n for n in tried}, 100)
+    assert fit == _BatchFit(max(fitting_sizes), {n: fixed + each * n for n in tried}, 100)
     assert len(set(tried)) == len(tried) and all(fixed + each * n <= 100 for n in tried if n > 2), tried
 
 
@@ -36,19 +36,19 @@ def test_sizes_that_run_out_of_memory_are_given_up():
     def measure(n): # a step at 9: from there the line of the smaller ones is wrong
         tried.append(n)
         return 10 * n if n < 9 else float("inf")
-    assert fit_batch(measure, 36, 1000).size == 6 and tried == [1, 2, 4, 6, 12, 9]
+    assert _fit_batch(measure, 36, 1000).size == 6 and tried == [1, 2, 4, 6, 12, 9]
 
 
 def test_one_image_too_much_is_said():
     with pytest.raises(InputError, match=r"one image takes 5\.00 GB of the 4\.00 GB"):
-        fit_batch(lambda n: 5e9 * n, 8, 4e9)
-    with pytest.raises(InputError, match="one image takes inf"): fit_batch(lambda n: float("inf"), 8, 4e9)
+        _fit_batch(lambda n: 5e9 * n, 8, 4e9)
+    with pytest.raises(InputError, match="one image takes inf"): _fit_batch(lambda n: float("inf"), 8, 4e9)
 
 
 def test_the_line_through_the_last_two():
-    assert expected_peak({}, 1) == 0 and expected_peak({1: 30}, 2) == 30 and expected_peak(
-        {1: 30, 2: 40, 4: 60}, 8) == 100 and expected_peak({1: 30, 2: 40, 4: float("inf")}, 3) == 50
-    assert expected_peak({1: 50, 2: 40}, 4) == 40
+    assert _expected_peak({}, 1) == 0 and _expected_peak({1: 30}, 2) == 30 and _expected_peak(
+        {1: 30, 2: 40, 4: 60}, 8) == 100 and _expected_peak({1: 30, 2: 40, 4: float("inf")}, 3) == 50
+    assert _expected_peak({1: 50, 2: 40}, 4) == 40
 
 
 def quick(*more): return config(".", "data.input_size=[64,96]", "augment.multiscale=0", *more)
@@ -62,7 +62,7 @@ def test_a_trial_measures_real_steps_and_they_lie_on_a_line():
     finally: trial.close()
     assert 0 < free < total
     assert list(peaks.values()) == sorted(peaks.values()) and peaks[32] > 1.5 * peaks[8] > 0
-    assert expected_peak({n: peaks[n] for n in (8, 16)}, 32) == pytest.approx(peaks[32], rel=.25)
+    assert _expected_peak({n: peaks[n] for n in (8, 16)}, 32) == pytest.approx(peaks[32], rel=.25)
 
 
 def test_a_trial_that_dies_did_not_fit_and_the_next_one_begins_anew(monkeypatch):
@@ -132,10 +132,10 @@ def test_of_several_processes_the_smallest_counts(monkeypatch):
 
 
 def test_boxes_and_sizes_are_the_largest_ones():
-    assert usual_boxes(Images(), True) == 12 and usual_boxes(Images(), False) == 7
+    assert _usual_boxes(Images(), True) == 12 and _usual_boxes(Images(), False) == 7
     # 17 steps of 32, and the nearest aspect
-    assert largest_size((384, 640), 5) == (544, 896)
-    assert largest_size((64, 96), 0) == (64, 96)
+    assert _largest_size((384, 640), 5) == (544, 896)
+    assert _largest_size((64, 96), 0) == (64, 96)
 
 
 @pytest.mark.cuda

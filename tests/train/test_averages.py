@@ -179,10 +179,10 @@ def test_rolling_back_ends(data, tmp_path, monkeypatch):
 
 
 def test_roll_back_takes_one_process():
-    from jetson_det.train.data import settle
+    from jetson_det.train.data import resolve_settings
     cfg = config("x", "train.on_nan=rollback")
-    settle(cfg, 1)
-    with pytest.raises(InputError, match="one process"): settle(cfg, 2)
+    resolve_settings(cfg, 1)
+    with pytest.raises(InputError, match="one process"): resolve_settings(cfg, 2)
 
 
 def test_what_was_known_later_does_not_end_a_training_that_went_back(tmp_path):

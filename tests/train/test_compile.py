@@ -120,7 +120,7 @@ def test_a_missing_cxx_compiler_is_found_out():
         assert "InvalidCxxCompiler" in why_not_compiled("inductor", "cpu")
 
 
-def test_detrs_and_forgetful_networks_are_compiled_stage_by_stage():
+def test_detrs_and_checkpointed_networks_are_compiled_stage_by_stage():
     model = create_model("yolox-nano", ["car"])
     assert list(compiled_parts(model)) == [""]
     checkpoint_stages(model)
@@ -168,9 +168,8 @@ def test_loader_workers_have_no_say(tmp_path):
             f"data.workers={workers}"
         ])
         deterministic(True)
-        loader = make_loader(cfg,
-                             training_data(cfg, tmp_path/f"run{workers}", lambda line: None).split("train"),
-                             say=lambda line: None)
+        ds = training_data(cfg, tmp_path/f"run{workers}", lambda line: None).split("train")
+        loader = make_loader(ds, cfg.data, cfg.augment, cfg.train, say=lambda line: None)
         found.append(
             hashlib.sha256(b"".join(np.ascontiguousarray(t).tobytes() for b in loader.epoch(0) for t in b)).hexdigest())
         loader.close()

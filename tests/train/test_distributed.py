@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from signals import hear_ctrl_c
 from train_helpers import PRELOAD, config, distance, result_of, scenes, state_of
 
 from jetson_det.runtime.files import InputError
@@ -100,7 +101,11 @@ def compare(tmp_path, data, processes, more, one, several):
 
 
 slow = pytest.mark.slow
-@pytest.mark.parametrize("processes, one, several", [(2, (8, 1), (2, 2)), pytest.param(2, (4, 2), (4, 1), marks=slow), pytest.param(3, (6, 1), (2, 1), marks=slow)])
+@pytest.mark.parametrize("processes, one, several", [
+    (2, (8, 1), (2, 2)),
+    pytest.param(2, (4, 2), (4, 1), marks=slow),
+    pytest.param(3, (6, 1), (2, 1), marks=slow)
+])
 def test_the_same_weights_as_one_process(tmp_path, data, processes, one, several):
     """BatchNorm frozen, clipped, workers: float32 weights and averages after four steps and more, equal to 1e-4 of
     the way they went. Last steps are short."""
@@ -111,8 +116,9 @@ def test_the_same_weights_as_one_process(tmp_path, data, processes, one, several
 @slow
 @pytest.mark.parametrize("processes, one, several", [(2, (4, 1), (2, 1)), (3, (6, 1), (2, 1))])
 def test_batchnorm_learns_from_all_images(tmp_path, data, processes, one, several):
-    """Statistics over the processes are those of the joint batch, in a short last step too. Small steps, and loose limits: fresh layers over a few pixels
-    magnify rounding, and SimOTA's choices are yes or no; the next test is strict."""
+    """Statistics over the processes are those of the joint batch, in a short last step too. Small steps, and loose
+    limits: fresh layers over a few pixels magnify rounding, and SimOTA's choices are yes or no; the next test is
+    strict."""
     more = [w for w in FROZEN if not w.startswith(("train.freeze_bn", "train.lr_per", "train.epochs"))]
     start, alone, shared = compare(tmp_path, data, processes, [*more, "train.lr_per_image=1e-7", "train.epochs=1"], one,
                                    several)
@@ -398,7 +404,8 @@ import sys
 sys.path[:0] = [{tests!r}, {here!r}]
 from test_distributed import *
 if __name__ == "__main__":
-    try: launch(rank_train, 2, config({data!r}, *FROZEN, "train.epochs=500", "train.eval_every=500"), {out!r}, "nothing", start="forkserver")
+    cfg = config({data!r}, *FROZEN, "train.epochs=500", "train.eval_every=500")
+    try: launch(rank_train, 2, cfg, {out!r}, "nothing", start="forkserver")
     except TrainingError as e: sys.exit(f"error: {{e}}")
 """
 
@@ -412,7 +419,8 @@ def test_ctrl_c_ends_all_and_so_does_the_end_of_the_parent(tmp_path, data, numbe
     parent = subprocess.Popen([sys.executable, tmp_path/"parent.py"],
                               stderr=subprocess.PIPE,
                               stdout=subprocess.DEVNULL,
-                              text=True)
+                              text=True,
+                              preexec_fn=hear_ctrl_c)
     end = time.monotonic() + 90
     while not list_checkpoints(tmp_path/"run") and time.monotonic() < end and parent.poll() is None: time.sleep(.05)
     pids = [int((tmp_path/f"run.{r}").read_text()) for r in (0, 1)]
@@ -424,7 +432,9 @@ def test_ctrl_c_ends_all_and_so_does_the_end_of_the_parent(tmp_path, data, numbe
 
 
 @slow
-@pytest.mark.parametrize("fault, code, words", [([], 0, ""), (["model.name=yolox-nan"], 1, "did you mean 'yolox-nano'")])
+@pytest.mark.parametrize("fault, code, words", [
+    ([], 0, ""), (["model.name=yolox-nan"], 1, "did you mean 'yolox-nano'")
+])
 def test_torchrun(tmp_path, data, fault, code, words):
     from train_helpers import QUICK
     call = [

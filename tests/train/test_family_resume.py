@@ -66,7 +66,9 @@ def finish(child, data, out, words):
 
 
 TWINS = ("yolov8n", "rtdetrv2-r18") # built by the code of yolo11n-p2-lite and rtdetr-r18
-@pytest.mark.parametrize("name", [*each_family([n for n in FAMILIES if n not in TWINS]), *each_family(TWINS, slow=True)])
+QUICK_FAMILIES = [n for n in FAMILIES if n not in TWINS]
+
+@pytest.mark.parametrize("name", [*each_family(QUICK_FAMILIES), *each_family(TWINS, slow=True)])
 def test_killed_in_the_middle_of_an_epoch_and_in_a_save(name, tmp_path, data, child, small):
     whole = tmp_path/"whole"
     out = tmp_path/"run"
@@ -128,7 +130,11 @@ def disk(tmp_path):
     subprocess.run(["umount", str(path)], check=True)
 
 
-@pytest.mark.parametrize("name, kilobytes", [("dfine-n", 5000), *(pytest.param(n, k, marks=pytest.mark.slow) for n, k in (("yolox-nano", 31000), ("yolox-nano", 20000), ("rtdetr-r18", 14000), ("dfine-n", 3500), ("dfine-n", 4000)))])
+SLOW_DISKS = [("yolox-nano", 31000), ("yolox-nano", 20000), ("rtdetr-r18", 14000), ("dfine-n", 3500), ("dfine-n", 4000)]
+
+@pytest.mark.parametrize("name, kilobytes", [
+    ("dfine-n", 5000), *(pytest.param(name, room, marks=pytest.mark.slow) for name, room in SLOW_DISKS)
+])
 def test_a_disk_that_gets_full(name, kilobytes, tmp_path, data, small, disk, capsys):
     """A real one. What was saved is whole, one line says what happened; with more room the training ends as one that
     always had it."""

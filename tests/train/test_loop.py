@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from signals import hearing_ctrl_c
 from train_helpers import config, result_of, scenes
 
 from jetson_det.runtime.files import InputError
@@ -19,7 +20,7 @@ from jetson_det.train.state import LossMeter, TrainingError
 from jetson_det.models.checkpoint import list_checkpoints, load_checkpoint, newest_whole, verify_checkpoint
 from jetson_det.train.data import training_data
 from jetson_det.train.loop import Trainer, train
-from jetson_det.train.optim import lr_at
+from jetson_det.train.schedule import lr_at
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +163,12 @@ def test_a_frozen_batchnorm_does_not_move(tmp_path, data):
         elif k.endswith("conv.weight"): assert not torch.equal(v, fresh[k]), k
 
 
-@pytest.mark.parametrize("more", [["train.precision=bf16"], ["train.clip=0.5"], ["train.ema=false"], ["train.channels_last=false"], ["augment.mixup=1"]])
-def test_variants_train(tmp_path, data, more):
+VARIANTS = ["train.precision=bf16", "train.clip=0.5", "train.ema=false", "train.channels_last=false", "augment.mixup=1"]
+
+@pytest.mark.parametrize("word", VARIANTS)
+def test_variants_train(tmp_path, data, word):
     watch = Watch()
-    trained(data, tmp_path, "train.epochs=1", *more, callbacks=[watch])
+    trained(data, tmp_path, "train.epochs=1", word, callbacks=[watch])
     assert all(np.isfinite(s.losses["loss"]) for s in watch.steps)
 
 
@@ -219,17 +222,33 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tmp_path, dat
 @pytest.mark.parametrize("name, step", [("SIGINT", 4), ("SIGTERM", 6)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, data, run, name, step, monkeypatch):
     import jetson_det.train.loop as loop
-    before = signal.getsignal(getattr(signal, name))
+    number = getattr(signal, name)
     usual = loop.default_callbacks
-    knock = AtStep(step, lambda t: os.kill(os.getpid(), getattr(signal, name)))
-    with monkeypatch.context() as m:
+    knock = AtStep(step, lambda t: os.kill(os.getpid(), number))
+    words = f"stopped by {name} after step {step} of 9; saved; go on with: .* --resume"
+    with monkeypatch.context() as m, hearing_ctrl_c():
+        before = signal.getsignal(number)
         m.setattr(loop, "default_callbacks", lambda: [knock, *usual()])
-        with pytest.raises(TrainingError,
-                           match=f"stopped by {name} after step {step} of 9; saved; go on with: .* --resume"):
-            train(config(data), tmp_path/"run")
-    assert newest_whole(tmp_path/"run").name == f"step-{step:08d}" and signal.getsignal(getattr(signal, name)) == before
+        with pytest.raises(TrainingError, match=words): train(config(data), tmp_path/"run")
+        assert signal.getsignal(number) == before
+    assert newest_whole(tmp_path/"run").name == f"step-{step:08d}"
     train(config(data, "train.save_minutes=5"), tmp_path/"run", resume=True)
     assert result_of(tmp_path/"run") == result_of(run[0])
+
+
+def test_in_the_background_ctrl_c_stays_ignored_and_that_is_said(tmp_path, data):
+    cfg = config(data, "train.epochs=1")
+    said = []
+    knock = AtStep(1, lambda t: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ds = training_data(cfg, tmp_path, lambda line: None)
+        t = Trainer(cfg, ds, tmp_path/"none", callbacks=[knock, StopOnSignal()], say=said.append)
+        t.fit()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally: signal.signal(signal.SIGINT, before)
+    assert t.run.epoch == 1 and len(said) == 1
+    assert said[0].startswith("Ctrl-C does not reach this training") and f"kill {os.getpid()}" in said[0]
 
 
 def test_training_in_a_thread_needs_no_signals(tmp_path, data):

@@ -347,7 +347,7 @@ def failing(tmp_path, data):
     "A trainer, and an error that holds a real batch of it."
     cfg = config(data)
     t = Trainer(cfg, training_data(cfg, tmp_path), tmp_path/"run", callbacks=[], say=(said := []).append)
-    batch = next(make_loader(cfg, t.train_ds, plain=True).epoch(0))
+    batch = next(make_loader(t.train_ds, cfg.data, cfg.augment, cfg.train, first_look=True).epoch(0))
     return t, SimpleNamespace(what="the loss", batches=[batch, batch]), said
 
 
@@ -367,7 +367,8 @@ def test_the_batch_that_failed_can_be_looked_at(failing):
     h, w = batch.images.shape[2:]
     sheet = cv2.imread(str(folder/"step-00000001-1.png"))
     plain = batch.images[0].numpy().transpose(1, 2, 0)
-    assert sheet.shape[1] == 2 * round(w * 320 / max(h, w)) and said == [f"the batch is saved in {folder} for inspection"]
+    assert sheet.shape[1] == 2 * round(w * 320 / max(h, w))
+    assert said == [f"the batch is saved in {folder} for inspection"]
     assert (np.abs(cv2.resize(sheet[:, :sheet.shape[1] // 2], (w, h)).astype(int) - plain) > 60).any() # boxes are drawn
 
 
@@ -382,7 +383,7 @@ def test_no_room_for_the_batch_hides_nothing(failing, monkeypatch):
 # ---- disk and resources
 
 def test_a_disk_that_runs_low_is_said_twice_and_again_when_it_fills_anew(whole, monkeypatch):
-    each = resources.bytes_of(list_checkpoints(whole)[-1])
+    each = resources._bytes_of(list_checkpoints(whole)[-1])
     said = []
     watch = DiskWatch(every=0., marks=((5, 0), (2, 0)))
     t = SimpleNamespace(run=SimpleNamespace(out=whole), say=said.append)
@@ -534,8 +535,11 @@ def test_the_chain_of_real_trainings(tmp_path, data):
                                                                                  ("as it was", "with random weights")]
 
 
-@pytest.mark.parametrize("spoil, batches", [(lambda t: next(t.stepper.model.head.parameters()).data.fill_(float("inf")), 1),
-                                            (lambda t: next(t.stepper.model.parameters()).register_hook(lambda g: g * float("nan")), 2)])
+def spoil_weight(t): next(t.stepper.model.head.parameters()).data.fill_(float("inf"))
+def spoil_gradient(t): next(t.stepper.model.parameters()).register_hook(lambda g: g * float("nan"))
+
+
+@pytest.mark.parametrize("spoil, batches", [(spoil_weight, 1), (spoil_gradient, 2)])
 def test_the_batches_of_a_step_that_failed_are_kept(tmp_path, data, monkeypatch, spoil, batches):
     with_callbacks(monkeypatch, lambda: At(4, spoil))
     with pytest.raises(TrainingError, match="not finite in epoch 2, step 5") as e: train(config(data), tmp_path/"run")

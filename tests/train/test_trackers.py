@@ -22,7 +22,7 @@ from jetson_det.train.data import training_data
 from jetson_det.train.loop import Trainer
 from jetson_det.train.run_folder import flat_config
 from jetson_det.train.trackers import (
-    Background,
+    _Background,
     MLflowTracker,
     TensorBoardTracker,
     Tracker,
@@ -130,7 +130,7 @@ def test_a_queue_that_is_full_loses_figures_and_says_so():
         def log(self, step, figures):
             super().log(step, figures)
             time.sleep(.01)
-    place = Background(Slow(), most=5)
+    place = _Background(Slow(), most=5)
     for step in range(50): place("log", step, {})
     place.end("finished")
     place.wait(5)
@@ -169,7 +169,7 @@ AGAIN = {20: .75, 40: .0625}
 
 def tell(tracker, run, losses, status):
     "What `Tracking` does, in a thread, as there."
-    place = Background(tracker)
+    place = _Background(tracker)
     place("start", run, flat_config(Config()))
     for step, loss in losses.items(): place("log", step, {"train/loss": loss})
     place.end(status)

@@ -323,7 +323,7 @@ def _disk_store(
     folder = Path(folder or cache_dir()/"pixels")
     offsets = _store_offsets(ds, detail)
     told = False
-    path = folder/f"{store_name(ds, detail)}.pixels"
+    path = folder/f"{_store_name(ds, detail)}.pixels"
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"data.cache=disk: {folder}: cannot be made: {e.strerror or e}") from None
     while (store := _opened(path, offsets)) is None:

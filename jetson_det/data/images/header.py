@@ -31,13 +31,12 @@ class Header(NamedTuple):
 
 def _jpeg_header(data:bytes)->Header:
     "Size, components and precision from the frame header."
-    header = Header("jpeg")
     for marker, at, _ in jpeg_segments(data):
         is_frame = 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc)
         if is_frame and at + 6 <= len(data):
             bits, h, w, channels = struct.unpack_from(">BHHB", data, at)
-            header = Header("jpeg", (h, w), channels, bits)
-    return header
+            return Header("jpeg", (h, w), channels, bits)
+    return Header("jpeg")
 
 # %% ../../../nbs/10_data.images.header.ipynb #e3eda164
 def _png_header(data:bytes)->Header:

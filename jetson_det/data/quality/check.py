@@ -4,21 +4,19 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'ADVICE', 'broken_images', 'unusual_images', 'turned_images', 'duplicate_groups', 'duplicate_images',
-           'check_images', 'box_flaws', 'box_place', 'repeated_boxes', 'odd_boxes', 'plain_name', 'similar_classes',
-           'class_balance', 'fitting_input', 'input_fit', 'flawed_images', 'reader_flaws', 'prepare', 'CheckReport',
-           'report_text', 'dataset_flaws', 'check_dataset']
+           'check_images', 'box_flaws', 'box_place', 'repeated_boxes', 'odd_boxes', 'similar_classes', 'class_balance',
+           'fitting_input', 'input_fit', 'flawed_images', 'reader_flaws', 'prepare', 'CheckReport', 'report_text',
+           'dataset_flaws', 'check_dataset']
 
 # %% ../../../nbs/14_data.quality.check.ipynb #86f18004
 import math
-import re
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ...core import InputError
+from ...core import InputError, class_key
 from ..dataset import CROWD, IGNORE, DetDataset, Flaw
 from ..formats.registry import known_format, read_dataset
 from ..images.duplicates import clusters, near_duplicates, same_image
@@ -93,8 +91,8 @@ def turned_images(
                     "rotated-image",
                     ds.paths[i],
                     "",
-                    f"{ds.paths[i]}: its boxes lie in the image as it is stored, before its EXIF orientation, and beyond the"
-                    f" upright {w}x{h}",
+                    f"{ds.paths[i]}: its boxes lie in the image as it is stored, before its EXIF orientation,"
+                    f" and beyond the upright {w}x{h}",
                     "dropped",
                 )
             )
@@ -326,15 +324,6 @@ def odd_boxes(
     return out
 
 # %% ../../../nbs/14_data.quality.check.ipynb #fc94e19e
-_LOOSE = re.compile(r"(?<!\d)[\s_.'\"-]+|[\s_.'\"-]+(?!\d)")
-
-def plain_name(
-    name:str, # a class name
-)->str: # what is left when case, spaces and punctuation are taken away
-    "By which names are the same; single characters stay as they are."
-    text = _LOOSE.sub("", unicodedata.normalize("NFKC", name).casefold())
-    return text if len(text) > 1 else name
-
 def _singular(name:str)->str:
     "A plain name without the ending of an English plural."
     if len(name) > 4 and name.endswith(("xes", "ches", "shes")): return name[:-2]
@@ -356,7 +345,7 @@ def similar_classes(
     counts = ds.class_counts()
     plain = {}
     out = []
-    for c in ds.classes: plain.setdefault(plain_name(c), []).append(c)
+    for c in ds.classes: plain.setdefault(class_key(c), []).append(c)
     said = lambda names: " and ".join(f"{n!r} ({counts[n]} boxes)" for n in names)
     out += [
         _warning("similar-classes", "", v[0], f"classes {said(v)} differ only in case, spaces or punctuation")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ...core import InputError
+from ...core import InputError, class_key
 from jetson_det.data.quality.check import (
     CheckReport,
     box_flaws,
@@ -26,7 +26,6 @@ from jetson_det.data.quality.check import (
     broken_images,
     check_dataset,
     duplicate_images,
-    plain_name,
     reader_flaws,
     repeated_boxes,
     turned_images,
@@ -83,9 +82,9 @@ def fix_classes(
     counts = ds.class_counts()
     best = {}
     for c in ds.classes:
-        p = plain_name(c)
+        p = class_key(c)
         if p not in best or counts[c] > counts[best[p]]: best[p] = c
-    to = [best[plain_name(c)] for c in ds.classes]
+    to = [best[class_key(c)] for c in ds.classes]
     names = list(dict.fromkeys(to))
     changes = [
         Change("", c, "similar-classes", f"class {c!r}, {counts[c]} boxes", f"class {t!r}",

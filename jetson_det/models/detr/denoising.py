@@ -29,7 +29,7 @@ def _noisy_queries(
     labels:np.ndarray, # (n,) int64
     classes:int, # how many there are
 )->_Noisy:
-    "Positives and negatives, group by group; the noise follows from the boxes and labels alone."
+    "Positives and negatives, group by group; the noise is a function of the boxes and labels."
     n = len(boxes)
     groups = max(_POSITIVES//max(n, 1), 1)
     content = np.ascontiguousarray(boxes).tobytes() + np.ascontiguousarray(labels).tobytes()
@@ -68,7 +68,7 @@ def denoising_of(
     for image_boxes, image_labels in zip(boxes, labels):
         real = np.flatnonzero(image_labels >= 0)
         noisy = _noisy_queries(image_boxes[real], image_labels[real], classes)
-        # the queries know the real boxes by their order; the loss knows them by their place among the padded ones
+        # the queries know the real boxes by their order; the loss by their index among the padded ones
         if len(real): noisy = noisy._replace(slot=np.where(noisy.slot < 0, -1, real[noisy.slot]))
         images.append(noisy)
     d = max(1, *(len(noisy.labels) for noisy in images))

@@ -26,7 +26,7 @@ class Layers(NamedTuple):
 
 class DETROutputs(NamedTuple):
     "What a DETR says about a batch."
-    queries:Layers # in training: encoder, (D-FINE: first guess,) decoder layers; else the last layer alone
+    queries:Layers # in training: encoder, (D-FINE: first guess,) decoder layers; else only the last layer
     size:tuple # (h, w) of the input, px
     noisy:Layers=None # of the denoising queries, without the encoder
     denoising:Denoising=None # these queries
@@ -45,8 +45,8 @@ def overlap(
 )->tuple: # IoU (...), generalized IoU (...)
     "Both overlaps, pair by pair."
     def area(low, high): return (high - low).clamp(min=0).prod(-1)
-    a_low, a_high = a[..., :2], a[..., 2:]
-    b_low, b_high = b[..., :2], b[..., 2:]
+    a_low, a_high = a.split(2, -1)
+    b_low, b_high = b.split(2, -1)
     inter = area(torch.maximum(a_low, b_low), torch.minimum(a_high, b_high))
     union = area(a_low, a_high) + area(b_low, b_high) - inter
     hull = area(torch.minimum(a_low, b_low), torch.maximum(a_high, b_high))

@@ -128,7 +128,7 @@ def _run_rtdetr(
     decoder, # transformers' decoder
     x:torch.Tensor, # (B,Q,D) the queries
     start:torch.Tensor, # (B,Q,4) their boxes before the sigmoid
-    every:bool, # of all layers, or of the last alone
+    every:bool, # of all layers, or only of the last
     **memory # what the layers attend to
 )->Layers:
     "RT-DETR's decoder, layer by layer."
@@ -155,7 +155,7 @@ def _run_dfine(
     decoder, # transformers' decoder
     x:torch.Tensor, # (B,Q,D) the queries
     start:torch.Tensor, # (B,Q,4) their boxes before the sigmoid
-    every:bool, # of all layers, or of the last alone
+    every:bool, # of all layers, or only of the last
     **memory # what the layers attend to
 )->Layers:
     "D-FINE's decoder, layer by layer; in training its first guess is the first layer."
@@ -251,7 +251,7 @@ class RTDETR(Detector):
         memory:torch.Tensor, # (B,S,D)
         sizes, # (h, w) of each map
     )->tuple: # queries (B,Q,D), their class logits (B,Q,C), their boxes before the sigmoid (B,Q,4)
-        "The cells that are surest; all of them where there are fewer than queries."
+        "The cells with the highest class scores; all of them where there are fewer than queries."
         net = self.net
         anchors, valid = anchor_boxes(sizes, memory.device)
         cells = net.enc_output(memory*valid)
@@ -278,7 +278,7 @@ class RTDETR(Detector):
             layers = self.run_decoder(chosen.detach(), start.detach(), memory, sizes, noise)
         if not self.training: return DETROutputs(layers, size)
         noisy, queries = _split_queries(layers, chosen.shape[1])
-        # what the encoder proposed is the first answer of the queries
+        # the encoder's proposals count as the first layer
         queries = queries._replace(logits=torch.cat([logits[None], queries.logits]),
                                    boxes=torch.cat([start.sigmoid()[None], queries.boxes]))
         return DETROutputs(queries, size, noisy if noise else None, noise)

@@ -17,7 +17,7 @@ from .loss import TOP, YOLOOutputs, align, box_at, ciou, class_loss, points_for
 class YOLO26Outputs(NamedTuple):
     "The outputs of both heads at the same anchor points. Distances are plain numbers, in strides: `boxes` is (B,4,A)."
     one2one:YOLOOutputs # the head that ships
-    one2many:YOLOOutputs=None # the one that helps it learn, in training alone
+    one2many:YOLOOutputs=None # the one that helps it learn; None in evaluation
 
 # %% ../../../nbs/24_models.ultralytics.loss_yolo26.ipynb #223f1a1d
 PICKS = dict(one2many=dict(top=TOP), one2one=dict(top=7, keep=1)) # of Ultralytics 8.4: E2ELoss

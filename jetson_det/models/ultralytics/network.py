@@ -161,7 +161,7 @@ class YOLO26Detector(UltralyticsDetector):
     def forward(self,
         x:torch.Tensor, # float (B,3,h,w), h and w multiples of 32
     )->YOLO26Outputs: # without `one2many` in evaluation
-        "Run the network: both heads in training, else the one that answers."
+        "Run the network: both heads in training, else the one that ships."
         maps = self.features(x)
         if not self.training: return YOLO26Outputs(self.run_head(maps, "one2one_"))
         return YOLO26Outputs(self.run_head([m.detach() for m in maps], "one2one_"), self.run_head(maps))

@@ -8,6 +8,7 @@ __all__ = ['move_layers', 'recognize_ultralytics', 'fill_ultralytics', 'read_ult
 # %% ../../../nbs/24_models.ultralytics.weights.ipynb #3aad539b
 import re
 
+from ...core import match_classes
 from ..detector import Detector
 from .graphs import split_name
 from ..weights.conv_graph import read_conv_onnx
@@ -18,7 +19,6 @@ from jetson_det.models.weights.source import (
     carry_rows,
     is_class_row,
     is_counter,
-    match_classes,
     row_names,
     shapes_of,
 )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['one_line', 'PickleOfCode', 'read_pth', 'SafeTensors', 'read_safetensors', 'Source', 'shapes_of', 'is_class_row',
-           'is_counter', 'misfits', 'recognize_shapes', 'match_classes', 'carry_rows', 'LoadReport', 'WrongModel',
-           'row_names', 'fill_model', 'plain_norm']
+           'is_counter', 'misfits', 'recognize_shapes', 'carry_rows', 'LoadReport', 'WrongModel', 'row_names',
+           'fill_model', 'plain_norm']
 
 # %% ../../../nbs/21_models.weights.source.ipynb #b47aec52
 import json
@@ -16,7 +16,7 @@ from typing import NamedTuple, Optional
 
 import torch
 
-from ...core import InputError
+from ...core import InputError, match_classes
 from ..detector import Detector
 from ...runtime.contract import COCO_CLASSES
 from ...runtime.files import require
@@ -138,26 +138,6 @@ def recognize_shapes(
 )->str: # one of `family.names`; "" when they are of none
     "Which of a family's models these weights are of."
     return next((name for name in family.names if not misfits(family, weights, shapes_of(family, name))), "")
-
-# %% ../../../nbs/21_models.weights.source.ipynb #6ce7b768
-# COCO's classes under the names of VOC, as files of the hub have them
-_VOC = dict(aeroplane="airplane", motorbike="motorcycle", sofa="couch", tvmonitor="tv")
-
-def _plain(name):
-    bare = re.sub(r"[\s_]", "", name.casefold())
-    return _VOC.get(bare, bare)
-
-def match_classes(
-    here, # the model's class names
-    there, # the file's class names; None when nobody knows them
-)->list: # for each class here, its row there, or None
-    "Which row of the file's head belongs to each class. An identical name goes before a similar one."
-    exact = {}
-    similar = {}
-    for row, name in enumerate(there or ()):
-        exact[name] = row
-        similar.setdefault(_plain(name), row)
-    return [exact.get(name, similar.get(_plain(name))) for name in here]
 
 # %% ../../../nbs/21_models.weights.source.ipynb #dba1c4a6
 def carry_rows(

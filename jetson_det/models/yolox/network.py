@@ -168,7 +168,7 @@ class PAFPN(nn.Module):
         c3, c4, c5 = (int(c*size.width) for c in (256, 512, 1024))
         n = round(3*size.depth)
         conv = size.conv
-        csp = lambda c_in, c_out: CSPLayer(c_in, c_out, n, False, conv)
+        def csp(c_in, c_out): return CSPLayer(c_in, c_out, n, False, conv)
         self.backbone = CSPDarknet(size)
         self.lateral_conv0 = ConvBlock(c5, c4, 1)
         self.C3_p4 = csp(2*c4, c4)

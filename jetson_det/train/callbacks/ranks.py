@@ -32,7 +32,8 @@ class CheckRanks(Callback):
         rank = differing[0]
         raise TrainingError(
             f"after step {trainer.run.step} the weights of process {rank} differ from those of process 0"
-            f" (sums {sums[rank]} and {sums[0]}): the devices don't compute alike, or a callback changed the network in one process only")
+            f" (sums {sums[rank]} and {sums[0]}): the devices don't compute alike, or a callback changed the network"
+            " in one process only")
 
 # %% ../../../nbs/35_train.callbacks.ranks.ipynb #8675048e
 def callbacks_of(

@@ -9,6 +9,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from signals import hear_ctrl_c
 
 from jetson_det.core import InputError
 from jetson_det.data.augment import pixel_store as cache
@@ -148,7 +149,7 @@ def test_other_sizes_and_images_have_their_own_names(ds, tmp_path):
 
 def test_old_files_do_not_pile_up(ds, cache_folder, monkeypatch):
     first, used, fresh = (_disk_store(ds.subset([i]), (640, 640), print) for i in range(3))
-    names = [cache_folder / f"{store_name(ds.subset([i]), (640, 640))}.pixels" for i in range(3)]
+    names = [cache_folder / f"{_store_name(ds.subset([i]), (640, 640))}.pixels" for i in range(3)]
     month = time.time() - 31 * 86400
     for n in names[:2]: os.utime(n, (month, month))
     del first
@@ -216,8 +217,8 @@ print("sum", int(store._pixels.sum()), flush=True)
 
 
 def run(ds, *how):
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(ds.root), str(SIZES), *how], stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-c", RUN, str(ds.root), str(SIZES), *how]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
 
 
 def until(process, word):

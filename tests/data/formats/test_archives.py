@@ -49,6 +49,12 @@ def make_tar(path, members):
     return path
 
 
+def make_archive(path, members):
+    "A zip or a tar of {name: content}, by the suffix."
+    if path.suffix == ".zip": make_zip(path, members)
+    else: make_tar(path, [(dict(name=name), data) for name, data in members.items()])
+
+
 def refused(path, *parts, **kw):
     "It is refused in one line, and nothing is left of it."
     before = everything(path.parent)
@@ -60,10 +66,9 @@ def refused(path, *parts, **kw):
 
 
 def everything(folder):
-    return sorted(
-        p.relative_to(folder).as_posix()
-        for p in folder.rglob("*")
-        if not (p.is_dir() and p.name in ("around", "cache", "unpacked")))
+    ours = ("around", "cache", "unpacked") # folders of the tests
+    found = [p for p in folder.rglob("*") if not (p.is_dir() and p.name in ours)]
+    return sorted(p.relative_to(folder).as_posix() for p in found)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,14 +77,15 @@ def test_every_kind_gives_the_same_dataset(tmp_path, scenes, kind, top):
     path = shutil.make_archive(str(tmp_path/"a b"), kind, scenes.parent if top else scenes,
                                scenes.name if top else None)
     assert path.endswith(KINDS[kind]) and is_archive(path)
-    said = []
-    folder = open_archive(path, say=said.append)
+    lines = []
+    folder = open_archive(path, say=lines.append)
     assert read_dataset(folder).fingerprint() == read_dataset(scenes).fingerprint()
     assert (folder.name == scenes.name) == top
-    times = lambda: {p: p.stat().st_mtime_ns for p in folder.rglob("[!.]*")}
-    files = times()
-    assert open_archive(path, say=said.append) == folder and len(said) == 1
-    assert times() == files
+    def times(): return {p: p.stat().st_mtime_ns for p in folder.rglob("[!.]*")}
+    before = times()
+    assert open_archive(path, say=lines.append) == folder
+    assert len(lines) == 1
+    assert times() == before
 
 
 def test_a_changed_archive_is_unpacked_anew(tmp_path):
@@ -118,7 +124,8 @@ def test_no_member_leaves_the_target(tmp_path, name):
     refused(make_tar(tmp_path / "b.tar.gz", [(dict(name=name, type=tarfile.DIRTYPE), b"")]), "the member ")
 
 
-@given(st.lists(st.sampled_from(["..", ".", "", "a", "b c", "C:", "~", "%", "é"]), min_size=1, max_size=6), st.sampled_from(["/", "\\"]))
+@given(st.lists(st.sampled_from(["..", ".", "", "a", "b c", "C:", "~", "%", "é"]), min_size=1, max_size=6),
+       st.sampled_from(["/", "\\"]))
 def test_safe_names_stay_inside(parts, sep):
     try: name = _safe_name(sep.join(parts))
     except InputError: assert ".." in parts or parts[0] in ("", "C:")
@@ -144,10 +151,11 @@ def test_devices_are_refused(tmp_path, kind):
 
 
 def links(tmp_path, *pairs, hard=()):
-    members = [(dict(name="d/a.txt"), b"text")] + [
-        (dict(name=n, linkname=to, type=tarfile.LNKTYPE if n in hard else tarfile.SYMTYPE), b"") for n, to in pairs
-    ]
-    return make_tar(tmp_path / "a.tar", members + [(dict(name="e/z.txt"), b"last")])
+    members = [(dict(name="d/a.txt"), b"text")]
+    for n, to in pairs:
+        members.append((dict(name=n, linkname=to, type=tarfile.LNKTYPE if n in hard else tarfile.SYMTYPE), b""))
+    members.append((dict(name="e/z.txt"), b"last"))
+    return make_tar(tmp_path / "a.tar", members)
 
 
 @pytest.mark.parametrize("to", ["/etc/passwd", "../../outside.txt", "..", "../../..", "../nothing.txt", "l"])
@@ -180,8 +188,8 @@ def test_nothing_is_written_through_a_link(tmp_path):
 def test_links_inside_are_made(tmp_path):
     folder = open_archive(
         links(tmp_path, ("b.txt", "d/a.txt"), ("c.txt", "b.txt"), ("h.txt", "d/a.txt"), ("more", "e"), hard={"h.txt"}))
-    assert [(folder/n).read_text()
-            for n in ("b.txt", "c.txt", "h.txt", "more/z.txt")] == ["text", "text", "text", "last"]
+    expected = ["text", "text", "text", "last"]
+    assert [(folder/n).read_text() for n in ("b.txt", "c.txt", "h.txt", "more/z.txt")] == expected
     assert not (folder / "b.txt").is_symlink()
 
 
@@ -195,7 +203,7 @@ def test_a_long_chain_of_links_ends(tmp_path):
 def test_bombs(tmp_path, suffix):
     data = bytes(70 << 20)
     path = tmp_path / f"a.{suffix}"
-    make_zip(path, {"a": data}) if suffix == "zip" else make_tar(path, [(dict(name="a"), data)])
+    make_archive(path, {"a": data})
     refused(path, "its content is over 64 MiB")
 
 
@@ -248,9 +256,9 @@ def test_names_of_a_zip_in_utf8_without_the_bit(tmp_path):
 def test_cut_archives_are_never_half_a_dataset(tmp_path, suffix):
     members = {f"d/{k}.txt": os.urandom(700) for k in range(6)}
     path = tmp_path / f"a.{suffix}"
-    make_zip(path, members) if suffix == "zip" else make_tar(path, [(dict(name=n), d) for n, d in members.items()])
+    make_archive(path, members)
     data = path.read_bytes()
-    end = data.rstrip(b"\0").__len__() + 1 if suffix == "tar" else len(data)
+    end = len(data.rstrip(b"\0")) + 1 if suffix == "tar" else len(data)
     for n in sorted({0, 1, 100, 511, 512, 1024, 1536, end // 2, *range(512, end - 1, 900), end - 300}):
         if n >= end: continue
         path.write_bytes(data[:n])
@@ -262,7 +270,7 @@ def test_damaged_archives_give_one_line_or_all_files(tmp_path):
     members = {f"d/{k}.txt": rng.randbytes(200) + b"text " * 40 for k in range(5)}
     for suffix in ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz"):
         path = tmp_path / f"a.{suffix}"
-        make_zip(path, members) if suffix == "zip" else make_tar(path, [(dict(name=n), d) for n, d in members.items()])
+        make_archive(path, members)
         data = path.read_bytes()
         for _ in range(60):
             bad = bytearray(data)

@@ -4,37 +4,21 @@ import json
 import random
 import time
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from label_files import attributes_of, image_bytes, put, refused
 from jetson_det.core import InputError
 from jetson_det.data.formats import coco_file
 from jetson_det.data.formats.coco import _find_coco, detect_coco, read_coco
 from jetson_det.data.formats.coco_file import _parse_columns
-from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE
+from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, Flaw
 from jetson_det.data.formats.reader import Files
 from jetson_det.data.formats.registry import read_dataset, write_dataset
 from jetson_det.scenes.docks import write_scenes
 
-PICTURE = cv2.imencode(".png", np.full((48, 64, 3), 127, np.uint8))[1].tobytes()
-
-
-def put(root, files):
-    for path, data in files.items():
-        p = root / path
-        p.parent.mkdir(parents=True, exist_ok=True)
-        p.write_bytes(data if isinstance(data, bytes) else (
-            data if isinstance(data, str) else json.dumps(data)).encode("utf-8", "surrogatepass"))
-    return root
-
-
-def refused(call, *parts):
-    with pytest.raises(InputError) as e: call()
-    line = str(e.value)
-    assert "\n" not in line and all(p in line for p in parts), line
-    return line
+IMAGE = image_bytes(suffix=".png")
 
 
 def labels(images=("1.png", "2.png"), boxes=((1, 3, [1, 2, 3, 4]), (2, 90, [5, 6, 7, 8])), **kw):
@@ -45,10 +29,12 @@ def labels(images=("1.png", "2.png"), boxes=((1, 3, [1, 2, 3, 4]), (2, 90, [5, 6
 
 
 @pytest.fixture
-def folder(tmp_path): return put(tmp_path, {"1.png": PICTURE, "2.png": PICTURE})
+def folder(tmp_path):
+    return put(tmp_path, {"1.png": IMAGE, "2.png": IMAGE})
 
 
-def without_msgspec(monkeypatch): monkeypatch.setattr(coco_file, "_parse_columns", lambda data: None)
+def without_msgspec(monkeypatch):
+    monkeypatch.setattr(coco_file, "_parse_columns", lambda data: None)
 
 
 def both_ways(path, monkeypatch):
@@ -76,8 +62,8 @@ def test_round_trip_of_generated_scenes(tmp_path, parsing):
     assert back.classes == ds.classes and sorted(back.splits) == sorted(ds.splits)
     for i, name in enumerate(back.paths):
         j = [p.rsplit("/", 1)[-1] for p in ds.paths].index(name.rsplit("/", 1)[-1])
-        assert np.abs(back.boxes_of(i)[0] - ds.boxes_of(j)[0]).max() < .01 and (back.boxes_of(i)[1]
-                                                                                == ds.boxes_of(j)[1]).all()
+        assert np.abs(back.boxes_of(i)[0] - ds.boxes_of(j)[0]).max() < .01
+        assert (back.boxes_of(i)[1] == ds.boxes_of(j)[1]).all()
 
 
 def test_ids_as_text_and_as_fractions(folder, parsing):
@@ -99,8 +85,9 @@ def test_numbers_as_text_and_fields_left_out(folder, parsing):
     del d["annotations"][2]["id"], d["images"][0]["width"]
     d["images"][1]["height"] = None
     ds = read_coco(put(folder, {"a.json": d}) / "a.json")
-    assert ds.boxes.tolist() == [[1, 2.5, 4, 6.5], [10, 5, 41, 30], [0, 0, 9, 9]
-                                 ] and ds.flags.tolist() == [0, IGNORE, CROWD | DIFFICULT] and not ds.flaws
+    assert ds.boxes.tolist() == [[1, 2.5, 4, 6.5], [10, 5, 41, 30], [0, 0, 9, 9]]
+    assert ds.flags.tolist() == [0, IGNORE, CROWD | DIFFICULT]
+    assert not ds.flaws
 
 
 def test_attributes(folder, parsing):
@@ -110,11 +97,9 @@ def test_attributes(folder, parsing):
         "none": None, "list": [1, "ä"]
     }
     ds = read_coco(put(folder, {"a.json": d}) / "a.json")
-    assert {k: v.tolist()
-            for k, v in ds.attributes.items()} == {
-                "occluded": ["", "false"], "track_id": ["", "7"], "text": ["", "B MW 12"], "label": ["", "x"],
-                "flags": ["", "y"], "self": ["", "z"], "list": ["", '[1, "ä"]']
-            }
+    second = {"occluded": "false", "track_id": "7", "text": "B MW 12", "label": "x", "flags": "y", "self": "z",
+              "list": '[1, "ä"]'}
+    assert attributes_of(ds) == {name: ["", value] for name, value in second.items()}
     assert ds.to_coco()["annotations"][1]["attributes"]["text"] == "B MW 12"
 
 
@@ -123,26 +108,26 @@ def test_attributes_of_an_image_that_is_missing(folder, parsing):
                                        (2, 3, [0, 0, 4, 4])])
     for a in d["annotations"]: a["attributes"] = {"n": str(a["id"])}
     ds = read_coco(put(folder, {"a.json": d}) / "a.json")
-    assert ds.boxes[:, 2].tolist() == [2, 4] and ds.attributes["n"].tolist() == ["2", "4"] and [
-        f.kind for f in ds.flaws
-    ] == ["missing-image"]
+    assert ds.boxes[:, 2].tolist() == [2, 4]
+    assert attributes_of(ds) == {"n": ["2", "4"]}
+    assert [f.kind for f in ds.flaws] == ["missing-image"]
 
 
 def test_too_many_attributes_are_not_columns(folder, parsing):
     d = labels(boxes=[(1, 3, [0, 0, 9, 9])] * 300)
     for k, a in enumerate(d["annotations"]): a["attributes"] = {"kept": "1", f"only {k}": "1"}
     ds = read_coco(put(folder, {"a.json": d}) / "a.json")
-    assert len(ds.attributes) == 64 and "kept" in ds.attributes and [(f.severity, f.kind)
-                                                                     for f in ds.flaws] == [("note", "many-attributes")]
+    assert len(ds.attributes) == 64 and "kept" in ds.attributes
+    assert [(f.severity, f.kind) for f in ds.flaws] == [("note", "many-attributes")]
 
 
 def test_labels_without_their_images(tmp_path, parsing):
     ds = read_coco(put(tmp_path, {"a.json": labels(("images/1.png", "/home/x/../2.png"))}) / "a.json")
-    assert [tuple(f) for f in ds.flaws
-            ] == [("error", "no-images", "a.json", "",
-                   "none of its 2 images is there (such as images/1.png); sizes are the declared ones", "noted")]
-    assert ds.sizes.tolist() == [[48, 64]]*2 and ds.paths.tolist() == ["images/1.png", "home/x/2.png"] and len(
-        ds.boxes) == 2
+    message = "none of its 2 images is there (such as images/1.png); sizes are the declared ones"
+    assert ds.flaws == [Flaw("error", "no-images", "a.json", "", message, "noted")]
+    assert ds.sizes.tolist() == [[48, 64]] * 2
+    assert ds.paths.tolist() == ["images/1.png", "home/x/2.png"]
+    assert len(ds.boxes) == 2
     for change in (dict(width=0), dict(height=None), dict(width=10**9), dict(width="wide")):
         d = labels()
         d["images"][1].update(change)
@@ -160,33 +145,27 @@ def test_one_split_without_its_images(folder, parsing):
 def test_the_whole_set_of_coco(tmp_path):
     key = labels(("1.png",), [(1, 3, [0, 0, 9, 9])], keypoints=[1, 2, 2])
     key["categories"] = [dict(id=3, name="person", keypoints=["nose"])]
+    captions = dict(images=[], annotations=[dict(caption="x", image_id=1)])
+    for s in ("train", "val"):
+        of_split = dict(key, images=[dict(id=1, file_name=f"{s}.png")])
+        put(tmp_path / "annotations", {
+            f"instances_{s}2017.json": labels((f"{s}.png",), [(1, 3, [1, 2, 3, 4])]),
+            f"person_keypoints_{s}2017.json": of_split,
+            f"stuff_{s}2017.json": of_split,
+            f"captions_{s}2017.json": captions,
+        })
     put(tmp_path, {
-        f"annotations/instances_{s}2017.json": labels((f"{s}.png", ), [(1, 3, [1, 2, 3, 4])])
-        for s in ("train", "val")
+        "annotations/image_info_test2017.json": dict(images=[], categories=[]),
+        "train2017/train.png": IMAGE,
+        "val2017/val.png": IMAGE,
     })
-    put(
-        tmp_path, {
-            f"annotations/{k}_{s}2017.json": dict(key, images=[dict(id=1, file_name=f"{s}.png")])
-            for s in ("train", "val")
-            for k in ("person_keypoints", "stuff")
-        })
-    put(
-        tmp_path, {
-            f"annotations/captions_{s}2017.json": dict(images=[], annotations=[dict(caption="x", image_id=1)])
-            for s in ("train", "val")
-        })
-    put(
-        tmp_path, {
-            "annotations/image_info_test2017.json": dict(images=[], categories=[]), "train2017/train.png": PICTURE,
-            "val2017/val.png": PICTURE
-        })
-    assert list(_find_coco(
-        Files(tmp_path))) == ["annotations/instances_train2017.json", "annotations/instances_val2017.json"]
+    expected = ["annotations/instances_train2017.json", "annotations/instances_val2017.json"]
+    assert list(_find_coco(Files(tmp_path))) == expected
     assert read_coco(tmp_path).paths.tolist() == ["train2017/train.png", "val2017/val.png"]
     assert detect_coco(Files(tmp_path)) == "annotations/instances_train2017.json"
 
 
-def test_the_sign(tmp_path):
+def test_detection(tmp_path):
     assert detect_coco(
         Files(
             put(
@@ -263,7 +242,7 @@ def test_both_ways_give_the_same_boxes(tmp_path_factory, data):
                                                     attributes=st.dictionaries(st.text(max_size=3),
                                                                                st.sampled_from(["x", 1, None, False]),
                                                                                max_size=2)))))
-    root = put(tmp_path_factory.mktemp("c"), {"1.png": PICTURE, "2.png": PICTURE, "a.json": d})
+    root = put(tmp_path_factory.mktemp("c"), {"1.png": IMAGE, "2.png": IMAGE, "a.json": d})
     assert _parse_columns((root / "a.json").read_bytes()) is not None
     with pytest.MonkeyPatch.context() as m:
         lean, plain = both_ways(root / "a.json", m)
@@ -325,9 +304,13 @@ def test_damage_gives_one_line_or_a_dataset(folder, whole):
 
 @pytest.mark.data
 @pytest.mark.parametrize("name, images, boxes, flaws", [
-    ("aerial/coco_utils/visdrone2019-det-train-first50image.json", 50, 3326, ["no-images"]), ("aerial/coco_utils/terrain_all_coco.json", 2, 12, ["missing-image"]),
-    ("aerial/coco_utils/combined_coco.json", 2, 12, []), ("aerial/coco_utils/terrain1_coco.json", 1, 7, []), ("aerial/coco_utils/modified_terrain2_coco.json", 1, 5, []),
-    ("coco_fixtures/val2014_100/instances_val2014_100.json", 100, 839, ["no-images"])])
+    ("aerial/coco_utils/visdrone2019-det-train-first50image.json", 50, 3326, ["no-images"]),
+    ("aerial/coco_utils/terrain_all_coco.json", 2, 12, ["missing-image"]),
+    ("aerial/coco_utils/combined_coco.json", 2, 12, []),
+    ("aerial/coco_utils/terrain1_coco.json", 1, 7, []),
+    ("aerial/coco_utils/modified_terrain2_coco.json", 1, 5, []),
+    ("coco_fixtures/val2014_100/instances_val2014_100.json", 100, 839, ["no-images"]),
+])
 def test_real_files(data, monkeypatch, name, images, boxes, flaws):
     ds = read_coco(data / "datasets" / name)
     assert (len(ds), len(ds.boxes), [f.kind for f in ds.flaws]) == (images, boxes, flaws)

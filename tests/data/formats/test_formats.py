@@ -8,21 +8,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from label_files import picture, put, refused
+from label_files import attributes_of, image_bytes, put, refused
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
+from jetson_det.data.formats.catalog import WRITERS
 from jetson_det.data.images.header import image_size
 from jetson_det.data.formats.reader import Files
-from jetson_det.data.formats.registry import WRITERS, read_dataset, write_dataset
+from jetson_det.data.formats.registry import read_dataset, write_dataset
 from jetson_det.data.formats.voc import detect_voc, read_voc
 
 
 def voc(*objects, name="a.jpg", size=(48, 64), more=""):
     "objects: (class, xmin, ymin, xmax, ymax)"
-    body = "".join(
-        f"<object><name>{c}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>\n"
-        for c, a, b, x, y in objects
-    )
-    return f"<annotation>\n<filename>{name}</filename><size><width>{size[1]}</width><height>{size[0]}</height></size>\n{body}{more}</annotation>"
+    body = ""
+    for c, x1, y1, x2, y2 in objects:
+        box = f"<xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+        body += f"<object><name>{c}</name><bndbox>{box}</bndbox></object>\n"
+    h, w = size
+    return (f"<annotation>\n<filename>{name}</filename><size><width>{w}</width><height>{h}</height></size>\n"
+            f"{body}{more}</annotation>")
 
 
 def coco(images, anns, cats, **kw):
@@ -40,7 +43,8 @@ ODD_NAMES = ["a b.jpg", "50% #1.JPG", "Straße.jpeg", "写真.PNG", "v1.2.jpg", 
 def folder(tmp_path_factory):
     "Six images of odd names and different sizes."
     root = tmp_path_factory.mktemp("odd")
-    put(root, {f"in/{n}": picture(40 + 8*k, 64 + 4*k, os.path.splitext(n)[1].lower()) for k, n in enumerate(ODD_NAMES)})
+    for k, n in enumerate(ODD_NAMES):
+        put(root, {f"in/{n}": image_bytes(40 + 8*k, 64 + 4*k, os.path.splitext(n)[1].lower())})
     return root
 
 
@@ -77,7 +81,7 @@ def test_round_trip(folder, tmp_path_factory, seed, format, split):
 
 def test_voc_numbers_are_exact(tmp_path):
     "Numbers in a VOC file are used as they stand, and are written as they were read."
-    put(tmp_path, {"x/a.jpg": picture(), "x/a.xml": voc(("s", 1, 2.25, 30, 40))})
+    put(tmp_path, {"x/a.jpg": image_bytes(), "x/a.xml": voc(("s", 1, 2.25, 30, 40))})
     ds = read_dataset(tmp_path)
     assert ds.boxes.tolist() == [[1, 2.25, 30, 40]]
     new = write_dataset(ds, tmp_path / "new", "voc")
@@ -85,40 +89,47 @@ def test_voc_numbers_are_exact(tmp_path):
     assert "<xmin>1</xmin><ymin>2.25</ymin>" in (tmp_path / "new/Annotations/a.xml").read_text()
 
 
-@pytest.mark.parametrize("images, labels", [("JPEGImages/a.JPG", "Annotations/a.xml"), ("images/a.jpeg", "annotations/a.xml"), ("images/a.png", "annots/a.xml"),
-                                            ("a.jpg", "a.xml"), ("train/a.jpg", "train/a.xml"), ("images/a.jpg", "xmls/a.jpg.xml")])
+@pytest.mark.parametrize("images, labels", [
+    ("JPEGImages/a.JPG", "Annotations/a.xml"),
+    ("images/a.jpeg", "annotations/a.xml"),
+    ("images/a.png", "annots/a.xml"),
+    ("a.jpg", "a.xml"),
+    ("train/a.jpg", "train/a.xml"),
+    ("images/a.jpg", "xmls/a.jpg.xml"),
+])
 def test_voc_layouts(tmp_path, images, labels):
-    put(tmp_path, {images: picture(), labels: voc(("s", 1, 2, 30, 40), name="other.jpg")})
+    put(tmp_path, {images: image_bytes(), labels: voc(("s", 1, 2, 30, 40), name="other.jpg")})
     assert read_dataset(tmp_path).paths.tolist() == [images]
 
 
 def test_voc_file_name_without_ending_and_stale(tmp_path):
-    put(
-        tmp_path, {
-            "images/a.jpg": picture(), "images/b.jpg": picture(), "annotations/1.xml": voc(
-                ("s", 1, 2, 30, 40), name="a"), "annotations/b.xml": voc(("s", 5, 6, 7, 8), name="a.jpg")
-        })
+    put(tmp_path, {
+        "images/a.jpg": image_bytes(),
+        "images/b.jpg": image_bytes(),
+        "annotations/1.xml": voc(("s", 1, 2, 30, 40), name="a"),
+        "annotations/b.xml": voc(("s", 5, 6, 7, 8), name="a.jpg"),
+    })
     ds = read_dataset(tmp_path)
     assert dict(zip(ds.paths, ds.boxes[:, 0])) == {"images/a.jpg": 1, "images/b.jpg": 5}
 
 
 def test_voc_same_stem_in_two_splits(tmp_path):
     for k, s in enumerate(("train", "val")):
-        put(tmp_path, {f"images/{s}/1.jpg": picture(), f"annotations/{s}/1.xml": voc(("s", k, 2, 30, 40))})
+        put(tmp_path, {f"images/{s}/1.jpg": image_bytes(), f"annotations/{s}/1.xml": voc(("s", k, 2, 30, 40))})
     ds = read_dataset(tmp_path)
-    assert [(p, s, b) for p, s, b in zip(ds.paths, ds.splits, ds.boxes[:, 0])] == [("images/train/1.jpg", "train", 0),
-                                                                                   ("images/val/1.jpg", "val", 1)]
+    expected = [("images/train/1.jpg", "train", 0), ("images/val/1.jpg", "val", 1)]
+    assert [(p, s, b) for p, s, b in zip(ds.paths, ds.splits, ds.boxes[:, 0])] == expected
 
 
 def test_voc_trainval_only_without_train(tmp_path):
-    put(tmp_path, {f"JPEGImages/{k}.jpg": picture()
+    put(tmp_path, {f"JPEGImages/{k}.jpg": image_bytes()
                    for k in range(3)} | {f"Annotations/{k}.xml": voc(("s", 1, 2, 30, 40))
                                          for k in range(3)})
-    put(
-        tmp_path, {
-            "ImageSets/Main/trainval.txt": "0\n1\n", "ImageSets/Main/test.txt": "2.jpg\n",
-            "ImageSets/Main/s_test.txt": "0 1\n1 -1\n"
-        })
+    put(tmp_path, {
+        "ImageSets/Main/trainval.txt": "0\n1\n",
+        "ImageSets/Main/test.txt": "2.jpg\n",
+        "ImageSets/Main/s_test.txt": "0 1\n1 -1\n",
+    })
     assert read_dataset(tmp_path).splits.tolist() == ["train", "train", "test"]
     put(tmp_path, {"ImageSets/Main/train.txt": "0  1\n", "ImageSets/Main/val.txt": "1 -1\n"})
     assert read_dataset(tmp_path).splits.tolist() == ["train", "val", "test"]
@@ -130,11 +141,12 @@ def test_voc_trainval_only_without_train(tmp_path):
 
 
 def test_voc_header_wins_over_the_label(tmp_path):
-    put(
-        tmp_path, {
-            "a.jpg": picture(), "a.xml": voc(("s", 1, 2, 30, 40), size=(0, 0)), "b.jpg": picture(), "b.xml": voc(
-                ("s", 1, 2, 30, 40), size=(96, 128))
-        })
+    put(tmp_path, {
+        "a.jpg": image_bytes(),
+        "a.xml": voc(("s", 1, 2, 30, 40), size=(0, 0)),
+        "b.jpg": image_bytes(),
+        "b.xml": voc(("s", 1, 2, 30, 40), size=(96, 128)),
+    })
     ds = read_dataset(tmp_path)
     assert ds.sizes.tolist() == [[48, 64]] * 2
     assert [(f.kind, f.file, f.action) for f in ds.flaws] == [("size-mismatch", "b.jpg", "noted")]
@@ -144,7 +156,8 @@ BOMB = '<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
 
 
 @pytest.mark.parametrize("text, parts", [
-    (voc(("s", 1, "nan", 30, 40)), ["a.xml, line 3: object 1 (s) needs a <bndbox> of four numbers, xmin, ymin, xmax, ymax: 'nan' is not a number"]),
+    (voc(("s", 1, "nan", 30, 40)),
+     ["a.xml, line 3: object 1 (s) needs a <bndbox> of four numbers, xmin, ymin, xmax, ymax: 'nan' is not a number"]),
     (voc(("t", 1, 2, 30, 40), ("s", 1, "inf", 30, 40)), ["a.xml, line 4: object 2 (s)", "'inf' is not a number"]),
     (voc(("s", 1, "1e300", 30, 40)), ["1e+300 is no coordinate"]),
     (voc(more="<object><name>s</name><bndbox><xmin>1</xmin></bndbox></object>"), ["ymin is missing"]),
@@ -157,7 +170,7 @@ BOMB = '<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
     (voc(), ["1 images and not one box"]),
 ])
 def test_voc_errors(tmp_path, text, parts):
-    put(tmp_path, {"a.jpg": picture(), "a.xml": text})
+    put(tmp_path, {"a.jpg": image_bytes(), "a.xml": text})
     refused(lambda: read_dataset(tmp_path, "voc"), *parts)
 
 
@@ -171,37 +184,35 @@ def test_voc_attributes(tmp_path):
     text = voc(*[("s", k, 2, 30, 40) for k in range(3)])
     for m in marks:
         text = text.replace("</name><bnd", "</name>" + "".join(f"<{k}>{v}</{k}>" for k, v in m.items()) + "<bnd", 1)
-    put(tmp_path, {"a.jpg": picture(), "a.xml": text})
+    put(tmp_path, {"a.jpg": image_bytes(), "a.xml": text})
     ds = read_dataset(tmp_path, "voc")
     assert ds.flags.tolist() == [0, DIFFICULT, 0]
-    assert {k: v.tolist()
-            for k, v in ds.attributes.items()
-            } == {"truncated": ["1", "", ""], "occluded": ["", "1", ""], "pose": ["", "Rear", ""]}
+    assert attributes_of(ds) == {"truncated": ["1", "", ""], "occluded": ["", "1", ""], "pose": ["", "Rear", ""]}
     put(tmp_path, {"a.xml": voc(("s", 1, 2, 30, 40))})
     assert read_dataset(tmp_path, "voc").attributes == {}
 
 
 @pytest.mark.parametrize("format", ["coco", "voc"])
 def test_attributes_come_back(tmp_path, format):
-    put(tmp_path, {"in/a.jpg": picture()})
+    put(tmp_path, {"in/a.jpg": image_bytes()})
     attributes = {"text": ["M5 <XSX>", "", "B & MW"], "truncated": ["1", "", ""], "pose": ["", "Rear", ""]}
     ds = DetDataset(tmp_path / "in", ("s",), ["a.jpg"], [(48, 64)], [0, 0, 0], [(k, 1, 9, 9) for k in range(3)], [0]*3,
                     attributes=attributes)
     new = write_dataset(ds, tmp_path / "out", format)
-    assert {k: v.tolist() for k, v in new.attributes.items()} == attributes
+    assert attributes_of(new) == attributes
     assert new.flaws == []
 
 
 def test_voc_split_is_said_by_folders_alone(tmp_path):
-    put(tmp_path, {"images/train_7.jpg": picture(), "annotations/train_7.xml": voc(("s", 1, 2, 30, 40))})
+    put(tmp_path, {"images/train_7.jpg": image_bytes(), "annotations/train_7.xml": voc(("s", 1, 2, 30, 40))})
     assert read_dataset(tmp_path, "voc").splits.tolist() == [""]
     refused(lambda: read_voc(tmp_path / "annotations/train_7.xml"), "give the folder")
 
 
 def test_voc_upper_case_endings_and_signs(tmp_path):
-    put(tmp_path, {"JPEGImages/a.JPG": picture(), "Annotations/a.XML": voc(("s", 1.5, 2.25, 30, 40))})
-    assert read_dataset(tmp_path, "voc").boxes.tolist() == [[1.5, 2.25, 30, 40]] and detect_voc(
-        Files(tmp_path)) == "Annotations/a.XML"
+    put(tmp_path, {"JPEGImages/a.JPG": image_bytes(), "Annotations/a.XML": voc(("s", 1.5, 2.25, 30, 40))})
+    assert read_dataset(tmp_path, "voc").boxes.tolist() == [[1.5, 2.25, 30, 40]]
+    assert detect_voc(Files(tmp_path)) == "Annotations/a.XML"
     put(tmp_path, {"Annotations/a.XML": "<annotations><image/></annotations>"}) # CVAT's root has one letter more
     assert detect_voc(Files(tmp_path)) == ""
 
@@ -209,32 +220,42 @@ def test_voc_upper_case_endings_and_signs(tmp_path):
 def test_voc_billion_laughs_is_quick(tmp_path):
     bomb = "<!DOCTYPE l [<!ENTITY a0 'ha'>" + "".join(f"<!ENTITY a{k} '{f'&a{k - 1};' * 10}'>"
                                                       for k in range(1, 12)) + "]><annotation>&a11;</annotation>"
-    put(tmp_path, {"a.jpg": picture(), "a.xml": bomb})
+    put(tmp_path, {"a.jpg": image_bytes(), "a.xml": bomb})
     t = time.perf_counter()
     refused(lambda: read_dataset(tmp_path), "has a DOCTYPE")
     assert time.perf_counter() - t < 1
 
 
 def test_voc_two_labels_of_one_image(tmp_path):
-    put(tmp_path, {"images/a.jpg": picture(), "x/a.xml": voc(("s", 1, 2, 30, 40)), "y/a.xml": voc(("s", 1, 2, 30, 40))})
+    put(tmp_path, {
+        "images/a.jpg": image_bytes(),
+        "x/a.xml": voc(("s", 1, 2, 30, 40)),
+        "y/a.xml": voc(("s", 1, 2, 30, 40)),
+    })
     refused(lambda: read_dataset(tmp_path), "x/a.xml and y/a.xml both label images/a.jpg")
 
 
 # COCO
 
 @pytest.mark.parametrize("js, image, name", [
-    ("annotations/instances_train2017.json", "train2017/1.jpg", "1.jpg"), ("annotations/instances_train2017.json", "images/train2017/1.jpg", "1.jpg"),
-    ("train.json", "images/1.jpg", "1.jpg"), ("train.json", "images/train/sub/1.jpg", "sub/1.jpg"), ("train.json", "images/1.jpg", "images/1.jpg"),
-    ("train/_annotations.coco.json", "train/1.jpg", "1.jpg"), ("train.json", "images/1.jpg", "./1.jpg"), ("train.json", "pics/1.jpg", "/home/x/1.jpg"),
-    ("train.json", "images/sub/1.jpg", "sub\\1.jpg")])
+    ("annotations/instances_train2017.json", "train2017/1.jpg", "1.jpg"),
+    ("annotations/instances_train2017.json", "images/train2017/1.jpg", "1.jpg"),
+    ("train.json", "images/1.jpg", "1.jpg"),
+    ("train.json", "images/train/sub/1.jpg", "sub/1.jpg"),
+    ("train.json", "images/1.jpg", "images/1.jpg"),
+    ("train/_annotations.coco.json", "train/1.jpg", "1.jpg"),
+    ("train.json", "images/1.jpg", "./1.jpg"),
+    ("train.json", "pics/1.jpg", "/home/x/1.jpg"),
+    ("train.json", "images/sub/1.jpg", "sub\\1.jpg"),
+])
 def test_coco_layouts(tmp_path, js, image, name):
     val = js.replace("train", "valid" if js.startswith("train/") else "val")
-    put(
-        tmp_path, {
-            js: coco({1: name}, [(1, 3, [1, 2, 30, 40])], {3: "s"}), image: picture(), val: coco(
-                {1: "2.jpg"}, [(1, 3, [1, 2, 30, 40])], {3: "s"}),
-            image.replace("train", "valid" if js.startswith("train/") else "val").replace("1.jpg", "2.jpg"): picture()
-        })
+    put(tmp_path, {
+        js: coco({1: name}, [(1, 3, [1, 2, 30, 40])], {3: "s"}),
+        image: image_bytes(),
+        val: coco({1: "2.jpg"}, [(1, 3, [1, 2, 30, 40])], {3: "s"}),
+        image.replace("train", "valid" if js.startswith("train/") else "val").replace("1.jpg", "2.jpg"): image_bytes(),
+    })
     ds = read_dataset(tmp_path)
     assert ds.paths.tolist()[0] == image and ds.splits.tolist() == ["train", "val"] and ds.format == "coco"
     assert ds.boxes.tolist() == [[1, 2, 31, 42]] * 2 and ds.image_ids.tolist() == [1, 2]
@@ -243,12 +264,13 @@ def test_coco_layouts(tmp_path, js, image, name):
 
 def test_coco_leaves_out_what_is_no_detection(tmp_path):
     d = coco({1: "1.jpg"}, [(1, 1, [1, 2, 30, 40])], {1: "s"})
-    put(
-        tmp_path, {
-            "images/1.jpg": picture(), "annotations/instances_val.json": d, "annotations/captions_val.json": dict(
-                d, annotations=[dict(id=1, image_id=1, caption="x")]),
-            "annotations/results.json": [dict(image_id=1, bbox=[0, 0, 1, 1], score=1)], "package.json": dict(name="x")
-        })
+    put(tmp_path, {
+        "images/1.jpg": image_bytes(),
+        "annotations/instances_val.json": d,
+        "annotations/captions_val.json": dict(d, annotations=[dict(id=1, image_id=1, caption="x")]),
+        "annotations/results.json": [dict(image_id=1, bbox=[0, 0, 1, 1], score=1)],
+        "package.json": dict(name="x"),
+    })
     assert len(read_dataset(tmp_path)) == 1
 
 
@@ -260,7 +282,7 @@ def test_coco_ids_flags_and_missing_fields(tmp_path):
     d["annotations"][1].update(ignore=1)
     del d["annotations"][2]["bbox"], d["annotations"][2]["id"]
     d["annotations"][2]["segmentation"] = [[1, 2, 11, 2, 6, 12]]
-    put(tmp_path, {"1.jpg": picture(), "2.jpg": picture(), "a.json": d})
+    put(tmp_path, {"1.jpg": image_bytes(), "2.jpg": image_bytes(), "a.json": d})
     ds = read_dataset(tmp_path)
     assert ds.classes == ("a", "b") and ds.labels.tolist() == [1, 0, 0] and ds.flags.tolist() == [CROWD, IGNORE, 0]
     assert ds.boxes[2].tolist() == [1, 2, 11, 12] and ds.image_ids.tolist() == [1, 2]
@@ -269,32 +291,37 @@ def test_coco_ids_flags_and_missing_fields(tmp_path):
 def test_coco_roboflow_parent_category_is_left_out(tmp_path):
     d = coco({0: "1.jpg"}, [(0, 1, [1, 2, 3, 4])], {0: "animals", 1: "cat", 2: "dog"})
     for c, parent in zip(d["categories"], ("none", "animals", "animals")): c["supercategory"] = parent
-    put(tmp_path, {"train/1.jpg": picture(), "train/_annotations.coco.json": d})
+    put(tmp_path, {"train/1.jpg": image_bytes(), "train/_annotations.coco.json": d})
     ds = read_dataset(tmp_path)
     assert ds.classes == ("cat", "dog") and [f.kind for f in ds.flaws] == ["unused-parent"]
 
 
 def test_coco_missing_image_is_a_flaw(tmp_path):
-    put(
-        tmp_path, {
-            "images/1.jpg": picture(), "a.json": coco({1: "1.jpg", 2: "2.jpg"}, [(1, 1, [1, 2, 3, 4]),
-                                                                                 (2, 1, [1, 2, 3, 4])], {1: "s"})
-        })
+    put(tmp_path, {
+        "images/1.jpg": image_bytes(),
+        "a.json": coco({1: "1.jpg", 2: "2.jpg"}, [(1, 1, [1, 2, 3, 4]), (2, 1, [1, 2, 3, 4])], {1: "s"}),
+    })
     ds = read_dataset(tmp_path)
-    assert len(ds) == 1 and len(ds.boxes) == 1 and [(f.kind, f.file, f.action)
-                                                    for f in ds.flaws] == [("missing-image", "2.jpg", "dropped")]
+    assert len(ds) == 1
+    assert len(ds.boxes) == 1
+    assert [(f.kind, f.file, f.action) for f in ds.flaws] == [("missing-image", "2.jpg", "dropped")]
 
 
 def base(**kw): return coco({1: "1.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "s"}, **kw)
 
 
 @pytest.mark.parametrize("change, parts", [
-    (dict(annotations=[dict(id=7, image_id=2, category_id=1, bbox=[1, 2, 3, 4])]), ["a.json, line 1: annotation 7 is of image 2, which is not in the file's images"]),
+    (dict(annotations=[dict(id=7, image_id=2, category_id=1, bbox=[1, 2, 3, 4])]),
+     ["a.json, line 1: annotation 7 is of image 2, which is not in the file's images"]),
     (dict(annotations=[dict(id=7, image_id=[], category_id=1, bbox=[1, 2, 3, 4])]), ["annotation 7 is of image []"]),
-    (dict(annotations=[dict(id=7, image_id=1, category_id=2, bbox=[1, 2, 3, 4])]), ["a.json, line 1: annotation 7 has the category 2, which is not in the file's categories"]),
-    (dict(annotations=[dict(id=7, image_id=1, category_id=1, bbox=[1, 2, 3, float("nan")])]), ["annotation 7: bbox must be four numbers", "nan is no coordinate"]),
-    (dict(annotations=[dict(id=7, image_id=1, category_id=1, bbox=[1, 2, 3])]), ["annotation 7: bbox must be four numbers"]),
-    (dict(annotations=[dict(id=7, image_id=1, category_id=1, bbox=[1, 2, 3, "x"])]), ["annotation 7: bbox must be four numbers"]),
+    (dict(annotations=[dict(id=7, image_id=1, category_id=2, bbox=[1, 2, 3, 4])]),
+     ["a.json, line 1: annotation 7 has the category 2, which is not in the file's categories"]),
+    (dict(annotations=[dict(id=7, image_id=1, category_id=1, bbox=[1, 2, 3, float("nan")])]),
+     ["annotation 7: bbox must be four numbers", "nan is no coordinate"]),
+    (dict(annotations=[dict(id=7, image_id=1, category_id=1, bbox=[1, 2, 3])]),
+     ["annotation 7: bbox must be four numbers"]),
+    (dict(annotations=[dict(id=7, image_id=1, category_id=1, bbox=[1, 2, 3, "x"])]),
+     ["annotation 7: bbox must be four numbers"]),
     (dict(annotations=[dict(id=7, image_id=1, category_id=1, bbox=None)]), ["annotation 7: bbox must be four numbers"]),
     (dict(annotations=[dict(bbox=[1, 2, 3, 4]), 5]), ["a.json, line 1: annotations[1] is 5, not an object"]),
     (dict(annotations=[]), ["1 images and not one box"]),
@@ -303,31 +330,32 @@ def base(**kw): return coco({1: "1.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "s"}, **kw
     (dict(images=[dict(id=1, file_name="9.jpg")]), ["none of its 1 images is there (such as 9.jpg)"]),
     (dict(categories=[dict(id=1, name="s")] * 2), ["a.json, line 1: two categories have the id 1"]),
     (dict(categories=[dict(id=1, name="s"), dict(id=2, name="s")]), ["two categories have the name 's'"]),
-    (dict(categories=[dict(id=1)]), ["a category without id or name"])])
+    (dict(categories=[dict(id=1)]), ["a category without id or name"]),
+])
 def test_coco_errors(tmp_path, change, parts):
-    put(tmp_path, {"1.jpg": picture(), "a.json": dict(base(), **change)})
+    put(tmp_path, {"1.jpg": image_bytes(), "a.json": dict(base(), **change)})
     refused(lambda: read_dataset(tmp_path), *parts)
 
 
 def test_coco_broken_json_names_the_line(tmp_path):
-    put(tmp_path, {"1.jpg": picture(), "a.json": '{"images": [\n\n}'})
+    put(tmp_path, {"1.jpg": image_bytes(), "a.json": '{"images": [\n\n}'})
     refused(lambda: read_dataset(tmp_path), "a.json, line 3: not valid JSON")
     refused(lambda: read_dataset(tmp_path / "a.json"), "a.json, line 3: not valid JSON")
 
 
 def test_coco_class_lists_that_differ(tmp_path):
-    put(
-        tmp_path, {
-            "1.jpg": picture(), "2.jpg": picture(), "train.json": coco({1: "1.jpg"}, [
-                (1, 1, [1, 2, 3, 4])
-            ], {1: "a", 2: "b"}), "val.json": coco({1: "2.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "a", 2: "c"})
-        })
+    put(tmp_path, {
+        "1.jpg": image_bytes(),
+        "2.jpg": image_bytes(),
+        "train.json": coco({1: "1.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "a", 2: "b"}),
+        "val.json": coco({1: "2.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "a", 2: "c"}),
+    })
     refused(lambda: read_dataset(tmp_path), "train.json and", "val.json differ", "train.json alone has 'b'",
             "val.json alone has 'c'")
 
 
 def test_coco_one_image_in_two_splits(tmp_path):
-    put(tmp_path, {"1.jpg": picture(), "train.json": base(), "val.json": base()})
+    put(tmp_path, {"1.jpg": image_bytes(), "train.json": base(), "val.json": base()})
     refused(lambda: read_dataset(tmp_path), "train.json and val.json both label 1.jpg")
 
 
@@ -335,15 +363,22 @@ def test_coco_one_image_in_two_splits(tmp_path):
 
 YAML = "train: images/train\nval: images/val\nnames: [s, p]\n"
 FILES = {
-    "images/train/1.jpg": picture(), "labels/train/1.txt": "0 .5 .5 .5 .5\n",
-    "images/val/2.PNG": picture(suffix=".png"), "labels/val/2.txt": "1 .5 .5 .25 .25\n"
+    "images/train/1.jpg": image_bytes(), "labels/train/1.txt": "0 .5 .5 .5 .5\n",
+    "images/val/2.PNG": image_bytes(suffix=".png"), "labels/val/2.txt": "1 .5 .5 .25 .25\n"
 }
 
 
 @pytest.mark.parametrize("more", [
-    {"data.yaml": YAML}, {"dataset.yml": YAML.replace("[s, p]", "{0: s, 1: p}")}, {"data.yaml": "path: /not/here\n" + YAML}, {"data.yaml": "path: .\n" + YAML},
-    {"data.yaml": YAML.replace("images/val", "../images/val")}, {"classes.txt": "s\np\n"}, {"obj.names": "s\np\n"},
-    {"data.yaml": "train: train.txt\nval: [val.txt]\nnames: [s, p]", "train.txt": "./images/train/1.jpg\n", "val.txt": "images/val/2.PNG\n"}])
+    {"data.yaml": YAML},
+    {"dataset.yml": YAML.replace("[s, p]", "{0: s, 1: p}")},
+    {"data.yaml": "path: /not/here\n" + YAML},
+    {"data.yaml": "path: .\n" + YAML},
+    {"data.yaml": YAML.replace("images/val", "../images/val")},
+    {"classes.txt": "s\np\n"},
+    {"obj.names": "s\np\n"},
+    {"data.yaml": "train: train.txt\nval: [val.txt]\nnames: [s, p]", "train.txt": "./images/train/1.jpg\n",
+     "val.txt": "images/val/2.PNG\n"},
+])
 def test_yolo_layouts(tmp_path, more):
     put(tmp_path, {**FILES, **more})
     ds = read_dataset(tmp_path)
@@ -354,20 +389,21 @@ def test_yolo_layouts(tmp_path, more):
 
 
 def test_yolo_beside_the_images(tmp_path):
-    put(tmp_path, {"1.jpg": picture(), "1.txt": "0 .5 .5 .5 .5", "2.jpg": picture(), "notes.txt": "hello"})
+    put(tmp_path, {"1.jpg": image_bytes(), "1.txt": "0 .5 .5 .5 .5", "2.jpg": image_bytes(), "notes.txt": "hello"})
     ds = read_dataset(tmp_path, classes=["s"])
     assert len(ds) == 2 and [f.kind for f in ds.flaws] == ["no-labels"]
 
 
 def test_yolo_outline_and_lost_label(tmp_path):
-    put(
-        tmp_path, {
-            **FILES, "data.yaml": YAML, "labels/train/1.txt": "0 .25 .25 .5 .25 .5 .75\n\n",
-            "labels/train/9.txt": "0 .5 .5 .5 .5"
-        })
+    put(tmp_path, {
+        **FILES,
+        "data.yaml": YAML,
+        "labels/train/1.txt": "0 .25 .25 .5 .25 .5 .75\n\n",
+        "labels/train/9.txt": "0 .5 .5 .5 .5",
+    })
     ds = read_dataset(tmp_path)
-    assert ds.boxes[0].tolist() == [16, 12, 32, 36] and [(f.kind, f.file)
-                                                         for f in ds.flaws] == [("missing-image", "labels/train/9.txt")]
+    assert ds.boxes[0].tolist() == [16, 12, 32, 36]
+    assert [(f.kind, f.file) for f in ds.flaws] == [("missing-image", "labels/train/9.txt")]
 
 
 def test_yolo_same_list_twice_is_no_split(tmp_path):
@@ -376,26 +412,33 @@ def test_yolo_same_list_twice_is_no_split(tmp_path):
 
 
 @pytest.mark.parametrize("line, parts", [
-    ("0 .5 .5 .5", ["1.txt, line 2: 4 numbers"]), ("0 .5 .5 .5 .5 .9", ["line 2: 6 numbers"]), ("0 .5 .5 .5 x", ["line 2: '0 .5 .5 .5 x' is not a row of numbers"]),
-    ("2 .5 .5 .5 .5", ["line 2: class 2: there are 2 classes, 0 to 1"]), ("-1 .5 .5 .5 .5", ["class -1"]), ("0.5 .5 .5 .5 .5", ["class 0.5"]),
-    ("0 nan .5 .5 .5", ["line 2: a number that is not finite"]), ("0 .5 inf .5 .5", ["not finite"]), ("0 320 240 50 50", ["line 2", "are these pixels?"])])
+    ("0 .5 .5 .5", ["1.txt, line 2: 4 numbers"]),
+    ("0 .5 .5 .5 .5 .9", ["line 2: 6 numbers"]),
+    ("0 .5 .5 .5 x", ["line 2: '0 .5 .5 .5 x' is not a row of numbers"]),
+    ("2 .5 .5 .5 .5", ["line 2: class 2: there are 2 classes, 0 to 1"]),
+    ("-1 .5 .5 .5 .5", ["class -1"]),
+    ("0.5 .5 .5 .5 .5", ["class 0.5"]),
+    ("0 nan .5 .5 .5", ["line 2: a number that is not finite"]),
+    ("0 .5 inf .5 .5", ["not finite"]),
+    ("0 320 240 50 50", ["line 2", "are these pixels?"]),
+])
 def test_yolo_line_errors(tmp_path, line, parts):
     put(tmp_path, {**FILES, "data.yaml": YAML, "labels/train/1.txt": f"0 .5 .5 .5 .5\n{line}\n"})
     refused(lambda: read_dataset(tmp_path), "labels/train/1.txt, line 2", *parts)
 
 
 def test_yolo_names_file_with_a_mark_blank_lines_and_windows_ends(tmp_path):
-    put(
-        tmp_path, {
-            **FILES, "classes.txt": b"\xef\xbb\xbfs\r\n\r\n  p \r\n\r\n",
-            "labels/train/1.txt": b"\xef\xbb\xbf0 .5 .5 .5 .5\r\n\r\n1 .5 .5 .5 .5\r\n"
-        })
+    put(tmp_path, {
+        **FILES,
+        "classes.txt": b"\xef\xbb\xbfs\r\n\r\n  p \r\n\r\n",
+        "labels/train/1.txt": b"\xef\xbb\xbf0 .5 .5 .5 .5\r\n\r\n1 .5 .5 .5 .5\r\n",
+    })
     ds = read_dataset(tmp_path, "yolo")
     assert ds.classes == ("s", "p") and ds.labels.tolist() == [0, 1, 1]
 
 
 def test_yolo_label_ending_in_any_case(tmp_path):
-    put(tmp_path, {"1.JPG": picture(), "1.TXT": "0 .5 .5 .5 .5", "classes.txt": "s"})
+    put(tmp_path, {"1.JPG": image_bytes(), "1.TXT": "0 .5 .5 .5 .5", "classes.txt": "s"})
     ds = read_dataset(tmp_path, "yolo")
     assert len(ds.boxes) == 1 and ds.flaws == []
 
@@ -409,10 +452,14 @@ def test_yolo_label_ending_in_any_case(tmp_path):
     ("names: " + "[" * 5000, ["data.yaml, line 1: not valid YAML"]),
     ("train: " + "x" * 5000 + "\nnames: [s, p]", ["data.yaml, line 1: 'xxx"]),
     ("train: /\nnames: [s, p]", ["the root of a disk is not a dataset"]),
-    ("train: images/train\nnames: [s\n", ["data.yaml, line 3: not valid YAML"]), ("train: images/train\nval: images/vla\nnames: [s, p]", ["'images/vla' is not there"]),
-    ("train: images/train\nnames: {0: s, 2: p}", ["numbered 0 to 1 without a gap"]), ("train: images/train\nnames: [s, p]\nnc: 3", ["nc is 3, and there are 2 names"]),
-    ("train: images/train\nnames: 5", ["names must be a list"]), ("train: images\nval: images/val\nnames: [s, p]", ["is in train and in val"]),
-    ("train: images/train\nval: images/val\nnames: [s, s]", ["class name 's' stands twice"])])
+    ("train: images/train\nnames: [s\n", ["data.yaml, line 3: not valid YAML"]),
+    ("train: images/train\nval: images/vla\nnames: [s, p]", ["'images/vla' is not there"]),
+    ("train: images/train\nnames: {0: s, 2: p}", ["numbered 0 to 1 without a gap"]),
+    ("train: images/train\nnames: [s, p]\nnc: 3", ["nc is 3, and there are 2 names"]),
+    ("train: images/train\nnames: 5", ["names must be a list"]),
+    ("train: images\nval: images/val\nnames: [s, p]", ["is in train and in val"]),
+    ("train: images/train\nval: images/val\nnames: [s, s]", ["class name 's' stands twice"]),
+])
 def test_yolo_yaml_errors(tmp_path, yaml, parts):
     put(tmp_path, {**FILES, "data.yaml": yaml})
     refused(lambda: read_dataset(tmp_path), *parts)
@@ -433,7 +480,7 @@ def test_no_images_no_labels_two_formats(tmp_path):
     put(tmp_path, {"a.xml": voc(("s", 1, 2, 30, 40))})
     for format in ("auto", "voc"): refused(lambda: read_dataset(tmp_path, format), "a folder without images")
     (tmp_path / "a.xml").unlink()
-    put(tmp_path, {"a.jpg": picture()})
+    put(tmp_path, {"a.jpg": image_bytes()})
     refused(lambda: read_dataset(tmp_path), "1 images and no labels")
     put(tmp_path, {"a.xml": voc(("s", 1, 2, 30, 40)), "a.txt": "0 .5 .5 .5 .5", "classes.txt": "s"})
     refused(lambda: read_dataset(tmp_path), "holds labels of 2 formats", "voc: a.xml", "say which")
@@ -453,7 +500,7 @@ def test_unknown_class(tmp_path, folder, format):
 
 
 def test_links_to_folders_and_loops(tmp_path):
-    put(tmp_path / "real", {"1.jpg": picture(), "1.xml": voc(("s", 1, 2, 30, 40))})
+    put(tmp_path / "real", {"1.jpg": image_bytes(), "1.xml": voc(("s", 1, 2, 30, 40))})
     (tmp_path / "d").mkdir()
     os.symlink(tmp_path / "real", tmp_path / "d/images")
     os.symlink(tmp_path / "d", tmp_path / "d/again")
@@ -480,7 +527,7 @@ def test_write_refuses_and_leaves_nothing(tmp_path, folder):
 
 
 def test_names_that_collide_and_lossy_yolo(tmp_path):
-    put(tmp_path, {"in/a/1.jpg": picture(), "in/b/1.jpg": picture(), "in/1.png": picture(suffix=".png")})
+    put(tmp_path, {"in/a/1.jpg": image_bytes(), "in/b/1.jpg": image_bytes(), "in/1.png": image_bytes(suffix=".png")})
     ds = DetDataset(tmp_path/"in", ("s", ), ["a/1.jpg", "b/1.jpg", "1.png"], [(48, 64)]*3, [0, 1, 2, 2],
                     [(k, 1, 9, 9) for k in range(4)], [0]*4,
                     flags=[0, DIFFICULT, CROWD, 0])
@@ -494,17 +541,18 @@ def test_names_that_collide_and_lossy_yolo(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff"])
 def test_image_size(tmp_path, suffix):
-    put(tmp_path, {"x": picture(33, 77, suffix)})
+    put(tmp_path, {"x": image_bytes(33, 77, suffix)})
     assert image_size(tmp_path / "x") == (33, 77)
 
 
 def test_image_size_of_progressive_jpeg_and_garbage(tmp_path):
     data = cv2.imencode(".jpg", np.zeros((33, 77, 3), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
-    put(
-        tmp_path, {
-            "x": data[:2] + b"\xff\xe2" +
-            (60002).to_bytes(2, "big") + b"\xff"*60000 + data[2:], "cut": data[:30], "text": "hello", "none": b""
-        })
+    put(tmp_path, {
+        "x": data[:2] + b"\xff\xe2" + (60002).to_bytes(2, "big") + b"\xff"*60000 + data[2:],
+        "cut": data[:30],
+        "text": "hello",
+        "none": b"",
+    })
     assert image_size(tmp_path / "x") == (33, 77)
     for name in ("cut", "text", "none", "nowhere"): refused(lambda: image_size(tmp_path / name), name)
 
@@ -512,7 +560,11 @@ def test_image_size_of_progressive_jpeg_and_garbage(tmp_path):
 # Real data
 
 @pytest.mark.data
-@pytest.mark.parametrize("name, images, boxes, splits", [("bccd", 364, 4888, dict(train=205, val=87, test=72)), ("raccoon", 200, 217, {"": 200}), ("kangaroo", 164, 266, {"": 164})])
+@pytest.mark.parametrize("name, images, boxes, splits", [
+    ("bccd", 364, 4888, dict(train=205, val=87, test=72)),
+    ("raccoon", 200, 217, {"": 200}),
+    ("kangaroo", 164, 266, {"": 164}),
+])
 def test_real_voc(data, name, images, boxes, splits):
     ds = read_dataset(data / "datasets" / name)
     assert (len(ds), len(ds.boxes), ds.format) == (images, boxes, "voc")
@@ -538,5 +590,6 @@ def test_real_round_trip(data, tmp_path):
         new = write_dataset(ds, tmp_path / format, format)
         order = np.argsort([p.rsplit("/", 1)[-1] for p in new.paths])
         back = new.subset(order)
-        assert np.abs(back.boxes - ds.boxes).max() < .01 and (
-            back.labels == ds.labels).all() and back.splits.tolist() == ds.splits.tolist()
+        assert np.abs(back.boxes - ds.boxes).max() < .01
+        assert (back.labels == ds.labels).all()
+        assert back.splits.tolist() == ds.splits.tolist()

@@ -11,12 +11,8 @@ from jetson_det.core import InputError
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.scenes.docks import write_scenes
 
-DAMAGED, SECONDS = 500, 10
-LABELS = {
-    "coco": "*.json", "voc": "Annotations/*.xml", "yolo": "*.[ty][xa][tm]*", "darknet": "data/**/*.*[tsa]",
-    "csv": "*.csv", "labelme": "*/*.json", "cvat": "*.xml", "kitti": "label_2/*.txt", "openimages": "*.csv",
-    "plates": "*/*.txt"
-}
+DAMAGED = 500
+SECONDS = 10
 NASTY = [
     None, True, -1, 0, 10**400, 2**63, 1e308, -1e308, "", " ", "x", "1,5", "nan", "inf", "\x00", "9"*5000, "\ud800", [],
     {}, [[]], [1], {"a": 1}, "../../etc/passwd", "/", ".", "é"*300
@@ -107,7 +103,7 @@ NO_LINE = re.compile(
 @pytest.mark.parametrize("writer", WRITERS)
 def test_damaged_files(scenes, tmp_path, writer):
     WRITERS[writer](with_one_class(scenes) if writer == "plates" else scenes, tmp_path / "there")
-    files = [p for p in (tmp_path / "there").rglob(LABELS[writer]) if p.suffix.lower() not in (".jpg", ".png")]
+    files = sorted(p for p in (tmp_path / "there").rglob("*") if p.is_file() and p.suffix.lower() != ".jpg")
     assert files
     whole = {p: p.read_bytes() for p in files}
     rng = random.Random(writer)

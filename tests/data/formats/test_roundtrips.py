@@ -1,5 +1,9 @@
 """The same generated scenes in every label format: the same boxes come back, whatever the files are called."""
 import shutil
+import sys
+import types
+from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -7,7 +11,8 @@ import pytest
 from format_writers import WRITERS, labels_by_name, reader_of, with_one_class
 from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
-from jetson_det.data.formats.registry import FORMATS, read_dataset
+from jetson_det.data.formats.catalog import FORMATS, LabelFormat
+from jetson_det.data.formats.registry import read_dataset
 from jetson_det.scenes.docks import write_scenes
 
 ODD = ["plain", "with space", "per%cent %20", "hash #1", "Straße 東京", "dots.v1.2", "quote'd & <b>"]  # stems of files
@@ -62,3 +67,27 @@ def test_a_folder_without_its_images_is_one_line(scenes, tmp_path, writer):
 
 def test_every_format_is_here():
     assert {reader_of(w) for w in WRITERS} == set(FORMATS)
+
+
+def test_a_format_is_one_line_of_the_table(scenes, tmp_path, monkeypatch):
+    toy = types.ModuleType("jetson_det.data.formats.toy")
+    def detect_toy(files): return "a.toy" if files.ending(".toy") else ""
+    def read_toy(path, files, classes): return replace(scenes, format="toy")
+    toy.detect_toy = detect_toy
+    toy.read_toy = read_toy
+    monkeypatch.setitem(sys.modules, toy.__name__, toy)
+    monkeypatch.setitem(FORMATS, "toy", LabelFormat("a toy", "toy", "detect_toy", "read_toy", suffixes=(".toy",)))
+    (tmp_path / "a.toy").write_text("")
+    shutil.copy(scenes.path_of(0), tmp_path / "a.jpg")
+    assert read_dataset(tmp_path).format == "toy"
+    assert read_dataset(tmp_path / "a.toy").format == "toy"
+    with pytest.raises(InputError, match="unknown label format 'toys': did you mean 'toy'"):
+        read_dataset(tmp_path, "toys")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_table_names_what_is_there(name):
+    f = FORMATS[name]
+    module = import_module(f"jetson_det.data.formats.{f.module}")
+    for role in (f.detect, f.read, f.write):
+        if role: assert callable(getattr(module, role))

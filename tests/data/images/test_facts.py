@@ -52,8 +52,11 @@ def png_of(w, h, bits=8, color=2, extra=b""):
         b"IDAT", zlib.compress(b"\0"*99)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("suffix, params, kind", [(".jpg", (), "jpeg"), (".jpg", (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), "jpeg"), (".png", (), "png"), (".bmp", (), "bmp"),
-                                                  (".webp", (cv2.IMWRITE_WEBP_QUALITY, 80), "webp"), (".webp", (cv2.IMWRITE_WEBP_QUALITY, 101), "webp"), (".tiff", (), "tiff"), (".gif", (), "gif")])
+@pytest.mark.parametrize("suffix, params, kind", [
+    (".jpg", (), "jpeg"), (".jpg", (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), "jpeg"), (".png", (), "png"),
+    (".bmp", (), "bmp"), (".webp", (cv2.IMWRITE_WEBP_QUALITY, 80), "webp"),
+    (".webp", (cv2.IMWRITE_WEBP_QUALITY, 101), "webp"), (".tiff", (), "tiff"), (".gif", (), "gif"),
+])
 def test_headers_of_every_type(scene, suffix, params, kind):
     h = image_header(encoded(scene, suffix, *params))
     assert (h.kind, h.size, h.bits, h.orientation, h.animated) == (kind, (233, 311), 8, 1, False) and h.channels == 3
@@ -105,7 +108,9 @@ def test_headers_survive_damage(data):
     is_truncated(b)
 
 
-@pytest.mark.parametrize("suffix, params", [(".jpg", ()), (".jpg", (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)), (".png", ()), (".webp", ())])
+@pytest.mark.parametrize("suffix, params", [
+    (".jpg", ()), (".jpg", (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)), (".png", ()), (".webp", ()),
+])
 def test_truncation_at_every_place(scene, suffix, params):
     data = encoded(cv2.resize(scene, (80, 60)), suffix, *params)
     assert not is_truncated(data) and not is_truncated(data + b"trailing bytes" * 99)
@@ -144,7 +149,8 @@ def test_what_is_wrong_with_a_file(tmp_path, scene):
 def test_a_size_that_is_just_not_huge(tmp_path):
     (tmp_path / "a.png").write_bytes(png_of(images._MAX_PIXELS // 1000, 1000))
     (tmp_path / "b.png").write_bytes(png_of(images._MAX_PIXELS // 1000 + 1, 1000))
-    assert inspect_image(tmp_path / "b.png").problem == "huge-image" and inspect_image(tmp_path / "a.png").problem != "huge-image"
+    assert inspect_image(tmp_path / "b.png").problem == "huge-image"
+    assert inspect_image(tmp_path / "a.png").problem != "huge-image"
 
 
 # Hashes
@@ -314,7 +320,9 @@ def test_rows_of_other_images_stay_and_gone_ones_leave(tmp_path, monkeypatch, sc
     assert sorted(known) == ["1.jpg", "2.jpg", "3.jpg"] and len(facts) == 3
 
 
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:len(b) // 2], lambda b: b"PK nothing", lambda b: b[:200] + b"\xff" * 50 + b[250:]])
+@pytest.mark.parametrize("damage", [
+    lambda b: b"", lambda b: b[:len(b) // 2], lambda b: b"PK nothing", lambda b: b[:200] + b"\xff" * 50 + b[250:],
+])
 def test_a_damaged_memory_is_made_again(tmp_path, cache, damage, scene):
     ds = written(tmp_path / "d", [encoded(scene)])
     aged(tmp_path / "d")
@@ -358,8 +366,13 @@ def test_nothing_at_all():
 # Real data
 
 @pytest.mark.data
-@pytest.mark.parametrize("name, pairs", [("bccd", [("BloodImage_00037", "BloodImage_00038")]), ("kangaroo", [("00007", "00033")]), ("plates_eu", []),
-    ("raccoon", [("raccoon-11", "raccoon-116"), ("raccoon-120", "raccoon-83"), ("raccoon-21", "raccoon-45"), ("raccoon-50", "raccoon-52"), ("raccoon-50", "raccoon-74"), ("raccoon-65", "raccoon-98")])])
+@pytest.mark.parametrize("name, pairs", [
+    ("bccd", [("BloodImage_00037", "BloodImage_00038")]), ("kangaroo", [("00007", "00033")]), ("plates_eu", []),
+    ("raccoon", [
+        ("raccoon-11", "raccoon-116"), ("raccoon-120", "raccoon-83"), ("raccoon-21", "raccoon-45"),
+        ("raccoon-50", "raccoon-52"), ("raccoon-50", "raccoon-74"), ("raccoon-65", "raccoon-98"),
+    ]),
+])
 def test_real_pairs(data, name, pairs):
     "Each pair was looked at: bccd's are one sample in two focuses, the others are copies."
     ds = read_dataset(data / "datasets" / name)
@@ -382,7 +395,9 @@ def test_real_copies_are_found(data, name, tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name, near, far", [("car-detection.mp4", .4, .01), ("bottle-detection.mp4", .8, .03), ("one-by-one-person-detection.mp4", .8, .08)])
+@pytest.mark.parametrize("name, near, far", [
+    ("car-detection.mp4", .4, .01), ("bottle-detection.mp4", .8, .03), ("one-by-one-person-detection.mp4", .8, .08),
+])
 def test_frames_of_a_camera(data, name, near, far, tmp_path):
     "Neighboring frames are mostly one image; eight seconds and more apart they are only where nothing has moved."
     reader = cv2.VideoCapture(str(data / "videos" / name))

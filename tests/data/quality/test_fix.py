@@ -163,8 +163,8 @@ def test_remove_orientation(tmp_path, k):
 @pytest.mark.parametrize("labeled", ["upright", "stored"])
 @pytest.mark.parametrize("format", ["coco", "voc"])
 def test_images_that_lie_on_their_side(tmp_path, format, labeled, k):
-    """The file is stored as 60x80 (h, w). Labeled upright, its boxes are as the labels have them; labeled as stored, they
-    are turned with the image; in both cases a copy is the same."""
+    """The file is stored as 60x80 (h, w). Labeled upright, its boxes are as the labels have them; labeled as stored,
+    they are turned with the image. A copy is the same."""
     ds = dataset(tmp_path / "d", 6, [(2, 10, 50, 30, 79)])
     img = cv2.imdecode(np.frombuffer(picture(2), np.uint8), 1)
     want = [[5, 5, 40, 40], [10, 50, 30, 79]]

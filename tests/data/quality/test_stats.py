@@ -11,8 +11,8 @@ from jetson_det.data.balance import balance_table, class_weights, image_shares, 
 from jetson_det.data.dataset import CROWD, IGNORE, DetDataset
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.quality.stats import (COMFORTABLE, SEEN, STRIDES, advice_text, advise, cooccurrence, dataset_stats,
-                                           input_shapes, plot_stats, position_map, real_sides, seen_at, seen_sides,
-                                           seen_sizes, stats_table, tile_plan)
+                                           input_shapes, plot_stats, position_map, real_sides, seen_at, sides_at_input,
+                                           sizes_at_input, stats_table, tile_plan)
 
 
 def columns(sizes, rows, classes=("a", "b"), **kw):
@@ -50,7 +50,7 @@ def test_sides_and_strides():
     ds = columns([(60, 80)]*4, [(k, 0, 5, 5, 40, 40) for k in range(4)], ("s", ),
                  flags=[0, 0, 0, IGNORE],
                  splits=["train", "train", "val", ""])
-    assert np.allclose(seen_sizes(ds, (30, 80)), 17.5) and np.allclose(seen_sides(ds, (30, 80)), 17.5)
+    assert np.allclose(sizes_at_input(ds, (30, 80)), 17.5) and np.allclose(sides_at_input(ds, (30, 80)), 17.5)
     stats = dataset_stats(ds, (30, 80))
     assert (stats["boxes"], stats["crowd_or_ignored"],
             stats["empty_images"]) == (3, 1, 1) and stats["splits"] == {"train": 2, "val": 1, "none": 1}

@@ -17,9 +17,9 @@ from jetson_det.data.quality import view
 from jetson_det.data.quality.check import CheckReport, check_dataset
 from jetson_det.data.dataset import CROWD, IGNORE, DetDataset, Flaw
 from jetson_det.data.quality.page import page_html
-from jetson_det.data.quality.stats import seen_sizes
+from jetson_det.data.quality.stats import sizes_at_input
 from jetson_det.scenes.docks import write_scenes
-from jetson_det.data.quality.view import (choose_images, jpeg_within, locate, make_pictures, named_path, shrink,
+from jetson_det.data.quality.view import (Subject, _choose_images, _jpeg_within, _jpegs_of, _locate, _make_jpegs, _named_path,
                                           write_check_page, write_view)
 
 PAINT = {0: (40, 40, 220), 1: (40, 180, 40), 2: (220, 60, 30)} # BGR of the rectangles that the pictures show
@@ -86,24 +86,24 @@ def report_of(ds):
 
 def test_named_path():
     known = {"a b.jpg", "b.jpg", "c/d.jpg", "b"}
-    assert named_path("x is the same as a b.jpg: both in train", known) == "a b.jpg"
-    assert named_path("b.jpg is the same as c/d.jpg.", known, "b.jpg") == "c/d.jpg"
-    assert named_path("nothing", known) == named_path("", known) == named_path("b.jpg is the same file", known,
+    assert _named_path("x is the same as a b.jpg: both in train", known) == "a b.jpg"
+    assert _named_path("b.jpg is the same as c/d.jpg.", known, "b.jpg") == "c/d.jpg"
+    assert _named_path("nothing", known) == _named_path("", known) == _named_path("b.jpg is the same file", known,
                                                                                "b.jpg") == ""
-    assert named_path("like 'c/d.jpg', (b.jpg)", known) == "c/d.jpg"
+    assert _named_path("like 'c/d.jpg', (b.jpg)", known) == "c/d.jpg"
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp", "Zs")), min_size=1, max_size=8), min_size=2, max_size=2, unique=True))
 def test_named_path_of_any_script(names):
     a, b = (n + ".jpg" for n in names)
-    if a not in b and b not in a: assert named_path(f"{a} is the same file as {b}", {a, b}, a) == b
+    if a not in b and b not in a: assert _named_path(f"{a} is the same file as {b}", {a, b}, a) == b
 
 
 def test_locate(tmp_path):
     ds = dataset(tmp_path)
     rows = report_of(ds).to_dict()["flaws"]
-    assert locate(ds, rows).tolist() == [[2, 1, -1], [7, -1, 1], [5, 0, -1], [-1, -1, -1], [11, -1, -1], [-1, -1, -1]]
+    assert _locate(ds, rows) == [(2, 1, -1), (7, -1, 1), (5, 0, -1), (-1, -1, -1), (11, -1, -1), (-1, -1, -1)]
     row = lambda **kw: dict(dict(severity="note", kind="k", file="", where="", message="", action="", advice=""), **kw)
     odd = [
         row(file="labels/003.txt", where="line 7"),
@@ -113,27 +113,27 @@ def test_locate(tmp_path):
         row(file=ds.paths[0], kind="near-duplicate", where=ds.paths[4]),
         row(file=ds.paths[0], kind="duplicate-image", message=f"{ds.paths[0]} twice")
     ]
-    assert locate(ds, odd).tolist() == [[3, -1, -1], [2, -1, -1], [2, -1, -1], [2, -1, -1], [0, -1, 4], [0, -1, -1]]
-    assert locate(ds, []).shape == (0, 3)
+    assert _locate(ds, odd) == [(3, -1, -1), (2, -1, -1), (2, -1, -1), (2, -1, -1), (0, -1, 4), (0, -1, -1)]
+    assert _locate(ds, []) == []
 
 
 # Which images
 
 def test_images_with_findings_are_always_in():
-    at = np.array([[50, -1, -1], [3, 0, -1], [80, -1, 81], [-1, -1, -1], [3, 1, -1]])
-    images, flagged, order = choose_images(100, at, ["a", "b", "c", "c", "b"], most=10)
+    at = [Subject(50, -1, -1), Subject(3, 0, -1), Subject(80, -1, 81), Subject(-1, -1, -1), Subject(3, 1, -1)]
+    images, flagged, order = _choose_images(100, at, ["a", "b", "c", "c", "b"], most=10)
     assert flagged == 4 and {3, 50, 80, 81} <= set(images.tolist()) and len(images) == 10 and set(
         order[:4]) == {3, 50, 80, 81}
-    assert choose_images(100, at, ["a", "b", "c", "c", "b"], most=10)[0].tolist() == images.tolist() == sorted(order)
-    assert choose_images(100, at, ["a", "b", "c", "c", "b"], most=10, seed=1)[0].tolist() != images.tolist()
-    assert choose_images(100, at, ["a", "b", "c", "c", "b"], most=2)[0].tolist() == [3, 50, 80, 81]
-    assert len(choose_images(100, at[:0], [], most=200)[0]) == 100
+    assert _choose_images(100, at, ["a", "b", "c", "c", "b"], most=10)[0].tolist() == images.tolist() == sorted(order)
+    assert _choose_images(100, at, ["a", "b", "c", "c", "b"], most=10, seed=1)[0].tolist() != images.tolist()
+    assert _choose_images(100, at, ["a", "b", "c", "c", "b"], most=2)[0].tolist() == [3, 50, 80, 81]
+    assert len(_choose_images(100, at[:0], [], most=200)[0]) == 100
 
 
 def test_too_many_findings_take_turns(monkeypatch):
-    monkeypatch.setattr(view, "CEILING", 10)
-    at = np.array([[k, -1, -1] for k in range(90)])
-    images, flagged, _ = choose_images(100, at, ["error"] * 3 + ["common"] * 85 + ["rare"] * 2, most=5)
+    monkeypatch.setattr(view, "_MAX_FLAGGED", 10)
+    at = [Subject(k, -1, -1) for k in range(90)]
+    images, flagged, _ = _choose_images(100, at, ["error"] * 3 + ["common"] * 85 + ["rare"] * 2, most=5)
     assert flagged == 90 and len(images) == 10 and {0, 1, 2, 88, 89} <= set(images.tolist())
 
 
@@ -143,10 +143,10 @@ def test_pictures_are_small_and_whole(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (700, 900, 3), np.uint8)
     for suffix in (".jpg", ".png", ".webp"):
         (tmp_path / f"n{suffix}").write_bytes(cv2.imencode(suffix, noise)[1].tobytes())
-        small, large = shrink(tmp_path / f"n{suffix}", (700, 900), (320, 1280))
+        small, large = _jpegs_of(tmp_path / f"n{suffix}", (700, 900), (320, 1280))
         sizes = [cv2.imdecode(np.frombuffer(b, np.uint8), 1).shape for b in (small, large)]
         assert sizes == [(249, 320, 3), (700, 900, 3)] and len(small) < 13_000 and len(large) < 96_000
-    assert cv2.imdecode(np.frombuffer(jpeg_within(np.zeros((1, 4000, 3), np.uint8), 320), np.uint8),
+    assert cv2.imdecode(np.frombuffer(_jpeg_within(np.zeros((1, 4000, 3), np.uint8), 320), np.uint8),
                         1).shape == (1, 320, 3)
 
 
@@ -156,7 +156,7 @@ def test_reduced_decoding_is_used_and_right(tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / "a.jpg"), img)
     seen, decode = [], cv2.imdecode
     monkeypatch.setattr(view.cv2, "imdecode", lambda data, flags: seen.append(decode(data, flags)) or seen[-1])
-    small, = shrink(tmp_path / "a.jpg", (1600, 2400), (300,))
+    small, = _jpegs_of(tmp_path / "a.jpg", (1600, 2400), (300,))
     assert [v.shape for v in seen] == [(200, 300, 3)]
     got = decode(np.frombuffer(small, np.uint8), 0)
     assert np.abs(got.astype(int) - cv2.resize(img[..., 0], (300, 200), interpolation=cv2.INTER_AREA)).mean() < 2
@@ -166,21 +166,21 @@ def test_what_cannot_be_decoded_is_empty(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no picture")
     for name in ("empty.jpg", "text.jpg", "nowhere.jpg", "nul\0.jpg"):
-        assert shrink(tmp_path / name, (10, 10), (320, 640)) == [b"", b""]
-    assert shrink(tmp_path / "text.jpg", (40_000, 40_000), (320,)) == [b""] # said to be huge: not even opened
+        assert _jpegs_of(tmp_path / name, (10, 10), (320, 640)) == [b"", b""]
+    assert _jpegs_of(tmp_path / "text.jpg", (40_000, 40_000), (320,)) == [b""] # said to be huge: not even opened
 
 
 def test_deep_gray_and_turned_pictures(tmp_path):
     deep = np.zeros((60, 80), np.uint16)
     deep[:, 40:] = 60_000
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    got = cv2.imdecode(np.frombuffer(shrink(tmp_path / "deep.png", (60, 80), (320,))[0], np.uint8), 1)
+    got = cv2.imdecode(np.frombuffer(_jpegs_of(tmp_path / "deep.png", (60, 80), (320,))[0], np.uint8), 1)
     assert got[:, :38].mean() < 5 and got[:, 42:].mean() > 225
     jpeg = cv2.imencode(".jpg", np.zeros((60, 80, 3), np.uint8))[1].tobytes()
     tiff = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
     (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + (len(tiff) + 2).to_bytes(2, "big") + tiff + jpeg[2:])
     assert cv2.imread(str(tmp_path / "turned.jpg")).shape == (80, 60, 3) # the note is there
-    assert cv2.imdecode(np.frombuffer(shrink(tmp_path/"turned.jpg", (80, 60), (320, ))[0], np.uint8),
+    assert cv2.imdecode(np.frombuffer(_jpegs_of(tmp_path/"turned.jpg", (80, 60), (320, ))[0], np.uint8),
                         1).shape == (80, 60, 3)
 
 
@@ -192,15 +192,15 @@ def test_each_file_is_read_once_and_the_page_has_an_end(tmp_path, monkeypatch):
     ds = DetDataset(tmp_path, ("a",), [f"{k}.jpg" for k in range(n)], [(330, 450)] * n)
     reads, fromfile = [], np.fromfile
     monkeypatch.setattr(view.np, "fromfile", lambda path, dtype: reads.append(str(path)) or fromfile(path, dtype))
-    monkeypatch.setattr(view, "_AT_LEAST", 0)
+    monkeypatch.setattr(view, "_MIN_PAGE_BYTES", 0)
     told = []
     flaws = [Flaw("warning", "odd", f"{k}.jpg", "", "odd", "noted") for k in (90, 7)]
     page = write_view(ds, tmp_path / "page.html", CheckReport("d", ds, flaws), progress=lambda *v: told.append(v))
     assert len(reads) == len(set(reads)) == n and told[-1] == (n, n) and len(told) == n
     larger = set(map(int, re.findall(rb'id="l(\d+)"', page.read_bytes())))
     assert {7, 90} <= larger and 10 < len(larger) < n and page.stat().st_size < n * 20_000 + 80_000
-    monkeypatch.setattr(view, "_AT_LEAST", 20_000_000)
-    assert len(make_pictures(ds, list(range(n)))[1]) == n
+    monkeypatch.setattr(view, "_MIN_PAGE_BYTES", 20_000_000)
+    assert len(_make_jpegs(ds, list(range(n)))[1]) == n
 
 
 # The file
@@ -209,13 +209,13 @@ def test_the_data_in_the_page(tmp_path):
     ds = dataset(tmp_path / "d")
     page = write_view(ds, tmp_path / "new folder/page.html", report_of(ds), (320, 416))
     d = data_of(page)
-    assert [im["p"] for im in d["images"]
-            ] == ds.paths.tolist() and (d["tab"], d["input"], d["share"]) == ("images", [320, 416], "")
-    assert np.allclose(np.concatenate([im["b"] for im in d["images"] if im["b"]]), ds.boxes, atol=.006)
-    sizes = np.concatenate([im["z"] for im in d["images"]])
-    assert (np.digitize(sizes, d["edges"]) == np.digitize(seen_sizes(ds, (320, 416)), d["edges"])).all()
-    assert sum(im["f"] for im in d["images"] for im in [dict(f=sum(im["f"]))]) == ds.flags.sum()
-    texts = [a["text"] for im in d["images"] for a in im["a"].values()]
+    assert [im["path"] for im in d["images"]
+            ] == ds.paths.tolist() and (d["tab"], d["input_size"], d["share"]) == ("images", [320, 416], "")
+    assert np.allclose(np.concatenate([im["boxes"] for im in d["images"] if im["boxes"]]), ds.boxes, atol=.006)
+    sizes = np.concatenate([im["sizes"] for im in d["images"]])
+    assert (np.digitize(sizes, d["edges"]) == np.digitize(sizes_at_input(ds, (320, 416)), d["edges"])).all()
+    assert sum(im["flags"] for im in d["images"] for im in [dict(f=sum(im["flags"]))]) == ds.flags.sum()
+    texts = [a["text"] for im in d["images"] for a in im["attributes"].values()]
     assert texts == [t for t in ds.attributes["text"] if t]
     assert {k["kind"]: (k["severity"], k["count"], k["images"], k["shown"])
             for k in d["kinds"]} == {
@@ -234,12 +234,12 @@ def test_the_data_in_the_page(tmp_path):
 def test_sizes_keep_their_side_of_an_edge(tmp_path):
     side = np.concatenate(
         [np.random.default_rng(0).uniform(1, 90, 400),
-         np.repeat(view.EDGES, 3) + np.tile([-.001, 0, .001], 5)])
+         np.repeat(view._EDGES, 3) + np.tile([-.001, 0, .001], 5)])
     ds = DetDataset(tmp_path, ("a", ), ["a.jpg"], [(416, 416)], [0]*len(side), np.c_[side*0, side*0, side, side],
                     [0]*len(side))
-    z = data_of(write_view(ds, tmp_path / "p.html"))["images"][0]["z"]
-    assert (np.digitize(z, view.EDGES) == np.digitize(seen_sizes(ds, (416, 416)),
-                                                      view.EDGES)).all() and np.abs(np.array(z) - side).max() < .011
+    z = data_of(write_view(ds, tmp_path / "p.html"))["images"][0]["sizes"]
+    assert (np.digitize(z, view._EDGES) == np.digitize(sizes_at_input(ds, (416, 416)),
+                                                      view._EDGES)).all() and np.abs(np.array(z) - side).max() < .011
 
 
 def test_a_part_of_a_dataset_is_said_to_be_one(tmp_path):
@@ -248,9 +248,9 @@ def test_a_part_of_a_dataset_is_said_to_be_one(tmp_path):
     assert d[
         "share"] == "6 of 12 images are on this page: all 5 with findings, and a sample of the others (seed 0)" and len(
             d["images"]) == 6
-    assert [d["images"][f["i"]]["p"] if f["i"] >= 0 else ""
+    assert [d["images"][f["image"]]["path"] if f["image"] >= 0 else ""
             for f in d["findings"]] == [ds.paths[2], ds.paths[7], ds.paths[5], "", ds.paths[11], ""]
-    assert d["images"][d["findings"][1]["j"]]["p"] == ds.paths[1] and sum(c["boxes"]
+    assert d["images"][d["findings"][1]["other"]]["path"] == ds.paths[1] and sum(c["boxes"]
                                                                           for c in d["classes"]) == len(ds.boxes)
     assert data_of(write_view(ds, tmp_path / "p.html", most=3))["share"].endswith("a sample (seed 0)")
     assert len(data_of(write_view(ds, tmp_path / "p.html", report_of(ds), most=0))["images"]) == 5
@@ -261,7 +261,7 @@ def test_findings_of_the_reader_are_shown_without_a_report(tmp_path):
         tmp_path/"d",
         flaws=[Flaw("warning", "zero-area", "cam0/002.png", "box 1", "cam0/002.png: box 1 has no area", "dropped")])
     f, = data_of(write_view(ds, tmp_path / "p.html"))["findings"]
-    assert (f["i"], f["box"], f["kind"]) == (2, 0, "zero-area") and f["advice"]
+    assert (f["image"], f["box"], f["kind"]) == (2, 0, "zero-area") and f["advice"]
 
 
 def test_a_real_check_finds_pairs_and_boxes(tmp_path, monkeypatch):
@@ -274,10 +274,10 @@ def test_a_real_check_finds_pairs_and_boxes(tmp_path, monkeypatch):
     train, val = (sorted((folder / "images" / s).iterdir()) for s in ("train", "val"))
     shutil.copy(train[2], val[3])
     d = data_of(write_check_page(check_dataset(folder), tmp_path / "p.html"))
-    pair, = (f for f in d["findings"] if f["j"] >= 0)
-    assert {d["images"][pair[k]]["p"] for k in "ij"} == {f"images/train/{train[2].name}", f"images/val/{val[3].name}"}
+    pair, = (f for f in d["findings"] if f["other"] >= 0)
+    assert {d["images"][pair[k]]["path"] for k in ("image", "other")} == {f"images/train/{train[2].name}", f"images/val/{val[3].name}"}
     found, = (f for f in d["findings"] if f["kind"] == "zero-area")
-    box = d["images"][found["i"]]["b"][found["box"]]
+    box = d["images"][found["image"]]["boxes"][found["box"]]
     assert np.allclose(box, [*flat["bbox"][:2], flat["bbox"][0], flat["bbox"][1] + flat["bbox"][3]], atol=.01)
 
 
@@ -319,7 +319,7 @@ def test_odd_names_are_data(tmp_path):
     text = page.read_text("ascii")
     d = data_of(page)
     assert [c["name"] for c in d["classes"]] == list(ODD) and [
-        im["p"] for im in d["images"]
+        im["path"] for im in d["images"]
     ] == ds.paths.tolist() and d["findings"][0]["action"] == "</script>"
     assert text.count("</script>") == text.count(
         "<script") == 2 + 6 and "<img" not in text and "<i>d" not in text and "<u>" not in text
@@ -379,7 +379,7 @@ class Page:
 
     def find(self, css): return self.driver.find_element("css selector", css)
     def names(self):
-        return self.js("return [...document.querySelectorAll('#grid .card')].map(c => D.images[+c.dataset.i].p)")
+        return self.js("return [...document.querySelectorAll('#grid .card')].map(c => data.images[+c.dataset.i].path)")
     def tick(self, group, value):
         self.js("document.querySelector(`[data-group=${arguments[0]}] [data-value='${arguments[1]}'] input`).click()",
                 group, value)
@@ -423,7 +423,7 @@ def shown(tmp_path_factory):
 def boxes_by_image(ds):
     return [
         list(zip(*(v.tolist() for v in ds.boxes_of(i)),
-                 seen_sizes(ds, (416, 416))[ds.box_image == i].tolist())) for i in range(len(ds))
+                 sizes_at_input(ds, (416, 416))[ds.box_image == i].tolist())) for i in range(len(ds))
     ]
 
 
@@ -446,7 +446,7 @@ def test_filters(open_page, shown):
     }
     assert p.counts("size") == {
         **{
-            str(s): len(where(lambda i, b: any(x[1] == 1 and np.digitize(x[3], view.EDGES) == s for x in b)))
+            str(s): len(where(lambda i, b: any(x[1] == 1 and np.digitize(x[3], view._EDGES) == s for x in b)))
             for s in range(6)
         }, "none": 0
     }
@@ -522,7 +522,7 @@ def test_enlarged_boxes_lie_on_what_they_are_of(open_page, shown):
     assert scale > 2
     p.keys("b", "z")
     p.keys("+")
-    p.js("choose(0); closer()")
+    p.js("selectBox(0); zoomToBox()")
     closer = np.array(p.js(rect + "return r(document.querySelector('#boxes path.box'))"))
     assert closer[2] - closer[0] > 1.5 * (line[2] - line[0])
     middle = (stage[:2] + stage[2:]) / 2
@@ -549,8 +549,8 @@ def test_what_is_said_of_an_image(open_page, shown):
         assert np.allclose([float(v) for v in r[3].split(" x ")], (b[2:] - b[:2]) * 416 / 240, atol=.06)
     p.find("#panel .finding button").click()
     assert p.js(
-        "return [L.box, document.querySelector('#panel tr.chosen').dataset.box, document.querySelectorAll('#boxes"
-        " g.chosen').length]"
+        "return [viewer.box, document.querySelector('#panel tr.selected').dataset.box, document.querySelectorAll('#boxes"
+        " g.selected').length]"
     ) == [1, "1", 1]
 
 
@@ -571,11 +571,11 @@ def test_a_click_on_a_box_chooses_the_smallest_there(open_page, shown):
         k,
     )
     ActionChains(p.driver).move_to_element_with_offset(p.find("#stage"), int(x), int(y)).click().perform()
-    assert p.js("return L.box") == k
-    before = p.js("return [...L.view]")
+    assert p.js("return viewer.box") == k
+    before = p.js("return [...viewer.view]")
     ActionChains(p.driver).move_to_element_with_offset(p.find("#stage"), 0,
                                                        0).click_and_hold().move_by_offset(60, 30).release().perform()
-    assert p.js("return L.view[0]") < before[0] and p.js("return L.box") == k # dragging moves, and chooses nothing
+    assert p.js("return viewer.view[0]") < before[0] and p.js("return viewer.box") == k # dragging moves, and chooses nothing
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
     at = lambda: p.js(
         "const m = document.getElementById('drawing').getScreenCTM(); return [m.a, (arguments[0] - m.e) / m.a]", x)
@@ -596,16 +596,16 @@ def test_keyboard(open_page, shown):
     assert p.js("return document.activeElement.id") == "text"
     p.js("document.querySelectorAll('.card')[0].focus()")
     p.keys(Keys.ENTER)
-    assert p.js("return document.getElementById('look').open")
+    assert p.js("return document.getElementById('viewer').open")
     p.keys(Keys.ARROW_RIGHT)
     p.keys(Keys.ARROW_RIGHT)
     assert p.names()[2] in p.find("#panel h2").text and "3 of 12" in p.find("#panel").text
     p.keys(Keys.ARROW_DOWN)
-    assert p.js("return L.box") == (0 if len(ds.boxes_of(ds.paths.tolist().index(p.names()[2]))[0]) else -1)
+    assert p.js("return viewer.box") == (0 if len(ds.boxes_of(ds.paths.tolist().index(p.names()[2]))[0]) else -1)
     p.keys(Keys.ARROW_LEFT)
     assert "2 of 12" in p.find("#panel").text
     p.keys(Keys.ESCAPE)
-    p.until("!document.getElementById('look').open")
+    p.until("!document.getElementById('viewer').open")
     assert p.js("return document.activeElement.classList.contains('card')")
     p.js("document.getElementById('tab-images').focus()")
     p.keys(Keys.ARROW_LEFT)
@@ -711,7 +711,7 @@ def test_contrast(open_page, shown, scheme):
     p.driver.execute_cdp_cmd("Emulation.setEmulatedMedia",
                              {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
     try:
-        pairs = p.js("""const out = []; for (const e of document.querySelectorAll('h1, #told, nav button, #verdict span, #kinds td, #kinds td *, .kind p, .kind .soft, th, footer p')) {
+        pairs = p.js("""const out = []; for (const e of document.querySelectorAll('h1, #subtitle, nav button, #verdict span, #kinds td, #kinds td *, .kind p, .kind .soft, th, footer p')) {
             if (!e.textContent) continue; let g = e; while (getComputedStyle(g).backgroundColor === 'rgba(0, 0, 0, 0)') g = g.parentElement; out.push([getComputedStyle(e).color, getComputedStyle(g).backgroundColor, e.textContent.slice(0, 30)]); } return out;""")
     finally: p.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     def light(c):
@@ -767,11 +767,11 @@ def test_a_thousand_images_open_at_once(open_page, tmp_path):
                 classes=[dict(name=str(c), boxes=9, images=9, shown=9) for c in range(5)],
                 splits=[],
                 edges=[4, 8, 16, 32, 64],
-                input=[416, 416],
+                input_size=[416, 416],
                 thumb=320,
                 texts=False,
                 tab="images",
-                told="",
+                subtitle="",
                 share="",
                 foot="")
     (tmp_path / "p.html").write_bytes(page_html("thousand", data, [jpeg] * n, {}))
@@ -785,7 +785,7 @@ def test_a_thousand_images_open_at_once(open_page, tmp_path):
     assert len(p.names()) == n and p.until("document.querySelectorAll('#grid img').length") < 100
     p.js("window.scrollTo(0, document.body.scrollHeight)")
     p.until("[...document.querySelectorAll('#grid .card')].pop().querySelector('img')")
-    assert p.js("const t = performance.now(); S.label.add(3); apply(); return performance.now() - t") < 1000 and len(
+    assert p.js("const t = performance.now(); filters.label.add(3); applyFilters(); return performance.now() - t") < 1000 and len(
         p.names()) == n // 5
 
 
@@ -801,5 +801,5 @@ def test_real_data(data, tmp_path):
         d["images"])) == (2, 2, 2, 364) and page.stat().st_size < 21e6
     for f in d["findings"]:
         if f["kind"] == "zero-area":
-            x1, y1, x2, y2 = d["images"][f["i"]]["b"][f["box"]]
+            x1, y1, x2, y2 = d["images"][f["image"]]["boxes"][f["box"]]
             assert x2 <= x1 or y2 <= y1

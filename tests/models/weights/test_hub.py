@@ -99,8 +99,8 @@ def test_offline_without_it_says_what_to_put_where(hub, monkeypatch, tmp_path, v
 
 
 def test_a_missing_repository(hub):
-    with pytest.raises(DownloadError, match="no such file or folder here, .*no such repository, or a private one.*HF_TOKEN"):
-        fetch_hub("someone/none")
+    says = "no such file or folder here, .*no such repository, or a private one.*HF_TOKEN"
+    with pytest.raises(DownloadError, match=says): fetch_hub("someone/none")
 
 
 def test_a_repository_without_the_file(hub):
