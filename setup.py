@@ -1,4 +1,5 @@
-"""Packaging: everything comes from settings.ini; the job notebooks and configs travel inside the wheel."""
+"""Packaging: everything comes from settings.ini; the job notebooks, the configs and the parts of the data page travel
+inside the wheel."""
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -45,6 +46,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"],
     packages=find_packages(include=["jetson_det", "jetson_det.*"]),
+    package_data={"jetson_det.data.quality": ["page.html", "page.css", "page.js"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=listed("requirements"),
     extras_require=extras,

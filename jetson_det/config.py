@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Section', 'DataConfig', 'ModelConfig', 'AugmentConfig', 'TrainConfig', 'EvaluateConfig', 'ExportConfig',
-           'DistillConfig', 'Config', 'load_config', 'find_config', 'save_config', 'describe']
+           'DistillConfig', 'Config', 'read_with_base', 'parse_override', 'load_config', 'find_config', 'save_config',
+           'describe']
 
 # %% ../nbs/01_config.ipynb #db47972f
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .core import did_you_mean, fingerprint
 from .runtime.files import InputError, write_bytes_atomic
+from .runtime.geometry import check_input_size
 
 # %% ../nbs/01_config.ipynb #851337d3
 class Section(BaseModel):
@@ -25,141 +27,90 @@ class Section(BaseModel):
 class DataConfig(Section):
     "Which images, which classes, which size."
     path:str = Field("", description="folder with images and labels; empty: generated scenes of a loading dock")
-    format: str = Field(
-        "auto",
-        description=(
-            "auto, or the name of a label format, as `jetson-det data check --help` lists them"
-        ),
-    )
+    format:str = Field("auto", description="label format: auto, or a name that `jetson-det data check --help` lists")
     classes:Optional[List[str]] = Field(None, description="class names in order; none: those of the data")
     input_size:List[int] = Field([416, 416], description="network input (height, width), multiples of 32")
-    val:float = Field(.2, ge=0, lt=1, description="share for validation where the data has no list of its own")
-    test:float = Field(.1, ge=0, lt=1, description="share for the final test where the data has no list of its own")
+    val:float = Field(.2, ge=0, lt=1,
+        description="share of images for validation, where the data has no split of its own")
+    test:float = Field(.1, ge=0, lt=1,
+        description="share of images for the final test, where the data has no split of its own")
     split_by:str = Field("random", description="how splits are made: random, stratified or group")
-    group_by: str = Field(
-        "",
-        description=(
-            "what makes images a group: folder, or a regular expression whose first bracket is the group's name; empty:"
-            " what the labels say"
-        ),
-    )
-    splits: str = Field(
-        "",
-        description=(
-            "folder with train.txt, val.txt, test.txt, as `jetson-det data split` writes them; empty: the data's own,"
-            " else made"
-        ),
-    )
-    seed:int = Field(0, ge=0, description="seed of the made splits")
-    workers:int = Field(2, ge=0, description="processes that prepare images; 0: none, in the training process")
+    group_by:str = Field("",
+        description="what makes images a group: folder, or a regular expression whose first group is the name; empty:"
+            " what the labels say")
+    splits:str = Field("",
+        description="folder with train.txt, val.txt and test.txt, as `jetson-det data split` writes them; empty: the"
+            " data's own splits, else made by split_by")
+    seed:int = Field(0, ge=0, description="seed of the splits that are made")
+    workers:int = Field(2, ge=0, description="processes that prepare images; 0: the training process itself")
     strict:bool = Field(False, description="stop at the first flawed label or image")
-    cache: str = Field(
-        "none",
-        pattern="^(none|ram|disk)$",
-        description="decoded images kept: none (one group of 64), ram (shared by the workers), disk (one mapped file)")
-    augment_on: str = Field(
-        "cpu",
-        pattern="^(cpu|device)$",
-        description=
-        "where images are augmented: cpu (the workers), or the training's device, with the whole dataset in its memory")
-    balance: str = Field("none",
-                         pattern="^(none|repeat)$",
-                         description="repeat: images with rare classes are seen more than once an epoch")
-    balance_threshold: float = Field(
-        .1,
-        gt=0,
-        le=1,
-        description="classes in less than this share of the images are repeated: sqrt(threshold / share) times (LVIS)")
-    max_flawed: float = Field(.01,
-                              ge=0,
-                              le=1,
-                              description="share of images that may have flaws, which are then left out or clipped")
+    cache:str = Field("none", pattern="^(none|ram|disk)$",
+        description="decoded images to keep: none (one group of 64), ram (shared by the workers) or disk (one mapped"
+            " file)")
+    augment_on:str = Field("cpu", pattern="^(cpu|device)$",
+        description="where images are augmented: cpu (in the workers) or device (with the whole dataset in the"
+            " device's memory)")
+    balance:str = Field("none", pattern="^(none|repeat)$",
+        description="repeat: show images with rare classes more than once an epoch")
+    balance_threshold:float = Field(.1, gt=0, le=1,
+        description="classes in less than this share of the images are repeated sqrt(threshold / share) times (LVIS)")
+    max_flawed:float = Field(.01, ge=0, le=1,
+        description="share of images that may have flaws; those are left out or clipped, and over this share the"
+            " training stops")
 
     @field_validator("input_size")
     @classmethod
     def _sizes(cls, v):
-        "Two multiples of 32: the network halves the image five times."
-        if len(v) != 2 or any(s < 32 or s % 32 for s in v):
-            raise ValueError(f"two multiples of 32 (height, width), not {v}")
-        return v
+        return list(check_input_size(v, "the input size"))
 
 # %% ../nbs/01_config.ipynb #e615a1d4
 class ModelConfig(Section):
     "Which network, and from which weights."
-    name: str = Field(
-        "yolox-nano",
-        description=(
-            "yolox-nano, -tiny, -s, -m, -l or -x; rtdetr-r18 and other DETRs; yolo11n, yolo26n and other YOLOs of"
-            " Ultralytics (AGPL-3.0)"
-        ),
-    )
-    gains: Dict[str, float] = Field(
-        {},
-        description=(
-            "factors of loss terms that differ from the family's own, which are {iou: 5, obj: 1, cls: 1, l1: 1} for YOLOX"
-            " and {box: 7.5, cls: 0.5, dfl: 1.5} for YOLOv8 and YOLO11"
-        ),
-    )
-    prune: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description=(
-            "share of the work (GFLOPs) of model.weights to remove, whole channels at a time, before they are trained"
-            " further; 0: none"
-        ),
-    )
-    weights: Optional[str] = Field(
-        None,
-        description=(
-            "an official model's name (yolox-nano: downloaded once), a model of the Hugging Face hub (owner/name), a"
-            " URL, a .pth, a .safetensors, one of our checkpoints or an ONNX file; none: from nothing"
-        ),
-    )
+    name:str = Field("yolox-nano",
+        description="yolox-nano, -tiny, -s, -m, -l or -x; rtdetr-r18 and other DETRs; yolo11n, yolo26n and other YOLOs"
+            " of Ultralytics (AGPL-3.0)")
+    gains:Dict[str, float] = Field({},
+        description="weights of loss terms that differ from the family's own: {iou: 5, obj: 1, cls: 1, l1: 1} for"
+            " YOLOX, {box: 7.5, cls: 0.5, dfl: 1.5} for YOLOv8 and YOLO11")
+    prune:float = Field(0.0, ge=0, lt=1,
+        description="share of the GFLOPs of model.weights to prune, in whole channels, before training; 0: none")
+    weights:Optional[str] = Field(None,
+        description="starting weights: an official model's name (yolox-nano: downloaded once), a model of the Hugging"
+            " Face hub (owner/name), a URL, a .pth, a .safetensors, a checkpoint or an ONNX file; none: random weights")
 
 # %% ../nbs/01_config.ipynb #0e05f75a
 class AugmentConfig(Section):
-    "How training images are varied."
+    "How training images are augmented."
     mosaic:float = Field(1., ge=0, le=1, description="share of samples made of four images")
     mosaic_scale:List[float] = Field([.5, 1.5], description="range of the mosaic's zoom")
     degrees:float = Field(10., ge=0, le=180, description="largest rotation of a mosaic, degrees")
     translate:float = Field(.1, ge=0, le=1, description="largest shift of a mosaic, share of the input size")
     shear:float = Field(2., ge=0, le=45, description="largest shear of a mosaic, degrees")
-    mixup: float = Field(0.,
-                         ge=0,
-                         le=1,
-                         description="share of mosaics blended with another image; YOLOX: 1 from size s on")
+    mixup:float = Field(0., ge=0, le=1,
+        description="share of mosaics blended with another image; YOLOX: 1 from size s on")
     mixup_scale:List[float] = Field([.5, 1.5], description="range of the blended image's zoom")
     hsv:List[int] = Field([5, 30, 30], description="largest shifts of hue (of 180), saturation and value (of 255)")
     hsv_prob:float = Field(1., ge=0, le=1, description="share of samples whose colors are shifted")
-    flip:float = Field(.5, ge=0, le=1, description="share of samples mirrored left to right")
-    flip_vertical: float = Field(0.,
-                                 ge=0,
-                                 le=1,
-                                 description="share of samples mirrored top to bottom; for images from above")
-    affine: float = Field(
-        0.,
-        ge=0,
-        le=1,
-        description="share of samples without mosaic that are turned, zoomed, sheared and shifted like mosaics")
-    crop:float = Field(0., ge=0, le=1, description="share of samples without mosaic that are a part of their image")
-    crop_scale:List[float] = Field([.3, 1.], description="range of the part's sides, as a share of the image's")
-    zoom_out: float = Field(
-        0., ge=0, le=1, description="share of samples without mosaic that are shrunk onto a larger gray canvas (SSD)")
-    zoom_out_scale:List[float] = Field([1., 4.], description="range of the canvas's sides over the image's")
-    copy_paste:float = Field(0., ge=0, le=1, description="share of samples onto which boxes of other images are pasted")
-    copy_paste_boxes:int = Field(3, ge=1, description="boxes pasted at most")
-    transforms: Optional[Union[str, List]] = Field(
-        None, description="albumentations transforms applied after ours: a list, or a YAML file with one")
-    multiscale:int = Field(5, ge=0, description="input size varies by this many steps of 32 up and down; 0: never")
+    flip:float = Field(.5, ge=0, le=1, description="share of samples flipped left to right")
+    flip_vertical:float = Field(0., ge=0, le=1,
+        description="share of samples flipped top to bottom; for images from above")
+    affine:float = Field(0., ge=0, le=1,
+        description="share of samples without mosaic that get a random rotation, zoom, shear and shift")
+    crop:float = Field(0., ge=0, le=1, description="share of samples without mosaic that are a crop of their image")
+    crop_scale:List[float] = Field([.3, 1.], description="range of the crop's sides, as a share of the image's")
+    zoom_out:float = Field(0., ge=0, le=1,
+        description="share of samples without mosaic that are shrunk onto a larger gray canvas (SSD)")
+    zoom_out_scale:List[float] = Field([1., 4.], description="range of the canvas's sides, relative to the image's")
+    copy_paste:float = Field(0., ge=0, le=1, description="share of samples with boxes of other images pasted onto them")
+    copy_paste_boxes:int = Field(3, ge=1, description="most boxes pasted onto a sample")
+    transforms:Optional[Union[str, List]] = Field(None,
+        description="albumentations transforms applied after the ones above: a list, or a YAML file with one")
+    multiscale:int = Field(5, ge=0, description="the input size varies by up to this many steps of 32; 0: never")
     multiscale_every:int = Field(10, ge=1, description="batches between changes of the input size")
-    min_box: float = Field(1.,
-                           ge=0,
-                           description="boxes with a side below this many pixels after augmentation are dropped")
-    min_visible: float = Field(.1,
-                               ge=0,
-                               le=1,
-                               description="boxes of which less than this share stays in the image are dropped")
+    min_box:float = Field(1., ge=0,
+        description="boxes with a side below this many pixels after augmentation are dropped")
+    min_visible:float = Field(.1, ge=0, le=1,
+        description="boxes of which less than this share stays in the image are dropped")
 
     @field_validator("mosaic_scale", "mixup_scale", "crop_scale", "zoom_out_scale")
     @classmethod
@@ -178,110 +129,84 @@ class AugmentConfig(Section):
 
 # %% ../nbs/01_config.ipynb #af03a4a3
 class TrainConfig(Section):
-    "How the weights are found."
+    "How the model is trained."
     epochs:int = Field(100, ge=1, description="times every training image is seen")
     batch_size:int = Field(8, ge=1, description="images in one micro-batch on one device")
-    accumulate:int = Field(1, ge=1, description="micro-batches in one step; their loss is divided once, exactly")
-    optimizer: str = Field("sgd",
-                           description="sgd (Nesterov, what the YOLOs were tuned with), adam or adamw (transformers)")
-    lr: Optional[float] = Field(None,
-                                gt=0,
-                                description="learning rate, whatever the batch; none: lr_per_image x effective batch")
-    lr_per_image: float = Field(.01/64,
-                                gt=0,
-                                description="learning rate for each image of the effective batch (YOLOX: 0.01/64)")
-    betas:List[float] = Field([.9, .999], description="decay of Adam's averages of gradient and squared gradient")
-    lookahead: int = Field(0,
-                           ge=0,
-                           description="Lookahead pulls the weights back every so many steps; 0: off (the paper has 5)")
-    lookahead_alpha:float = Field(.5, gt=0, le=1, description="how far Lookahead's slow weights follow")
+    accumulate:int = Field(1, ge=1,
+        description="micro-batches in one step; their summed loss is divided once, so the gradient is exact")
+    optimizer:str = Field("sgd", description="sgd (Nesterov, as for the YOLOs), adam or adamw (as for the DETRs)")
+    lr:Optional[float] = Field(None, gt=0,
+        description="learning rate, whatever the batch; none: lr_per_image x effective batch")
+    lr_per_image:float = Field(.01/64, gt=0,
+        description="learning rate for each image of the effective batch (YOLOX: 0.01/64)")
+    betas:List[float] = Field([.9, .999],
+        description="Adam's decay rates of the averaged gradient and squared gradient")
+    lookahead:int = Field(0, ge=0,
+        description="steps between updates of Lookahead's slow weights; 0: off (the paper uses 5)")
+    lookahead_alpha:float = Field(.5, gt=0, le=1, description="step size of Lookahead's slow weights")
     momentum:float = Field(.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay:float = Field(5e-4, ge=0, description="L2 decay of convolution weights; none on BatchNorm and biases")
-    schedule: str = Field("cosine",
-                          description="cosine, linear, exponential (all fall to min_lr_ratio), multistep or constant")
-    milestones:List[int] = Field([], description="epochs after which multistep multiplies the rate by gamma")
+    schedule:str = Field("cosine",
+        description="learning-rate schedule: cosine, linear, exponential (these fall to min_lr_ratio), multistep or"
+            " constant")
+    milestones:List[int] = Field([], description="epochs after which multistep multiplies the learning rate by gamma")
     gamma:float = Field(.1, gt=0, le=1, description="factor of multistep at each milestone")
-    warmup_epochs:float = Field(5., ge=0, description="epochs in which the learning rate rises")
+    warmup_epochs:float = Field(5., ge=0, description="epochs over which the learning rate rises")
     warmup_steps:Optional[int] = Field(None, ge=0, description="warm-up in optimizer steps, instead of warmup_epochs")
-    warmup_shape: str = Field("quadratic",
-                              pattern="^(quadratic|linear)$",
-                              description="how the rate rises: quadratic (YOLOX) or linear (the DETRs)")
-    min_lr_ratio:float = Field(.05, gt=0, le=1, description="share of the learning rate that is left at the end")
-    no_aug_epochs: int = Field(15,
-                               ge=0,
-                               description="last epochs without mosaic and mixup, with the L1 loss, at the lowest rate")
-    ema:bool = Field(True, description="keep a moving average of the weights, which is what is evaluated and shipped")
+    warmup_shape:str = Field("quadratic", pattern="^(quadratic|linear)$",
+        description="how the learning rate rises: quadratic (YOLOX) or linear (the DETRs)")
+    min_lr_ratio:float = Field(.05, gt=0, le=1, description="final learning rate, as a share of the highest")
+    no_aug_epochs:int = Field(15, ge=0,
+        description="last epochs without mosaic and mixup, with the L1 loss, at the lowest learning rate")
+    ema:bool = Field(True, description="keep a moving average of the weights; it is what is evaluated and exported")
     ema_decay:float = Field(.9998, gt=0, lt=1, description="decay of the moving average")
-    ema_tau:float = Field(2000., gt=0, description="steps in which the average takes up its full length")
-    clip:float = Field(0., ge=0, description="largest norm of the gradient; 0: as it comes")
+    ema_tau:float = Field(2000., gt=0, description="steps over which the decay rises to ema_decay")
+    clip:float = Field(0., ge=0, description="largest norm of the gradient; 0: no clipping")
     precision:str = Field("fp32", pattern="^(fp32|bf16|fp16)$", description="fp32, bf16 or fp16")
     device:str = Field("auto", description="auto, cpu, cuda or cuda:N")
     seed:int = Field(0, ge=0, description="seed of weights, order and augmentation")
-    eval_every:int = Field(10, ge=1, description="epochs between evaluations; in the last stretch every epoch")
+    eval_every:int = Field(10, ge=1, description="epochs between evaluations; every epoch in the last no_aug_epochs")
     save_every:int = Field(1, ge=1, description="epochs between checkpoints")
     save_minutes:float = Field(5., gt=0, description="minutes between checkpoints inside an epoch")
-    keep:int = Field(2, ge=1, description="newest checkpoints kept, beside the best one")
-    class_weights: str = Field(
-        "none",
-        pattern="^(none|balanced)$",
-        description="balanced: the class loss of rare classes counts more (data.balance.class_weights)")
-    freeze:List[str] = Field([], description="stages that do not learn, by the names of Detector.stages()")
-    freeze_until_epoch:int = Field(0, ge=0, description="epochs after which the stages of freeze learn; 0: never")
-    unfreeze: Dict[int, List[str]] = Field(
-        {}, description="epochs done -> stages that learn from then on and are frozen until then")
-    freeze_bn: Optional[bool] = Field(
-        None,
-        description=(
-            "true: BatchNorm keeps its statistics and weights; false: all of it learns; none: as the family was"
-            " published, and from nothing all of it learns"
-        ),
-    )
+    keep:int = Field(2, ge=1, description="newest checkpoints to keep, beside the best one")
+    class_weights:str = Field("none", pattern="^(none|balanced)$",
+        description="balanced: rare classes weigh more in the class loss (data.balance.class_weights)")
+    freeze:List[str] = Field([], description="stages to freeze, by the names of Detector.stages()")
+    freeze_until_epoch:int = Field(0, ge=0, description="epochs after which the stages of freeze train; 0: never")
+    unfreeze:Dict[int, List[str]] = Field({},
+        description="epochs done -> stages that train from then on and are frozen until then")
+    freeze_bn:Optional[bool] = Field(None,
+        description="true: BatchNorm keeps its statistics and weights; false: it trains; none: as the family was"
+            " published, and from random weights it trains")
     threads:Optional[int] = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
-    channels_last:bool = Field(True, description="memory order of images and weights; changes speed alone")
+    channels_last:bool = Field(True, description="memory format of images and weights; changes only the speed")
     log_every:int = Field(10, ge=1, description="steps between rows of the log")
-    auto_batch: bool = Field(
-        False,
-        description="take the largest micro-batch that fits into the memory; batch_size x accumulate stays as set")
+    auto_batch:bool = Field(False,
+        description="use the largest micro-batch that fits into memory; batch_size x accumulate stays as set")
     memory_share:float = Field(.85, gt=0, le=1, description="share of the device's memory that auto_batch may fill")
-    checkpoint_stages: bool = Field(
-        False,
-        description=
-        "gradient checkpointing: activations are worked out again in the backward pass; less memory, more work")
-    compile: bool = Field(False,
-                          description="torch.compile; takes minutes before the first step and needs a C++ compiler")
-    deterministic: bool = Field(
-        False,
-        description="the same bits each time (with the same train.threads), or an error that names the operation")
-    fallback: str = Field("none",
-                          pattern="^(none|cpu)$",
-                          description="cpu: when the GPU is lost, go on there from the newest checkpoint")
-    overfit_batches: int = Field(
-        0,
-        ge=0,
-        description=(
-            "learn the images of this many micro-batches by heart, without augmentation, and evaluate on them: a test"
-            " of the recipe; 0: all images"
-        ),
-    )
-    on_nan: str = Field(
-        "stop",
-        pattern="^(stop|rollback)$",
-        description=(
-            "when a loss is not finite: stop, or go back to the newest checkpoint and on with half the learning rate"
-            " (three times at most)"
-        ),
-    )
-    swa_epochs: int = Field(
-        0, ge=0, description="average the weights of the last epochs (SWA); ships where it is better; 0: off")
-    average_best: int = Field(
-        0, ge=0, description="average the weights of so many best epochs; ships where it is better; 0: off")
-    patience:int = Field(0, ge=0, description="epochs without a better AP after which the training ends; 0: never")
-    trackers:List[str] = Field(["tensorboard"], description="where curves are drawn: tensorboard, wandb, mlflow")
+    checkpoint_stages:bool = Field(False,
+        description="gradient checkpointing: compute activations again in the backward pass; less memory, more work")
+    compile:bool = Field(False,
+        description="torch.compile; takes minutes before the first step and needs a C++ compiler")
+    deterministic:bool = Field(False,
+        description="bit-identical results (with the same train.threads), or an error that names the operation")
+    fallback:str = Field("none", pattern="^(none|cpu)$",
+        description="cpu: when the GPU is lost, continue on the CPU from the newest checkpoint")
+    overfit_batches:int = Field(0, ge=0,
+        description="overfit sanity check: train on the images of this many micro-batches, without augmentation, and"
+            " evaluate on them; 0: off")
+    on_nan:str = Field("stop", pattern="^(stop|rollback)$",
+        description="when a loss is not finite: stop, or roll back to the newest checkpoint with half the learning"
+            " rate (three times at most)")
+    swa_epochs:int = Field(0, ge=0,
+        description="average the weights of the last epochs (SWA); the average is used where it is better; 0: off")
+    average_best:int = Field(0, ge=0,
+        description="average the weights of this many best epochs; the average is used where it is better; 0: off")
+    patience:int = Field(0, ge=0, description="epochs without a better AP after which training stops; 0: never")
+    trackers:List[str] = Field(["tensorboard"], description="where metrics are logged: tensorboard, wandb, mlflow")
     project:str = Field("jetson_det", min_length=1, description="project of W&B, experiment of MLflow")
-    resource_seconds: float = Field(
-        30.,
-        ge=0,
-        description="seconds between rows of resources.csv (CPU, memory, graphics cards, disk); 0: no such file")
+    resource_seconds:float = Field(30., ge=0,
+        description="seconds between rows of resources.csv (CPU, memory, GPUs, disk); 0: no such file")
 
     @field_validator("betas")
     @classmethod
@@ -294,25 +219,26 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     "How average precision is measured."
     confidence:float = Field(.01, ge=0, le=1, description="boxes below this score are not counted")
-    iou:float = Field(.65, gt=0, le=1, description="overlap at which the lower of two boxes of a class is dropped")
-    max_detections:int = Field(100, ge=1, description="boxes counted for one image")
+    iou:float = Field(.65, gt=0, le=1, description="IoU over which NMS drops the box with the lower score")
+    max_detections:int = Field(100, ge=1, description="boxes of a class that count in one image")
 
 # %% ../nbs/01_config.ipynb #75736c47
 class ExportConfig(Section):
     "What the exported file carries."
     opset:int = Field(13, ge=11, le=20, description="ONNX operator set; 13 is what TensorRT 8.2 (Jetson Nano) reads")
     confidence:float = Field(.25, ge=0, le=1, description="boxes below this score are not shown")
-    iou:float = Field(.45, gt=0, le=1, description="overlap at which the lower of two boxes of a class is dropped")
+    iou:float = Field(.45, gt=0, le=1, description="IoU over which NMS drops the box with the lower score")
     simplify:bool = Field(True, description="fold and clean the graph with onnxslim")
 
 # %% ../nbs/01_config.ipynb #df952dac
 class DistillConfig(Section):
-    "What a trained, larger network teaches."
+    "How a trained, larger network teaches this one."
     teacher:str = Field("", description="checkpoint or run folder of the teacher, of any family; empty: no teacher")
-    scores:float = Field(1., ge=0, description="gain of the term that brings class scores to the teacher's; 0: without")
-    boxes:float = Field(2., ge=0, description="gain of the term that brings boxes to the teacher's")
-    features:float = Field(1., ge=0, description="gain of the term that brings the neck's maps to the teacher's")
-    confidence:float = Field(.1, gt=0, lt=1, description="objects of which the teacher is less sure do not count")
+    scores:float = Field(1., ge=0, description="gain of the loss between class scores and the teacher's; 0: off")
+    boxes:float = Field(2., ge=0, description="gain of the loss between boxes and the teacher's; 0: off")
+    features:float = Field(1., ge=0,
+        description="gain of the loss between the neck's feature maps and the teacher's; 0: off")
+    confidence:float = Field(.1, gt=0, lt=1, description="objects with a lower confidence of the teacher do not count")
 
 # %% ../nbs/01_config.ipynb #c4e5aa75
 class Config(Section):
@@ -331,7 +257,7 @@ class Config(Section):
 
 # %% ../nbs/01_config.ipynb #b1ab4c30
 def _lines(node, prefix=())->dict: # (key, sub key) -> line, from 1
-    "Where each key of a composed YAML mapping stands."
+    "The line of each key of a composed YAML mapping."
     found = {}
     if not isinstance(node, yaml.MappingNode): return found
     for key, value in node.value:
@@ -343,11 +269,13 @@ def _lines(node, prefix=())->dict: # (key, sub key) -> line, from 1
 def _read_yaml(
     path:Path, # a YAML file
 )->tuple: # (values as nested dictionaries, lines by key)
-    "Read one file; `InputError` with the line when it is no YAML or no mapping."
+    "Read one file. Raises `InputError` with the line when it is not YAML or not a mapping."
     try: text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}")
-    try: values, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    try:
+        values = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         raise InputError(f"{path}, line {mark.line + 1 if mark else '?'}: not valid YAML: {getattr(e, 'problem', e)}")
@@ -358,31 +286,32 @@ def _read_yaml(
 
 # %% ../nbs/01_config.ipynb #415642e4
 def _merged(below:dict, above:dict)->dict:
-    "`below` with the values of `above` put over it, section by section."
+    "`below` with the values of `above` over it, section by section."
     out = dict(below)
-    for k, v in above.items():
-        out[k] = _merged(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
+    for key, value in above.items():
+        is_section = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if is_section else value
     return out
 
 # %% ../nbs/01_config.ipynb #f1101755
-def _read_with_base(
+def read_with_base(
     path:Path, # a YAML file
     above:tuple=(), # the files that led here
 )->tuple: # (values, {key: "file, line n"})
-    "The file over its `base`, and over that one's, each key with the place it came from."
-    if path.resolve() in above: raise InputError(f"{path}: `base:` leads round in a circle")
+    "The file over its `base`, and over that one's, and where each key came from."
+    if path.resolve() in above: raise InputError(f"{path}: `base:` leads back to this file; remove one `base:` line")
     values, lines = _read_yaml(path)
     places = {k: f"{path}, line {n}" for k, n in lines.items()}
     base = values.pop("base", None)
     if base is None: return values, places
-    below, below_places = _read_with_base(path.parent/str(base), above + (path.resolve(),))
+    below, below_places = read_with_base(path.parent/str(base), above + (path.resolve(),))
     return _merged(below, values), {**below_places, **places}
 
 # %% ../nbs/01_config.ipynb #326d23c8
-def _override(
+def parse_override(
     word:str, # "key.sub=value"
 )->tuple: # (keys, value)
-    "Take one override apart."
+    "Parse one override."
     key, eq, value = word.partition("=")
     if not eq or not key.strip():
         raise InputError(f"{word!r}: an override is written key.sub=value, such as train.epochs=20")
@@ -397,8 +326,8 @@ def _put(values:dict, keys:tuple, value)->dict:
     return {**values, keys[0]: _put(below if isinstance(below, dict) else {}, keys[1:], value)}
 
 # %% ../nbs/01_config.ipynb #bc276c6d
-def _known_keys(keys:tuple)->list: # names that would be right
-    "The fields of the section that `keys` lies in."
+def _known_keys(keys:tuple)->list: # the valid names
+    "The fields of the section in which `keys` lies."
     model = Config
     for k in keys[:-1]:
         field = model.model_fields.get(str(k))
@@ -414,35 +343,42 @@ def _one_line(error:ValidationError, places:dict)->str:
     place = places.get(keys, "")
     name = ".".join(keys)
     if first["type"] == "extra_forbidden": text = f"unknown key {name!r}: {did_you_mean(keys[-1], _known_keys(keys))}"
-    else: text = f"{name}: {first['msg'].replace('Value error, ', '')} (found {first['input']!r})"
+    elif first["type"] == "value_error": text = f"{name}: {first['ctx']['error']}" # it names the value
+    else: text = f"{name}: {first['msg']} (found {first['input']!r})"
     return f"{place}: {text}" if place else text
 
 # %% ../nbs/01_config.ipynb #7892b01d
 def load_config(
     path=None, # YAML file, or the name of one in configs/; none: the defaults
-    overrides=(), # words such as "train.epochs=20", which win over the file
+    overrides=(), # words such as "train.epochs=20", which override the file
 )->Config: # checked settings
-    """Defaults, then the file with its bases, then the overrides. Raises `InputError` in one line for the first
-    thing wrong."""
-    values, places = _read_with_base(find_config(path)) if path else ({}, {})
+    "Defaults, then the file with its bases, then the overrides. Raises `InputError` for the first error in them."
+    values, places = read_with_base(find_config(path)) if path else ({}, {})
     for word in overrides:
-        keys, value = _override(word)
+        keys, value = parse_override(word)
         values = _put(values, keys, value)
         places[keys] = f"override {word!r}"
     try: return Config.model_validate(values)
     except ValidationError as e: raise InputError(_one_line(e, places))
 
 # %% ../nbs/01_config.ipynb #e1e77c92
+def _recipes()->dict: # name -> YAML file
+    "The recipes that come with the package, in the wheel or in a checkout."
+    package = Path(__file__).parent if "__file__" in globals() else Path("../jetson_det").resolve()
+    found = {}
+    for folder in (package/"configs", package.parent/"configs"):
+        for file in sorted(folder.glob("*.yaml")): found[file.stem] = file
+    return found
+
 def find_config(
     name, # a path, or a recipe's name with or without .yaml
 )->Path: # a file that exists
     "The file itself, else the recipe of that name."
-    if Path(name).is_file(): return Path(name)
-    here = Path(__file__).parent if "__file__" in globals() else Path("../jetson_det").resolve()
-    known = {f.stem: f for d in (here/"configs", here.parent/"configs") if d.is_dir() for f in sorted(d.glob("*.yaml"))}
-    if Path(name).name in (Path(name).stem, Path(name).stem + ".yaml") and Path(name).stem in known:
-        return known[Path(name).stem]
-    raise InputError(f"{name}: no such file, and no recipe of that name: {did_you_mean(Path(name).stem, known)}")
+    path = Path(name)
+    if path.is_file(): return path
+    recipes = _recipes()
+    if path.name in (path.stem, path.stem + ".yaml") and path.stem in recipes: return recipes[path.stem]
+    raise InputError(f"{name}: no such file, and no recipe of that name: {did_you_mean(path.stem, recipes)}")
 
 # %% ../nbs/01_config.ipynb #fc48a2cd
 def save_config(

@@ -8,6 +8,10 @@ trap 'rm -rf "$tmp"' EXIT
 rm -rf build
 wheel=$(ls "$tmp"/dist/*.whl)
 echo "built $(basename "$wheel")"
+# What is no Python file travels in the wheel too
+for f in page.html page.css page.js; do
+  "$bin/python" -m zipfile -l "$wheel" | grep -q "jetson_det/data/quality/$f " || { echo "error: $f is not in the wheel" >&2; exit 1; }
+done
 
 # One environment: its own log, shown only when something fails.
 try() {

@@ -20,6 +20,7 @@ from .augment.pixel_store import open_store
 from .augment.plan import GROUP, detail_of, epoch_order, group_of, plan_sample
 from .augment.render import ImageCache, make_sample
 from .workers import WorkerPool
+from ..runtime.geometry import check_input_size
 
 # %% ../../nbs/19_data.loader.ipynb #d8021d46
 class Batch(NamedTuple):
@@ -102,9 +103,7 @@ class BatchMaker:
         cache_mb:float=256, # decoded pixels that are kept
         repeats=None, # (N,) how often each image is seen in an epoch, on the average; None: once
     ):
-        h, w = input_size
-        if h < 32 or w < 32 or h % 32 or w % 32:
-            raise InputError(f"input_size is {h}x{w} (height x width); both must be multiples of 32")
+        h, w = check_input_size(input_size)
         if not len(ds): raise InputError(f"{ds.root}: there are no images to train on")
         if batch_size < 1: raise InputError(f"a batch must hold at least 1 image, not {batch_size}")
         self.ds = ds

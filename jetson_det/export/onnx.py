@@ -14,9 +14,10 @@ import numpy as np
 
 from ..core import InputError, rng_for
 from ..models.graph import simplify_onnx, trace_onnx
-from ..models.session import TorchInfer, check_input_size, checkpoint_of, load_detector
+from ..models.session import TorchInfer, checkpoint_of, load_detector
 from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.files import read_json, require, sha256_bytes, write_bytes_atomic
+from ..runtime.geometry import check_input_size
 from ..runtime.preprocess import Preprocessor
 
 # %% ../../nbs/50_export.onnx.ipynb #f1a9822e
@@ -94,7 +95,8 @@ def _open_source(
     model, contract = load_detector(folder)
     files = read_json(folder/"manifest.json")["files"]
     sha = files.get("ema.safetensors", files["weights.safetensors"])["sha256"]
-    return model, contract._replace(input_size=check_input_size(input_size, contract), made_from=sha)
+    size = check_input_size(contract.input_size if input_size is None else input_size)
+    return model, contract._replace(input_size=size, made_from=sha)
 
 # %% ../../nbs/50_export.onnx.ipynb #5b2ecb65
 def _check_file(

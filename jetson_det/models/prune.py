@@ -442,7 +442,8 @@ def prune_model(
     size = tuple(map(int, input_size))
     def gflops(): return count_gflops(copy.deepcopy(model).to("meta"), size)
     plan = plan_pruning(model, size, ratio, **options)
-    params_before, gflops_before = count_params(model), gflops()
+    params_before = count_params(model)
+    gflops_before = gflops()
     widths_before = {name: model.get_submodule(name).out_channels for name in plan.convs}
     state = _staying_weights(model, plan)
     rebuild_pruned(model, plan.widths).load_state_dict(state)

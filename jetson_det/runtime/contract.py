@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
-from .geometry import FITS
+from .geometry import FITS, check_input_size
 from .files import InputError, read_json
 
 # %% ../../nbs/62_runtime.contract.ipynb #52950157
@@ -95,9 +95,7 @@ def _validated(
     for field, holds, right in _RULES:
         value = getattr(contract, field)
         if not holds(value): raise InputError("{}: {} is {!r}; it must be {}".format(where, field, value, right))
-    if contract.output == "yolox-raw" and any(s % 32 for s in contract.input_size):
-        raise InputError("{}: input_size is {!r}; for yolox-raw both must be multiples of 32".format(
-            where, list(contract.input_size)))
+    if contract.output == "yolox-raw": check_input_size(contract.input_size, where + ": input_size")
     tuples = {f: tuple(getattr(contract, f)) for f in ("classes", "input_size", "mean", "std")}
     return contract._replace(extra=dict(contract.extra), **tuples)
 

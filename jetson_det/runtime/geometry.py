@@ -128,6 +128,7 @@ def check_input_size(
     name:str="input_size",  # of the setting, for the error
 )->Tuple[int, int]: # (h, w)
     "An input size that the networks can take. Raises `InputError`."
+    if size is None: raise InputError("{} is needed: two numbers, height and width".format(name))
     try: h, w = (int(v) for v in size)
     except (TypeError, ValueError):
         raise InputError("{} is {!r}; it must be two numbers, height and width".format(name, size))

@@ -38,6 +38,7 @@ from .resolved import resolved_rows, rows_text
 from .resume import contract_of, newest_finite, restore, training_state
 from .run_folder import (check_run_folder, check_same_data, default_run_folder, hold_run,
                                          write_run_folder)
+from .schedule import lr_at, make_schedule, plan_phases, warmup_epochs
 from .state import LossMeter, RunState, TrainingError
 from .step import NotFinite, Stepper
 from .sync_batchnorm import plan_rounds

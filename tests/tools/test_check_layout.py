@@ -57,7 +57,8 @@ def test_the_runtime_is_a_leaf(layout, tmp_path):
     assert list(layout.faults()) == ["runtime.nms imports core: the runtime is a leaf"]
 
 
-@pytest.mark.parametrize("output", ["saved /tmp/x/run", "/home/me/.cache", "a/site-packages/b.py", "UserWarning: no GPU"])
+@pytest.mark.parametrize("output", [
+    "saved /tmp/x/run", "/home/me/.cache", "a/site-packages/b.py", "UserWarning: no GPU"])
 def test_outputs_that_show_the_machine_are_faults(layout, tmp_path, output):
     page(tmp_path, "00", "core", "f = 1", output)
     found, = layout.faults()

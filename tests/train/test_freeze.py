@@ -13,23 +13,21 @@ from jetson_det.core import InputError
 from jetson_det.models.zoo import MODELS, create_model
 from jetson_det.runtime.contract import Contract
 from jetson_det.models.checkpoint import load_checkpoint, save_checkpoint
-from jetson_det.train.freeze import Freezer, FreezePlan, freeze_rows, freeze_text, plan_freeze
-from jetson_det.train.optim import build_optimizer, clip_gradients, gradients, sorted_groups
+from jetson_det.train.freeze import Freezer, FreezePlan, freeze_rows, plan_freeze
+from jetson_det.train.optim import build_optimizer, clip_gradients, gradients
 
 CONTRACT = Contract(family="yolox", name="yolox-nano", classes=("a",), input_size=(64, 96), output="boxes_scores")
-CFG = SimpleNamespace(lr=.01,
-                      lr_per_image=1.,
-                      optimizer="sgd",
-                      momentum=.9,
-                      betas=(.9, .999),
-                      weight_decay=.1,
-                      lookahead=0,
-                      lookahead_alpha=.5)
+CFG = SimpleNamespace(lr=.01, lr_per_image=1., optimizer="sgd", momentum=.9, betas=(.9, .999), weight_decay=.1,
+                      lookahead=0, lookahead_alpha=.5)
 STAGES = ["stem", "body", "neck", "head"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def but(**kw): return SimpleNamespace(**{**vars(CFG), **kw})
+
+
+def block(c_in, c_out):
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.SiLU(), nn.Dropout(.1))
 
 
 class Net(nn.Module):
@@ -38,7 +36,6 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        block = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.SiLU(), nn.Dropout(.1))
         self.stem = block(3, 4)
         self.body = block(4, 6)
         self.neck = block(6, 6)
@@ -47,7 +44,11 @@ class Net(nn.Module):
 
     def forward(self, x): return self.scale * self.head(self.neck(self.body(self.stem(x))))
     def stages(self): return {s: [getattr(self, s)] for s in STAGES}
-    def param_groups(self, weight_decay): return sorted_groups(self, weight_decay)
+
+    def param_groups(self, weight_decay):
+        weights = [p for p in self.parameters() if p.ndim > 1]
+        others = [p for p in self.parameters() if p.ndim == 1]
+        return [dict(params=weights, weight_decay=weight_decay), dict(params=others, weight_decay=0.)]
 
 
 def net(seed=0):
@@ -71,7 +72,8 @@ def train(model, freezer, optimizer, epochs, start=0, steps=3):
     return changed
 
 @settings(max_examples=200, deadline=None)
-@given(freeze=st.sets(st.sampled_from(STAGES)), until=st.integers(0, 8), steps=st.dictionaries(st.sampled_from(STAGES), st.integers(1, 9)))
+@given(freeze=st.sets(st.sampled_from(STAGES)), until=st.integers(0, 8),
+       steps=st.dictionaries(st.sampled_from(STAGES), st.integers(1, 9)))
 def test_a_plan_is_what_was_asked_for(freeze, until, steps):
     unfreeze = {}
     for s, e in steps.items(): unfreeze.setdefault(e, []).append(s)
@@ -81,8 +83,10 @@ def test_a_plan_is_what_was_asked_for(freeze, until, steps):
     plan = plan_freeze(STAGES, freeze, until, unfreeze)
     for s in STAGES:
         for epoch in range(12):
-            want = epoch >= steps[s] if s in steps else (bool(until) and epoch >= until) if s in freeze else True
-            assert plan.learns(s, epoch) == want == (s in plan.at(epoch))
+            expected = True
+            if s in steps: expected = epoch >= steps[s]
+            elif s in freeze: expected = until > 0 and epoch >= until
+            assert plan.learns(s, epoch) == expected == (s in plan.at(epoch))
     assert all(set(plan.at(e)) <= set(plan.at(e + 1)) for e in range(12)) and list(plan.thaws) == STAGES
 
 
@@ -105,8 +109,9 @@ def test_a_frozen_stage_keeps_every_bit_and_a_thawed_one_learns(cfg):
     model = net()
     freezer = Freezer(model, plan_freeze(STAGES, freeze=["stem", "body"], unfreeze={2: ["body"], 3: ["neck"]}))
     optimizer = build_optimizer(model, cfg, 4)
-    assert train(model, freezer, optimizer,
-                 5) == [{"head", "scale"}]*2 + [{"body", "head", "scale"}] + [{"body", "neck", "head", "scale"}]*2
+    changed = train(model, freezer, optimizer, 5)
+    assert changed[:2] == [{"head", "scale"}] * 2
+    assert changed[2:] == [{"body", "head", "scale"}] + [{"body", "neck", "head", "scale"}] * 2
     assert not model.stem.training and model.stem[1].num_batches_tracked == 0 and model.body[1].num_batches_tracked == 9
 
 
@@ -119,10 +124,8 @@ def test_the_optimizer_holds_what_will_ever_learn_and_makes_its_state_at_the_tha
     train(model, freezer, optimizer, 1)
     assert not any(p in optimizer.state for p in model.body.parameters()) and len(gradients(optimizer)) == 9
     train(model, freezer, optimizer, 2, start=1)
-    assert {float(optimizer.state[p]["step"])
-            for p in model.body.parameters()
-            } == {3.} and {float(optimizer.state[p]["step"])
-                           for p in model.head.parameters()} == {6.}
+    def steps_of(stage): return {float(optimizer.state[p]["step"]) for p in stage.parameters()}
+    assert (steps_of(model.body), steps_of(model.head)) == ({3.}, {6.})
 
 
 def test_a_thawed_stage_starts_as_in_a_new_optimizer():
@@ -139,11 +142,12 @@ def test_a_thawed_stage_starts_as_in_a_new_optimizer():
         for p in m.parameters(): p.grad = torch.empty_like(p).copy_(torch.randn(p.shape))
         o.step()
     for s, equal in (("stem", True), ("body", True), ("head", False)):
-        assert all(torch.equal(a, b) for a, b in zip(getattr(model, s).parameters(),
-                                                     getattr(twin, s).parameters())) == equal, s
+        pairs = zip(getattr(model, s).parameters(), getattr(twin, s).parameters())
+        assert all(torch.equal(a, b) for a, b in pairs) == equal, s
 
 
-@pytest.mark.parametrize("cfg", [CFG, but(optimizer="adamw"), but(optimizer="adamw", lookahead=2)], ids=["sgd", "adamw", "lookahead"])
+@pytest.mark.parametrize("cfg", [CFG, but(optimizer="adamw"), but(optimizer="adamw", lookahead=2)],
+                         ids=["sgd", "adamw", "lookahead"])
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 def test_a_resume_before_at_and_after_a_thaw_is_bit_for_bit(cfg, cut, tmp_path):
     plan = plan_freeze(STAGES, freeze=["stem"], freeze_until_epoch=3, unfreeze={2: ["body"]})
@@ -170,8 +174,8 @@ def test_what_the_family_froze_itself_stays_frozen():
     optimizer = build_optimizer(model, CFG, 4)
     for epoch in (0, 1, 5, 0, 3): freezer.apply(epoch)
     assert not model.stem[0].bias.requires_grad and model.stem[0].weight.requires_grad and model.stem.training
-    assert not model.body[1].training and not model.body[1].weight.requires_grad and model.body[
-        0].weight.requires_grad and model.body[3].training
+    assert not model.body[1].training and not model.body[1].weight.requires_grad
+    assert model.body[0].weight.requires_grad and model.body[3].training
     before = copy.deepcopy(model.body[1].state_dict())
     train(model, freezer, optimizer, 3)
     assert all(torch.equal(v, before[k]) for k, v in model.body[1].state_dict().items())
@@ -204,9 +208,9 @@ def test_the_table():
     model = net()
     plan = plan_freeze(STAGES, freeze=["stem"], unfreeze={2: ["body"], 4: ["neck"]})
     rows = freeze_rows(model, plan, 5)
-    assert [r[2] for r in rows] == ["never learns", "learns from epoch 3", "learns in epoch 5", "learns", "learns"
-                                    ] and [r[0] for r in rows] == [*STAGES, "others"]
+    assert [when for _, _, when in rows] == ["never learns", "learns from epoch 3", "learns in epoch 5", "learns", "learns"]
+    assert [stage for stage, _, _ in rows] == [*STAGES, "others"]
     assert sum(r[1] for r in rows) == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, abs=.003)
     assert freeze_rows(model, plan, 4)[2][2] == "never learns: thaws after 4 epochs, the training has 4"
-    assert freeze_text(rows).splitlines()[1].split() == ["body", "0.000", "M", "learns", "from", "epoch", "3"]
+    assert rows[1] == ("body", 0., "learns from epoch 3")
     assert FreezePlan({"a": None, "b": 0}).at(99) == ("b",)

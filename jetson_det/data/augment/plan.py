@@ -18,40 +18,45 @@ from ...runtime.geometry import fit_image
 # %% ../../../nbs/16_data.augment.plan.ipynb #f91ee8af
 _ORDER, _SAMPLE = 1, 2 # what a random generator is for
 
-def _systematic(
+def _systematic_sample(
     rng, # numpy Generator
     shares:np.ndarray, # (n,) above 0, below 1
     k:int, # how many to take: the sum of the shares, rounded
 )->np.ndarray: # (k,) indices, none twice
     "Systematic sampling: each index is taken with (nearly) the probability that is its share."
-    # who goes without
-    if k > shares.sum(): return np.setdiff1d(np.arange(len(shares)), _systematic(rng, 1 - shares, len(shares) - k))
+    if k > shares.sum(): # rounded up: choose those that are left out, so that no point falls beyond the end
+        left_out = _systematic_sample(rng, 1 - shares, len(shares) - k)
+        return np.setdiff1d(np.arange(len(shares)), left_out)
+    # lay the shares side by side on a line, and k points at equal distances (at least 1) from a random start
     ends = shares.cumsum()
-    points = rng.random() + np.arange(k)
-    return np.searchsorted(ends[:-1], points * (ends[-1] / max(k, 1)), side="right") # the points are at least 1 apart
+    points = (rng.random() + np.arange(k)) * (ends[-1] / max(k, 1))
+    return np.searchsorted(ends[:-1], points, side="right")
 
-def _repeated(rng, repeats, total):
+def _repeated_images(rng, repeats, total):
     "Image numbers in rising order, each as often as its repeat factor says."
-    whole = np.floor(repeats).astype(np.int64)
-    some = np.flatnonzero(repeats > whole)
-    if len(some): whole[some[_systematic(rng, (repeats - whole)[some], total - int(whole.sum()))]] += 1
-    return np.repeat(np.arange(len(whole)), whole)
+    counts = np.floor(repeats).astype(np.int64)
+    fractional = np.flatnonzero(repeats > counts)
+    if len(fractional):
+        shares = (repeats - counts)[fractional]
+        counts[fractional[_systematic_sample(rng, shares, total - int(counts.sum()))]] += 1
+    return np.repeat(np.arange(len(counts)), counts)
 
 def epoch_order(
     n:int, # images in the dataset
     seed:int, # of the run
     epoch:int, # 0, 1, ...
-    repeats=None, # (n,) at least 0: how often each image is to be seen in an epoch, on the average; none: once
+    repeats=None, # (n,) at least 0: how often each image is to be seen in an epoch, on the average; None: once
 )->np.ndarray: # (m,) int64: the image at each position of the epoch; m is n, or the sum of `repeats`, rounded
-    """The images of an epoch, in an order that is a function of seed and epoch. Raises InputError for factors that
-    are none."""
+    """The images of an epoch, in an order that is a function of seed and epoch. Raises InputError for repeat factors
+    that are negative, not finite, all 0 or too few."""
     rng = rng_for(seed, epoch, _ORDER)
     if repeats is None: return rng.permutation(n)
     repeats = np.asarray(repeats, np.float64)
     if repeats.shape != (n,) or not np.isfinite(repeats).all() or (repeats < 0).any() or repeats.sum() < .5:
         raise InputError(f"repeat factors must be {n} numbers of 0 or more, one for each image, not all 0")
-    shuffle = rng.permutation(total := math.floor(repeats.sum() + .5))
-    return _repeated(rng, repeats, total)[shuffle]
+    total = math.floor(repeats.sum() + .5)
+    shuffle = rng.permutation(total) # drawn first: factors of 1 give the plain order
+    return _repeated_images(rng, repeats, total)[shuffle]
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #b7fa8565
 GROUP = 64 # positions in a group, at most
@@ -75,8 +80,9 @@ def _partners(
 )->np.ndarray: # (k,) positions in the same group, never the sample's own unless it is alone
     "Positions to take further images from."
     _, first, end = group_of(position, n)
-    steps = rng.integers(1, end - first, k) if end - first > 1 else np.zeros(k, int)
-    return first + (position - first + steps) % (end - first)
+    length = end - first
+    steps = rng.integers(1, length, k) if length > 1 else np.zeros(k, int)
+    return first + (position - first + steps) % length
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #43609976
 def training_boxes(
@@ -97,14 +103,18 @@ def _random_affine(
     zoom:tuple=(.5, 1.5), # smallest and largest zoom
     shear:float=2., # largest shear, degrees
 )->tuple: # (2,3) float64 matrix for points (x, y, 1); its zoom
-    "Rotation and zoom about the corner, shear, shift: `get_affine_matrix` of YOLOX."
+    "Rotation and zoom about the corner, shear, shift: `get_affine_matrix` of YOLOX (yolox/data/data_augment.py)."
+    h, w = size
     angle = math.radians(rng.uniform(-degrees, degrees))
     scale = rng.uniform(*zoom)
-    kx, ky = np.tan(np.radians(rng.uniform(-shear, shear, 2)))
+    shear_x, shear_y = np.tan(np.radians(rng.uniform(-shear, shear, 2)))
+    tx, ty = rng.uniform(-translate, translate, 2)
+
+    # rotation R = [[c, s], [-s, c]], then each row gets a share of the other: M0 = R0 + shear_y R1, M1 = R1 + shear_x R0
     c = scale * math.cos(angle)
     s = scale * math.sin(angle)
-    tx, ty = rng.uniform(-translate, translate, 2)
-    return np.array([[c - ky * s, s + ky * c, tx * size[1]], [-s + kx * c, c + kx * s, ty * size[0]]]), scale
+    matrix = np.array([[c - shear_y * s, s + shear_y * c, tx * w], [-s + shear_x * c, c + shear_x * s, ty * h]])
+    return matrix, scale
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #1ebfa62a
 def _compose(
@@ -131,11 +141,16 @@ def _region(
     canvas_size:tuple, # (H, W) of the canvas
 ): # (x1, y1, x2, y2) ints inside the canvas, or None
     "The part of the canvas that the warped image can touch."
-    ((a, b, tx), (c, d, ty)), (h, w) = matrix.tolist(), size
+    (a, b, tx), (c, d, ty) = matrix.tolist()
+    h, w = size
+
+    # where the image's center lands, and half the sides of the upright box around it
     x = (a * w + b * h) / 2 + tx
     y = (c * w + d * h) / 2 + ty
     rx = (abs(a) * w + abs(b) * h) / 2
     ry = (abs(c) * w + abs(d) * h) / 2
+
+    # cut to the canvas
     x1 = max(math.floor(x - rx), 0)
     y1 = max(math.floor(y - ry), 0)
     x2 = min(math.ceil(x + rx), canvas_size[1])
@@ -143,23 +158,30 @@ def _region(
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #8114274b
-def _moved(boxes, matrix):
+def _transform_boxes(boxes, matrix):
     """Boxes through a matrix: (N,4) float64 center x, center y, half the width, half the height of the upright box
     around each."""
+    # The center ((x1 + x2) / 2, (y1 + y2) / 2) goes through the matrix. The half sides ((x2 - x1) / 2, (y2 - y1) / 2)
+    # go through its absolute values: |a| and |b| add up to half the width. Both are linear in (x1, y1, x2, y2).
     (a, b, tx), (c, d, ty) = matrix.tolist()
-    A = abs(a)
-    B = abs(b)
-    C = abs(c)
-    D = abs(d)
-    return boxes @ np.array([[a, c, -A, -C], [b, d, -B, -D], [a, c, A, C], [b, d, B, D]]) / 2 + [tx, ty, 0, 0]
+    A, B, C, D = abs(a), abs(b), abs(c), abs(d)
+    from_corners = np.array([[a, c, -A, -C],
+                             [b, d, -B, -D],
+                             [a, c, A, C],
+                             [b, d, B, D]]) / 2
+    return boxes @ from_corners + [tx, ty, 0, 0]
 
-def _clipped(moved, size, min_box, min_visible, full=None):
-    """Corners (M,4) float32 of what is inside the canvas and large enough, and which those are; `full`: the boxes
-    before a first cut."""
+def _clip_and_filter(moved, size, min_box, min_visible, uncut=None):
+    """Corners (M,4) float32 of what is inside the canvas and large enough, and (N,) bool: which those are. `moved` and
+    `uncut`, the boxes before a first cut, are as `_transform_boxes` gives them."""
     first = np.maximum(moved[:, :2] - moved[:, 2:], 0)
     last = np.minimum(moved[:, :2] + moved[:, 2:], (size[1], size[0]))
-    (w, h), area = (last - first).T, (moved if full is None else full)[:, 2:].prod(1) * (4 * min_visible)
-    keep = (np.minimum(w, h) >= max(min_box, 1e-3)) & (w * h >= area)
+    w, h = (last - first).T
+
+    # the area of a box is 4 times the product of its half sides
+    half_sides = (moved if uncut is None else uncut)[:, 2:]
+    least_area = half_sides.prod(1) * (4 * min_visible)
+    keep = (np.minimum(w, h) >= max(min_box, 1e-3)) & (w * h >= least_area)
     return np.concatenate([first, last], 1, dtype=np.float32)[keep], keep
 
 def move_boxes(
@@ -171,11 +193,13 @@ def move_boxes(
     source:tuple=(), # (x1, y1, x2, y2): the part of the image that is drawn; () is all of it
 )->tuple: # (M,4) float32 xyxy inside the canvas; (N,) bool: which were kept
     "Boxes through a matrix, clipped."
-    if not source: return _clipped(_moved(boxes, matrix), size, min_box, min_visible)
+    moved = _transform_boxes(boxes, matrix)
+    if not source: return _clip_and_filter(moved, size, min_box, min_visible)
+    # cut in the image first, where the part is upright; a box beside the part would become a line at its border
     inside = np.clip(boxes, source[:2] * 2, source[2:] * 2)
-    touched = (inside[:, 2:] - inside[:, :2] > 1e-3).all(1)
-    _, keep = kept = _clipped(_moved(inside, matrix), size, min_box, min_visible, _moved(boxes, matrix))
-    return kept[0][touched[keep]], keep & touched
+    reaches_in = (inside[:, 2:] - inside[:, :2] > 1e-3).all(1)
+    kept, keep = _clip_and_filter(_transform_boxes(inside, matrix), size, min_box, min_visible, uncut=moved)
+    return kept[reaches_in[keep]], keep & reaches_in
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #51f5873a
 class Tile(NamedTuple):
@@ -209,11 +233,6 @@ _NO_LABELS = np.zeros(0, np.int64)
 
 def _chance(rng, p): return p > 0 and rng.random() < p # no number is drawn for what never happens
 
-def _concatenated(*parts):
-    "Tiles, boxes and labels of several parts as one."
-    return [t for p in parts for t in p[0]], np.concatenate([p[1]
-                                                             for p in parts]), np.concatenate([p[2] for p in parts])
-
 def _place_tile(
     ds, # a DetDataset
     index:int, # an image
@@ -236,10 +255,14 @@ def _boxes_in(
 )->tuple: # boxes (N,4) float32 xyxy, labels (N,) int64
     "The boxes that come with tiles."
     if not tiles: return _NO_BOXES, _NO_LABELS
-    theirs = [training_boxes(ds, t.index) for t in tiles]
-    moved = np.concatenate([_moved(b, t.matrix) for t, (b, _) in zip(tiles, theirs)])
-    boxes, keep = _clipped(moved, size, augment.min_box, augment.min_visible)
-    return boxes, np.concatenate([l for _, l in theirs])[keep]
+    moved = []
+    labels = []
+    for tile in tiles:
+        boxes, tile_labels = training_boxes(ds, tile.index)
+        moved.append(_transform_boxes(boxes, tile.matrix))
+        labels.append(tile_labels)
+    boxes, keep = _clip_and_filter(np.concatenate(moved), size, augment.min_box, augment.min_visible)
+    return boxes, np.concatenate(labels)[keep]
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #2e9f0b57
 _CORNERS = ((-1, -1), (0, -1), (-1, 0), (0, 0)) # of the images, in their sizes, from the point where the four meet
@@ -254,15 +277,17 @@ def mosaic(
 )->tuple: # tiles, boxes (N,4) float32 xyxy, labels (N,) int64; the zoom of the whole
     "Four images around a random point, warped together."
     h, w = size
-    common, zoom = _random_affine(rng, size, augment.degrees, augment.translate, augment.mosaic_scale, augment.shear)
-    meet = rng.uniform(.5, 1.5, 2) * (w, h)
+    warp, zoom = _random_affine(rng, size, augment.degrees, augment.translate, augment.mosaic_scale, augment.shear)
+    warp = _flipped(warp, size, flips)
+    meeting_point = rng.uniform(.5, 1.5, 2) * (w, h)
     tiles = []
-    common = _flipped(common, size, flips)
     for index, corner in zip(indices, _CORNERS):
+        # each image as large as its letterbox, with one corner at the meeting point
         ih, iw = ds.sizes[index].tolist()
         ratio = min(h / ih, w / iw)
-        x, y = meet + np.multiply(corner, (iw, ih)) * ratio
-        tiles += _place_tile(ds, index, _compose(np.array([[ratio, 0, x], [0, ratio, y]]), common), zoom * ratio, size)
+        x, y = meeting_point + np.multiply(corner, (iw, ih)) * ratio
+        matrix = _compose(np.array([[ratio, 0, x], [0, ratio, y]]), warp)
+        tiles += _place_tile(ds, index, matrix, zoom * ratio, size)
     return tiles, *_boxes_in(ds, tiles, size, augment), zoom
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #a1543417
@@ -274,24 +299,32 @@ def mixup(
     augment, # settings: mixup_scale, flip_vertical, min_box, min_visible
 )->tuple: # Layer; boxes (N,4) float32 xyxy and labels (N,) int64 of the second image
     "A layer with a second image."
-    (h, w), zoom = size, rng.uniform(*augment.mixup_scale)
+    h, w = size
     ih, iw = ds.sizes[index].tolist()
-    # letterboxed, then zoomed
+    # letterboxed, then zoomed; flipped within its frame
+    zoom = rng.uniform(*augment.mixup_scale)
     ratio = min(h / ih, w / iw) * zoom
-    framed = (round(h * zoom), round(w * zoom))
+    frame_h = round(h * zoom)
+    frame_w = round(w * zoom)
     flips = int(rng.random() < .5) + 2 * _chance(rng, augment.flip_vertical)
-    matrix = _flipped(np.array([[ratio, 0, 0], [0, ratio, 0]]), framed, flips)
-    y, x = (-int(rng.integers(0, max(f - s, 0) + 1)) for f, s in zip(framed, (h, w))) # a part of it where it is larger
+    matrix = _flipped(np.array([[ratio, 0, 0], [0, ratio, 0]]), (frame_h, frame_w), flips)
+
+    # a random part of the frame where it is larger than the sample
+    y = -int(rng.integers(0, max(frame_h - h, 0) + 1))
+    x = -int(rng.integers(0, max(frame_w - w, 0) + 1))
     tiles = _place_tile(ds, index, matrix + [[0, 0, x], [0, 0, y]], ratio, size)
-    return Layer(tiles, (min(framed[0], h), min(framed[1], w))), *_boxes_in(ds, tiles, size, augment)
+    layer = Layer(tiles, (min(frame_h, h), min(frame_w, w)))
+    return layer, *_boxes_in(ds, tiles, size, augment)
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #574e143b
 def _side(rng, length, scale, first, last):
     "Beginning and end of a part of a side, drawn so that `first` to `last` lies in it."
-    n = min(max(round(length * rng.uniform(*scale)), math.ceil(last) - math.floor(first), 1), length)
-    low = max(math.ceil(last) - n, 0)
-    high = min(math.floor(first), length - n)
-    begin = int(rng.integers(low, max(high, low) + 1))
+    first = math.floor(first)
+    last = math.ceil(last)
+    n = min(max(round(length * rng.uniform(*scale)), last - first, 1), length)
+    lowest = max(last - n, 0)
+    highest = min(first, length - n)
+    begin = int(rng.integers(lowest, max(highest, lowest) + 1))
     return begin, begin + n
 
 def _random_crop(
@@ -302,9 +335,14 @@ def _random_crop(
 )->tuple: # (x1, y1, x2, y2) ints inside the image
     "A part of an image, with one whole box where there are any: it is made larger where the box needs it."
     h, w = size
-    if len(boxes): x1, y1, x2, y2 = np.clip(boxes[rng.integers(len(boxes))], 0, [w, h, w, h]).tolist()
-    else: x1, y1 = x2, y2 = int(rng.integers(w)), int(rng.integers(h))
-    (x1, x2), (y1, y2) = _side(rng, w, scale, x1, x2), _side(rng, h, scale, y1, y2)
+    if len(boxes):
+        kept_whole = boxes[rng.integers(len(boxes))]
+        x1, y1, x2, y2 = np.clip(kept_whole, 0, [w, h, w, h]).tolist()
+    else: # around any point
+        x1 = x2 = int(rng.integers(w))
+        y1 = y2 = int(rng.integers(h))
+    x1, x2 = _side(rng, w, scale, x1, x2)
+    y1, y2 = _side(rng, h, scale, y1, y2)
     return x1, y1, x2, y2
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #89c5a2af
@@ -313,8 +351,8 @@ def detail_of(
     augment, # settings: crop, crop_scale
 )->tuple: # (h, w) of the input that whole images should fill sharply
     "How large images must be decoded, so that the smallest crop is as sharp as the whole."
-    share = min(augment.crop_scale[0], 1) if augment.crop > 0 else 1
-    return tuple(math.ceil(s / share) for s in size)
+    smallest = min(augment.crop_scale[0], 1) if augment.crop > 0 else 1
+    return tuple(math.ceil(side / smallest) for side in size)
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #37748649
 def _motion(rng, size, content, augment):
@@ -322,19 +360,20 @@ def _motion(rng, size, content, augment):
     neither is drawn."""
     matrix = np.eye(2, 3)
     zoom = 1.
-    (ch, cw) = content
-    out = _chance(rng, augment.zoom_out)
-    turn = _chance(rng, augment.affine)
-    if not out and not turn: return None
-    if out:
+    h, w = size
+    ch, cw = content
+    zooms_out = _chance(rng, augment.zoom_out)
+    is_warped = _chance(rng, augment.affine)
+    if not zooms_out and not is_warped: return None
+    if zooms_out: # anywhere on the canvas
         zoom = 1 / rng.uniform(*augment.zoom_out_scale)
-        x, y = rng.random(2) * (size[1] - cw * zoom, size[0] - ch * zoom)
+        x, y = rng.random(2) * (w - cw * zoom, h - ch * zoom)
         matrix = np.array([[zoom, 0, x], [0, zoom, y]])
-    if turn:
-        about = matrix @ [cw / 2, ch / 2, 1]
-        own, scale = _random_affine(rng, size, augment.degrees, augment.translate, augment.mosaic_scale, augment.shear)
-        own[:, 2] += about - own[:, :2] @ about
-        matrix = _compose(matrix, own)
+    if is_warped: # about the content's center: p -> A (p - center) + center + shift
+        center = matrix @ [cw / 2, ch / 2, 1]
+        warp, scale = _random_affine(rng, size, augment.degrees, augment.translate, augment.mosaic_scale, augment.shear)
+        warp[:, 2] += center - warp[:, :2] @ center
+        matrix = _compose(matrix, warp)
         zoom = zoom * scale
     return matrix, zoom
 
@@ -348,49 +387,64 @@ def single_image(
     vary:bool=True, # False: letterboxed and flipped only
 )->tuple: # tiles, boxes (N,4) float32 xyxy, labels (N,) int64; the zoom of the whole
     "One image in the corner of a gray canvas, as the runtime has it; or a part of it, or moved."
-    h, w = whole = tuple(ds.sizes[index].tolist())
-    source = _random_crop(rng, whole,
-                         training_boxes(ds, index)[0],
-                         augment.crop_scale) if vary and _chance(rng, augment.crop) else ()
+    h, w = ds.sizes[index].tolist()
+    boxes, labels = training_boxes(ds, index)
+    is_crop = vary and _chance(rng, augment.crop)
+    source = _random_crop(rng, (h, w), boxes, augment.crop_scale) if is_crop else ()
+
+    # the image, or its part, where the runtime's letterbox would place it
     x1, y1, x2, y2 = source or (0, 0, w, h)
-    place = fit_image((y2 - y1, x2 - x1), size)
-    (sx, sy), content = place.scale, place.resized
-    matrix = _flipped(np.array([[sx, 0, -x1 * sx], [0, sy, -y1 * sy]]), content, flips)
-    motion = vary and _motion(rng, size, content, augment)
+    fit = fit_image((y2 - y1, x2 - x1), size)
+    sx, sy = fit.scale
+    matrix = _flipped(np.array([[sx, 0, -x1 * sx], [0, sy, -y1 * sy]]), fit.resized, flips)
+    limit = fit.resized
     zoom = 1.
-    limit = content
-    if motion:
-        matrix = _compose(matrix, motion[0])
-        zoom = motion[1]
+
+    motion = _motion(rng, size, fit.resized, augment) if vary else None
+    if motion is not None:
+        own_matrix, zoom = motion
+        matrix = _compose(matrix, own_matrix)
         limit = size
     tiles = _place_tile(ds, index, matrix, min(sx, sy) * zoom, limit, source)
-    if not source and not motion: tiles = [tiles[0]._replace(within=(0, 0, *content[::-1]), resize=(*content, flips))]
-    boxes, labels = training_boxes(ds, index)
+    if not is_crop and motion is None: # a resize, as the runtime's, instead of a warp
+        nh, nw = fit.resized
+        tiles = [tiles[0]._replace(within=(0, 0, nw, nh), resize=(nh, nw, flips))]
     boxes, keep = move_boxes(boxes, matrix, limit, augment.min_box, augment.min_visible, source)
     return tiles, boxes, labels[keep], zoom
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #7d373cc2
 _MAX_COVERED = .3 # of an object's area may be hidden by what is pasted
-_TRIES = 10 # places that are looked at for one pasted box
+_PASTE_TRIES = 10 # positions that are tried for one pasted box
 
-def _free_place(rng, size, patch, boxes, hidden):
-    """(x, y) for a patch (h, w) where it hides little of the boxes, and the share of each that it hides; None when
-    no try finds one."""
-    spots = rng.integers(0, (size[1] - patch[1] + 1, size[0] - patch[0] + 1), (_TRIES, 2))
-    sides = np.minimum(boxes[:, 2:], (spots + patch[::-1])[:, None]) - np.maximum(boxes[:, :2], spots[:, None])
-    shares = np.maximum(sides, 0).prod(-1) / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(-1), 1e-6)
+def _free_position(rng, size, patch, boxes, hidden):
+    """(x, y) for a patch (h, w) where it hides little of the boxes, and (N,) the share of each that it hides; None when
+    no try finds one. `hidden`: (N,) the shares that earlier patches hide."""
+    h, w = size
+    ph, pw = patch
+    corners = rng.integers(0, (w - pw + 1, h - ph + 1), (_PASTE_TRIES, 2))
+
+    # (tries, N): the share of each box that the patch would cover
+    sides = np.minimum(boxes[:, 2:], (corners + (pw, ph))[:, None]) - np.maximum(boxes[:, :2], corners[:, None])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    shares = np.maximum(sides, 0).prod(-1) / np.maximum(areas, 1e-6)
+
     fits = np.flatnonzero((shares + hidden <= _MAX_COVERED).all(-1))
-    return (*spots[fits[0]].tolist(), shares[fits[0]]) if len(fits) else None
+    if not len(fits): return None
+    x, y = corners[fits[0]].tolist()
+    return x, y, shares[fits[0]]
 
 def _patch(ds, index, box, scale, size):
     "The whole pixels around a box, and the (h, w) that they get; None when that is empty or larger than the sample."
     h, w = ds.sizes[index].tolist()
     x1, y1, x2, y2 = box.tolist()
-    x1, y1, x2, y2 = source = max(math.floor(x1), 0), max(math.floor(y1), 0), min(math.ceil(x2),
-                                                                                  w), min(math.ceil(y2), h)
+    x1 = max(math.floor(x1), 0)
+    y1 = max(math.floor(y1), 0)
+    x2 = min(math.ceil(x2), w)
+    y2 = min(math.ceil(y2), h)
     ph = round((y2 - y1) * scale)
     pw = round((x2 - x1) * scale)
-    return (source, (ph, pw)) if 1 <= ph <= size[0] and 1 <= pw <= size[1] else None
+    if not (1 <= ph <= size[0] and 1 <= pw <= size[1]): return None
+    return (x1, y1, x2, y2), (ph, pw)
 
 def copy_paste(
     rng, # numpy Generator
@@ -402,28 +456,38 @@ def copy_paste(
     boxes:np.ndarray, # (N,4) xyxy: what is in the sample already
 )->tuple: # tiles, boxes (M,4) float32 xyxy, labels (M,) int64: what is added
     "Boxes of other images, pasted where they hide little."
-    added = ([], _NO_BOXES, _NO_LABELS)
-    hidden = np.zeros(len(boxes))
+    tiles = []
+    added_boxes = _NO_BOXES
+    added_labels = _NO_LABELS
+    hidden = np.zeros(len(boxes)) # the share of each box, then of each added one, that patches cover
     for index in indices:
-        theirs, labels = training_boxes(ds, index)
-        if not len(theirs): continue
-        chosen = int(rng.integers(len(theirs)))
-        (h, w) = ds.sizes[index].tolist()
+        their_boxes, their_labels = training_boxes(ds, index)
+        if not len(their_boxes): continue
+        chosen = int(rng.integers(len(their_boxes)))
+
+        # about as large as it would be in a sample of its own
+        h, w = ds.sizes[index].tolist()
         scale = min(size[0] / h, size[1] / w) * zoom * rng.uniform(.8, 1.25)
         flip = int(rng.random() < augment.flip)
-        if (patch := _patch(ds, index, theirs[chosen], scale, size)) is None: continue
-        (x1, y1, x2, y2), (ph, pw) = source, _ = patch
-        if (place := _free_place(rng, size, (ph, pw), np.concatenate([boxes, added[1]]), hidden)) is None: continue
-        x, y, shares = place
+        patch = _patch(ds, index, their_boxes[chosen], scale, size)
+        if patch is None: continue
+        source, (ph, pw) = patch
+        position = _free_position(rng, size, (ph, pw), np.concatenate([boxes, added_boxes]), hidden)
+        if position is None: continue
+        x, y, shares = position
+
+        # the patch at its position, with every box that reaches into it
+        x1, y1, x2, y2 = source
         sx = pw / (x2 - x1)
         sy = ph / (y2 - y1)
         matrix = _flipped(np.array([[sx, 0, -x1 * sx], [0, sy, -y1 * sy]]), (ph, pw), flip) + [[0, 0, x], [0, 0, y]]
-        moved, keep = move_boxes(theirs, matrix, size, augment.min_box, augment.min_visible, source)
+        moved, keep = move_boxes(their_boxes, matrix, size, augment.min_box, augment.min_visible, source)
         if not keep[chosen]: continue
+        tiles.append(Tile(int(index), matrix, scale, (x, y, x + pw, y + ph), (), source))
+        added_boxes = np.concatenate([added_boxes, moved])
+        added_labels = np.concatenate([added_labels, their_labels[keep]])
         hidden = np.concatenate([hidden + shares, np.zeros(len(moved))])
-        added = _concatenated(added, ([Tile(int(index), matrix, scale, (x, y, x + pw, y + ph),
-                                      (), source)], moved, labels[keep]))
-    return added
+    return tiles, added_boxes, added_labels
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #2deb0368
 def _random_shifts(
@@ -431,7 +495,8 @@ def _random_shifts(
     most:tuple=(5, 30, 30), # largest shifts of hue, saturation, value
 )->tuple: # three ints
     "Each of the three in half of the cases, evenly between its limits (`augment_hsv` of YOLOX)."
-    return tuple((rng.uniform(-1, 1, 3) * most * rng.integers(0, 2, 3)).astype(int).tolist())
+    shifts = rng.uniform(-1, 1, 3) * most * rng.integers(0, 2, 3)
+    return tuple(shifts.astype(int).tolist())
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #da5b34e9
 def _sample_rng(
@@ -439,42 +504,54 @@ def _sample_rng(
     position:int, # in it
     seed:int, # of the run
     epoch:int, # 0, 1, ...
-    images:int=0, # in the dataset: an order that is no longer repeats none of them, and nothing has to be counted
+    images:int=0, # in the dataset: an order that is not longer repeats no image, so nothing has to be counted
 )->np.random.Generator: # the same for the same image, epoch and repetition, wherever it stands
     "The random numbers of one sample."
     index = int(order[position])
     repetition = int(np.count_nonzero(order[:position] == index)) if len(order) > images else 0
-    return rng_for(seed, epoch, _SAMPLE, index, *([repetition] if repetition else []))
+    if repetition: return rng_for(seed, epoch, _SAMPLE, index, repetition)
+    return rng_for(seed, epoch, _SAMPLE, index)
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #e3ea5660
-def _second(rng, ds, order, position):
+def _second_image(rng, ds, order, position):
     "An image with boxes from the same group for mixup (YOLOX asks for boxes, too), or None when ten draws find none."
     for p in _partners(rng, position, len(order), 10):
         if len(training_boxes(ds, order[p])[0]): return order[p]
+    return None
 
-def _pasted(rng, ds, order, position, size, zoom, augment, parts):
-    "The parts, with boxes from the group pasted over them."
-    _, first, end = group_of(position, len(order))
-    count = rng.integers(1, augment.copy_paste_boxes + 1)
-    return _concatenated(parts, copy_paste(rng, ds, order[rng.integers(first, end, count)], size, zoom, augment, parts[1]))
-
-def _composed(rng, ds, order, position, size, augment, mosaics):
-    "Layers, boxes and labels."
+def _plan_layers(rng, ds, order, position, size, augment, mosaics):
+    "Layers, boxes and labels of a sample."
     index = order[position]
-    gray = tuple(size)
+    n = len(order)
     flips = int(rng.random() < augment.flip) + 2 * _chance(rng, augment.flip_vertical)
-    together = mosaics and rng.random() < augment.mosaic
-    if together:
-        *parts, zoom = mosaic(rng, ds, [index, *order[_partners(rng, position, len(order))]], size, augment, flips)
-    else: *parts, zoom = single_image(rng, ds, index, size, augment, flips, vary=mosaics)
+
+    # four images, or one
+    is_mosaic = mosaics and rng.random() < augment.mosaic
+    if is_mosaic:
+        four = [index, *order[_partners(rng, position, n)]]
+        tiles, boxes, labels, zoom = mosaic(rng, ds, four, size, augment, flips)
+    else: tiles, boxes, labels, zoom = single_image(rng, ds, index, size, augment, flips, vary=mosaics)
+
+    # boxes of others, over it
     if mosaics and _chance(rng, augment.copy_paste):
-        parts = _pasted(rng, ds, order, position, size, zoom, augment, parts)
-    tiles, boxes, labels = parts
-    if together and len(boxes) and rng.random() < augment.mixup and (second := _second(rng, ds, order,
-                                                                                       position)) is not None:
-        layer, more, more_labels = mixup(rng, ds, second, size, augment)
-        return [Layer(tiles, gray), layer], np.concatenate([boxes, more]), np.concatenate([labels, more_labels])
-    return [Layer(tiles, gray)], boxes, labels
+        _, first, end = group_of(position, n)
+        count = rng.integers(1, augment.copy_paste_boxes + 1)
+        others = order[rng.integers(first, end, count)]
+        more_tiles, more_boxes, more_labels = copy_paste(rng, ds, others, size, zoom, augment, boxes)
+        tiles = tiles + more_tiles
+        boxes = np.concatenate([boxes, more_boxes])
+        labels = np.concatenate([labels, more_labels])
+
+    # another image that shines through a mosaic
+    layers = [Layer(tiles, tuple(size))]
+    if is_mosaic and len(boxes) and rng.random() < augment.mixup:
+        second = _second_image(rng, ds, order, position)
+        if second is not None:
+            layer, more_boxes, more_labels = mixup(rng, ds, second, size, augment)
+            layers.append(layer)
+            boxes = np.concatenate([boxes, more_boxes])
+            labels = np.concatenate([labels, more_labels])
+    return layers, boxes, labels
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #6f73cbb0
 def plan_sample(
@@ -489,6 +566,6 @@ def plan_sample(
 )->Plan:
     "What a training sample will show: a pure function of its arguments."
     rng = _sample_rng(order, position, seed, epoch, len(ds))
-    layers, boxes, labels = _composed(rng, ds, order, position, size, augment, mosaics)
+    layers, boxes, labels = _plan_layers(rng, ds, order, position, size, augment, mosaics)
     shifts = _random_shifts(rng, augment.hsv) if rng.random() < augment.hsv_prob else (0, 0, 0)
     return Plan(tuple(size), int(order[position]), layers, shifts, boxes, labels, rng)

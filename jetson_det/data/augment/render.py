@@ -30,8 +30,7 @@ def reduction(
 
 # %% ../../../nbs/17_data.augment.render.ipynb #96c02163
 def _whole_jpeg(data):
-    """A JPEG at its full size by libjpeg-turbo, or None where OpenCV has to see to it: another kind of file, CMYK,
-    damage."""
+    "A JPEG at its full size by libjpeg-turbo, or None for what OpenCV must decode: other files, CMYK, damage."
     if decode_jpeg is None or data[:2] != b"\xff\xd8": return None
     try: image = decode_jpeg(data, "BGR")
     except ValueError: return None
@@ -42,20 +41,19 @@ def _read_reduced(
     size:tuple, # (h, w) that it should have at full size
     level:int, # as `reduction` gives it
 )->np.ndarray: # (h', w', 3) uint8 BGR, upright; h' is h / 2**level up to rounding
-    """Decode at a part of the size. Raises InputError when the file is unreadable or not the image that the labels
-    are for."""
+    "Decode at a part of the size. Raises InputError when the file is unreadable, or not of the size in the labels."
     try:
         with open(path, "rb") as f: data = f.read()
     except OSError as e: raise InputError(f"{path}: cannot be read: {e.strerror or e}") from None
-    img = _whole_jpeg(data) if level == 0 else None
-    if img is None: img = decode_image(data, 1 << level)
-    if img is None: raise InputError(f"{path}: not an image that can be decoded")
-    h = img.shape[0] << level
-    w = img.shape[1] << level
+    image = _whole_jpeg(data) if level == 0 else None
+    if image is None: image = decode_image(data, 1 << level)
+    if image is None: raise InputError(f"{path}: not an image that can be decoded")
+    h = image.shape[0] << level
+    w = image.shape[1] << level
     if abs(h - size[0]) >= 1 << level or abs(w - size[1]) >= 1 << level:
         raise InputError(
             f"{path}: is {w}x{h} pixels where its labels were read for {size[1]}x{size[0]}: read the dataset again")
-    return img
+    return image
 
 # %% ../../../nbs/17_data.augment.render.ipynb #8d703b4c
 def _with_border(
@@ -66,8 +64,10 @@ def _with_border(
     out = np.empty((h + 2, w + 2, 4), np.uint8)
     if channels == 3: cv2.cvtColor(image, cv2.COLOR_BGR2BGRA, dst=out[1:-1, 1:-1])
     else: out[1:-1, 1:-1] = image
-    out[0, 1:-1], out[-1, 1:-1] = out[1, 1:-1], out[-2, 1:-1]
-    out[:, 0], out[:, -1] = out[:, 1], out[:, -2]
+    out[0, 1:-1] = out[1, 1:-1]
+    out[-1, 1:-1] = out[-2, 1:-1]
+    out[:, 0] = out[:, 1] # the corners, too
+    out[:, -1] = out[:, -2]
     return out
 
 # %% ../../../nbs/17_data.augment.render.ipynb #f1d8cb6d
@@ -88,11 +88,14 @@ class ImageCache:
         self._kept = OrderedDict()
 
     def pixels(self, index:int, level:int=0)->np.ndarray:
-        "BGRA with a rim of one pixel; `level` halves what was decoded that often. Read-only."
+        "BGRA with a border of one pixel; `level` halves what was decoded that often. Read-only."
+        if self.store is not None and level == 0:
+            image = self.store.get(index)
+            if image is not None: return image
         key = index, level
-        if self.store is not None and not level and (image := self.store.get(index)) is not None: return image
         if key in self._kept: self._kept.move_to_end(key)
-        else: self._keep(key, self._halve(self.pixels(index, level - 1)) if level else self._decode(index))
+        elif level: self._keep(key, self._half_size(self.pixels(index, level - 1)))
+        else: self._keep(key, self._decode(index))
         return self._kept[key]
 
     def _decode(self, index):
@@ -100,15 +103,17 @@ class ImageCache:
         size = tuple(self.ds.sizes[index].tolist())
         return _with_border(_read_reduced(self.ds.path_of(index), size, reduction(size, self.detail)))
 
-    def _halve(self, image):
-        h = image.shape[0] - 2
-        w = image.shape[1] - 2
-        return _with_border(cv2.resize(image[1:-1, 1:-1], ((w + 1) // 2, (h + 1) // 2), interpolation=cv2.INTER_AREA))
+    def _half_size(self, image):
+        inner = image[1:-1, 1:-1]
+        h, w = inner.shape[:2]
+        return _with_border(cv2.resize(inner, ((w + 1) // 2, (h + 1) // 2), interpolation=cv2.INTER_AREA))
 
     def _keep(self, key, image):
         self._kept[key] = image
         self._bytes += image.nbytes
-        while self._bytes > self.limit and len(self._kept) > 1: self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        while self._bytes > self.limit and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
 
 # %% ../../../nbs/17_data.augment.render.ipynb #b6ae7bbd
 def _bounds(
@@ -118,35 +123,48 @@ def _bounds(
 )->tuple: # (x1, y1, x2, y2) ints, pixels of the image
     "The part of an image that a part of the canvas is drawn from."
     (a, b, tx), (c, d, ty) = matrix
-    (x1, y1, x2, y2), det = within, a * d - b * c
+    x1, y1, x2, y2 = within
+    det = a * d - b * c
+
+    # the inverse matrix, applied to the center of the rectangle; its absolute values, to half of its sides
     mx = (x1 + x2) / 2 - tx
     my = (y1 + y2) / 2 - ty
     rx = (x2 - x1) / 2
     ry = (y2 - y1) / 2
     x = (d * mx - b * my) / det
     y = (a * my - c * mx) / det
-    rx, ry = (abs(d) * rx + abs(b) * ry) / abs(det) + 1, (abs(a) * ry + abs(c) * rx) / abs(det) + 1
-    return max(int(x - rx), 0), max(int(y - ry), 0), min(int(x + rx) + 1, size[1]), min(int(y + ry) + 1, size[0])
+    reach_x = (abs(d) * rx + abs(b) * ry) / abs(det) + 1
+    reach_y = (abs(a) * ry + abs(c) * rx) / abs(det) + 1
+
+    h, w = size
+    left = max(int(x - reach_x), 0)
+    top = max(int(y - reach_y), 0)
+    return left, top, min(int(x + reach_x) + 1, w), min(int(y + reach_y) + 1, h)
 
 def _draw(
     canvas:np.ndarray, # (H,W,4) uint8, drawn upon
-    image:np.ndarray, # (h+2,w+2,4) uint8: BGRA with a rim
-    matrix:np.ndarray, # (2,3): from pixels of the image (without the rim) to pixels of the canvas
+    image:np.ndarray, # (h+2,w+2,4) uint8: BGRA with a border
+    matrix:np.ndarray, # (2,3): from pixels of the image (without the border) to pixels of the canvas
     within:tuple, # (x1, y1, x2, y2) ints on the canvas
 ):
     "Draw a warped image in its place; what it does not cover stays."
-    (a, b, tx), (c, d, ty) = rows = matrix.tolist()
-    x1, y1, x2, y2 = _bounds(rows, within, image.shape)
-    if x1 < x2 and y1 < y2: image[y1:y2, x1:x2:16, 0].max() # 16 pixels are 64 bytes
+    rows = matrix.tolist()
+    # bring the part that is needed into the processor's caches: 16 pixels are 64 bytes
+    left, top, right, bottom = _bounds(rows, within, image.shape[:2])
+    if left < right and top < bottom: image[top:bottom, left:right:16, 0].max()
+
+    # from centers of the image's pixels, counted from the border's first, to centers of the rectangle's, from its first
+    (a, b, tx), (c, d, ty) = rows
     x1, y1, x2, y2 = within
-    from_rim = np.array([[a, b, tx - (a + b) / 2 - .5 - x1], [c, d, ty - (c + d) / 2 - .5 - y1]])
-    cv2.warpAffine(image, from_rim, (x2 - x1, y2 - y1), dst=canvas[y1:y2, x1:x2], borderMode=cv2.BORDER_TRANSPARENT)
+    between_centers = np.array([[a, b, tx - (a + b) / 2 - .5 - x1], [c, d, ty - (c + d) / 2 - .5 - y1]])
+    cv2.warpAffine(image, between_centers, (x2 - x1, y2 - y1), dst=canvas[y1:y2, x1:x2],
+                   borderMode=cv2.BORDER_TRANSPARENT)
 
 # %% ../../../nbs/17_data.augment.render.ipynb #7b4d7bc4
 _FLIP_CODES = (None, 1, 0, -1) # of cv2.flip, for nothing, left and right, top and bottom, both
 
 def _part(image, matrix, source):
-    "A part (x1, y1, x2, y2) of an image with a rim, its neighbors as the rim; the matrix from its pixels."
+    "A part (x1, y1, x2, y2) of an image with a border, its neighbors as the border; the matrix from its pixels."
     h = image.shape[0] - 2
     w = image.shape[1] - 2
     x1 = min(round(source[0]), w - 1)
@@ -162,28 +180,44 @@ def _draw_tile(
     tile, # a Tile, for the whole sample
 ):
     "Draw one tile of a plan."
-    h, w = size = tuple(cache.ds.sizes[tile.index].tolist())
-    x1, y1, x2, y2 = within = tuple(v - corner[k % 2] for k, v in enumerate(tile.within))
+    left, top = corner
+    x1, y1, x2, y2 = tile.within
+    within = x1 - left, y1 - top, x2 - left, y2 - top
     if tile.resize:
-        small = cv2.resize(cache.pixels(tile.index)[1:-1, 1:-1], (x2 - x1, y2 - y1))
-        flip = _FLIP_CODES[tile.resize[2]]
-        canvas[y1:y2, x1:x2] = small if flip is None else cv2.flip(small, flip)
+        _, _, flips = tile.resize
+        _draw_resized(canvas, cache.pixels(tile.index), flips, within)
         return
-    left = tile.zoom * 2 ** reduction(size, cache.detail) # zoom from what is decoded
-    image = cache.pixels(tile.index, max(math.ceil(math.log2(.5 / left)), 0))
+
+    # the smallest copy that is drawn at half its size at least
+    h, w = cache.ds.sizes[tile.index].tolist()
+    zoom_from_decoded = tile.zoom * 2 ** reduction((h, w), cache.detail)
+    image = cache.pixels(tile.index, max(math.ceil(math.log2(.5 / zoom_from_decoded)), 0))
+
+    # from pixels of the copy, and to pixels of the canvas
     sx = w / (image.shape[1] - 2)
     sy = h / (image.shape[0] - 2)
-    matrix = tile.matrix * [sx, sy, 1] - [[0, 0, corner[0]], [0, 0, corner[1]]]
+    matrix = tile.matrix * [sx, sy, 1] - [[0, 0, left], [0, 0, top]]
     if tile.source: image, matrix = _part(image, matrix, (tile.source / np.array([sx, sy] * 2)).tolist())
     _draw(canvas, image, matrix, within)
+
+def _draw_resized(canvas, image, flips, within):
+    "Draw a whole image by `cv2.resize`, as the runtime does, then mirrored."
+    x1, y1, x2, y2 = within
+    small = cv2.resize(image[1:-1, 1:-1], (x2 - x1, y2 - y1))
+    code = _FLIP_CODES[flips]
+    canvas[y1:y2, x1:x2] = small if code is None else cv2.flip(small, code)
 
 # %% ../../../nbs/17_data.augment.render.ipynb #eb2eb440
 def _window(plan):
     "(x1, y1, x2, y2) around the tiles of a plan, x in steps of 32; all of it where a second layer's frame ends inside."
-    (h, w), rects = plan.size, [t.within for layer in plan.layers for t in layer.tiles]
+    h, w = plan.size
     if any(layer.frame != (h, w) for layer in plan.layers): return 0, 0, w, h
-    x1, y1, x2, y2 = (f(r[k] for r in rects) for k, f in enumerate((min, min, max, max))) if rects else (0, 0, 0, 0)
-    return x1 // 32 * 32, y1, min(-(-x2 // 32) * 32, w), y2
+    rectangles = [tile.within for layer in plan.layers for tile in layer.tiles]
+    if not rectangles: return 0, 0, 0, 0
+    lefts, tops, rights, bottoms = zip(*rectangles)
+    left = min(lefts) // 32 * 32
+    right = -(-max(rights) // 32) * 32
+    return left, min(tops), min(right, w), max(bottoms)
 
 def _draw_layer(
     cache:ImageCache, # images
@@ -192,9 +226,10 @@ def _draw_layer(
 )->np.ndarray: # (y2-y1, x2-x1, 4) uint8 BGRA
     "The tiles of a layer on its background."
     x1, y1, x2, y2 = window
+    frame_h, frame_w = layer.frame
     canvas = np.full((y2 - y1, x2 - x1, 4), 114, np.uint8)
-    canvas[max(layer.frame[0] - y1, 0):] = 0
-    canvas[:, max(layer.frame[1] - x1, 0):] = 0
+    canvas[max(frame_h - y1, 0):] = 0
+    canvas[:, max(frame_w - x1, 0):] = 0
     for tile in layer.tiles: _draw_tile(canvas, (x1, y1), cache, tile)
     return canvas
 
@@ -213,20 +248,25 @@ def shift_colors(
     out:np.ndarray=None, # (h,w,3) uint8 to write to; may be the image itself
 )->np.ndarray: # (h,w,3) uint8 BGR
     "Shift an image's colors in HSV."
-    hue, *others = (int(s) for s in shifts)
-    hue = (hue + 90) % 180 - 90
-    if not (hue or any(others)): return _bgr_only(image, out)
-    there, back = (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR) if hue >= 0 else (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB)
-    hsv = cv2.cvtColor(image, there)
-    if abs(hue) > 255 - 180:
-        # would not fit into a byte
-        hsv[..., 0] = (hsv[..., 0] + np.uint16(abs(hue))) % 180
+    hue, saturation, value = (int(s) for s in shifts)
+    hue = (hue + 90) % 180 - 90 # the short way round
+    if not (hue or saturation or value): return _bgr_only(image, out)
+
+    # red and blue exchanged mirror the circle of hues: a shift down becomes a shift up
+    to_hsv, to_bgr = cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR
+    if hue < 0: to_hsv, to_bgr = cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB
+    hue = abs(hue)
+    hsv = cv2.cvtColor(image, to_hsv)
+    if hue > 255 - 180: # would not fit into a byte
+        hsv[..., 0] = (hsv[..., 0] + np.uint16(hue)) % 180
         hue = 0
-    up = [abs(hue)] + [max(s, 0) for s in others]
-    down = [0] + [max(-s, 0) for s in others]
+
+    # cv2.add and cv2.subtract stop at 255 and 0
+    up = hue, max(saturation, 0), max(value, 0)
+    down = 0, max(-saturation, 0), max(-value, 0)
     if any(up): cv2.add(hsv, (*up, 0), dst=hsv)
     if any(down): cv2.subtract(hsv, (*down, 0), dst=hsv)
-    return cv2.cvtColor(hsv, back, dst=out)
+    return cv2.cvtColor(hsv, to_bgr, dst=out)
 
 # %% ../../../nbs/17_data.augment.render.ipynb #5f22a65f
 def render(
@@ -235,7 +275,8 @@ def render(
     out:np.ndarray=None, # (h,w,3) uint8 to write to
 )->np.ndarray: # (h,w,3) uint8 BGR: `out`, or a new array
     "The pixels of a plan."
-    out = np.empty((*plan.size, 3), np.uint8) if out is None else out
+    if out is None: out = np.empty((*plan.size, 3), np.uint8)
+    # outside of the window everything is gray, of the shifted color
     x1, y1, x2, y2 = window = _window(plan)
     outside = shift_colors(np.full((1, plan.size[1], 3), 114, np.uint8), plan.shifts)
     out[:y1] = outside
@@ -243,6 +284,8 @@ def render(
     out[y1:y2, :x1] = outside[:, :x1]
     out[y1:y2, x2:] = outside[:, x2:]
     if y1 == y2: return out
+
+    # inside: one layer, or the mean of two
     canvas = _draw_layer(cache, plan.layers[0], window)
     if len(plan.layers) == 2: cv2.addWeighted(canvas, .5, _draw_layer(cache, plan.layers[1], window), .5, 0, dst=canvas)
     shift_colors(canvas, plan.shifts, out[y1:y2, x1:x2])

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...core import InputError, did_you_mean
 from ..dataset import DetDataset
 from .columns import is_table, read_head, split_fields
-from .reader import Files, Rows, number_labels, split_of, text_lines
+from .reader import Files, Rows, class_list, number_labels, split_of
 from .tables import add_tables, check_tables, read_table, table_root
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #9d124cd5
@@ -67,7 +67,7 @@ def _class_order(
     names = set(names)
     if "classes.txt" in files.all:
         source = "classes.txt"
-        fixed = text_lines(files.root / "classes.txt")
+        fixed = class_list(files.root / "classes.txt")
     else: source, fixed = _class_csv(files)
     if not fixed: return sorted(names, key=_alphabetical)
     for name in sorted(names - set(fixed)):

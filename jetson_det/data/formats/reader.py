@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['walk_entries', 'walk_files', 'stem_of', 'Files', 'plain_folder', 'image_for', 'split_of', 'image_base', 'text_lines',
-           'flag_of', 'Rows', 'number_labels']
+           'class_list', 'flag_of', 'Rows', 'number_labels']
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #8093d13a
 import os
@@ -21,7 +21,7 @@ from ...core import InputError
 from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset, Flaw
 from ..images.exif import boxes_upright
 from ..images.header import image_sizes, read_header, size_or_error
-from .parse import read_text
+from .parse import plain_text, read_text
 from ...runtime.images import IMAGE_SUFFIXES
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #f7f1b13a
@@ -188,6 +188,19 @@ def text_lines(
 )->list: # of str
     "The lines that are not blank, stripped. Raises InputError naming the line that is not UTF-8."
     return [l.strip() for l in read_text(path).splitlines() if l.strip()]
+
+def class_list(
+    path:Path, # a UTF-8 text file with a class name on each line
+)->list: # of str
+    "The class names of a file. Raises InputError with the line of a name that stands twice."
+    names = []
+    for k, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip(): continue
+        try: name = plain_text(line, "class")
+        except InputError as e: raise InputError(f"{path}, line {k}: {e}") from None
+        if name in names: raise InputError(f"{path}, line {k}: the class {name!r} stands twice: keep one of the lines")
+        names.append(name)
+    return names
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #9780eb11
 _FLAG_NAMES = {"difficult": DIFFICULT, "ignore": IGNORE, "crowd": CROWD, "iscrowd": CROWD}

@@ -17,7 +17,16 @@ from xml.sax.saxutils import escape
 from ...core import InputError, did_you_mean
 from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from .parse import number, parse_xml, plain_text, read_bytes, xml_line
-from .reader import Files, Rows, image_for, number_labels, split_of, stem_of, text_lines
+from jetson_det.data.formats.reader import (
+    Files,
+    Rows,
+    class_list,
+    image_for,
+    number_labels,
+    split_of,
+    stem_of,
+    text_lines,
+)
 from .writers import lost_groups
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #73b1fba2
@@ -198,7 +207,7 @@ def read_voc(
     "Read Pascal VOC XML. Raises InputError with file and line for a wrong label; lesser flaws are in `.flaws`."
     if Path(root).is_file(): raise InputError(f"{root}: Pascal VOC has a file for each image: give the folder")
     files = files or Files(root)
-    fixed = text_lines(files.root / "classes.txt") if "classes.txt" in files.all else None
+    fixed = class_list(files.root / "classes.txt") if "classes.txt" in files.all else None
     return number_labels(_read_voc_rows(files, fixed), fixed)
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #5a298602

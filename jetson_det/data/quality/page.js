@@ -1,6 +1,6 @@
-// The script of the page that `jetson-det data check --html` and `data view --html` write. It runs without a library and
-// loads nothing: the data is JSON in the element "data", the JPEGs are base64 in elements "t0", "t1"... (thumbnails) and
-// "l0", "l1"... (larger ones). Text reaches the page as text alone (`append`), never as HTML.
+// The script of the page that `jetson-det data check --html` and `data view --html` write. It runs without a library
+// and loads nothing: the data is JSON in the element "data", the JPEGs are base64 in "t0", "t1"... (thumbnails) and
+// "l0", "l1"... (larger copies). Text reaches the page as text alone (`append`), never as HTML.
 //
 // data.images: path, width, height, split, group; for its boxes: boxes (x1, y1, x2, y2 in pixels), labels (numbers of
 //   classes), flags (1 crowd, 2 ignore, 4 difficult), sizes (square root of the area at the input), attributes

@@ -43,7 +43,8 @@ def page_html(
 )->bytes: # ASCII
     "The page as one file."
     content = json.dumps({**data, "palette": PALETTE}, separators=(",", ":"), allow_nan=False)
-    page = Template(_part("page.html")).substitute(
+    before_images, after_images = _part("page.html").split("$images")
+    page = Template(before_images).substitute(
         title=html.escape(title),
         style=_part("page.css"),
         style_hash=_hash(_part("page.css")),
@@ -51,4 +52,5 @@ def page_html(
         script_hash=_hash(_part("page.js")),
         data=content.replace("<", "\\u003c"),
     )
-    return page.encode("ascii", "xmlcharrefreplace") + _image_blocks(thumbs, larges) + b"</body></html>\n"
+    images = _image_blocks(thumbs, larges)
+    return page.encode("ascii", "xmlcharrefreplace") + images + after_images.encode("ascii")

@@ -44,7 +44,8 @@ class _ConvTrace(TorchFunctionMode):
         for arg in args: tensors += [a for a in _as_list(arg) if isinstance(a, torch.Tensor)]
         before = frozenset().union(*(self.last.get(id(t), ()) for t in tensors))
         if func is torch.conv2d:
-            weight, stride, groups = tensors[1], args[3], args[6]
+            _, _, _, stride, _, _, groups = args # input, weight, bias, stride, padding, dilation, groups
+            weight = tensors[1]
             self.convs.append(Conv(self.names[id(weight)], tuple(weight.shape), stride[0], groups, before))
             before = frozenset([len(self.convs) - 1])
         for t in _as_list(out): # a split gives several

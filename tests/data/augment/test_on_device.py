@@ -251,7 +251,7 @@ def test_pixels_that_are_sent_when_needed(ds):
     expected = render_batch(pixels, tables, (96, 160))
     pixels.resident = False
     assert torch.equal(render_batch(pixels, tables, (96, 160)), expected)
-    assert len(pixels._stage) < 1.3 * len(pixels.pixels)
+    assert len(pixels._sent) < 1.3 * len(pixels.pixels)
     few = pack_plans(planned(ds, (96, 160), AugmentConfig(mixup=.5))[:2], pixels.table)
     assert torch.equal(render_batch(pixels, few, (96, 160)), expected[:2])
 
@@ -267,7 +267,7 @@ def test_on_a_card_nothing_waits(ds, monkeypatch):
     try: again = render_batch(pixels, tables, (96, 160))
     finally: torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(again, expected) and expected.is_cuda
-    monkeypatch.setattr(B, "_SHARE", 0.)
+    monkeypatch.setattr(B, "_DEVICE_SHARE", 0.)
     pinned = DevicePixels(ds, (96, 160), "cuda", quiet)
     assert not pinned.resident and pinned.pixels.is_pinned() and torch.equal(render_batch(pinned, tables,
                                                                                           (96, 160)), expected)

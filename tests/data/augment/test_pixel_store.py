@@ -14,8 +14,11 @@ from signals import hear_ctrl_c
 from jetson_det.core import InputError
 from jetson_det.data.augment import pixel_store as cache
 from jetson_det.data.augment.render import ImageCache
-from jetson_det.data.augment.pixel_store import _disk_store, _memory_store, open_store, _store_name, store_size
+from jetson_det.data.augment.pixel_store import _disk_store, _memory_store, _store_name, _store_offsets, open_store
 from jetson_det.data.dataset import DetDataset
+
+def store_size(ds, detail): return int(_store_offsets(ds, detail)[-1])
+
 
 SIZES = [(72, 128), (100, 33), (1, 1), (301, 467), (480, 640), (97, 101)]
 
@@ -74,10 +77,10 @@ def test_no_file_is_opened_for_the_size(ds, tmp_path):
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_what_does_not_fit_is_refused_before_anything_is_read(ds, tmp_path, cache_folder, monkeypatch, kind):
     for f in (tmp_path / "images").iterdir(): f.write_bytes(b"not an image") # reading one would raise something else
-    monkeypatch.setattr(cache, "free_memory", lambda: cache._LEFT + store_size(ds, (640, 640)) - 1)
+    monkeypatch.setattr(cache, "free_memory", lambda: cache._KEEP_FREE + store_size(ds, (640, 640)) - 1)
     usage = cache.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cache.shutil, "disk_usage",
-                        lambda p: usage._replace(free=cache._SPARE + store_size(ds, (640, 640))))
+                        lambda p: usage._replace(free=cache._KEEP_FREE_ON_DISK + store_size(ds, (640, 640))))
     with pytest.raises(InputError, match=f"data.cache={kind}: 6 images take .*[KM]iB, and .* free") as e:
         open_store(kind, ds, (640, 640), print)
     assert "\n" not in str(e.value)
@@ -158,7 +161,7 @@ def test_old_files_do_not_pile_up(ds, cache_folder, monkeypatch):
     assert [n.exists() for n in names] == [False, True, True] and "not used for long" in lines[0] # the second is in use
     del used, fresh
     usage = cache.shutil.disk_usage(cache_folder)
-    room = lambda p: usage._replace(free=cache._SPARE + 10**5 * (3 - len(list(cache_folder.glob("*.pixels")))))
+    room = lambda p: usage._replace(free=cache._KEEP_FREE_ON_DISK + 10**5 * (3 - len(list(cache_folder.glob("*.pixels")))))
     monkeypatch.setattr(cache.shutil, "disk_usage", room)
     os.utime(names[1], (time.time() - 1000,) * 2)
     _disk_store(ds.subset([5]), (640, 640), lines.append)

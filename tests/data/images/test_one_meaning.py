@@ -13,7 +13,7 @@ from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.images.facts import inspect_image
 from jetson_det.data.images.header import image_size, read_header
 from jetson_det.data.loader import TrainLoader
-from jetson_det.data.quality.view import shrink
+from jetson_det.data.quality import view
 from jetson_det.evaluate.coco import evaluate
 from jetson_det.runtime.geometry import as_detections
 from jetson_det.runtime.images import decode_image, read_image
@@ -110,7 +110,7 @@ def test_every_stage_sees_the_same_image(tmp_path, orientation):
     assert (sample > 130).any(-1).sum() <= 1.1 * (x2 - x1) * (y2 - y1)
 
     # the view of the check
-    thumb = cv2.imdecode(np.frombuffer(shrink(path, (h, w), (160,))[0], np.uint8), cv2.IMREAD_COLOR)
+    thumb = cv2.imdecode(np.frombuffer(view._jpegs_of(path, (h, w), (160,))[0], np.uint8), cv2.IMREAD_COLOR)
     assert thumb.shape == (h, w, 3) and np.allclose(bright_box(thumb), box, atol=1)
 
     # evaluation and prediction

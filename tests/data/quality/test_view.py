@@ -214,7 +214,7 @@ def test_the_data_in_the_page(tmp_path):
     assert np.allclose(np.concatenate([im["boxes"] for im in d["images"] if im["boxes"]]), ds.boxes, atol=.006)
     sizes = np.concatenate([im["sizes"] for im in d["images"]])
     assert (np.digitize(sizes, d["edges"]) == np.digitize(sizes_at_input(ds, (320, 416)), d["edges"])).all()
-    assert sum(im["flags"] for im in d["images"] for im in [dict(f=sum(im["flags"]))]) == ds.flags.sum()
+    assert sum(sum(im["flags"]) for im in d["images"]) == ds.flags.sum()
     texts = [a["text"] for im in d["images"] for a in im["attributes"].values()]
     assert texts == [t for t in ds.attributes["text"] if t]
     assert {k["kind"]: (k["severity"], k["count"], k["images"], k["shown"])
@@ -750,16 +750,10 @@ def test_a_thousand_images_open_at_once(open_page, tmp_path):
     jpeg = cv2.imencode(".jpg", cv2.GaussianBlur(rng.integers(0, 255, (240, 320, 3), np.uint8), (0, 0), 3),
                         [1, 90])[1].tobytes().ljust(11_000, b"\0")
     images = [
-        dict(p=f"{k:04}.jpg",
-             w=320,
-             h=240,
-             s="train",
-             g="",
-             b=(rng.random((8, 2))*100).repeat(2, 0).reshape(8, 4).tolist(),
-             l=[k % 5]*8,
-             f=[0]*8,
-             z=[20]*8,
-             a={}) for k in range(n)
+        dict(path=f"{k:04}.jpg", width=320, height=240, split="train", group="",
+             boxes=(rng.random((8, 2)) * 100).repeat(2, 0).reshape(8, 4).tolist(),
+             labels=[k % 5] * 8, flags=[0] * 8, sizes=[20] * 8, attributes={})
+        for k in range(n)
     ]
     data = dict(images=images,
                 findings=[],
