@@ -14,14 +14,16 @@ from typing import Annotated, List, Optional
 import typer
 
 from . import __version__
+from .cli_config import config_app
 from .cli_data import Format, JsonFile, data_app, parse_size, write_figures
-from .cli_init import attach
+from .cli_init import init
 
 # %% ../nbs/89_cli.ipynb #118037b2
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Fine-tune an object detector on your own images and run it, measured, on an NVIDIA Jetson.")
 app.add_typer(data_app, name="data")
-attach(app) # init, config
+app.add_typer(config_app, name="config")
+app.command("init")(init)
 
 # %% ../nbs/89_cli.ipynb #c78a311d
 @app.callback()

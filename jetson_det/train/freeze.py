@@ -35,30 +35,32 @@ def plan_freeze(
     freeze_until_epoch:int=0, # epochs after which all of them learn; 0: they never do
     unfreeze=None, # epochs done -> names of stages that learn from then on; they are frozen until then
 )->FreezePlan:
-    """The three settings as one plan; `unfreeze` wins over `freeze_until_epoch`. Raises InputError for what can't be
-    meant."""
+    """The three settings as one plan; `unfreeze` wins over `freeze_until_epoch`. Raises InputError for unknown stages
+    and for settings that contradict each other."""
     stages = list(stages)
     unfreeze = unfreeze or {}
-    thaws = {s: 0 for s in stages} | {_known(s, stages, "freeze"): freeze_until_epoch or None for s in freeze}
+    for s in freeze: _check_stage(s, stages, "freeze")
     if freeze_until_epoch and not freeze:
         raise InputError(
             f"train.freeze_until_epoch: {freeze_until_epoch}, but train.freeze names no stage: {', '.join(stages)}")
-    named = {}
+    thaws = {s: 0 for s in stages}
+    for s in freeze: thaws[s] = freeze_until_epoch or None
+    step_by_step = {}
     for epoch, names in sorted(unfreeze.items()):
         if epoch < 1: raise InputError(f"train.unfreeze: after {epoch} epochs; 1 is the first that can be waited for")
         for s in names:
-            if named.setdefault(_known(s, stages, "unfreeze"), epoch) != epoch:
-                raise InputError(f"train.unfreeze: {s!r} thaws after {named[s]} epochs and again after {epoch}")
-    plan = FreezePlan(thaws | named)
+            _check_stage(s, stages, "unfreeze")
+            if step_by_step.setdefault(s, epoch) != epoch:
+                raise InputError(f"train.unfreeze: {s!r} thaws after {step_by_step[s]} epochs and again after {epoch}")
+    plan = FreezePlan(thaws | step_by_step)
     if stages and not plan.at(0):
         raise InputError(
             f"train.freeze: every stage is frozen in the first epoch; at least one of {', '.join(stages)} must learn")
     return plan
 
-def _known(name, stages, key)->str:
-    "The name itself. Raises InputError for one that no stage has."
+def _check_stage(name, stages, key):
+    "Raises InputError for a name that no stage has."
     if name not in stages: raise InputError(f"train.{key}: unknown stage {name!r}: {did_you_mean(name, stages)}")
-    return name
 
 # %% ../../nbs/30_train.freeze.ipynb #a2545027
 class Freezer:
@@ -68,16 +70,13 @@ class Freezer:
         plan:FreezePlan, # of `plan_freeze`
     ):
         self.plan = plan
-        parts = {s: [m for part in parts for m in part.modules()] for s, parts in model.stages().items()}
-        self.modules = {s: [m for m in ms if m.training] for s, ms in parts.items()}
-        self.params = {
-            s: [p
-                for m in ms
-                for p in m.parameters(recurse=False)
-                if p.requires_grad]
-            for s, ms in parts.items()
-        }
-        self._set([s for s, at in plan.thaws.items() if at is None], False)
+        self.modules = {} # stage -> those that could learn
+        self.params = {}
+        for stage, parts in model.stages().items():
+            modules = [m for part in parts for m in part.modules()]
+            self.modules[stage] = [m for m in modules if m.training]
+            self.params[stage] = [p for m in modules for p in m.parameters(recurse=False) if p.requires_grad]
+        self._set([stage for stage, at in plan.thaws.items() if at is None], False)
 
     def apply(self,
         epoch:int, # epochs done
@@ -85,12 +84,13 @@ class Freezer:
         "Freeze and thaw for the epoch that comes now."
         frozen = [s for s in self.params if not self.plan.learns(s, epoch)]
         learning = [s for s in self.params if s not in frozen]
-        new = [s for s in learning if any(not p.requires_grad for p in self.params[s])]
+        thawed = [s for s in learning if any(not p.requires_grad for p in self.params[s])]
         self._set(frozen, False) # first, for parameters that two stages share
         self._set(learning, True)
-        return new
+        return thawed
 
     def _set(self, stages, learn):
+        "Freeze or thaw stages."
         for s in stages:
             for m in self.modules[s]: m.training = learn
             for p in self.params[s]:
@@ -107,9 +107,13 @@ def freeze_rows(
     def when(at):
         if at is None: return "never learns"
         if at >= epochs: return f"never learns: thaws after {at} epochs, the training has {epochs}"
-        return "learns" if not at else f"learns from epoch {at + 1}" if at + 1 < epochs else f"learns in epoch {epochs}"
-    sizes = {s: {id(p): p.numel() for part in parts for p in part.parameters()} for s, parts in model.stages().items()}
-    held = {i for found in sizes.values() for i in found}
-    rest = sum(p.numel() for p in model.parameters() if id(p) not in held)
-    rows = [(s, round(sum(found.values()) / 1e6, 3), when(plan.thaws[s])) for s, found in sizes.items()]
-    return rows + ([("others", round(rest / 1e6, 3), "learns")] if rest else [])
+        if at == 0: return "learns"
+        return f"learns from epoch {at + 1}" if at + 1 < epochs else f"learns in epoch {epochs}"
+
+    sizes = {} # stage -> {id of a parameter: its size}
+    for stage, parts in model.stages().items():
+        sizes[stage] = {id(p): p.numel() for part in parts for p in part.parameters()}
+    rows = [(stage, round(sum(found.values()) / 1e6, 3), when(plan.thaws[stage])) for stage, found in sizes.items()]
+    in_a_stage = {i for found in sizes.values() for i in found}
+    rest = sum(p.numel() for p in model.parameters() if id(p) not in in_a_stage)
+    return rows + [("others", round(rest / 1e6, 3), "learns")] if rest else rows

@@ -240,8 +240,9 @@ def _with_fitting_batch(cfg, ds, checkpoint, world, say):
         cfg.train.batch_size, cfg.train.accumulate = checkpoint.state["micro"]
         return cfg
     train_ds = labeled_split(ds, "train")
-    held = 0
-    if cfg.data.augment_on == "device": held = 4 * pixel_table(train_ds, detail_of(cfg.data.input_size, cfg.augment)).total
+    held = 0 # bytes of pixels that stay on the device
+    if cfg.data.augment_on == "device":
+        held = 4 * pixel_table(train_ds, detail_of(cfg.data.input_size, cfg.augment)).total
     return auto_batch(cfg, train_ds, held, world, say)
 
 def _fit_to_the_end(trainer)->Trainer: # the one that came to the end: another one after a rollback

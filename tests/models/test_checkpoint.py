@@ -181,7 +181,8 @@ def test_the_newest_whole_one_is_found_and_the_others_are_named(tmp_path):
     (checkpoint_path(tmp_path, 2)/"manifest.json").write_text("{}")
     lines = []
     assert newest_whole(tmp_path, lines.append) == checkpoint_path(tmp_path, 1)
-    assert len(lines) == 2 and "step-00000003" in lines[0] and "ema.safetensors" in lines[0] and "step-00000002" in lines[1]
+    assert len(lines) == 2 and "step-00000002" in lines[1]
+    assert "step-00000003" in lines[0] and "ema.safetensors" in lines[0]
     (checkpoint_path(tmp_path, 1)/"state.json").unlink()
     with pytest.raises(InputError, match="no whole checkpoint"): newest_whole(tmp_path, lines.append)
 

@@ -19,7 +19,7 @@ from jetson_det.train.ema import (
     ModelEMA,
     ModelSWA,
     average_weights,
-    ema_decay_at,
+    _ema_decay_at,
     learning_norms,
     refresh_batchnorm,
     swa_due,
@@ -71,7 +71,7 @@ def test_all_tensors_at_once_are_each_by_itself(layout):
                 v += torch.ones_like(v) if not v.is_floating_point() else torch.randn_like(v)
         ema.update()
         for k, v in model.state_dict().items():
-            if v.is_floating_point(): plain[k].lerp_(v, 1 - ema_decay_at(n, .9998, 100.))
+            if v.is_floating_point(): plain[k].lerp_(v, 1 - _ema_decay_at(n, .9998, 100.))
             else: plain[k].copy_(v)
     assert all(torch.equal(v, plain[k]) for k, v in ema.module.state_dict().items())
 

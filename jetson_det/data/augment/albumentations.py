@@ -26,13 +26,15 @@ def _lines(
     at:tuple=(), # keys and numbers that lead to it
 )->dict: # the same for every value below -> its line, from 1
     "Where everything in a YAML document stands."
-    found = {at: node.start_mark.line + 1}
+    lines = {at: node.start_mark.line + 1}
     if isinstance(node, yaml.SequenceNode):
-        for k, item in enumerate(node.value): found.update(_lines(item, (*at, k)))
+        for k, item in enumerate(node.value): lines.update(_lines(item, (*at, k)))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            found.update({**_lines(value, (*at, key.value)), (*at, key.value): key.start_mark.line + 1})
-    return found
+            inner = (*at, key.value)
+            lines.update(_lines(value, inner))
+            lines[inner] = key.start_mark.line + 1 # of the key, where the value begins a line below
+    return lines
 
 def _read(path):
     "The values of a YAML file, and the lines that they stand in."
@@ -40,13 +42,13 @@ def _read(path):
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
     try:
-        return yaml.safe_load(text), _lines(
-            yaml.compose(text, Loader=yaml.SafeLoader) or yaml.ScalarNode("", "", yaml.Mark(0, 0, 0, 0, "", 0)))
+        values = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return values, {(): 1} if node is None else _lines(node)
     except (yaml.YAMLError, RecursionError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
-        raise InputError(
-            f"{path}, line {mark.line + 1 if mark else '?'}: not valid YAML: {getattr(e, 'problem', None) or e}"
-        ) from None
+        line = mark.line + 1 if mark else "?"
+        raise InputError(f"{path}, line {line}: not valid YAML: {getattr(e, 'problem', None) or e}") from None
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #3138fb6c
 def _albumentations():
@@ -62,18 +64,15 @@ def _moves_boxes(A, cls):
     targets = getattr(cls, "_targets", ())
     return A.core.type_definitions.Targets.BBOXES in (targets if isinstance(targets, tuple) else (targets,))
 
-def _known(A):
+def _transforms_of(A):
     "name -> class of the transforms that work on one image and its boxes."
-    named = {
-        n: c
-        for n, c in vars(A).items()
-        if isinstance(c, type) and issubclass(c, A.BasicTransform) and c.__module__ != A.DualTransform.__module__
-    }
-    return {
-        n: c
-        for n, c in named.items()
-        if n != "Lambda" and (issubclass(c, A.ImageOnlyTransform) or _moves_boxes(A, c))
-    }
+    known = {}
+    for name, cls in vars(A).items():
+        is_transform = isinstance(cls, type) and issubclass(cls, A.BasicTransform)
+        is_base_class = is_transform and cls.__module__ == A.DualTransform.__module__
+        if not is_transform or is_base_class or name == "Lambda": continue
+        if issubclass(cls, A.ImageOnlyTransform) or _moves_boxes(A, cls): known[name] = cls
+    return known
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #29558fe8
 def _reason(e):
@@ -81,9 +80,9 @@ def _reason(e):
     cause = e.__cause__
     if not hasattr(cause, "errors"): return " ".join(str(e).split()), None
     first = cause.errors()[0]
-    if first["type"] == "missing": return f"needs the argument {first['loc'][0]!r}", None
-    return f"{first['msg'].removeprefix('Value error, ')} (found {first['input']!r})", first["loc"][0] if first[
-        "loc"] else None
+    key = first["loc"][0] if first["loc"] else None
+    if first["type"] == "missing": return f"needs the argument {key!r}", None
+    return f"{first['msg'].removeprefix('Value error, ')} (found {first['input']!r})", key
 
 def _arguments(given, allowed, at, name, where):
     "The arguments of one item, checked for names."
@@ -95,110 +94,116 @@ def _arguments(given, allowed, at, name, where):
             raise InputError(f"{where((*at, key))}: {name}: unknown argument {key!r}: {did_you_mean(key, allowed)}")
     return given
 
-def _made(cls, arguments, at, name, where):
+def _build(cls, arguments, at, name, where):
     "A transform. What albumentations refuses or only warns about is an InputError."
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", ".*(special|alias|deprecated|slow)") # advice: it works all the same
         try: return cls(**arguments)
         except Exception as e: text, key = _reason(e)
-    raise InputError(f"{where((*at, key) if key else at)}: {name}: {f'{key}: ' if key else ''}{text}")
+    if key: raise InputError(f"{where((*at, key))}: {name}: {key}: {text}")
+    raise InputError(f"{where(at)}: {name}: {text}")
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #2f425393
-def _compose(A, items, min_box=1., min_visible=.1):
+def _pipeline_of(A, items, min_box=1., min_visible=.1):
     "A pipeline for boxes in pixels; `ids` says which are left."
-    boxes = A.BboxParams("pascal_voc", ["ids"],
-                         min_width=min_box,
-                         min_height=min_box,
-                         min_visibility=min_visible,
-                         clip=True,
-                         filter_invalid_bboxes=True)
+    boxes = A.BboxParams("pascal_voc", ["ids"], min_width=min_box, min_height=min_box, min_visibility=min_visible,
+                         clip=True, filter_invalid_bboxes=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning) # "no transform to process boxes", where colors alone are changed
         return A.Compose(items, bbox_params=boxes)
 
-def _tried(A, item, at, name, where):
-    "The transform, tried on an image. Raises InputError when it cannot do without masks, or changes size or type."
-    if needs := set(item.targets_as_params) - {"image", "bboxes"}:
-        raise InputError(f"{where(at)}: {name}: needs {', '.join(sorted(needs))}: only images and boxes are at hand")
-    picture = (np.indices((331, 331)).sum(0)[..., None] * [1, 2, 3] % 256).astype(np.uint8)
+def _try_out(A, item, at, name, where):
+    "Run a transform on an image. Raises InputError when it cannot do without masks, or changes size or type."
+    needs = set(item.targets_as_params) - {"image", "bboxes"}
+    if needs:
+        raise InputError(f"{where(at)}: {name}: needs {', '.join(sorted(needs))}: there are only images and boxes")
+    image = (np.indices((331, 331)).sum(0)[..., None] * [1, 2, 3] % 256).astype(np.uint8)
     p = item.p
     item.p = 1
-    pipeline = _compose(A, [item])
+    pipeline = _pipeline_of(A, [item])
     for seed in range(3):
         pipeline.set_random_seed(seed)
-        try: got = pipeline(image=picture, bboxes=np.float32([[20, 30, 90, 80]]), ids=[0])["image"]
+        try: got = pipeline(image=image, bboxes=np.float32([[20, 30, 90, 80]]), ids=[0])["image"]
         except Exception as e:
             raise InputError(
                 f"{where(at)}: {name}: fails on an image of 331x331: {type(e).__name__}: {' '.join(str(e).split())}"
             ) from None
-        if got.shape != picture.shape:
+        if got.shape != image.shape:
             raise InputError(
-                f"{where(at)}: {name}: changes {picture.shape} into {got.shape}: a sample keeps its size and channels")
+                f"{where(at)}: {name}: changes {image.shape} into {got.shape}: a sample keeps its size and channels")
         if got.dtype != np.uint8:
             raise InputError(f"{where(at)}: {name}: makes {got.dtype} of uint8: the network does that itself")
     item.p = p
-    return item
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #add6d9c9
-def _group(A, known, cls, arguments, at, where):
+_GROUP_ARGUMENTS = {"OneOf": ("transforms", "p"), "Sequential": ("transforms", "p"),
+                    "SomeOf": ("transforms", "n", "replace", "p"), "RandomOrder": ("transforms", "n", "replace", "p")}
+
+def _group_arguments(A, known, name, given, at, where):
     "The arguments of a group, its transforms built."
-    here = at if isinstance(arguments, list) else (*at, "transforms")
-    if isinstance(arguments, list): arguments = {"transforms": arguments}
-    allowed = {"OneOf": ("transforms", "p"), "Sequential": ("transforms", "p")}.get(cls.__name__,
-                                                                                    ("transforms", "n", "replace", "p"))
-    arguments = dict(_arguments(arguments, allowed, at, cls.__name__, where))
-    arguments["transforms"] = _items(A, known, arguments.get("transforms"), here, where)
+    transforms_at = (*at, "transforms")
+    if isinstance(given, list): # the short form: OneOf: [Blur, ISONoise]
+        given = {"transforms": given}
+        transforms_at = at
+    arguments = dict(_arguments(given, _GROUP_ARGUMENTS[name], at, name, where))
+    transforms = _build_items(A, known, arguments.get("transforms"), transforms_at, where)
     p = arguments.get("p", 1)
     n = arguments.get("n", 1)
     if type(p) not in (int, float) or not 0 <= p <= 1:
-        raise InputError(f"{where((*at, 'p'))}: {cls.__name__}: p: a number of 0 to 1, not {p!r}")
+        raise InputError(f"{where((*at, 'p'))}: {name}: p: a number of 0 to 1, not {p!r}")
     if type(n) is not int or n < 1:
-        raise InputError(f"{where((*at, 'n'))}: {cls.__name__}: n: a whole number from 1, not {n!r}")
-    if cls.__name__ == "OneOf" and not sum(t.p for t in arguments["transforms"]):
+        raise InputError(f"{where((*at, 'n'))}: {name}: n: a whole number from 1, not {n!r}")
+    if name == "OneOf" and not sum(t.p for t in transforms):
         raise InputError(f"{where(at)}: OneOf: every p in it is 0")
-    return arguments
+    return {**arguments, "transforms": transforms}
 
-def _items(A, known, values, at, where):
+def _build_items(A, known, values, at, where):
     "Transforms from a list of items."
     if not isinstance(values, list) or not values:
         raise InputError(f"{where(at)}: expected a list of transforms, found {values!r}")
-    made = []
-    for k, item in enumerate(values):
-        if isinstance(item, str): item = {item: None}
-        if not isinstance(item, dict) or len(item) != 1:
-            raise InputError(
-                f"{where((*at, k))}: expected a transform such as `Blur` or `Blur: {{p: .3}}`, found {item!r}")
-        (name, given), = item.items()
-        here = (*at, k, name)
-        cls = known.get(name) or (name in _GROUPS and getattr(A, name))
-        if not cls: raise InputError(f"{where(here)}: unknown transform {name!r}: {_nearest(name, known)}")
-        if name in _GROUPS: made.append(_made(cls, _group(A, known, cls, given, here, where), here, name, where))
-        else:
-            arguments = _arguments(given, _parameters(cls), here, name, where)
-            made.append(_tried(A, _made(cls, arguments, here, name, where), here, name, where))
-    return made
+    return [_build_item(A, known, item, (*at, k), where) for k, item in enumerate(values)]
 
-def _parameters(cls):
-    return [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "strict")]
+def _build_item(A, known, item, at, where):
+    "A transform or a group of them."
+    if isinstance(item, str): item = {item: None}
+    if not isinstance(item, dict) or len(item) != 1:
+        raise InputError(f"{where(at)}: expected a transform such as `Blur` or `Blur: {{p: .3}}`, found {item!r}")
+    (name, given), = item.items()
+    at = (*at, name)
+    if name in _GROUPS:
+        return _build(getattr(A, name), _group_arguments(A, known, name, given, at, where), at, name, where)
+    if name not in known: raise InputError(f"{where(at)}: unknown transform {name!r}: {_suggestion(name, known)}")
+    parameters = inspect.signature(known[name].__init__).parameters
+    allowed = [p for p in parameters if p not in ("self", "strict")]
+    transform = _build(known[name], _arguments(given, allowed, at, name, where), at, name, where)
+    _try_out(A, transform, at, name, where)
+    return transform
 
-def _nearest(name, known):
+def _suggestion(name, known):
     "`did you mean`, without the list of them all."
     end = did_you_mean(name, [*known, *_GROUPS])
     return end if end.startswith("did you") else "albumentations 2.0.8 has none of that name for images with boxes"
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #a759f52e
 class Transforms:
-    """A pipeline as a function of a sample. Built where it is used first; it travels to workers as the list that it
-    was read from."""
-    def __init__(self, values, lines=None, file="", min_box=1., min_visible=.1):
+    "A pipeline as a function of a sample. It is pickled as the list that it was read from, and built at the first use."
+    def __init__(self,
+        values:list, # of transforms
+        lines:dict=None, # keys and numbers that lead to a value -> its line in the file; None: no file
+        file:str="", # for errors
+        min_box:float=1., # pixels: boxes with a smaller side are dropped
+        min_visible:float=.1, # boxes of which a smaller share of the area is left by a transform are dropped
+    ):
         self.values = values
         self.lines = lines
         self.file = file
-        self.least = (min_box, min_visible)
+        self.min_box = min_box
+        self.min_visible = min_visible
         self._pipeline = None
 
     def _where(self, at):
+        "Where a value stands, for an error."
         if self.lines is None:
             return "augment.transforms" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in at)
         while at not in self.lines: at = at[:-1]
@@ -207,7 +212,8 @@ class Transforms:
     def build(self)->"Transforms":
         "Make the pipeline. Raises InputError for the first thing wrong."
         A = _albumentations()
-        self._pipeline = _compose(A, _items(A, _known(A), self.values, (), self._where), *self.least)
+        items = _build_items(A, _transforms_of(A), self.values, (), self._where)
+        self._pipeline = _pipeline_of(A, items, self.min_box, self.min_visible)
         return self
 
     def __getstate__(self): return {**self.__dict__, "_pipeline": None}
@@ -222,14 +228,11 @@ class Transforms:
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         got = self._pipeline(image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB), bboxes=boxes, ids=np.arange(len(boxes)))
         if got["image"].shape != image.shape:
-            raise InputError(
-                f"{self!r}: changes {image.shape} into {got['image'].shape}: turn by quarters only where the input is"
-                " square"
-            )
+            raise InputError(f"{self!r}: changes {image.shape} into {got['image'].shape}: turn by quarters only where the"
+                             " input is square")
         kept = np.asarray(got["ids"], np.int64)
-        return cv2.cvtColor(got["image"],
-                            cv2.COLOR_RGB2BGR), np.asarray(got["bboxes"],
-                                                           np.float32).reshape(-1, 4), np.asarray(labels)[kept]
+        moved = np.asarray(got["bboxes"], np.float32).reshape(-1, 4)
+        return cv2.cvtColor(got["image"], cv2.COLOR_RGB2BGR), moved, np.asarray(labels)[kept]
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #1e893fdb
 def load_transforms(
