@@ -230,7 +230,7 @@ def test_names_are_those_of_the_zoo():
 def plan(scenes, **kw):
     return {
         f"{l.section}.{l.key}": l
-        for l in plan_lines(read_indexed(scenes), "d", **{"board": "orin-nano", "fps": 30, **kw})[0]
+        for l in plan_lines(read_indexed(scenes), "d", **{"board_name": "orin-nano", "fps": 30, **kw})[0]
     }
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,8 @@ spec.loader.exec_module(build_site)
 def site(tmp_path_factory):
     pytest.importorskip("mkdocs", reason="the docs extra is not installed")
     out = tmp_path_factory.mktemp("site")
-    start = time.time()
     p = subprocess.run([sys.executable, str(TOOL), "--out", str(out)], capture_output=True, text=True)
     assert p.returncode == 0, p.stderr[-3000:]
-    assert time.time() - start < 60
     return out
 
 
