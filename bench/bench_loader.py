@@ -1,13 +1,16 @@
-"""Finished training samples a second: our loader against those of Ultralytics, YOLOX and LibreYOLO (where they are installed) on the same images.
+"""Finished training samples a second: our loader against those of Ultralytics, YOLOX and LibreYOLO (where they are
+installed) on the same images.
 
     python bench/bench_loader.py [--data DIR] [--sizes 640,416] [--workers 0,2] [--rounds 7] [--json FILE]
 
-All make mosaic, affine, HSV and flip, without mixup and without changing sizes, in batches of 8, with OpenCV's own threads off and torch's as it chooses.
-`ours` keeps the decoded images of one group (64) in memory, so that each image is decoded about once an epoch; `ours, ram` has all of them
-in shared memory (cache="ram"), and is compared with Ultralytics' cache="ram". `yolox` is MosaicDetection + TrainTransform in its own
-DataLoader, as its nano and tiny experiments set it up; `libreyolo` is MosaicMixupDataset in its own. Filling a cache is not timed. Rounds are
-interleaved (A B C A B C ...), each begins with another peer, and a ratio is that of two neighbors of one round: minimum, median, maximum.
-Exit code 1 if a median misses its limit.
+All make mosaic, affine, HSV and flip, without mixup and without changing sizes, in batches of 8, with OpenCV's own
+threads off and torch's as it chooses. `ours` keeps the decoded images of one group (64) in memory, so that each image
+is decoded about once an epoch; `ours, ram` has all of them in shared memory (cache="ram"), and is compared with
+Ultralytics' cache="ram". `yolox` is MosaicDetection + TrainTransform in its own DataLoader, as its nano and tiny
+experiments set it up; `libreyolo` is MosaicMixupDataset in its own. Filling a cache is not timed.
+
+Rounds are interleaved (A B C A B C ...), each begins with another peer, and a ratio is that of two neighbors of one
+round: minimum, median, maximum. Exit code 1 if a median misses its limit.
 """
 import argparse
 import contextlib
@@ -27,15 +30,16 @@ import cv2
 import torch
 
 from jetson_det.config import AugmentConfig
-from jetson_det.data.quality.check import prepare
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.loader import TrainLoader
+from jetson_det.data.quality.check import prepare
 from jetson_det.scenes.docks import write_scenes
 
 # times as fast
 LIMITS = {("ours", "ultralytics"): 1.8, ("ours, ram", "ultralytics, ram"): 1.8, ("ours", "yolox"): 4.,
           ("ours", "libreyolo"): 4.}
-BATCH, WARM = 8, 10  # samples in a batch; batches for each process that are not timed
+BATCH = 8  # samples in a batch
+WARM = 10  # batches for each process that are not timed
 
 
 def copy_for_peers(ds, folder):
@@ -43,13 +47,13 @@ def copy_for_peers(ds, folder):
     for part in ("images/train", "labels/train", "annotations"): (folder / part).mkdir(parents=True)
     coco = ds.to_coco()
     for i, record in enumerate(coco["images"]):
-        (boxes, labels, _), (h, w) = ds.boxes_of(i), ds.sizes[i].tolist()
+        boxes, labels, _ = ds.boxes_of(i)
+        h, w = ds.sizes[i].tolist()
         record["file_name"] = f"{i:06}{ds.path_of(i).suffix.lower()}"
         os.symlink(ds.path_of(i).resolve(), folder / "images/train" / record["file_name"])
-        rows = [
-            f"{c} {(x1 + x2) / 2 / w:.6f} {(y1 + y2) / 2 / h:.6f} {(x2 - x1) / w:.6f} {(y2 - y1) / h:.6f}"
-            for c, (x1, y1, x2, y2) in zip(labels, boxes.tolist())
-        ]
+        rows = []
+        for c, (x1, y1, x2, y2) in zip(labels, boxes.tolist()):
+            rows.append(f"{c} {(x1 + x2) / 2 / w:.6f} {(y1 + y2) / 2 / h:.6f} {(x2 - x1) / w:.6f} {(y2 - y1) / h:.6f}")
         (folder / "labels/train" / f"{i:06}.txt").write_text("\n".join(rows))
     (folder / "annotations/train.json").write_text(json.dumps(coco))
     names = "\n".join(f"  {i}: {json.dumps(c)}" for i, c in enumerate(ds.classes))
@@ -59,13 +63,8 @@ def copy_for_peers(ds, folder):
 def ours(ds, size, cache, cache_mb=256):
     "Our loader: a function of the number of workers that gives batches and a way to end them."
     def start(workers):
-        loader = TrainLoader(ds, (size, size),
-                             AugmentConfig(multiscale=0),
-                             BATCH,
-                             workers=workers,
-                             cache_mb=cache_mb,
-                             cache=cache,
-                             say=lambda line: None)
+        loader = TrainLoader(ds, (size, size), AugmentConfig(multiscale=0), BATCH, workers=workers, cache_mb=cache_mb,
+                             cache=cache, say=lambda line: None)
         return chain.from_iterable(loader.epoch(e) for e in count()), loader.close
     # a whole epoch: images are decoded when a group begins, which is not at every batch
     start.batches = -(-len(ds) // BATCH)
@@ -111,14 +110,13 @@ def yolox(folder, size):
     with quiet():
         base = data.COCODataset(str(folder), "train.json", "images/train", (size, size),
                                 data.TrainTransform(max_labels=50))
-    made = data.MosaicDetection(base, (size, size),
-                                mosaic=True,
-                                preproc=data.TrainTransform(max_labels=120),
-                                enable_mixup=False,
-                                mosaic_scale=(.5, 1.5))
-    sampler = lambda: data.YoloBatchSampler(
-        sampler=data.InfiniteSampler(len(made), seed=0), batch_size=BATCH, drop_last=False, mosaic=True)
-    return {"yolox": torch_loader(lambda workers: data.DataLoader(made, num_workers=workers, batch_sampler=sampler()))}
+    made = data.MosaicDetection(base, (size, size), mosaic=True, preproc=data.TrainTransform(max_labels=120),
+                                enable_mixup=False, mosaic_scale=(.5, 1.5))
+    def make(workers):
+        sampler = data.YoloBatchSampler(sampler=data.InfiniteSampler(len(made), seed=0), batch_size=BATCH,
+                                        drop_last=False, mosaic=True)
+        return data.DataLoader(made, num_workers=workers, batch_sampler=sampler)
+    return {"yolox": torch_loader(make)}
 
 
 def libreyolo(folder, size):
@@ -141,11 +139,8 @@ def ultralytics(folder, size):
     for name, cache in ("ultralytics", False), ("ultralytics, ram", "ram"):
         config = get_cfg(overrides={"imgsz": size, "cache": cache, "task": "detect", "mode": "train"})
         with quiet():
-            made = build_yolo_dataset(config,
-                                      str(folder/"images/train"),
-                                      BATCH,
-                                      check_det_dataset(str(folder/"data.yaml")),
-                                      mode="train")
+            made = build_yolo_dataset(config, str(folder/"images/train"), BATCH,
+                                      check_det_dataset(str(folder/"data.yaml")), mode="train")
         peers[name] = torch_loader(lambda workers, made=made: build_dataloader(made, BATCH, workers, shuffle=True))
     return peers
 
@@ -181,9 +176,9 @@ def report(title, rates):
         our = "ours, ram" if name.endswith("ram") else "ours"
         q = sorted(a / b for a, b in zip(rates[our], r))
         ratios[our, name] = {"min": q[0], "median": statistics.median(q), "max": q[-1]}
-        print(f"{name:18}{min(r):8.0f}{statistics.median(r):8.0f}{max(r):8.0f}" + " "*14 +
-              f"{q[0]:6.2f}{statistics.median(q):6.2f}{q[-1]:6.2f}",
-              flush=True)
+        speeds = f"{min(r):8.0f}{statistics.median(r):8.0f}{max(r):8.0f}"
+        quotients = f"{q[0]:6.2f}{statistics.median(q):6.2f}{q[-1]:6.2f}"
+        print(f"{name:18}{speeds}{'':14}{quotients}", flush=True)
     return ratios
 
 
@@ -204,19 +199,17 @@ def build(ds, folder, size):
 def main():
     data = os.environ.get("JETSON_DET_DATA")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data",
-                        default=data and data + "/datasets/bccd",
+    parser.add_argument("--data", default=data and data + "/datasets/bccd",
                         help="labeled images; without it and without JETSON_DET_DATA: generated scenes")
     parser.add_argument("--sizes", default="640,416", help="input sizes, separated by commas")
     parser.add_argument("--workers", default="0,2", help="numbers of worker processes")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds")
-    parser.add_argument("--batches",
-                        type=int,
-                        default=8,
+    parser.add_argument("--batches", type=int, default=8,
                         help="timed batches in a round (with workers: three times as many; ours: an epoch)")
     parser.add_argument("--json", help="file for the figures")
     args = parser.parse_args()
-    figures, missed = {}, []
+    figures = {}
+    missed = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         source = Path(args.data) if args.data else write_scenes(folder / "scenes", 96, (480, 640), splits={"train": 1.})
@@ -229,16 +222,19 @@ def main():
             for workers in map(int, args.workers.split(",")):
                 rates = compare(peers, workers, args.rounds, args.batches * (3 if workers else 1))
                 ratios = report(f"{size}x{size}, " + (f"{workers} workers" if workers else "one process"), rates)
-                figures[f"{size}/{workers}"] = {
-                    "samples/s": rates, "ours / peer": {f"{a} / {b}": r
-                                                        for (a, b), r in ratios.items()}
-                }
-                missed += [f"{a} / {b} at {size}, {workers} workers: {ratios[a, b]['median']:.2f} < {limit}"
-                           for (a, b), limit in LIMITS.items() if (a, b) in ratios and ratios[a, b]["median"] < limit]
+                named = {f"{a} / {b}": ratio for (a, b), ratio in ratios.items()}
+                figures[f"{size}/{workers}"] = {"samples/s": rates, "ours / peer": named}
+                for (a, b), limit in LIMITS.items():
+                    if (a, b) not in ratios or ratios[a, b]["median"] >= limit: continue
+                    median = ratios[a, b]["median"]
+                    missed.append(f"{a} / {b} at {size}, {workers} workers: {median:.2f} < {limit}")
     if args.json: Path(args.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    print("\n" + ("MISSED: " + "; ".join(missed) if missed else "limits held: at least " +
-                  ", ".join(f"{v:g}x {b}" for (a, b), v in LIMITS.items())))
-    return 1 if missed else 0
+    if missed:
+        print(f"\nMISSED: {'; '.join(missed)}")
+        return 1
+    limits = ", ".join(f"{limit:g}x {peer}" for (_, peer), limit in LIMITS.items())
+    print(f"\nlimits held: at least {limits}")
+    return 0
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -189,5 +189,5 @@ class WorkerPool:
         for p in self._processes: p.join(.2)
         codes = [p.exitcode for p in self._processes if p.exitcode is not None]
         self.close()
-        raise RuntimeError(f"a loader worker ended by itself (exit code {codes}; -9 is often a lack of memory: try fewer"
-                           " workers, data.workers)")
+        raise RuntimeError(f"a loader worker ended by itself (exit code {codes}; -9 is often a lack of memory: try a"
+                           " smaller data.workers)")

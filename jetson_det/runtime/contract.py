@@ -44,7 +44,7 @@ class Contract(NamedTuple):
     config: Optional[str] = None    # fingerprint of the configuration
     parity: Optional[dict] = None   # what was measured against the model it was made from
     made_from: Optional[str] = None # sha256 of what it was made from
-    extra: dict = {}                # anything else, for people
+    extra: dict = {}                # anything else
 
     def validate(self):
         "The same contract with its lists as tuples, or an `InputError`."
@@ -61,30 +61,36 @@ class Contract(NamedTuple):
 
 # %% ../../nbs/62_runtime.contract.ipynb #2fa9ee91
 def _is_int(x, low, high): return isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
-def _is_num(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
 def _is_text(x): return isinstance(x, str) and bool(x.strip())
-def _is_seq(x): return isinstance(x, (list, tuple))
+def _is_list(x, n=None): return isinstance(x, (list, tuple)) and (n is None or len(x) == n)
+def _is_share(x): return _is_number(x) and 0 <= x <= 1
+def _is_size(x): return _is_list(x, 2) and all(_is_int(v, 1, 1 << 15) for v in x)
+def _are_names(x): return _is_list(x) and len(x) > 0 and all(map(_is_text, x)) and len(set(x)) == len(x)
+def _is_text_or_none(x): return x is None or _is_text(x)
 
-_RULES = (("version", lambda v: v == 1 and _is_int(v, 1, 1),
-           "1, the only version this package knows"), ("family", _is_text, "a name"), ("name", _is_text, "a name"),
-          ("classes", lambda v: _is_seq(v) and len(v) > 0 and all(map(_is_text, v)) and len(set(v)) == len(v),
-           "a list of different names"),
-          ("input_size", lambda v: _is_seq(v) and len(v) == 2 and all(_is_int(x, 1, 1 << 15) for x in v),
-           "[height, width] in pixels"), ("output", lambda v: v in OUTPUTS, "one of " + ", ".join(OUTPUTS)),
-          ("color", lambda v: v in ("bgr", "rgb"), "bgr or rgb"), ("scale", lambda v: _is_num(v) and v > 0,
-                                                                   "a number over 0, such as 1 or 0.00392157"),
-          ("mean", lambda v: _is_seq(v) and len(v) == 3 and all(map(_is_num, v)),
-           "3 numbers"), ("std", lambda v: _is_seq(v) and len(v) == 3 and all(_is_num(x) and x > 0 for x in v),
-                          "3 numbers over 0"), ("fit", lambda v: v in FITS, "one of " + ", ".join(FITS)),
-          ("pad", lambda v: _is_int(v, 0, 255),
-           "a gray level, 0..255"), ("confidence", lambda v: _is_num(v) and 0 <= v <= 1, "a number in 0..1"),
-          ("iou", lambda v: _is_num(v) and 0 <= v <= 1,
-           "a number in 0..1"), ("opset", lambda v: v is None or _is_int(v, 1, 99), "a number or null"),
-          ("dataset", lambda v: v is None or _is_text(v),
-           "a fingerprint or null"), ("config", lambda v: v is None or _is_text(v), "a fingerprint or null"),
-          ("parity", lambda v: v is None or isinstance(v, dict),
-           "a record or null"), ("made_from", lambda v: v is None or _is_text(v),
-                                 "a sha256 or null"), ("extra", lambda v: isinstance(v, dict), "a record"))
+_RULES = (  # field, what must hold, what would be right
+    ("version", lambda v: _is_int(v, 1, 1), "1, the only version this package knows"),
+    ("family", _is_text, "a name"),
+    ("name", _is_text, "a name"),
+    ("classes", _are_names, "a list of different names"),
+    ("input_size", _is_size, "[height, width] in pixels"),
+    ("output", lambda v: v in OUTPUTS, "one of " + ", ".join(OUTPUTS)),
+    ("color", lambda v: v in ("bgr", "rgb"), "bgr or rgb"),
+    ("scale", lambda v: _is_number(v) and v > 0, "a number over 0, such as 1 or 0.00392157"),
+    ("mean", lambda v: _is_list(v, 3) and all(map(_is_number, v)), "3 numbers"),
+    ("std", lambda v: _is_list(v, 3) and all(_is_number(x) and x > 0 for x in v), "3 numbers over 0"),
+    ("fit", lambda v: v in FITS, "one of " + ", ".join(FITS)),
+    ("pad", lambda v: _is_int(v, 0, 255), "a gray level, 0..255"),
+    ("confidence", _is_share, "a number in 0..1"),
+    ("iou", _is_share, "a number in 0..1"),
+    ("opset", lambda v: v is None or _is_int(v, 1, 99), "a number or null"),
+    ("dataset", _is_text_or_none, "a fingerprint or null"),
+    ("config", _is_text_or_none, "a fingerprint or null"),
+    ("parity", lambda v: v is None or isinstance(v, dict), "a record or null"),
+    ("made_from", _is_text_or_none, "a sha256 or null"),
+    ("extra", lambda v: isinstance(v, dict), "a record"),
+)
 
 # %% ../../nbs/62_runtime.contract.ipynb #aabb5c0c
 def _validated(
@@ -114,10 +120,10 @@ def _from_json(
     for key in fields:
         if key in Contract._fields: continue
         near = difflib.get_close_matches(key, Contract._fields, n=1)
-        raise InputError("{}: unknown key {!r}; {}".format(
-            where, key, "did you mean {!r}?".format(near[0]) if near else "known are " + ", ".join(Contract._fields)))
+        hint = "did you mean {!r}?".format(near[0]) if near else "the keys are " + ", ".join(Contract._fields)
+        raise InputError("{}: unknown key {!r}; {}".format(where, key, hint))
     missing = [f for f in Contract._fields[:5] if f not in fields]
-    if missing: raise InputError("{}: {} missing".format(where, ", ".join(missing)))
+    if missing: raise InputError("{}: missing keys: {}".format(where, ", ".join(missing)))
     return _validated(Contract(**fields), where)
 
 # %% ../../nbs/62_runtime.contract.ipynb #8d05a0f6
@@ -129,11 +135,12 @@ PRESETS = {
 }
 
 # %% ../../nbs/62_runtime.contract.ipynb #2d8f1f09
-COCO_CLASSES = tuple("""person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|stop sign|
-parking meter|bench|bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|backpack|umbrella|handbag|tie|suitcase|frisbee|skis|
-snowboard|sports ball|kite|baseball bat|baseball glove|skateboard|surfboard|tennis racket|bottle|wine glass|cup|fork|knife|spoon|
-bowl|banana|apple|sandwich|orange|broccoli|carrot|hot dog|pizza|donut|cake|chair|couch|potted plant|bed|dining table|toilet|tv|
-laptop|mouse|remote|keyboard|cell phone|microwave|oven|toaster|sink|refrigerator|book|clock|vase|scissors|teddy bear|hair drier|
+COCO_CLASSES = tuple("""person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|
+fire hydrant|stop sign|parking meter|bench|bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|backpack|
+umbrella|handbag|tie|suitcase|frisbee|skis|snowboard|sports ball|kite|baseball bat|baseball glove|skateboard|
+surfboard|tennis racket|bottle|wine glass|cup|fork|knife|spoon|bowl|banana|apple|sandwich|orange|broccoli|
+carrot|hot dog|pizza|donut|cake|chair|couch|potted plant|bed|dining table|toilet|tv|laptop|mouse|remote|
+keyboard|cell phone|microwave|oven|toaster|sink|refrigerator|book|clock|vase|scissors|teddy bear|hair drier|
 toothbrush""".replace("\n", "").split("|"))
 
 # %% ../../nbs/62_runtime.contract.ipynb #f0699435
@@ -144,7 +151,7 @@ def preset(
 )->Contract:
     "The contract that the upstream project's files follow."
     if name not in PRESETS:
-        raise InputError("preset {!r} is not known; it is one of {}".format(name, ", ".join(PRESETS)))
+        raise InputError("unknown preset {!r}; the presets are {}".format(name, ", ".join(PRESETS)))
     return Contract(name=name, classes=tuple(classes), input_size=tuple(input_size), **PRESETS[name]).validate()
 
 # %% ../../nbs/62_runtime.contract.ipynb #f3e486a4
@@ -167,12 +174,16 @@ def _agrees(
     want,  # dimensions needed; None is anything
 )->bool:
     "Can the shape be the one needed?"
-    return shape is not None and len(shape) == len(want) and all(
-        w is None or not isinstance(s, int) or s < 0 or s == w for s, w in zip(shape, want))
+    if shape is None or len(shape) != len(want): return False
+    for s, w in zip(shape, want):
+        is_open = w is None or not isinstance(s, int) or s < 0
+        if not is_open and s != w: return False
+    return True
 
 def _written(shape):
-    return "unknown" if shape is None else "[" + ", ".join(s if isinstance(s, str) else "?" if s is None else str(s)
-                                                           for s in shape) + "]"
+    "A shape for an error message; an open dimension is a question mark."
+    if shape is None: return "unknown"
+    return "[" + ", ".join("?" if s is None else str(s) for s in shape) + "]"
 
 # %% ../../nbs/62_runtime.contract.ipynb #82ea9a8c
 def check_input(
@@ -183,7 +194,7 @@ def check_input(
     "Compare the graph's input with the contract. Raises `InputError`."
     want = (None, 3) + tuple(contract.input_size)
     if not _agrees(shape, want):
-        raise InputError("input {!r} of the graph is {}, its contract ({}) says [batch, 3, {}, {}]".format(
+        raise InputError("input {!r} of the graph has the shape {}, but its contract ({}) needs [batch, 3, {}, {}]".format(
             name, _written(shape), contract.name, *contract.input_size))
 
 # %% ../../nbs/62_runtime.contract.ipynb #90c6a561
@@ -200,12 +211,13 @@ def output_shapes(
     contract:Contract, # what the file says of itself
 )->list: # (name or None, shape) of each output; None is anything
     "The outputs that the contract's kind has."
-    a = anchor_count(contract.input_size) if contract.output == "yolox-raw" else None
+    kind = contract.output
     c = len(contract.classes)
-    if contract.output in ("boxes_scores", "queries"): return [("boxes", (None, None, 4)), ("scores", (None, None, c))]
-    if contract.output == "detr": return [("pred_boxes", (None, None, 4)), ("logits", (None, None, c))]
-    if contract.output == "ultralytics": return [(None, (None, 4 + c, None))]
-    return [(None, (None, a, 5 + c))]
+    if kind in ("boxes_scores", "queries"): return [("boxes", (None, None, 4)), ("scores", (None, None, c))]
+    if kind == "detr": return [("pred_boxes", (None, None, 4)), ("logits", (None, None, c))]
+    if kind == "ultralytics": return [(None, (None, 4 + c, None))]
+    if kind == "yolox-raw": return [(None, (None, anchor_count(contract.input_size), 5 + c))]
+    return [(None, (None, None, 5 + c))]
 
 # %% ../../nbs/62_runtime.contract.ipynb #e47973d3
 def check_outputs(
@@ -215,19 +227,20 @@ def check_outputs(
     "Compare the graph's outputs with the contract. Raises `InputError`."
     shapes = dict(names_and_shapes)
     wanted = output_shapes(contract)
-    says = "its contract ({}, kind {}, {} classes)".format(contract.name, contract.output, len(contract.classes))
+    needs = "but its contract ({}, kind {}, {} classes) needs".format(
+        contract.name, contract.output, len(contract.classes))
     if len(shapes) != len(wanted):
-        raise InputError("the graph has {} outputs ({}), {} says {}".format(len(shapes), ", ".join(shapes), says,
-                                                                            len(wanted)))
+        raise InputError("the graph has {} outputs ({}), {} {}".format(
+            len(shapes), ", ".join(shapes), needs, len(wanted)))
     names = [name or list(shapes)[0] for name, _ in wanted]
     for name, (_, want) in zip(names, wanted):
         if name not in shapes:
-            raise InputError("the graph has no output {!r} (it has {}), {} needs it".format(
-                name, ", ".join(shapes), says))
+            raise InputError("the graph has no output {!r} (it has {}), {} it".format(name, ", ".join(shapes), needs))
         if not _agrees(shapes[name], want):
-            raise InputError("output {!r} of the graph is {}, {} says {}".format(name, _written(shapes[name]), says,
-                                                                                 _written(want)))
-    counts = {s[1] for s in shapes.values() if len(wanted) == 2 and isinstance(s[1], int)}
-    if len(counts) > 1:
-        raise InputError("the graph's boxes and scores differ in their number: {}".format(sorted(counts)))
+            raise InputError("output {!r} of the graph has the shape {}, {} {}".format(
+                name, _written(shapes[name]), needs, _written(want)))
+    if len(wanted) == 2:
+        counts = {s[1] for s in shapes.values() if isinstance(s[1], int)}
+        if len(counts) > 1:
+            raise InputError("the graph has different numbers of boxes and scores: {} and {}".format(*sorted(counts)))
     return names

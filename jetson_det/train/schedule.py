@@ -35,8 +35,8 @@ def plan_phases(
     # the tail in whole epochs, rounded up from 2/3; the warm-up takes what is left of the room
     short_tail = min(math.floor(tail * shrink + 1/3), math.floor(room + 1e-9))
     short_warmup = round(max(min(warmup * shrink, room - short_tail), 0.), 2)
-    rule = (f"warm-up {warmup:g} and tail {tail} shrunk to {short_warmup:g} and {short_tail}: together at most two thirds"
-            f" of {epochs} epochs")
+    rule = (f"warm-up {warmup:g} and tail {tail} shrunk to {short_warmup:g} and {short_tail}: together at most two"
+            f" thirds of {epochs} epochs")
     return Phases(epochs, short_warmup, short_tail, rule)
 
 # %% ../../nbs/30_train.schedule.ipynb #e6d340b7

@@ -394,7 +394,7 @@ def first_image(ds, size, augment, **kw):
     return next(loader.epoch(0)).images[0].permute(1, 2, 0).numpy()
 
 
-# a part of .3 needs the whole image; for .5 half of its size is enough, from which it is drawn at 2/3 as bilinearly as ever
+# a part of .3 needs all pixels of the image; for .5 half of its size is enough, drawn at 2/3
 @pytest.mark.parametrize("share, least", [(.3, 1.), (.5, .75)])
 @pytest.mark.parametrize("how", [{}, {"cache": "ram"}, {"cache": "disk"}, {"augment_on": "device", "device": "cpu"}],
                          ids=["plain", "ram", "disk", "device"])

@@ -98,8 +98,10 @@ def test_all_kinds_of_images():
         np.testing.assert_array_equal(fast([image])[0][0], letterbox(image, (64, 64))[0].transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("bad", [None, "a.jpg", [[1, 2]], np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((4,), np.uint8), np.zeros((0, 4, 3), np.uint8),
-                                 np.zeros((1, 4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.int32), np.zeros((4, 4), bool), np.array("x")])
+@pytest.mark.parametrize("bad", [
+    None, "a.jpg", [[1, 2]], np.array("x"), np.array(7, np.uint8),
+    np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((4,), np.uint8), np.zeros((0, 4, 3), np.uint8),
+    np.zeros((1, 4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.int32), np.zeros((4, 4), bool)])
 def test_what_is_no_image(bad):
     with pytest.raises(InputError) as e: letterbox(bad, (32, 32))
     assert "an image must" in str(e.value) and "\n" not in str(e.value)

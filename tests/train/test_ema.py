@@ -11,19 +11,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from jetson_det.core import InputError
+from jetson_det.models.checkpoint import load_checkpoint, publish_checkpoint, save_checkpoint
 from jetson_det.models.zoo import create_model
 from jetson_det.runtime.contract import Contract
-from jetson_det.models.checkpoint import load_checkpoint, publish_checkpoint, save_checkpoint
-from jetson_det.train.ema import (
-    BestSteps,
-    ModelEMA,
-    ModelSWA,
-    average_weights,
-    _ema_decay_at,
-    learning_norms,
-    refresh_batchnorm,
-    swa_due,
-)
+from jetson_det.train.ema import (BestSteps, ModelEMA, ModelSWA, _ema_decay_at, average_weights, learning_norms,
+                                  refresh_batchnorm, swa_due)
 
 CONTRACT = Contract(family="yolox", name="yolox-nano", classes=("a",), input_size=(64, 96), output="boxes_scores")
 needs_yolox = pytest.mark.skipif(oracles.yolox() is None, reason=oracles.MISSING)
@@ -68,7 +60,7 @@ def test_all_tensors_at_once_are_each_by_itself(layout):
     for n in range(1, 4):
         with torch.no_grad():
             for v in model.state_dict().values():
-                v += torch.ones_like(v) if not v.is_floating_point() else torch.randn_like(v)
+                v += torch.randn_like(v) if v.is_floating_point() else torch.ones_like(v)
         ema.update()
         for k, v in model.state_dict().items():
             if v.is_floating_point(): plain[k].lerp_(v, 1 - _ema_decay_at(n, .9998, 100.))
@@ -155,9 +147,8 @@ def test_a_resumed_average_goes_on_bit_for_bit(cut, tmp_path):
         torch.manual_seed(i)
         shake(again)
         part.update()
-    assert part.count == whole.count == 7 and all(
-        torch.equal(a, b) for a, b in zip(part.module.state_dict().values(),
-                                          whole.module.state_dict().values()))
+    assert part.count == whole.count == 7
+    for a, b in zip(part.module.state_dict().values(), whole.module.state_dict().values()): assert torch.equal(a, b)
     # what ships carries no average
     assert load_checkpoint(publish_checkpoint(saved, tmp_path/"best")).state["swa"]["count"] == cut
 
@@ -171,7 +162,8 @@ def test_the_last_epochs_count(epochs, last):
 # ---- the best k
 
 @settings(max_examples=100, deadline=None)
-@given(k=st.integers(1, 5), scores=st.lists(st.sampled_from([0., .1, .2, .3, .30001]), max_size=15), cut=st.integers(0, 15))
+@given(k=st.integers(1, 5), scores=st.lists(st.sampled_from([0., .1, .2, .3, .30001]), max_size=15),
+       cut=st.integers(0, 15))
 def test_the_best_are_the_best_and_survive_a_resume(k, scores, cut):
     best = BestSteps(k)
     for i, s in enumerate(scores):
@@ -190,10 +182,8 @@ def test_the_mean_of_states(n, seed):
     for k, v in mean.items():
         assert v.dtype == states[0][k].dtype
         if v.is_floating_point():
-            torch.testing.assert_close(v,
-                                       torch.stack([s[k].double() for s in states]).mean(0).to(v.dtype),
-                                       rtol=0,
-                                       atol=1e-7)
+            expected = torch.stack([s[k].double() for s in states]).mean(0).to(v.dtype)
+            torch.testing.assert_close(v, expected, rtol=0, atol=1e-7)
         else: assert torch.equal(v, states[0][k])
     assert all(torch.equal(v, b[k]) for s, b in zip(states, before) for k, v in s.items())
     if n == 1: assert all(torch.equal(v, mean[k]) for k, v in states[0].items())
@@ -202,13 +192,12 @@ def test_the_mean_of_states(n, seed):
 
 def test_states_in_double_precision_are_not_changed():
     a = {"w": torch.ones(2, dtype=torch.float64)}
-    assert torch.equal(
-        average_weights([a, {"w": torch.full(
-            (2, ), 3., dtype=torch.float64)}])["w"], torch.full(
-                (2, ), 2., dtype=torch.float64)) and torch.equal(a["w"], torch.ones(2, dtype=torch.float64))
+    b = {"w": torch.full((2,), 3., dtype=torch.float64)}
+    assert torch.equal(average_weights([a, b])["w"], torch.full((2,), 2., dtype=torch.float64))
+    assert torch.equal(a["w"], torch.ones(2, dtype=torch.float64))
 
 
-def test_what_can_t_be_averaged():
+def test_weights_that_cannot_be_averaged():
     with pytest.raises(InputError, match="no weights"): average_weights(iter(()))
     for other in ({"w": torch.ones(3)}, {"v": torch.ones(2)}, {}):
         with pytest.raises(InputError, match="different networks"): average_weights([{"w": torch.ones(2)}, other])

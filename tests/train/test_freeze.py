@@ -208,7 +208,8 @@ def test_the_table():
     model = net()
     plan = plan_freeze(STAGES, freeze=["stem"], unfreeze={2: ["body"], 4: ["neck"]})
     rows = freeze_rows(model, plan, 5)
-    assert [when for _, _, when in rows] == ["never learns", "learns from epoch 3", "learns in epoch 5", "learns", "learns"]
+    expected = ["never learns", "learns from epoch 3", "learns in epoch 5", "learns", "learns"]
+    assert [when for _, _, when in rows] == expected
     assert [stage for stage, _, _ in rows] == [*STAGES, "others"]
     assert sum(r[1] for r in rows) == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, abs=.003)
     assert freeze_rows(model, plan, 4)[2][2] == "never learns: thaws after 4 epochs, the training has 4"

@@ -54,9 +54,11 @@ def _read(path):
 def _albumentations():
     "The package. Raises InputError when it is not installed."
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    try: import albumentations
-    except ImportError:
-        raise InputError("augment.transforms needs albumentations: pip install albumentations==2.0.8") from None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found") # of tqdm, in a notebook without ipywidgets
+        try: import albumentations
+        except ImportError:
+            raise InputError("augment.transforms needs albumentations: pip install albumentations==2.0.8") from None
     return albumentations
 
 def _moves_boxes(A, cls):
@@ -228,8 +230,8 @@ class Transforms:
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         got = self._pipeline(image=cv2.cvtColor(image, cv2.COLOR_BGR2RGB), bboxes=boxes, ids=np.arange(len(boxes)))
         if got["image"].shape != image.shape:
-            raise InputError(f"{self!r}: changes {image.shape} into {got['image'].shape}: turn by quarters only where the"
-                             " input is square")
+            raise InputError(f"{self!r}: changes {image.shape} into {got['image'].shape}: turn by quarters only where"
+                             " the input is square")
         kept = np.asarray(got["ids"], np.int64)
         moved = np.asarray(got["bboxes"], np.float32).reshape(-1, 4)
         return cv2.cvtColor(got["image"], cv2.COLOR_RGB2BGR), moved, np.asarray(labels)[kept]

@@ -336,10 +336,10 @@ def _blended(first, second, frames):
 
 def _draw_samples(pixels, geometry, starts, pitches, second, layers, frames, shifts, size, out):
     "Draw some samples to `out` (B,h,w,3)."
-    drawn = _compose_layer(pixels, geometry[:, :second], starts[:, :second], pitches[:, :second], frames[:, 0], size)
-    if layers == 2:
-        other = _compose_layer(pixels, geometry[:, second:], starts[:, second:], pitches[:, second:], frames[:, 1], size)
-        drawn = _blended(drawn, other, frames)
+    def layer(k, rows):
+        return _compose_layer(pixels, geometry[:, rows], starts[:, rows], pitches[:, rows], frames[:, k], size)
+    drawn = layer(0, slice(None, second))
+    if layers == 2: drawn = _blended(drawn, layer(1, slice(second, None)), frames)
     planes = _planes(drawn)
     stays = (shifts == 0).all(1)[:, None, None]
     for k, (before, after) in enumerate(zip(planes, _shift_planes(*planes, shifts))):

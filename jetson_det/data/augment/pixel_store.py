@@ -154,8 +154,8 @@ def _memory_store(
     needed = int(offsets[-1])
     if needed > free - _KEEP_FREE:
         raise InputError(
-            f"data.cache=ram: {len(ds)} images take {gib(needed)}, and of {gib(free)} of free memory {gib(_KEEP_FREE)} are"
-            " kept for the training: use data.cache=disk or none, or a smaller input size"
+            f"data.cache=ram: {len(ds)} images take {gib(needed)}, and of {gib(free)} of free memory {gib(_KEEP_FREE)}"
+            " are kept for the training: use data.cache=disk or none, or a smaller input size"
         )
     say(f"cache: {len(ds)} images, {gib(needed)} in memory, shared by the workers")
     store = PixelStore(mmap.mmap(-1, max(needed, 1)), offsets, shapes)

@@ -110,7 +110,7 @@ def _random_affine(
     shear_x, shear_y = np.tan(np.radians(rng.uniform(-shear, shear, 2)))
     tx, ty = rng.uniform(-translate, translate, 2)
 
-    # rotation R = [[c, s], [-s, c]], then each row gets a share of the other: M0 = R0 + shear_y R1, M1 = R1 + shear_x R0
+    # the rotation R = [[c, s], [-s, c]], then each row gets a share of the other: R0 + shear_y R1, R1 + shear_x R0
     c = scale * math.cos(angle)
     s = scale * math.sin(angle)
     matrix = np.array([[c - shear_y * s, s + shear_y * c, tx * w], [-s + shear_x * c, c + shear_x * s, ty * h]])

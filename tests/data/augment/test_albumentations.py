@@ -13,19 +13,20 @@ pytest.importorskip("albumentations")
 
 from jetson_det.config import AugmentConfig
 from jetson_det.core import InputError, rng_for
-from jetson_det.data.augment.render import make_sample, ImageCache
+from jetson_det.data.augment.albumentations import load_transforms
+from jetson_det.data.augment.plan import epoch_order
+from jetson_det.data.augment.render import ImageCache, make_sample
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.loader import TrainLoader
-from jetson_det.data.augment.plan import epoch_order
-from jetson_det.data.augment.albumentations import load_transforms
 
 GRAY = 90
 COLORS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250]])
 
 
-def picture(size, seed):
+def make_image(size, seed):
     "Three rectangles of their own colors, apart from each other; boxes and labels."
-    (h, w), rng = size, np.random.default_rng(seed)
+    h, w = size
+    rng = np.random.default_rng(seed)
     image = np.full((h, w, 3), GRAY, np.uint8)
     boxes = []
     for k in range(3): # one in each third of the width
@@ -50,11 +51,8 @@ def found(image, label):
 GEOMETRY = {  # name: arguments, bound in pixels, bound as a share of the longer side
     "HorizontalFlip": ({}, 1, 0),
     "VerticalFlip": ({}, 1, 0),
-    "Affine": (
-        {"rotate": [-15, 15], "scale": [0.7, 1.2], "shear": [-5, 5], "translate_percent": [-0.1, 0.1], "fill": GRAY},
-        2.5,
-        0,
-    ),
+    "Affine": ({"rotate": [-15, 15], "scale": [.7, 1.2], "shear": [-5, 5], "translate_percent": [-.1, .1],
+                "fill": GRAY}, 2.5, 0),
     "Rotate": ({"limit": 20, "fill": GRAY}, 2.5, 0),
     "SafeRotate": ({"limit": 20, "fill": GRAY}, 2.5, 0),
     "ShiftScaleRotate": ({"rotate_limit": 15, "fill": GRAY}, 2.5, 0),
@@ -74,7 +72,7 @@ def test_boxes_follow(name):
     transform = load_transforms([{name: {**arguments, "p": 1}}])
     for seed in range(12):
         size = sizes[seed % 4]
-        image, boxes, labels = picture(size, seed)
+        image, boxes, labels = make_image(size, seed)
         got, moved, kept = transform(image, boxes, labels, rng_for(seed))
         assert got.shape == image.shape and len(moved) == len(kept) and moved.dtype == np.float32
         assert (moved >= 0).all() and (moved <= np.array([size[1], size[0]] * 2)).all()
@@ -90,7 +88,7 @@ def test_boxes_follow(name):
 def test_boxes_follow_at_the_steps_of_1080(size):
     transform = load_transforms([{"HorizontalFlip": {"p": .5}},
                                  {"Affine": {"rotate": [-10, 10], "scale": [.6, .9], "fill": GRAY, "p": 1}}])
-    image, boxes, labels = picture(size, 3)
+    image, boxes, labels = make_image(size, 3)
     got, moved, kept = transform(image, boxes, labels, rng_for(5))
     assert len(kept) == 3
     for box, label in zip(moved, kept): np.testing.assert_allclose(found(got, label), box, atol=3)
@@ -99,7 +97,7 @@ def test_boxes_follow_at_the_steps_of_1080(size):
 @given(st.integers(0, 10**6), st.sampled_from([(96, 160), (240, 320), (161, 97)]), st.integers(0, 3))
 @settings(max_examples=40, deadline=None)
 def test_labels_stay_with_their_boxes(seed, size, count):
-    image, boxes, labels = picture(size, seed)
+    image, boxes, labels = make_image(size, seed)
     got, moved, kept = PIPELINE(image, boxes[:count], labels[:count], rng_for(seed))
     assert set(kept.tolist()) <= set(range(count)) and len(set(kept.tolist())) == len(kept) == len(moved)
     for box, label in zip(moved, kept):
@@ -108,13 +106,12 @@ def test_labels_stay_with_their_boxes(seed, size, count):
             assert got[y - 2:y + 3, x - 2:x + 3].mean((0, 1)).argmax() == label
 
 
-PIPELINE = load_transforms([{
-    "OneOf": {
-        "p": 1, "transforms": [{"Affine": {"rotate": [-12, 12], "fill": 114}}, {"HorizontalFlip": {"p": .5}},
-                               "VerticalFlip"]
-    }
-}, {"SomeOf": {"n": 2, "p": .8, "transforms": [{"GaussNoise": {"p": .9}}, "Blur", {"ShotNoise": {"p": 1}}]}},
-                            {"Sequential": [{"ImageCompression": {"p": .5}}, "RandomBrightnessContrast"]}])
+PIPELINE = load_transforms([
+    {"OneOf": {"p": 1, "transforms": [
+        {"Affine": {"rotate": [-12, 12], "fill": 114}}, {"HorizontalFlip": {"p": .5}}, "VerticalFlip"]}},
+    {"SomeOf": {"n": 2, "p": .8, "transforms": [{"GaussNoise": {"p": .9}}, "Blur", {"ShotNoise": {"p": 1}}]}},
+    {"Sequential": [{"ImageCompression": {"p": .5}}, "RandomBrightnessContrast"]},
+])
 
 
 def scenes(folder, n=10):
@@ -122,7 +119,7 @@ def scenes(folder, n=10):
     boxes = []
     size = (120, 160)
     for i in range(n):
-        image, b, _ = picture(size, i)
+        image, b, _ = make_image(size, i)
         cv2.imwrite(str(folder / f"{i}.png"), image)
         boxes.append(b)
     return DetDataset(folder, tuple("abc"), [f"{i}.png" for i in range(n)], [size]*n, np.repeat(np.arange(n), 3),
@@ -149,31 +146,27 @@ def test_the_same_samples_with_any_number_of_workers(tmp_path):
 def test_global_random_numbers_have_no_say(tmp_path):
     ds = scenes(tmp_path, 3)
     def make():
-        return make_sample(ImageCache(ds, (96, 128)),
-                           epoch_order(3, 0, 0),
-                           0, (96, 128),
-                           AugmentConfig(mosaic=0),
-                           0,
-                           0,
-                           transform=PIPELINE).image
+        cache = ImageCache(ds, (96, 128))
+        order = epoch_order(3, 0, 0)
+        return make_sample(cache, order, 0, (96, 128), AugmentConfig(mosaic=0), 0, 0, transform=PIPELINE).image
     first = make()
     for seed in range(3):
-        np.random.seed(seed), cv2.setRNGSeed(seed), PIPELINE(*picture((96, 160), seed), rng_for(seed))
+        np.random.seed(seed)
+        cv2.setRNGSeed(seed)
+        PIPELINE(*make_image((96, 160), seed), rng_for(seed))
         np.testing.assert_array_equal(make(), first)
 
 
 def test_colors_are_not_exchanged():
-    image, boxes, labels = picture((96, 160), 0)
+    image, boxes, labels = make_image((96, 160), 0)
     image[..., 2] = 0 # no red at all
-    got, *_ = load_transforms(
-        [{"RGBShift": {"r_shift_limit": [100, 100], "g_shift_limit": 0, "b_shift_limit": 0, "p": 1}}])(image,
-                                                                                                       boxes, labels,
-                                                                                                       rng_for(0))
+    shift = {"RGBShift": {"r_shift_limit": [100, 100], "g_shift_limit": 0, "b_shift_limit": 0, "p": 1}}
+    got, *_ = load_transforms([shift])(image, boxes, labels, rng_for(0))
     assert (got[..., 2] >= 99).all() and (got[..., 0] == image[..., 0]).all()
 
 
 def test_without_boxes_and_without_change():
-    image, boxes, labels = picture((96, 160), 0)
+    image, boxes, labels = make_image((96, 160), 0)
     flip = load_transforms([{"HorizontalFlip": {"p": 0}}])
     got, none, empty = flip(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), rng_for(0))
     assert none.shape == (0, 4) and empty.shape == (0,)
@@ -188,21 +181,12 @@ def test_without_boxes_and_without_change():
 WRONG = [
     ("- Blurr\n", 1, r"unknown transform 'Blurr': did you mean 'Blur'\?"),
     ("- Blur\n- Xyzzy: {p: 1}\n", 2, "unknown transform 'Xyzzy': albumentations 2.0.8 has none"),
-    (
-        "- Blur:\n    p: .5\n    blur_limits: 3\n",
-        3,
-        r"Blur: unknown argument 'blur_limits': did you mean 'blur_limit'\?",
-    ),
+    ("- Blur:\n    p: .5\n    blur_limits: 3\n", 3,
+     r"Blur: unknown argument 'blur_limits': did you mean 'blur_limit'\?"),
     ("- Blur:\n    blur_limit: many\n", 2, "Blur: blur_limit: "),
     ("- Blur:\n    p: 7\n", 2, "Blur: p: "),
-    (
-        (
-            "- Blur\n- OneOf:\n    transforms:\n    - HorizontalFlip\n    - MotionBlur:\n        blur_limit: [3, 5]\n  "
-            "      angel: 3\n"
-        ),
-        7,
-        "MotionBlur: unknown argument 'angel'",
-    ),
+    ("- Blur\n- OneOf:\n    transforms:\n    - HorizontalFlip\n    - MotionBlur:\n        blur_limit: [3, 5]\n"
+     "        angel: 3\n", 7, "MotionBlur: unknown argument 'angel'"),
     ("- OneOf:\n    p: 2\n    transforms: [Blur]\n", 2, "OneOf: p: a number of 0 to 1"),
     ("- SomeOf:\n    n: 0\n    transforms: [Blur]\n", 2, "SomeOf: n: a whole number from 1"),
     ("- SomeOf:\n    m: 1\n    transforms: [Blur]\n", 2, "SomeOf: unknown argument 'm'"),
@@ -252,10 +236,10 @@ def test_mistakes_in_a_list_and_in_files(tmp_path):
 
 def test_a_quarter_turn_needs_a_square():
     turn = load_transforms([{"Transpose": {"p": 1}}])
-    image, boxes, labels = picture((160, 160), 0)
+    image, boxes, labels = make_image((160, 160), 0)
     got, moved, _ = turn(image, boxes, labels, rng_for(0))
     np.testing.assert_allclose(moved, boxes[:, [1, 0, 3, 2]], atol=1e-3)
-    with pytest.raises(InputError, match="only where the input is square"): turn(*picture((96, 160), 0), rng_for(0))
+    with pytest.raises(InputError, match="only where the input is square"): turn(*make_image((96, 160), 0), rng_for(0))
 
 
 def test_albumentations_is_imported_when_needed_and_asks_nobody():

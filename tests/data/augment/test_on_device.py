@@ -8,11 +8,11 @@ from hypothesis import given, settings, strategies as st
 from jetson_det.config import AugmentConfig
 from jetson_det.core import InputError
 from jetson_det.data.augment import on_device as B
+from jetson_det.data.augment.on_device import DevicePixels, _shift_planes, pack_plans, render_batch
+from jetson_det.data.augment.plan import Layer, Plan, epoch_order, plan_sample
 from jetson_det.data.augment.render import ImageCache, _draw_layer, make_sample, reduction, shift_colors
-from jetson_det.data.augment.on_device import DevicePixels, pack_plans, render_batch, _shift_planes
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.loader import TrainLoader
-from jetson_det.data.augment.plan import Layer, Plan, epoch_order, plan_sample
 
 SIZES = [(240, 320), (180, 400), (301, 203), (97, 640), (640, 480), (33, 35), (480, 854), (12, 500)] * 2
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,12 +28,13 @@ def ds(tmp_path_factory):
     boxes = []
     names = [f"{i}.{('jpg', 'png')[i % 2]}" for i in range(len(SIZES))]
     for i, (h, w) in enumerate(SIZES):
-        cv2.imwrite(str(folder/names[i]),
-                    cv2.resize(rng.integers(0, 256, (5, 7, 3), np.uint8), (w, h), interpolation=cv2.INTER_CUBIC))
+        colors = rng.integers(0, 256, (5, 7, 3), np.uint8)
+        cv2.imwrite(str(folder/names[i]), cv2.resize(colors, (w, h), interpolation=cv2.INTER_CUBIC))
         for _ in range(i % 4):
             x = rng.uniform(0, w * .7)
             y = rng.uniform(0, h * .7)
-            index.append(i), boxes.append((x, y, x + w * rng.uniform(.05, .3), y + h * rng.uniform(.05, .3)))
+            index.append(i)
+            boxes.append((x, y, x + w * rng.uniform(.05, .3), y + h * rng.uniform(.05, .3)))
     return DetDataset(folder, ("a", "b"), names, SIZES, index, np.array(boxes, np.float32), np.arange(len(boxes)) % 2)
 
 
@@ -48,37 +49,35 @@ def planned(ds, size, augment, epoch=0, mosaics=True, seed=0):
 def edges(cache, plans, size):
     """(B,h,w) bool: pixels next to an edge of a tile, as far as a pixel of its image reaches; found by drawing each
     over gray and over black."""
-    found = np.zeros((len(plans), *size), np.uint8)
+    h, w = size
+    found = np.zeros((len(plans), h, w), np.uint8)
     for mask, plan in zip(found, plans):
         for layer in plan.layers:
-            mask[min(layer.frame[0], size[0] - 1)] = mask[:, min(layer.frame[1], size[1] - 1)] = 1
+            frame_h, frame_w = layer.frame
+            mask[min(frame_h, h - 1)] = 1
+            mask[:, min(frame_w, w - 1)] = 1
             for tile in layer.tiles:
-                grounds = [
-                    _draw_layer(cache, Layer([tile], frame), (0, 0, size[1], size[0]))[..., :3]
-                    for frame in (size, (0, 0))
-                ]
-                inside = (grounds[0] == grounds[1]).all(-1).astype(np.uint8)
-                reach = 5 + 2*int(1.5*tile.zoom*2**reduction(tuple(cache.ds.sizes[tile.index].tolist()), cache.detail))
-                mask |= cv2.morphologyEx(inside,
-                                         cv2.MORPH_GRADIENT,
-                                         np.ones((reach, reach), np.uint8),
+                over_gray = _draw_layer(cache, Layer([tile], size), (0, 0, w, h))[..., :3]
+                over_black = _draw_layer(cache, Layer([tile], (0, 0)), (0, 0, w, h))[..., :3]
+                inside = (over_gray == over_black).all(-1).astype(np.uint8)
+                zoom = tile.zoom * 2**reduction(cache.ds.sizes[tile.index].tolist(), cache.detail)
+                reach = 5 + 2 * int(1.5 * zoom)
+                mask |= cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, np.ones((reach, reach), np.uint8),
                                          borderType=cv2.BORDER_REPLICATE)
     return found > 0
 
 
-def compare(ds, pixels, cache, size, augment, **kw):
-    plans = planned(ds, size, augment, **kw)
+def compare(ds, pixels, cache, size, augment, epoch=0, mosaics=True):
+    plans = planned(ds, size, augment, epoch, mosaics)
     batch = render_batch(pixels, pack_plans(plans, pixels.table), size)
-    assert batch.shape == (len(ds), 3, *size) and batch.dtype == torch.uint8 and batch.is_contiguous(
-        memory_format=torch.channels_last)
-    order = epoch_order(len(ds), kw.get("seed", 0), kw.get("epoch", 0))
-    samples = [
-        make_sample(cache, order, p, size, augment, kw.get("seed", 0), kw.get("epoch", 0), kw.get("mosaics", True))
-        for p in range(len(ds))
-    ]
+    assert batch.shape == (len(ds), 3, *size) and batch.dtype == torch.uint8
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    order = epoch_order(len(ds), 0, epoch)
+    samples = [make_sample(cache, order, p, size, augment, 0, epoch, mosaics) for p in range(len(ds))]
     for plan, s in zip(plans, samples):
         assert np.array_equal(plan.boxes, s.boxes) and np.array_equal(plan.labels, s.labels) and plan.index == s.index
-    apart = np.abs(batch.permute(0, 2, 3, 1).cpu().numpy().astype(int) - np.stack([s.image for s in samples])).max(-1)
+    images = batch.permute(0, 2, 3, 1).cpu().numpy().astype(int)
+    apart = np.abs(images - np.stack([s.image for s in samples])).max(-1)
     inner = apart[~edges(cache, plans, size)]
     assert inner.mean() < .5 and apart.mean() < 2
     return inner
@@ -96,13 +95,7 @@ CASES = {
     "zoom_out": dict(PLAIN, mosaic=0, zoom_out=1, zoom_out_scale=[2., 8.]),
     "copy_paste": dict(PLAIN, copy_paste=1),
     "hsv": dict(mosaic=.5),
-    "everything": dict(mixup=.5,
-                       mosaic=.6,
-                       crop=.5,
-                       affine=.5,
-                       zoom_out=.5,
-                       copy_paste=.7,
-                       flip_vertical=.5,
+    "everything": dict(mixup=.5, mosaic=.6, crop=.5, affine=.5, zoom_out=.5, copy_paste=.7, flip_vertical=.5,
                        hsv=[90, 80, 80]),
 }
 
@@ -141,13 +134,13 @@ def test_a_part_at_a_time_changes_nothing(ds):
 def test_plans_without_tiles(ds):
     pixels = DevicePixels(ds, (96, 160), "cpu", quiet)
     none = np.zeros((0, 4), np.float32)
-    plain = lambda frames: Plan((96, 160), 0, [Layer([], f) for f in frames],
-                                (0, 0, 0), none, np.zeros(0, np.int64), None)
-    batch = render_batch(pixels, pack_plans([plain([(96, 160)]), plain([(96, 160), (50, 60)])], pixels.table),
-                         (96, 160))
-    assert (batch[0] == 114).all() and (batch[1, :, :50, :60] == 114).all() and (batch[1, :, 50:]
-                                                                                 == 57).all() and (batch[1, :, :, 60:]
-                                                                                                   == 57).all()
+    def plan_of(*frames):
+        return Plan((96, 160), 0, [Layer([], f) for f in frames], (0, 0, 0), none, np.zeros(0, np.int64), None)
+    plans = [plan_of((96, 160)), plan_of((96, 160), (50, 60))]
+    one_layer, two_layers = render_batch(pixels, pack_plans(plans, pixels.table), (96, 160))
+    assert (one_layer == 114).all()
+    assert (two_layers[:, :50, :60] == 114).all()
+    assert (two_layers[:, 50:] == 57).all() and (two_layers[:, :, 60:] == 57).all()
 
 
 def test_no_pixel_outside_the_image_is_read(ds):
@@ -162,9 +155,8 @@ def test_no_pixel_outside_the_image_is_read(ds):
             start = int(table.starts[i, level])
             pixels.pixels[start:start + h * w] = 0x00FF00FF # what is an image is magenta
     for case in "mosaic", "everything", "letterbox", "crop":
-        batch = render_batch(pixels,
-                             pack_plans(planned(ds, (160, 256), AugmentConfig(**{**CASES[case], **PLAIN})), table),
-                             (160, 256))
+        plans = planned(ds, (160, 256), AugmentConfig(**{**CASES[case], **PLAIN}))
+        batch = render_batch(pixels, pack_plans(plans, table), (160, 256))
         assert (batch[:, 1] <= 114).all()
     pixels.pixels = clean
 
@@ -175,39 +167,39 @@ def test_colors_are_those_of_shift_colors(shifts, seed):
     image = np.random.default_rng(seed).integers(0, 256, (1, 2000, 3), np.uint8)
     planes = [torch.from_numpy(image[..., k].astype(np.float32))[None] for k in range(3)]
     hue = (shifts[0] + 90) % 180 - 90
+    if not (hue or any(shifts[1:])): return # nothing is shifted, and `render_batch` keeps the bytes
     drawn = torch.stack(_shift_planes(*planes, torch.tensor([[hue, *shifts[1:]]]).float()), -1)[0].numpy()
-    assert np.abs(drawn -
-                  shift_colors(image, shifts,
-                                image.copy() if any(shifts) else None)).max() <= 2 or not (hue or any(shifts[1:]))
+    assert np.abs(drawn - shift_colors(image, shifts, image.copy())).max() <= 2
 
 
 def test_the_bytes_of_pixels_are_mixed_exactly():
     rng = np.random.default_rng(0)
-    corners, u, v = rng.integers(0, 256, (4, 5000, 4), np.uint8), *rng.random((2, 5000)).astype(np.float32)
-    # 2x2 each
-    memory = torch.from_numpy(np.concatenate([corners[0], corners[1], corners[2], corners[3]],
-                                             1).reshape(-1, 4)).view(torch.int32).ravel()
+    corners = rng.integers(0, 256, (4, 5000, 4), np.uint8)
+    u, v = rng.random((2, 5000)).astype(np.float32)
+    images = np.concatenate(list(corners), 1).reshape(-1, 4) # 5000 images of 2x2 pixels
+    memory = torch.from_numpy(images).view(torch.int32).ravel()
     at = torch.arange(0, 20000, 4)
     pitch = torch.full((5000,), 2)
-    mixed = B._fetched(memory, at, pitch, torch.from_numpy(u),
-                       torch.from_numpy(v)).view(torch.uint8).reshape(5000, 4).numpy()
+    mixed = B._fetched(memory, at, pitch, torch.from_numpy(u), torch.from_numpy(v))
+    mixed = mixed.view(torch.uint8).reshape(5000, 4).numpy()
     c = corners.astype(float)
     u = u[:, None]
     v = v[:, None]
-    assert np.abs(mixed - (c[0]*(1 - u)*(1 - v) + c[1]*u*(1 - v) + c[2]*(1 - u)*v + c[3]*u*v)).max() < 2.1
+    expected = c[0]*(1 - u)*(1 - v) + c[1]*u*(1 - v) + c[2]*(1 - u)*v + c[3]*u*v
+    assert np.abs(mixed - expected).max() < 2.1
 
 
 def same(a, b): return all(x.shape == y.shape and torch.equal(x.cpu(), y.cpu()) for x, y in zip(a, b))
 
 
 def loader(ds, **kw):
-    return TrainLoader(ds, (96, 160), AugmentConfig(mixup=.5, multiscale=1, multiscale_every=1), 4,
-                       **{"say": quiet, **kw})
+    augment = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=1)
+    return TrainLoader(ds, (96, 160), augment, 4, **{"say": quiet, **kw})
 
 
 def test_the_loader_gives_the_same_batches_with_any_workers(ds):
-    alone = loader(ds, workers=0, augment_on="device", device="cpu")
-    whole = [list(alone.epoch(e)) for e in (0, 1)]
+    serial = loader(ds, workers=0, augment_on="device", device="cpu")
+    whole = [list(serial.epoch(e)) for e in (0, 1)]
     for workers in 1, 2:
         other = loader(ds, workers=workers, augment_on="device", device="cpu")
         for e in 0, 1: assert all(map(same, whole[e], list(other.epoch(e))))
@@ -218,7 +210,7 @@ def test_the_loader_gives_the_same_batches_with_any_workers(ds):
         assert (on_device.images.float() - one_by_one.images).abs().mean() < 1
 
 
-def test_the_loader_tells_what_it_takes(ds, tmp_path, monkeypatch):
+def test_the_loader_says_how_much_memory_it_takes(ds, tmp_path, monkeypatch):
     monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path))
     lines = []
     one = loader(ds, workers=0, augment_on="device", device="cpu", say=lines.append)
@@ -269,7 +261,7 @@ def test_on_a_card_nothing_waits(ds, monkeypatch):
     assert torch.equal(again, expected) and expected.is_cuda
     monkeypatch.setattr(B, "_DEVICE_SHARE", 0.)
     pinned = DevicePixels(ds, (96, 160), "cuda", quiet)
-    assert not pinned.resident and pinned.pixels.is_pinned() and torch.equal(render_batch(pinned, tables,
-                                                                                          (96, 160)), expected)
+    assert not pinned.resident and pinned.pixels.is_pinned()
+    assert torch.equal(render_batch(pinned, tables, (96, 160)), expected)
     batch = next(loader(ds, workers=2, augment_on="device").epoch(0))
     assert all(t.is_cuda for t in batch)

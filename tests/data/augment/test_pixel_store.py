@@ -13,9 +13,10 @@ from signals import hear_ctrl_c
 
 from jetson_det.core import InputError
 from jetson_det.data.augment import pixel_store as cache
-from jetson_det.data.augment.render import ImageCache
 from jetson_det.data.augment.pixel_store import _disk_store, _memory_store, _store_name, _store_offsets, open_store
+from jetson_det.data.augment.render import ImageCache
 from jetson_det.data.dataset import DetDataset
+
 
 def store_size(ds, detail): return int(_store_offsets(ds, detail)[-1])
 
@@ -55,8 +56,8 @@ def test_pixels_are_those_of_the_image_cache(tmp_path, kind, detail, ext):
     lines = []
     store = open_store(kind, ds, detail, lines.append)
     assert_holds(store, ds, detail)
-    assert len(store) == len(ds) and store.nbytes == store_size(
-        ds, detail) and len(lines) == 1 and f"{len(ds)} images" in lines[0]
+    assert len(store) == len(ds) and store.nbytes == store_size(ds, detail)
+    assert len(lines) == 1 and f"{len(ds)} images" in lines[0]
     with pytest.raises(ValueError, match="read-only"): store.get(0)[...] = 0
     assert np.shares_memory(store.get(3), store.get(3)) # views
     cv2.warpAffine(store.get(3), np.eye(2, 3), (20, 20)) # OpenCV reads what may not be written
@@ -142,11 +143,9 @@ def test_another_file_when_an_image_changes(ds, tmp_path, cache_folder, change):
 
 
 def test_other_sizes_and_images_have_their_own_names(ds, tmp_path):
-    names = {
-        _store_name(d, s)
-        for d in (ds, ds.subset([0, 1, 3]), ds.subset([1, 0, 3]))
-        for s in ((640, 640), (96, 160))
-    }
+    names = set()
+    for images in (ds, ds.subset([0, 1, 3]), ds.subset([1, 0, 3])):
+        names |= {_store_name(images, (640, 640)), _store_name(images, (96, 160))}
     assert len(names) == 6
 
 
@@ -161,8 +160,10 @@ def test_old_files_do_not_pile_up(ds, cache_folder, monkeypatch):
     assert [n.exists() for n in names] == [False, True, True] and "not used for long" in lines[0] # the second is in use
     del used, fresh
     usage = cache.shutil.disk_usage(cache_folder)
-    room = lambda p: usage._replace(free=cache._KEEP_FREE_ON_DISK + 10**5 * (3 - len(list(cache_folder.glob("*.pixels")))))
-    monkeypatch.setattr(cache.shutil, "disk_usage", room)
+    def room_for_two(path):
+        files = len(list(cache_folder.glob("*.pixels")))
+        return usage._replace(free=cache._KEEP_FREE_ON_DISK + 10**5 * (3 - files))
+    monkeypatch.setattr(cache.shutil, "disk_usage", room_for_two)
     os.utime(names[1], (time.time() - 1000,) * 2)
     _disk_store(ds.subset([5]), (640, 640), lines.append)
     assert not names[1].exists() and names[2].exists() and "needs the room" in lines[-2] # the one used longest ago
@@ -272,7 +273,11 @@ def test_no_file_is_left_open(ds):
 
 
 def test_long_filling_says_how_long(ds, monkeypatch):
-    slow, lines = ImageCache.pixels, []
-    monkeypatch.setattr(cache.ImageCache, "pixels", lambda self, i, level=0: (time.sleep(.05), slow(self, i))[1])
+    pixels = ImageCache.pixels
+    lines = []
+    def slowly(self, i, level=0):
+        time.sleep(.05)
+        return pixels(self, i)
+    monkeypatch.setattr(cache.ImageCache, "pixels", slowly)
     cache.decode_all(ds, (640, 640), lambda i, images: images.pixels(i), lines.append, every=.03)
     assert lines and all(l.startswith("cache: ") and l.endswith(" left") and "of 6 images" in l for l in lines)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jetson_det.config import AugmentConfig
+from jetson_det.data.augment.plan import epoch_order, plan_sample
 from jetson_det.data.augment.render import ImageCache, make_sample, render
 from jetson_det.data.dataset import DetDataset
-from jetson_det.data.augment.plan import epoch_order, plan_sample
 
 PINNED = Path(__file__).parents[2] / "fixtures" / "samples.json"
 
@@ -33,8 +33,10 @@ def scenes(folder, sizes, ext):
             x1 = rng.integers(0, w - bw)
             y1 = rng.integers(0, h - bh)
             image[y1:y1 + bh, x1:x1 + bw] = rng.integers(0, 256, 3)
-            index.append(i), boxes.append((x1, y1, x1 + bw, y1 + bh)), labels.append(k % 3), flags.append(
-                (0, 0, 0, 2, 0)[k])
+            index.append(i)
+            boxes.append((x1, y1, x1 + bw, y1 + bh))
+            labels.append(k % 3)
+            flags.append((0, 0, 0, 2, 0)[k])
         paths.append(f"{i:03}{ext}")
         cv2.imwrite(str(folder / paths[-1]), image, [cv2.IMWRITE_JPEG_QUALITY, 95] if ext == ".jpg" else [])
     return DetDataset(folder, tuple("abc"), paths, sizes, index, np.array(boxes, np.float32), labels, flags=flags)
@@ -50,12 +52,8 @@ SETTINGS = {  # name: (dataset, size, settings, mosaics)
     "plain": ("small", (320, 416), {"mosaic": 0.0}, True),
     "last": ("small", (640, 384), {}, False),
     "hsv": ("small", (256, 256), {"hsv": [180, 90, 90], "flip": 0}, True),
-    "turned": (
-        "small",
-        (416, 416),
-        {"degrees": 60, "shear": 10, "mosaic_scale": [0.1, 2.0], "hsv_prob": 0.5, "min_visible": 0.4},
-        True,
-    ),
+    "turned": ("small", (416, 416),
+               {"degrees": 60, "shear": 10, "mosaic_scale": [0.1, 2.0], "hsv_prob": 0.5, "min_visible": 0.4}, True),
     "mips": ("small", (96, 160), {"mosaic_scale": [0.1, 0.4], "min_box": 3}, True),
     "reduced": ("large", (160, 160), {"mixup": 0.5}, True),
     "reduced-last": ("large", (128, 224), {}, False),
@@ -82,13 +80,11 @@ def samples_of(caches, name):
 def summary(sample):
     "What is stored of a sample: its boxes, and the means of 4 x 4 cells of its pixels."
     image, boxes, labels, index = sample
-    cells = [[row.reshape(-1, 3).mean(0).round(2).tolist()
-              for row in np.array_split(rows, 4, 1)]
-             for rows in np.array_split(image, 4, 0)]
-    return {
-        "index": index, "labels": labels.tolist(), "boxes": [[round(v, 3) for v in b] for b in boxes.tolist()],
-        "cells": cells
-    }
+    cells = []
+    for rows in np.array_split(image, 4, 0):
+        cells.append([cell.reshape(-1, 3).mean(0).round(2).tolist() for cell in np.array_split(rows, 4, 1)])
+    boxes = [[round(v, 3) for v in box] for box in boxes.tolist()]
+    return {"index": index, "labels": labels.tolist(), "boxes": boxes, "cells": cells}
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
@@ -102,24 +98,29 @@ def test_samples_are_those_of_before(caches, name):
 
 
 def plainly(ds, plan):
-    """A plan's pixels in the plainest way, whole images in three channels and whole canvases; where the rims of
-    tiles are."""
-    (h, w), layers, rims = plan.size, [], np.zeros(plan.size, bool)
+    "A plan's pixels in the plainest way, whole images in three channels and whole canvases; where tiles have edges."
+    h, w = plan.size
+    layers = []
+    edges = np.zeros((h, w), bool)
     for layer in plan.layers:
         canvas = np.zeros((h, w, 3), np.uint8)
         canvas[:layer.frame[0], :layer.frame[1]] = 114
         for tile in layer.tiles:
             image = ds.image(tile.index)
             matrix = tile.matrix
-            (x1, y1, x2, y2) = tile.within
+            x1, y1, x2, y2 = tile.within
             if tile.resize:
                 small = cv2.resize(image, (x2, y2))
-                canvas[:y2, :x2] = small[::-1 if tile.resize[2] & 2 else 1, ::-1 if tile.resize[2] & 1 else 1]
+                _, _, flips = tile.resize
+                if flips & 1: small = small[:, ::-1]
+                if flips & 2: small = small[::-1]
+                canvas[:y2, :x2] = small
                 continue
             for _ in range(max(int(np.ceil(np.log2(.5 / tile.zoom))), 0)):
-                image = cv2.resize(image, ((image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2),
-                                   interpolation=cv2.INTER_AREA)
-            matrix = matrix * [ds.sizes[tile.index][1] / image.shape[1], ds.sizes[tile.index][0] / image.shape[0], 1]
+                half_size = (image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2
+                image = cv2.resize(image, half_size, interpolation=cv2.INTER_AREA)
+            full_h, full_w = ds.sizes[tile.index]
+            matrix = matrix * [full_w / image.shape[1], full_h / image.shape[0], 1]
             # pixel (0, 0) of OpenCV lies half a pixel from the corner
             center = np.array([[1, 0, -.5], [0, 1, -.5], [0, 0, 1]])
             matrix = (center @ np.vstack([matrix, [0, 0, 1]]) @ np.linalg.inv(center))[:2]
@@ -130,9 +131,9 @@ def plainly(ds, plan):
             inside[:, :x1] = False
             inside[:, x2:] = False
             canvas[inside] = drawn[inside]
-            rims |= cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((5, 5))) > 0
+            edges |= cv2.morphologyEx(inside.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((5, 5))) > 0
         layers.append(canvas.astype(float))
-    return np.mean(layers, 0).round().astype(np.uint8), rims
+    return np.mean(layers, 0).round().astype(np.uint8), edges
 
 
 @pytest.mark.parametrize("name", [n for n, s in SETTINGS.items() if s[0] == "small"])
@@ -142,11 +143,11 @@ def test_pixels_are_those_of_the_plain_way(caches, name):
     means = []
     for seed in range(3):
         for position in range(len(cache.ds)):
-            plan = plan_sample(cache.ds, epoch_order(len(cache.ds), seed, 0), position, size, AugmentConfig(**settings),
-                               seed, 0, mosaics)
+            order = epoch_order(len(cache.ds), seed, 0)
+            plan = plan_sample(cache.ds, order, position, size, AugmentConfig(**settings), seed, 0, mosaics)
             plan = plan._replace(shifts=(0, 0, 0))
-            expected, rims = plainly(cache.ds, plan)
-            means.append(np.abs(render(cache, plan).astype(int) - expected)[~rims].mean())
+            expected, edges = plainly(cache.ds, plan)
+            means.append(np.abs(render(cache, plan).astype(int) - expected)[~edges].mean())
     assert max(means) < .4 and np.mean(means) < .08 # half a pixel beside it would be .16 to .39 on the average
 
 
@@ -155,9 +156,9 @@ if __name__ == "__main__":  # writes the file anew: python tests/data/augment/te
     a = Path(tempfile.mkdtemp())
     b = Path(tempfile.mkdtemp())
     made = {"small": scenes(a, SMALL, ".png"), "large": scenes(b, LARGE, ".jpg")}
-    kept = {
-        name: [summary(s)
-               for s in samples_of(lambda d, size: ImageCache(made[d], size), name)]
-        for name in SETTINGS
-    }
-    PINNED.write_text("{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in kept.items()) + "}\n")
+    def new_cache(dataset, size): return ImageCache(made[dataset], size)
+    lines = []
+    for name in SETTINGS:
+        kept = [summary(sample) for sample in samples_of(new_cache, name)]
+        lines.append(f"{json.dumps(name)}: {json.dumps(kept)}")
+    PINNED.write_text("{" + ",\n".join(lines) + "}\n")
