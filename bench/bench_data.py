@@ -2,11 +2,12 @@
 
     python bench/bench_data.py [--only scale,xml,check] [--rounds N] [--json FILE]
 
-`scale` generates a set of COCO's size (120,000 images of which each is a small real JPEG, 860,000 boxes, 80 classes, outlines as large as COCO's)
-and opens it in fresh processes, first as it comes and then from the index kept of it; and the same labels as one JSON file without any image.
-Seconds are those of the whole process, from the start of Python on; megabytes are its largest resident set. `xml` reads bccd's 364 XML files, `check` checks
-raccoon with its images decoded and hashed and nothing remembered; both need JETSON_DET_DATA. Rounds are interleaved; printed are minimum,
-median, maximum, and the median has to hold the limit. Exit code 1 if one does not.
+`scale` generates a set of COCO's size (120,000 images of which each is a small real JPEG, 860,000 boxes, 80 classes,
+outlines as large as COCO's) and opens it in fresh processes, first as it comes and then from the index kept of it;
+and the same labels as one JSON file without any image. Seconds are those of the whole process, from the start of
+Python on; megabytes are its largest resident set. `xml` reads bccd's 364 XML files, `check` checks raccoon with its
+images decoded and hashed and nothing remembered; both need JETSON_DET_DATA. Rounds are interleaved; printed are
+minimum, median, maximum, and the median has to hold the limit. Exit code 1 if one does not.
 """
 import argparse
 import json

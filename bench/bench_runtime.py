@@ -2,14 +2,16 @@
 
     python bench/bench_runtime.py --model yolox_nano.onnx --images DIR [--json FILE]
 
-The model is an official YOLOX export (undecoded, as its demo takes it). All three run the same file in ONNX Runtime with the
-same number of threads, on the same decoded frames, with confidence .25 and IoU .45. `ours` is the session of the package. `yolox demo`
-is the body of demo/ONNXRuntime/onnx_inference.py of the `yolox` package. `bare loop` is the least that anybody would write by hand: cv2.resize,
-cv2.dnn.blobFromImage, a filter and cv2's suppression, without checks and without an answer in the image's own limits.
+The model is an official YOLOX export (undecoded, as its demo takes it). All three run the same file in ONNX Runtime
+with the same number of threads, on the same decoded frames, with confidence .25 and IoU .45. `ours` is the session of
+the package. `yolox demo` is the body of demo/ONNXRuntime/onnx_inference.py of the `yolox` package. `bare loop` is the
+least that anybody would write by hand: cv2.resize, cv2.dnn.blobFromImage, a filter and cv2's suppression, without
+checks and without an answer in the image's own limits.
 
-Whole passes over the frames are interleaved (A B C A B C ...), and what is compared is the time of a call less its time in `session.run`.
-Two ratios are given: of passes beside each other (minimum, median and maximum over the rounds), which shows how disturbed the machine was; and
-of each frame's fastest call, summed over the frames, which a busy machine disturbs least. Exit code 1 if the latter misses its limit.
+Whole passes over the frames are interleaved (A B C A B C ...), and what is compared is the time of a call less its
+time in `session.run`. Two ratios are given: of passes beside each other (minimum, median and maximum over the
+rounds), which shows how disturbed the machine was; and of each frame's fastest call, summed over the frames, which a
+busy machine disturbs least. Exit code 1 if the latter misses its limit.
 """
 import argparse
 import json

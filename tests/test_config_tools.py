@@ -67,9 +67,18 @@ def test_schema_and_reader_agree_on_every_key(valid):
 
 
 @pytest.mark.parametrize("key, value, ok", [
-    ("data.input_size", [416, 672], True), ("data.input_size", [400, 416], False), ("data.input_size", [0, 416], False), ("data.input_size", [416], False),
-    ("data.input_size", [416, 416, 3], False), ("augment.mosaic_scale", [.1, 2], True), ("augment.crop_scale", [0, 1], False), ("augment.hsv", [0, 255, 3], True),
-    ("augment.hsv", [0, 256, 3], False), ("augment.hsv", [1, 2], False), ("augment.zoom_out_scale", [1, 2, 3], False)])
+    ("data.input_size", [416, 672], True),
+    ("data.input_size", [400, 416], False),
+    ("data.input_size", [0, 416], False),
+    ("data.input_size", [416], False),
+    ("data.input_size", [416, 416, 3], False),
+    ("augment.mosaic_scale", [.1, 2], True),
+    ("augment.crop_scale", [0, 1], False),
+    ("augment.hsv", [0, 255, 3], True),
+    ("augment.hsv", [0, 256, 3], False),
+    ("augment.hsv", [1, 2], False),
+    ("augment.zoom_out_scale", [1, 2, 3], False),
+])
 def test_lists_that_a_function_checks(valid, key, value, ok):
     section, leaf = key.split(".")
     assert valid({section: {leaf: value}}) == accepted({section: {leaf: value}}) == ok
@@ -92,11 +101,11 @@ def test_explain_names_the_place(tmp_path):
     (tmp_path/"b.yaml").write_text("base: a.yaml\ntrain:\n  seed: 1\n  epochs: 30\n")
     (tmp_path/"c.yaml").write_text("base: b.yaml\n")
     get = lambda key, *words: explain(key, tmp_path/"c.yaml", words)[0]
-    assert get("epochs").place == f"{tmp_path/'b.yaml'}, line 4" and get("epochs").value == 30 and get(
-        "epochs").default == 100
+    epochs = get("epochs")
+    assert epochs.place == f"{tmp_path/'b.yaml'}, line 4" and epochs.value == 30 and epochs.default == 100
     assert get("data.path").place == f"{tmp_path/'a.yaml'}, line 4"
-    assert get("train.epochs", "train.epochs=7")[1:] == (7, 100, "whole number from 1 on", get("epochs").description,
-                                                         "override 'train.epochs=7'")
+    rest = (7, 100, "whole number from 1 on", epochs.description, "override 'train.epochs=7'")
+    assert get("train.epochs", "train.epochs=7")[1:] == rest
     assert get("momentum").place == "" and "(the default)" in str(get("momentum"))
     assert get("train.clip", "train={clip: 3}").place == "override 'train={clip: 3}'"
     assert len(explain()) == len(known_keys()) and not any(e.place for e in explain())
@@ -105,7 +114,13 @@ def test_explain_names_the_place(tmp_path):
     assert explain("epochs", tmp_path)[0].value == 30
 
 
-@pytest.mark.parametrize("text, part", [("train.epoks", "did you mean 'train.epochs'"), ("epoks", "did you mean 'epochs'"), ("trian", "did you mean 'train'"), ("seed", "data.seed, train.seed"), ("zzz", "lists them all")])
+@pytest.mark.parametrize("text, part", [
+    ("train.epoks", "did you mean 'train.epochs'"),
+    ("epoks", "did you mean 'epochs'"),
+    ("trian", "did you mean 'train'"),
+    ("seed", "data.seed, train.seed"),
+    ("zzz", "lists them all"),
+])
 def test_a_misspelled_key_is_one_line(text, part):
     with pytest.raises(InputError, match=part) as e: explain(text)
     assert "\n" not in str(e.value)

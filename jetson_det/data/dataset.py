@@ -20,7 +20,7 @@ from ..runtime.images import read_image
 # %% ../../nbs/11_data.dataset.ipynb #881bc21d
 class Flaw(NamedTuple):
     "One thing that is wrong in a dataset: where, and what was done about it."
-    severity:str # "error" (stops a training), "warning" (something is wrong) or "note" (worth knowing)
+    severity:str # "error" (stops training), "warning" (something is wrong) or "note" (worth knowing)
     kind:str # a short name: "zero-area", "outside", "truncated-image", "missing-image", ...
     file:str # the image (or label file), relative to the dataset's root
     where:str # box, line or annotation id inside it; may be empty
@@ -34,7 +34,7 @@ DIFFICULT = 4
 
 # %% ../../nbs/11_data.dataset.ipynb #653030fd
 def _is_text_column(values)->bool:
-    "Whether this is an array of str already, which can be kept as it is."
+    "Whether this is already an array of str, which needs no copy."
     return isinstance(values, np.ndarray) and values.dtype == object and set(map(type, values.tolist())) <= {str}
 
 def _column(
@@ -45,7 +45,7 @@ def _column(
     default, # what each is when `values` is None
     tail=(), # shape of one value
 )->np.ndarray: # (n, *tail)
-    "`values` as an array of `n` rows; raises InputError when the length or the shape is another."
+    "`values` as an array of `n` rows. Raises InputError for another length or shape."
     if values is None: return np.full((n, *tail), default, dtype)
     if dtype is object and not _is_text_column(values): # numpy would make a fixed-width array of a list of strings
         column = np.empty(len(values), object)
@@ -134,15 +134,13 @@ class DetDataset:
         return read_image(self.path_of(i))
 
     def class_counts(self)->dict:
-        """How many boxes each class has, in the order of the classes.
-
-        Areas of no class (CROWD and IGNORE) are not counted."""
+        "Boxes of each class, in class order; areas of no class (both CROWD and IGNORE) are not counted."
         real = self.flags & (CROWD | IGNORE) != CROWD | IGNORE
         return dict(zip(self.classes, np.bincount(self.labels[real], minlength=len(self.classes)).tolist()))
 
     @property
     def split_names(self)->list:
-        "The splits that are there: train, val, test first, in this order; '' when some image is in none."
+        "The splits in use: train, val, test first, in this order; '' when some image is in none."
         have = set(self.splits.tolist())
         return [s for s in ("train", "val", "test") if s in have] + sorted(have - {"train", "val", "test"})
 
@@ -221,9 +219,9 @@ def _subset(
 def _keep_boxes(
     ds, # a dataset
     keep:np.ndarray, # (M,) bool
-    boxes=None, # (M,4) xyxy: other coordinates; None: their own
-)->DetDataset: # all images, the boxes that are kept
-    "Leave boxes out, in every column of boxes."
+    boxes=None, # (M,4) xyxy: new coordinates; None: unchanged
+)->DetDataset: # all images, some of the boxes
+    "Filter every column of boxes."
     if boxes is None: boxes = ds.boxes
     return replace(ds, box_image=ds.box_image[keep], boxes=boxes[keep], labels=ds.labels[keep], flags=ds.flags[keep],
                    attributes={k: v[keep] for k, v in ds.attributes.items()})

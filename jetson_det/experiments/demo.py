@@ -15,17 +15,21 @@ from ..runtime.files import read_json
 # %% ../../nbs/72_experiments.demo.ipynb #abc57c19
 class DemoResult(NamedTuple):
     "Where everything is, and the figures that matter."
-    report:Path # the page to open
-    artifact:Path # the ONNX
-    ap50:float # on held-out scenes, by COCO's rules
-    ap:float # the same, averaged over IoU .50 to .95
-    images:int # how many held-out scenes
+    report:Path      # the page to open
+    artifact:Path    # the ONNX
+    ap50:float       # on held-out scenes, by COCO's rules
+    ap:float         # the same, averaged over IoU .50 to .95
+    images:int       # number of held-out scenes
     latency_ms:float # median, from the decoded frame to the boxes, on this machine
 
     def __str__(self):
-        return "\n".join([f"AP50 {self.ap50:.3f}, AP {self.ap:.3f} on {self.images} held-out scenes (the ONNX itself)",
-                          f"latency here: {self.latency_ms:.1f} ms a frame (median, frame to boxes, ONNX Runtime)",
-                          f"ONNX:   {self.artifact}", f"report: {self.report}"])
+        lines = [
+            f"AP50 {self.ap50:.3f}, AP {self.ap:.3f} on {self.images} held-out scenes (the ONNX itself)",
+            f"latency here: {self.latency_ms:.1f} ms a frame (median, frame to boxes, ONNX Runtime)",
+            f"ONNX:   {self.artifact}",
+            f"report: {self.report}",
+        ]
+        return "\n".join(lines)
 
 # %% ../../nbs/72_experiments.demo.ipynb #e66c3109
 def demo_result(
@@ -33,20 +37,25 @@ def demo_result(
 )->DemoResult:
     "Read the figures that the job left."
     out = Path(out)
-    m = read_json(out/"metrics.json")
-    return DemoResult(out/"train.html", out/m["artifact"], m["onnx"]["AP50"], m["onnx"]["AP"], m["images"],
-                      m["latency_ms"]["total"]["p50"])
+    metrics = read_json(out/"metrics.json")
+    return DemoResult(report=out/"train.html",
+                      artifact=out/metrics["artifact"],
+                      ap50=metrics["onnx"]["AP50"],
+                      ap=metrics["onnx"]["AP"],
+                      images=metrics["images"],
+                      latency_ms=metrics["latency_ms"]["total"]["p50"])
 
 # %% ../../nbs/72_experiments.demo.ipynb #57cf67ce
 def run_demo(
     out="runs/demo", # folder of the run
-    **parameters # of the training job, for another length or size
+    **parameters,   # of the training job, for another length or size
 )->DemoResult:
     "The whole flow on generated scenes. Raises what `run_job` raises."
     out = Path(out)
     if (out/"metrics.json").exists() and (out/"train.html").exists():
         print(f"{out} holds a finished demo; remove the folder to run it again")
         return demo_result(out)
-    run_job("train", {"config": "demo", "scenes": 1000, "hard": 0., "resume": (out/"training").exists(), **parameters},
-            out)
+    settings = {"config": "demo", "scenes": 1000, "hard": 0., "resume": (out/"training").exists()}
+    settings.update(parameters)
+    run_job("train", settings, out)
     return demo_result(out)

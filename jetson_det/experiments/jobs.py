@@ -24,7 +24,9 @@ def _jobs_dir()->Path: # a folder of notebooks
     "The folder of the jobs that come with the package, installed or in a checkout."
     import jetson_det
     package = Path(jetson_det.__file__).parent
-    return next((d for d in (package/"jobs", package.parent/"nbs"/"jobs") if d.is_dir()), package/"jobs")
+    checkout = package.parent/"nbs"/"jobs"
+    if checkout.is_dir() and not (package/"jobs").is_dir(): return checkout
+    return package/"jobs"
 
 # %% ../../nbs/70_experiments.jobs.ipynb #d3b9373c
 def list_jobs()->list: # names
@@ -44,21 +46,23 @@ def find_job(
 class Parameter(NamedTuple):
     "One parameter of a job."
     name:str
-    type:type # int, float, str, bool or list
+    type:type   # int, float, str, bool or list
     default:Any
     comment:str # what it means, with its unit and range
 
 # %% ../../nbs/70_experiments.jobs.ipynb #a67eaa89
 def _parameters_in(source:str)->list: # of Parameter
     "The annotated assignments of a cell, with the comment at the end of each."
-    comments = {
-        t.start[0]: t.string.lstrip("# ")
-        for t in tokenize.generate_tokens(io.StringIO(source).readline)
-        if t.type == tokenize.COMMENT
-    }
-    types = {t.__name__: t for t in (int, float, str, bool, list)}
-    return [Parameter(n.target.id, types[n.annotation.id], ast.literal_eval(n.value), comments.get(n.end_lineno, ""))
-            for n in ast.parse(source).body if isinstance(n, ast.AnnAssign)]
+    comments = {} # line number -> text
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT: comments[token.start[0]] = token.string.lstrip("# ")
+    types = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+    found = []
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.AnnAssign): continue
+        comment = comments.get(node.end_lineno, "")
+        found.append(Parameter(node.target.id, types[node.annotation.id], ast.literal_eval(node.value), comment))
+    return found
 
 # %% ../../nbs/70_experiments.jobs.ipynb #d04ff0a6
 def job_parameters(
@@ -69,20 +73,19 @@ def job_parameters(
     cells = [c for c in read_json(path).get("cells", []) if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(cells) != 1:
         raise InputError(f"{path}: a job has one cell tagged `parameters`, this notebook has {len(cells)}")
-    try: return {p.name: p for p in _parameters_in("".join(cells[0]["source"]))}
+    try: parameters = _parameters_in("".join(cells[0]["source"]))
     except (SyntaxError, ValueError, KeyError, AttributeError, TypeError, tokenize.TokenError):
-        raise InputError(
-            f"{path}: the cell tagged `parameters` holds lines such as `epochs:int = 10 # what it means`, and nothing"
-            " else"
-        )
+        raise InputError(f"{path}: the cell tagged `parameters` holds lines such as `epochs:int = 10 # what it means`,"
+                         " and nothing else")
+    return {p.name: p for p in parameters}
 
 # %% ../../nbs/70_experiments.jobs.ipynb #56120ba5
 def describe_job(
     name:str, # a job or the path of a notebook
 )->str: # a line for each parameter
     "Every parameter with its type, its default and its meaning."
-    return "\n".join(
-        f"  {p.name}:{p.type.__name__} = {p.default!r}  # {p.comment}" for p in job_parameters(name).values())
+    rows = [f"  {p.name}:{p.type.__name__} = {p.default!r}  # {p.comment}" for p in job_parameters(name).values()]
+    return "\n".join(rows)
 
 # %% ../../nbs/70_experiments.jobs.ipynb #8f735c0f
 def _typed(
@@ -115,7 +118,7 @@ def check_parameters(
 
 # %% ../../nbs/70_experiments.jobs.ipynb #0f72b5f8
 def _kernel_manager(): # a class for nbclient
-    "A kernel manager that starts this very Python, whatever kernels are registered."
+    "A kernel manager that starts this Python, whatever kernels are registered."
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -136,19 +139,21 @@ class _Progress:
 
     def __call__(self, cell, cell_index):
         if cell.cell_type != "code": return
-        above = [
-            line for c in self.cells[:cell_index] if c.cell_type == "markdown" for line in c.source.splitlines()
-            if line.startswith("#")
-        ]
+        heading = "start"
+        for before in self.cells[:cell_index]:
+            if before.cell_type != "markdown": continue
+            for line in before.source.splitlines():
+                if line.startswith("#"): heading = line.lstrip("# ")
         code = [i for i, c in enumerate(self.cells) if c.cell_type == "code"]
-        heading = above[-1].lstrip("# ") if above else "start"
         self.where = f"cell {code.index(cell_index) + 1} of {len(code)} ({heading})"
         print(f"[{self.name}] {self.where}", flush=True)
 
 # %% ../../nbs/70_experiments.jobs.ipynb #40b49fa8
-_PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
-    "{% block " + b + " %}{% endblock %}"
-    for b in ("html_head_js", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets"))
+_PAGE = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block jupyter_widgets %}{% endblock %}"""
 
 def write_page(
     notebook, # an executed notebook, `.ipynb`
@@ -158,9 +163,8 @@ def write_page(
     require("nbconvert")
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
-    exporter = HTMLExporter(extra_loaders=[DictLoader({"page.html.j2": _PAGE})],
-                            template_file="page.html.j2",
-                            embed_images=True)
+    templates = DictLoader({"page.html.j2": _PAGE})
+    exporter = HTMLExporter(extra_loaders=[templates], template_file="page.html.j2", embed_images=True)
     text, _ = exporter.from_filename(str(notebook))
     return write_bytes_atomic(path, text.encode("utf-8"))
 
@@ -183,22 +187,22 @@ def _execute(path, parameters, notebook):
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
     nb = load_notebook_node(str(path))
-    progress = _Progress(path.stem, (parameterize_notebook(nb, parameters) if parameters else nb).cells)
-    try:
-        execute_notebook(str(path),
-                         str(notebook),
-                         parameters,
-                         kernel_name="python3",
-                         kernel_manager_class=_kernel_manager(),
-                         progress_bar=False,
-                         on_cell_start=progress,
-                         stdout_file=sys.stdout,
-                         stderr_file=sys.stderr)
+    if parameters: nb = parameterize_notebook(nb, parameters)
+    progress = _Progress(path.stem, nb.cells)
+    options = {
+        "kernel_name": "python3",
+        "kernel_manager_class": _kernel_manager(),
+        "progress_bar": False,
+        "on_cell_start": progress,
+        "stdout_file": sys.stdout,
+        "stderr_file": sys.stderr,
+    }
+    try: execute_notebook(str(path), str(notebook), parameters, **options)
     except PapermillExecutionError as e:
         raise _failure(f"job {path.stem}, {progress.where}", e.ename, e.evalue, notebook) from None
     except DeadKernelError:
-        raise _failure(f"job {path.stem}, {progress.where}", "the Python of the job died", "out of memory?",
-                       notebook) from None
+        kind = "the Python of the job died"
+        raise _failure(f"job {path.stem}, {progress.where}", kind, "out of memory?", notebook) from None
 
 # %% ../../nbs/70_experiments.jobs.ipynb #1d5bec16
 def run_job(
@@ -206,8 +210,7 @@ def run_job(
     parameters:dict=None, # values that differ from the defaults
     out="runs/job", # folder of the run, made where it does not exist
 )->Path: # NAME.html in that folder; NAME.ipynb and metrics.json are beside it
-    """Run a notebook as a program. Raises `InputError` before it starts or where a cell refuses its input,
-    `JobError` where a cell fails."""
+    "Run a notebook as a program. Raises `InputError` for wrong parameters or input, `JobError` where a cell fails."
     path = find_job(name)
     out = Path(out).resolve()
     known = job_parameters(name)

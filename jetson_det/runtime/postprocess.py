@@ -37,7 +37,9 @@ def _read_boxes_scores(outputs, confidence, contract):
     "`boxes` (A,4) xyxy and `scores` (A,C)."
     boxes, scores = outputs
     hits = _passing(scores.ravel(), confidence) // scores.shape[1]
-    rows = hits[np.append(True, hits[1:] != hits[:-1])] if len(hits) else hits
+    is_new = np.ones(len(hits), bool)
+    is_new[1:] = hits[1:] != hits[:-1]
+    rows = hits[is_new]
     return (boxes[rows],) + _best(scores[rows])
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #f1dfd255
@@ -85,10 +87,10 @@ def _read_ultralytics(outputs, confidence, contract):
 # %% ../../nbs/64_runtime.postprocess.ipynb #9ca09e76
 def _top(
     scores:np.ndarray, # (N,)
-    most:int,          # how many at most
-)->np.ndarray: # indices by falling score; of equals the first comes first
-    "The highest."
-    return np.argsort(-scores, kind="stable")[:most]
+    limit:int,         # how many at most; None: all
+)->np.ndarray: # indices by falling score; the first of equals comes first
+    "Where the highest scores are."
+    return np.argsort(-scores, kind="stable")[:limit]
 
 def _read_queries(outputs, confidence, contract):
     "`boxes` (Q,4) xyxy and `scores` (Q,C)."
@@ -102,12 +104,13 @@ def _read_queries(outputs, confidence, contract):
 # %% ../../nbs/64_runtime.postprocess.ipynb #e47eb772
 def _read_detr(outputs, confidence, contract):
     "`pred_boxes` (Q,4) center, size, 0..1 and `logits` (Q,C)."
-    with np.errstate(divide="ignore"): gate = np.log(np.float64(confidence)) - np.log1p(-np.float64(confidence))
-    boxes, logits, labels = _read_queries(outputs, gate, contract)
+    p = np.float64(confidence)
+    with np.errstate(divide="ignore"): threshold = np.log(p) - np.log1p(-p)
+    boxes, logits, labels = _read_queries(outputs, threshold, contract)
     h, w = contract.input_size
     scores = 1 / (1 + np.exp(-np.maximum(logits, -80)))
-    return cxcywh_to_xyxy(boxes*np.float32([w, h, w, h])), np.where(np.isfinite(logits), scores,
-                                                                    np.float32("nan")), labels
+    scores = np.where(np.isfinite(logits), scores, np.float32("nan"))  # the sigmoid would hide an infinity
+    return cxcywh_to_xyxy(boxes * np.float32([w, h, w, h])), scores, labels
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #522d43c1
 def _checked(
@@ -115,13 +118,14 @@ def _checked(
     contract:Contract,
 ): # the same
     "Raises `InputError` where a candidate holds a NaN or an infinity."
-    named = [n for n, _ in output_shapes(contract)] if len(output_shapes(contract)) == 2 else None
-    for i, (name, values) in enumerate(zip(("boxes", "scores"), candidates)):
-        if np.isfinite(values).all(): continue
+    outputs = output_shapes(contract)
+    for i, part in enumerate(("boxes", "scores")):
+        finite = np.isfinite(candidates[i])
+        if finite.all(): continue
+        name = "output '{}'".format(outputs[i][0]) if len(outputs) == 2 else "the output's " + part
         raise InputError(
-            "{} of the network {} holds {} that are not finite (of {}): a broken model, or one that overflows in fp16".
-            format("output '{}'".format(named[i]) if named else "the output's " + name, contract.name,
-                   int((~np.isfinite(values)).sum()), values.size))
+            "{} of the network {} holds {} numbers that are not finite (of {}): the model is broken, or it overflows in"
+            " fp16; try fp32".format(name, contract.name, int((~finite).sum()), finite.size))
     return candidates
 
 # %% ../../nbs/64_runtime.postprocess.ipynb #6bd15091
@@ -129,7 +133,7 @@ _READERS = {
     "boxes_scores": _read_boxes_scores, "yolox": _read_yolox, "yolox-raw": _read_yolox,
     "ultralytics": _read_ultralytics, "queries": _read_queries, "detr": _read_detr
 }
-_NO_DOUBLES = ("queries", "detr")  # kinds that need no suppression
+_NMS_FREE = ("queries", "detr")
 
 def postprocess(
     contract:Contract,       # what the outputs mean
@@ -139,7 +143,7 @@ def postprocess(
     iou:float=None,          # threshold of non-maximum suppression; None: the contract's
     max_detections:int=None, # per image, None: all
 )->list: # B of `Detections`, in pixels of the original images
-    "Read the network's answer for a batch. Raises `InputError` where it is not finite."
+    "Detections from the network's outputs for a batch. Raises `InputError` where they are not finite."
     confidence = contract.confidence if confidence is None else confidence
     iou = contract.iou if iou is None else iou
     read = _READERS[contract.output]
@@ -148,13 +152,11 @@ def postprocess(
         with np.errstate(over="ignore", invalid="ignore"):
             candidates = read([o[i] for o in outputs], confidence, contract)
         boxes, scores, labels = _checked(candidates, contract)
-        keep = _top(scores, max_detections) if contract.output in _NO_DOUBLES else nms(
-            boxes, scores, labels, iou, max_detections=max_detections)
+        if contract.output in _NMS_FREE: keep = _top(scores, max_detections)
+        else: keep = nms(boxes, scores, labels, iou, max_detections=max_detections)
         boxes = fit.to_image(boxes[keep])
         scores = scores[keep]
         labels = labels[keep].astype(np.int64, copy=False)
-        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        found.append(
-            Detections(boxes, scores, labels) if inside.all(
-            ) else Detections(boxes[inside], scores[inside], labels[inside]))
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        found.append(Detections(boxes[has_area], scores[has_area], labels[has_area]))
     return found

@@ -15,6 +15,7 @@ import numpy as np
 from jetson_det.runtime.contract import (
     COCO_CLASSES,
     METADATA_KEY,
+    PRESETS,
     Contract,
     check_input,
     check_outputs,
@@ -47,7 +48,7 @@ class Session:
     def __call__(self,
         frames, # one frame (h,w,3) BGR uint8 or what `as_bgr` takes; or a list of them, sizes may differ
     ): # `Detections`; for a list, a list of them
-        "Detect. Raises `InputError` for what is no image and for an answer that is not finite."
+        "Detect. Raises `InputError` for anything but an image and for outputs that are not finite."
         self.timings = dict.fromkeys(("preprocess", "inference", "postprocess"), 0.0)
         if not isinstance(frames, (list, tuple)): return self._detect([frames])[0]
         size = self.batch_size or 8
@@ -56,24 +57,25 @@ class Session:
         return found
 
     def _detect(self, frames):
-        "One batch, filled up with its last frame where the network's is fixed."
+        "One batch, filled up with copies of its last frame where the network's batch is fixed."
         start = time.perf_counter()
         missing = (self.batch_size or len(frames)) - len(frames)
         x, fits = self.preprocess(frames + frames[-1:] * missing)
-        ready = time.perf_counter()
+        prepared = time.perf_counter()
         outputs = [np.asarray(o, np.float32)[:len(frames)] for o in self.infer(x)]
-        answered = time.perf_counter()
+        inferred = time.perf_counter()
         if not self._fits_contract: self._check(outputs)
         found = postprocess(self.contract, outputs, fits[:len(frames)], self.confidence, self.iou, self.max_detections)
-        for stage, seconds in zip(self.timings, (ready - start, answered - ready, time.perf_counter() - answered)):
-            self.timings[stage] += seconds
+        self.timings["preprocess"] += prepared - start
+        self.timings["inference"] += inferred - prepared
+        self.timings["postprocess"] += time.perf_counter() - inferred
         return found
 
     def _check(self, outputs):
-        "Compare the first answer with the contract: a graph may leave its shapes open, arrays don't."
+        "Compare the first outputs with the contract: a graph may leave its shapes open, arrays don't."
         names = [n for n, _ in output_shapes(self.contract) if n]
-        named = [(names[i] if i < len(names) else str(i), list(o.shape)) for i, o in enumerate(outputs)]
-        check_outputs(self.contract, named)
+        names += [str(i) for i in range(len(names), len(outputs))]
+        check_outputs(self.contract, [(name, list(o.shape)) for name, o in zip(names, outputs)])
         self._fits_contract = True
 
 # %% ../../nbs/65_runtime.sessions.ipynb #1e293957
@@ -93,7 +95,8 @@ def _providers(wanted, installed):
     names = [p if isinstance(p, str) else p[0] for p in wanted]
     for name in names:
         if name not in installed:
-            raise InputError("execution provider {} is not installed; there are {}".format(name, ", ".join(installed)))
+            raise InputError("execution provider {} is not installed; installed are {}".format(
+                name, ", ".join(installed)))
     return list(wanted)
 
 # %% ../../nbs/65_runtime.sessions.ipynb #8b132fc0
@@ -102,7 +105,7 @@ def _load_onnx(
     threads:int,    # inside an operator; None: as many as there are cores
     providers,      # names, or (name, options); None: see `_providers`
 ): # onnxruntime.InferenceSession
-    "Open the file in ONNX Runtime. Raises `InputError` where it is no model."
+    "Open the file in ONNX Runtime. Raises `InputError` where that fails."
     ort = _runtime()
     if not Path(str(path)).is_file(): raise InputError("{}: no such file".format(path))
     options = ort.SessionOptions()
@@ -125,13 +128,18 @@ def _contract_of(
         if METADATA_KEY in metadata:
             return Contract.from_json(metadata[METADATA_KEY], "{}: contract in the metadata".format(path))
         raise InputError(
-            "{}: no contract in its metadata, so its colors, size and classes are unknown: give one with --contract "
-            "(contract=): a JSON file, or a preset: yolox, yolox-decoded, ultralytics, rtdetr".format(path))
-    size = tuple(shape[2:]) if len(shape) == 4 and all(isinstance(s, int) for s in shape[2:]) else (640, 640)
+            "{}: no contract in its metadata, so its colors and classes are unknown; give one with --contract (in Python:"
+            " contract=): a JSON file or a preset ({})".format(path, ", ".join(PRESETS)))
+    is_fixed = len(shape) == 4 and all(isinstance(s, int) for s in shape[2:])
+    input_size = tuple(shape[2:]) if is_fixed else (640, 640)
+    return load_contract(given, _ultralytics_names(metadata) or COCO_CLASSES, input_size)
+
+def _ultralytics_names(metadata): # tuple, or None
+    "The class names that Ultralytics writes to the metadata as a Python dictionary."
     try: names = ast.literal_eval(metadata.get("names", "None"))
-    except (ValueError, SyntaxError): names = None
-    classes = tuple(str(names[i]) for i in sorted(names)) if isinstance(names, dict) and names else COCO_CLASSES
-    return load_contract(given, classes, size)
+    except (ValueError, SyntaxError): return None
+    if not isinstance(names, dict): return None
+    return tuple(str(names[i]) for i in sorted(names))
 
 # %% ../../nbs/65_runtime.sessions.ipynb #04de9104
 _DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
@@ -148,13 +156,13 @@ class OnnxSession(Session):
         self.ort = _load_onnx(path, threads, providers)
         inputs = self.ort.get_inputs()
         if len(inputs) != 1:
-            raise InputError("{}: the graph has {} inputs, a detector has one".format(path, len(inputs)))
+            raise InputError("{}: the graph has {} inputs; a detector has one, the image".format(path, len(inputs)))
         self._feed = inputs[0].name
         shape = inputs[0].shape
         kind = inputs[0].type
         if kind not in _DTYPES:
-            raise InputError("{}: input {!r} is {}; it must be one of {}".format(path, self._feed, kind,
-                                                                                 ", ".join(_DTYPES)))
+            raise InputError("{}: input {!r} is {}; it must be one of {}".format(
+                path, self._feed, kind, ", ".join(_DTYPES)))
         contract = _contract_of(path, contract, self.ort.get_modelmeta().custom_metadata_map, shape)
         try:
             check_input(contract, self._feed, shape)
@@ -178,7 +186,7 @@ def open_session(
     kind = Path(str(path)).suffix.lower()
     if Path(str(path)).is_dir():
         raise InputError(
-            "{}: a folder is a checkpoint, which needs torch: jetson_det.models.session.open_artifact opens it, "
-            "jetson-det export makes an ONNX of it".format(path))
+            "{}: a folder is a checkpoint, which needs torch; open it with jetson_det.models.session.open_artifact, "
+            "or export it to ONNX with jetson-det export".format(path))
     if kind == ".onnx": return OnnxSession(path, contract, **kw)
-    raise InputError("{}: not an artifact that can be run; an .onnx file is".format(path))
+    raise InputError("{}: not an artifact that can run here; give an .onnx file".format(path))

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from ..cli import _code_of, _settle, app
+from ..cli import app, report_error, set_up_process
 from .launch import world_of_environment
 from .world import join_world
 
@@ -20,8 +20,8 @@ def main(
     argv=None, # words, as after `jetson-det train`; none: those of the process
 )->int: # exit code
     "Train as one of the processes that a launcher has started. One of them reports what goes wrong, in one line."
-    _settle()
-    world = world_of_environment(report=_code_of)
+    set_up_process()
+    world = world_of_environment(report=report_error)
     join_world(world)
     words = sys.argv[1:] if argv is None else argv
     try: app(["train", *words], prog_name="python -m jetson_det.train", standalone_mode=False)

@@ -57,11 +57,11 @@ def find_objects(
     boxes = _gather(boxes, order)
     scores = _gather(scores, order)
     label = scores.argmax(-1)
-    # a duplicate overlaps a box of its class that stands before it
+    # a duplicate overlaps an earlier box of its class
     iou = overlap(boxes[:, :, None], boxes[:, None])[0]
     duplicate = (iou.triu(1) > _SAME_IOU) & (label[:, :, None] == label[:, None])
     keep = (best >= confidence) & ~duplicate.any(1)
-    # what is kept moves to the front, and the longest row tells how much of it is needed
+    # kept boxes move to the front; the fullest image decides how many rows are needed
     rows = (~keep).long().argsort(dim=1, stable=True)[:, :max(int(keep.sum(1).max()), 1)]
     return TeacherObjects(_gather(boxes, rows), _gather(scores, rows), (best*keep).gather(1, rows))
 
@@ -81,7 +81,7 @@ def _box_sum(
     teacher:torch.Tensor, # (N,4) xyxy px
     weight:torch.Tensor, # (N,)
 )->torch.Tensor: # scalar
-    "1 - generalized IoU."
+    "1 - generalized IoU, weighted and summed."
     return (weight*(1 - overlap(student, teacher)[1])).sum()
 
 # %% ../../nbs/31_train.distill.ipynb #381476be
@@ -109,7 +109,9 @@ _TOP = 10 # points that an object gets, as in SimOTA and in task-aligned assignm
 
 def _assign_image(boxes, objects): # (A,4), (G,4) -> point (P,), slot (P,), share (P,)
     "`assign_by_overlap` for one image."
-    if not len(objects): return [boxes.new_zeros(0, dtype=torch.long)]*2 + [boxes.new_zeros(0)]
+    if not len(objects):
+        none = boxes.new_zeros(0, dtype=torch.long)
+        return none, none, boxes.new_zeros(0)
     iou = overlap(objects[:, None], boxes)[0] # (G,A)
     best, index = iou.topk(min(_TOP, iou.shape[1]), 1)
     wanted = torch.zeros_like(iou).scatter(1, index, best) # 0: not wanted
@@ -175,7 +177,7 @@ def _capture_inputs(
 def neck_channels(
     model, # Detector, on any device; left as it was
 )->dict: # stride, px -> channels
-    "The neck's maps."
+    "The number of channels of each of the neck's maps."
     p = next(model.parameters())
     with evaluating(model), _capture_inputs(model.teacher_layers()) as maps:
         model(torch.zeros(1, 3, 64, 64, device=p.device, dtype=p.dtype))
@@ -183,7 +185,7 @@ def neck_channels(
 
 # %% ../../nbs/31_train.distill.ipynb #0771fb32
 def _cells_inside(low, high, n, stride): # sides of the boxes along one axis (B,M), cells -> (B,M,n) bool
-    "The cells whose middle is in a box, and the cell of the box's own middle, where the box is smaller than a cell."
+    "The cells whose center is in a box, and the cell with the box's center: a box may be smaller than a cell."
     cells = torch.arange(n, device=low.device)
     middle = (low + high)[..., None]/2
     low = low[..., None]
@@ -196,7 +198,7 @@ def cell_weights(
     grid, # (h, w) cells of the map
     stride:int, # px to a cell
 )->torch.Tensor: # (B,h,w)
-    "How much each cell counts: the object's confidence by its number of cells; of several objects the largest."
+    "The weight of each cell: its object's confidence divided by the object's cells; of several objects the largest."
     x1, y1, x2, y2 = objects.boxes.unbind(-1)
     x = _cells_inside(x1, x2, grid[1], stride)
     y = _cells_inside(y1, y2, grid[0], stride)
@@ -223,7 +225,7 @@ def feature_sum(
 # %% ../../nbs/31_train.distill.ipynb #46b8c718
 class Predictions(NamedTuple):
     "What one head of a network predicts, in float32."
-    part:str # whose normalizer divides its terms; "" where there is one for all
+    part:str # name of the normalizer that divides its terms; "" if there is one for all
     boxes:torch.Tensor # (B,A,4) xyxy px, with gradient
     scores:torch.Tensor # (B,A,C) 0..1
     one_per_object:bool # a query or an NMS-free head, not several points of a grid
@@ -233,7 +235,7 @@ def predictions_of(
     model, # Detector
     outputs, # of its `forward`
 )->list: # of Predictions, one for each head
-    "What a network predicts."
+    "Decode the outputs of every head."
     found = []
     for head in model.heads(outputs):
         boxes, scores = model.decode(head.outputs)
@@ -242,8 +244,8 @@ def predictions_of(
 
 def _neck_part(
     model, # Detector
-)->str: # "" where there is one divisor for all
-    "The part whose divisor is that of the neck's gradients."
+)->str: # "" if there is one normalizer for all
+    "The part whose normalizer divides the gradients of the neck."
     first = next(model.parameters())
     for group in model.param_groups():
         if any(p is first for p in group["params"]): return group.get("part", "")
@@ -267,19 +269,17 @@ def _make_adapters(
     teacher:dict, # stride -> channels
     student:dict, # stride -> channels
 )->nn.ModuleDict: # stride, as text -> 1x1 convolution
-    "From the student's width to the teacher's. Raises InputError where no stride is in both."
+    "Convolutions from the student's width to the teacher's. Raises InputError when no stride is in both."
     shared = [s for s in student if s in teacher]
     if not shared:
         strides = [", ".join(map(str, channels)) for channels in (teacher, student)]
-        raise InputError(
-            f"distill.features: no stride in common ({strides[0]} and {strides[1]}); set distill.features=0 to distill"
-            " without them"
-        )
+        raise InputError(f"distill.features: no stride in common ({strides[0]} and {strides[1]});"
+                         " set distill.features=0 to distill without them")
     return nn.ModuleDict({str(s): nn.Conv2d(student[s], teacher[s], 1, bias=False) for s in shared})
 
 # %% ../../nbs/31_train.distill.ipynb #f177ca60
 class Distiller(nn.Module):
-    "The teacher's part of a training. Teacher and student are not among its submodules."
+    "Teacher, adapters and the teacher's loss terms. The two networks are not registered as submodules."
     def __init__(self,
         teacher, # Detector, on the student's device; frozen here
         student, # Detector as it is trained
@@ -287,7 +287,7 @@ class Distiller(nn.Module):
         boxes:float=2., # gain of the boxes' term
         features:float=1., # gain of the features' term
         confidence:float=.1, # the teacher's least score from which an object counts
-        seal:str="", # the teacher's: a resumed training must have the same
+        seal:str="", # of the teacher's checkpoint; a resumed run must have the same
     ):
         super().__init__()
         if not scores + boxes + features:
@@ -309,7 +309,7 @@ class Distiller(nn.Module):
 
     @contextmanager
     def watch(self):
-        "Around the student's forward pass: its maps are kept until `losses` takes them."
+        "Wrap this around the student's forward pass: it captures the maps for `losses`."
         layers = self.networks[1].teacher_layers() if self.strides else []
         with _capture_inputs(layers) as self.maps: yield
 
@@ -352,10 +352,8 @@ class Distiller(nn.Module):
     def feature_loss(self, outputs, maps, objects)->torch.Tensor: # scalar
         "The features' term, a mean over the strides that both have."
         if not self.maps or self.maps[0] is None:
-            raise InputError(
-                "distill.features: the student's maps were not seen: its forward pass goes inside `watch`, and is not"
-                " compiled"
-            )
+            raise InputError("distill.features: the student's maps were not seen: its forward pass goes inside `watch`,"
+                             " and is not compiled")
         teacher = dict(zip(self.teacher_strides, maps))
         student = dict(zip(self.student_strides, self.maps))
         self.maps = []
@@ -363,7 +361,7 @@ class Distiller(nn.Module):
         for s in self.strides:
             weights = cell_weights(objects, student[s].shape[-2:], s)
             total = total + feature_sum(self.adapters[str(s)](student[s].float()), teacher[s].float(), weights)
-        # an object has one query, but about ten points: their divisors differ as much
+        # an object has one query, but about ten points; the normalizers differ by the same factor
         heads = [head for head in self.networks[1].heads(outputs) if head.part == self.part]
         divides_by_points = any(not head.one_per_object for head in heads)
         return total/len(self.strides)*(_TOP if divides_by_points else 1)
@@ -388,7 +386,7 @@ def _term(part, name): # of a loss
 def _load_teacher(
     path, # a checkpoint folder, or a run folder
 )->tuple: # Detector on the CPU, in evaluation mode; the seal of its weights
-    "The teacher. Raises InputError when there is none."
+    "Load the teacher. Raises InputError when there is none."
     try:
         folder = checkpoint_of(path)
         return load_detector(folder)[0], read_json(folder/MANIFEST)["seal"]
@@ -398,7 +396,7 @@ def make_distiller(
     cfg, # the `distill` section: teacher, scores, boxes, features, confidence
     student, # Detector, on its device
 )->Optional[Distiller]: # None where the section names no teacher
-    "The teacher's part of a training, on the student's device."
+    "The `Distiller` of the settings, on the student's device."
     if not cfg.teacher: return None
     teacher, seal = _load_teacher(cfg.teacher)
     teacher = teacher.to(next(student.parameters()).device)
@@ -424,7 +422,7 @@ def teacher_row(
     distiller:Distiller,
     path, # of the teacher
 )->tuple: # (name, value, rule) for the table of resolved settings
-    "Who teaches what."
+    "The teacher, its terms and the shared classes."
     teacher, student = distiller.networks
     gains = distiller.gains
     what = [f"{k} x {gains[k]:g}" for k in ("scores", "boxes") if gains[k]]

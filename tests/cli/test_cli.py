@@ -8,12 +8,8 @@ import pytest
 
 def run(*words, cwd=None):
     "The verb in a process of its own."
-    return subprocess.run(
-        [sys.executable, "-c", "import sys; from jetson_det.cli import main; sys.exit(main())", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=280)
+    command = [sys.executable, "-c", "import sys; from jetson_det.cli import main; sys.exit(main())", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=280)
 
 
 def one_line(result, *parts):
@@ -26,11 +22,12 @@ def one_line(result, *parts):
 
 
 def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; from jetson_det.cli import main; main(['--help']); heavy = {'torch', 'numpy', 'cv2', 'onnx',"
-        " 'onnxruntime', 'pydantic', 'matplotlib', 'yaml', 'transformers'} & set(sys.modules); sys.exit(str(heavy) if"
-        " heavy else 0)"
-    )
+    code = """import sys
+from jetson_det.cli import main
+main(["--help"])
+heavy = {"torch", "numpy", "cv2", "onnx", "onnxruntime", "pydantic", "matplotlib", "yaml", "transformers"}
+heavy &= set(sys.modules)
+sys.exit(str(heavy) if heavy else 0)"""
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
 

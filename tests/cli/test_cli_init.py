@@ -48,17 +48,18 @@ class Terminal:
         self.p = subprocess.Popen([sys.executable, "-c", CALL, *map(str, words)], stdin=slave, stdout=slave,
                                   stderr=slave, cwd=cwd, start_new_session=True, preexec_fn=own_terminal)
         os.close(slave)
-        self.said, self.at = "", 0
+        self.output = ""
+        self.at = 0
 
     def until(self, text, seconds=60):
         "Read until a text appears after what was waited for last."
         end = time.monotonic() + seconds
-        while text not in self.said[self.at:]:
-            assert time.monotonic() < end, (text, self.said)
+        while text not in self.output[self.at:]:
+            assert time.monotonic() < end, (text, self.output)
             if select.select([self.master], [], [], .2)[0]:
-                try: self.said += os.read(self.master, 4096).decode().replace("\r\n", "\n")
-                except OSError: raise AssertionError((text, self.said))
-        self.at = self.said.index(text, self.at) + len(text)
+                try: self.output += os.read(self.master, 4096).decode().replace("\r\n", "\n")
+                except OSError: raise AssertionError((text, self.output))
+        self.at = self.output.index(text, self.at) + len(text)
         return self
 
     def type(self, text):
@@ -69,12 +70,12 @@ class Terminal:
         "The exit code, after all was read. A key is pressed again when nothing comes of it, as a person does."
         end = time.monotonic() + seconds
         while True:
-            assert time.monotonic() < end, self.said
+            assert time.monotonic() < end, self.output
             if select.select([self.master], [], [], 2)[0]:
                 try: got = os.read(self.master, 4096)
                 except OSError: break
                 if not got: break
-                self.said += got.decode().replace("\r\n", "\n")
+                self.output += got.decode().replace("\r\n", "\n")
             elif press and self.p.poll() is None: self.type(press)
         os.close(self.master)
         return self.p.wait(30)
@@ -121,7 +122,7 @@ def test_what_is_given_is_not_asked_and_a_file_is_kept(scenes, tmp_path, termina
         "\n")
     t.until("name another file").until("File to write [config.yaml]: ").type("sub/x.yaml\n").until(
         "sub: no such folder").until("File to write").type("new.yaml\n").until("wrote new.yaml")
-    assert t.end() == 0 and "Board" not in t.said and "Frames" not in t.said and "Folder" not in t.said
+    assert t.end() == 0 and "Board" not in t.output and "Frames" not in t.output and "Folder" not in t.output
     assert (tmp_path/"config.yaml").read_text() == "mine" and load_config(tmp_path/"new.yaml").data.path == str(scenes)
     t = terminal("init", "--data", scenes, "--board", "nano", "--fps", "10", cwd=tmp_path)
     t.until("File to write").type("config.yaml\n").until("Replace it?").type("maybe\n").until("y or n?").type(
@@ -140,7 +141,7 @@ def test_ctrl_c_leaves_nothing(scenes, tmp_path, terminal, key, question):
         if i == question: break
         t.type(answer)
     t.type(key)
-    assert t.end(key) in (130, -2) and "Traceback" not in t.said # -2: pressed again while Python was shutting down
+    assert t.end(key) in (130, -2) and "Traceback" not in t.output # -2: pressed again while Python was shutting down
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,17 +164,24 @@ def test_flags_alone(scenes, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
     again = run("init", "--data", scenes, "--yes", cwd=tmp_path)
     assert again.returncode == 2 and "--force" in again.stderr and again.stderr.count("\n") == 1
-    assert run("init", "--data", scenes, "--yes", "--force", "--fps", "5",
-               cwd=tmp_path).returncode == 0 and "5 frames a second" in (tmp_path/"config.yaml").read_text()
+    replaced = run("init", "--data", scenes, "--yes", "--force", "--fps", "5", cwd=tmp_path)
+    assert replaced.returncode == 0 and "5 frames a second" in (tmp_path/"config.yaml").read_text()
 
 
 @pytest.mark.parametrize("words, part", [
-    ((), "--data is missing"), (("--yes",), "--data is missing"), (("--data", "DIR"), "no terminal to ask at: say --board"),
-    (("--data", "nowhere", "--yes"), "nowhere"), (("--data", "DIR", "--yes", "--board", "orin-nanu"), "did you mean 'orin-nano'"),
-    (("--data", "DIR", "--yes", "--fps", "0"), "over 0 up to 1000"), (("--data", "DIR", "--yes", "--fps", "nan"), "over 0 up to 1000"),
-    (("--data", "DIR", "--yes", "--out", "no/such/x.yaml"), "no such folder"), (("--data", "DIR", "--yes", "--out", "."), "is a folder"),
-    (("--data", "DIR", "--yes", "--weights", "gone.pth"), "gone.pth"), (("--data", "DIR", "--yes", "--format", "vok"), "did you mean 'voc'"),
-    (("--data", "DIR", "--yes", "--bord", "nano"), "--bord")])
+    ((), "--data is missing"),
+    (("--yes",), "--data is missing"),
+    (("--data", "DIR"), "no terminal to ask at: say --board"),
+    (("--data", "nowhere", "--yes"), "nowhere"),
+    (("--data", "DIR", "--yes", "--board", "orin-nanu"), "did you mean 'orin-nano'"),
+    (("--data", "DIR", "--yes", "--fps", "0"), "over 0 up to 1000"),
+    (("--data", "DIR", "--yes", "--fps", "nan"), "over 0 up to 1000"),
+    (("--data", "DIR", "--yes", "--out", "no/such/x.yaml"), "no such folder"),
+    (("--data", "DIR", "--yes", "--out", "."), "is a folder"),
+    (("--data", "DIR", "--yes", "--weights", "gone.pth"), "gone.pth"),
+    (("--data", "DIR", "--yes", "--format", "vok"), "did you mean 'voc'"),
+    (("--data", "DIR", "--yes", "--bord", "nano"), "--bord"),
+])
 def test_a_mistake_is_one_line_and_nothing_is_written(scenes, tmp_path, monkeypatch, capsys, words, part):
     monkeypatch.chdir(tmp_path)
     code = cli.main(["init", *[w.replace("DIR", str(scenes)) for w in words]])
@@ -190,11 +198,15 @@ def test_every_board_and_speed_gives_a_config_that_loads(scenes, tmp_path, board
     lines, advice = plan_lines(read_indexed(scenes), "it's: a #strange [path]", board, fps)
     (tmp_path/"c.yaml").write_text(config_text(lines, advice, ["x"]))
     cfg = load_config(tmp_path/"c.yaml")
-    assert cfg.data.path == "it's: a #strange [path]" and all(l.why and "\n" not in l.why for l in lines)
-    for l in lines: assert getattr(getattr(cfg, l.section), l.key) == l.value
-    name = next(l for l in lines if l.key == "name")
+    assert cfg.data.path == "it's: a #strange [path]"
+    for line in lines:
+        assert line.why and "\n" not in line.why
+        assert getattr(getattr(cfg, line.section), line.key) == line.value
+    name = next(line for line in lines if line.key == "name")
     if board not in PUBLISHED: assert "not measured" in name.why
-    assert (cfg.export.opset == 13) and (("opset" in {l.key for l in lines}) == any(r.tensorrt == "8.2" for r in BOARDS[board].releases))
+    runs_tensorrt_82 = any(release.tensorrt == "8.2" for release in BOARDS[board].releases)
+    assert cfg.export.opset == 13
+    assert ("opset" in {line.key for line in lines}) == runs_tensorrt_82
 
 
 def test_a_choice_never_claims_more_than_was_published():
@@ -288,7 +300,11 @@ def test_config_verbs(tmp_path):
     assert run("config", "diff", "a.yaml", "a.yaml", cwd=tmp_path).stdout == "no setting differs\n"
 
 
-@pytest.mark.parametrize("words, part", [(("explain", "epoks"), "did you mean 'epochs'"), (("diff", "demo", "gone.yaml"), "gone.yaml"), (("explain", "epochs", "-c", "gone"), "gone")])
+@pytest.mark.parametrize("words, part", [
+    (("explain", "epoks"), "did you mean 'epochs'"),
+    (("diff", "demo", "gone.yaml"), "gone.yaml"),
+    (("explain", "epochs", "-c", "gone"), "gone"),
+])
 def test_a_misspelled_key_is_one_line(words, part, capsys):
     assert cli.main(["config", *words]) == 2
     err = capsys.readouterr().err

@@ -16,11 +16,18 @@ from jetson_det.experiments.jobs import JobError, check_parameters, describe_job
 from jetson_det.runtime.files import InputError, sha256_file
 
 REPO = Path(__file__).resolve().parents[2]
+OVERRIDES = [
+    "data.workers=0", "train.threads=1", "augment.multiscale=0", "train.warmup_epochs=0", "train.no_aug_epochs=0"
+]
 TINY = {
-    "scenes": 20, "scene_size": [96, 128], "epochs": 1, "batch_size": 4, "input_size": [64, 96], "frames": 2,
-    "repeats": 1, "overrides": [
-        "data.workers=0", "train.threads=1", "augment.multiscale=0", "train.warmup_epochs=0", "train.no_aug_epochs=0"
-    ]
+    "scenes": 20,
+    "scene_size": [96, 128],
+    "epochs": 1,
+    "batch_size": 4,
+    "input_size": [64, 96],
+    "frames": 2,
+    "repeats": 1,
+    "overrides": OVERRIDES,
 }
 
 
@@ -45,8 +52,8 @@ def test_training_job_leaves_its_report(trained):
     run = trained.parent
     assert {"train.ipynb", "train.html", "metrics.json"} <= {f.name for f in run.iterdir()}
     metrics = json.loads((run / "metrics.json").read_text())
-    assert set(metrics["checkpoint"]) >= {"AP", "AP50"} and metrics["onnx"]["AP"] == pytest.approx(
-        metrics["checkpoint"]["AP"], abs=1e-3)
+    assert set(metrics["checkpoint"]) >= {"AP", "AP50"}
+    assert metrics["onnx"]["AP"] == pytest.approx(metrics["checkpoint"]["AP"], abs=1e-3)
     assert metrics["split"] == "test" and metrics["images"] == 2
     assert metrics["latency_ms"]["total"]["p50"] > 0
     artifact = run / metrics["artifact"]
@@ -58,13 +65,13 @@ def test_training_job_leaves_its_report(trained):
 def test_benchmark_job_measures_what_the_training_left(trained, tmp_path):
     run = trained.parent
     metrics = json.loads((run / "metrics.json").read_text())
-    page = run_job("benchmark",
-                   {"artifact": str(run/metrics["artifact"]), "data": str(run/"scenes"), "frames": "2", "repeats": "2"},
-                   tmp_path)
+    artifact = str(run / metrics["artifact"])
+    parameters = {"artifact": artifact, "data": str(run / "scenes"), "frames": "2", "repeats": "2"}
+    page = run_job("benchmark", parameters, tmp_path)
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["sha256"] == metrics["sha256"]
-    assert report["bench"]["calls"] == 4 and report["bench"]["stages"]["total"]["p99"] > 0 and report["bench"][
-        "measured_on"]["device"]
+    bench = report["bench"]
+    assert bench["calls"] == 4 and bench["stages"]["total"]["p99"] > 0 and bench["measured_on"]["device"]
     assert report["accuracy"]["stats"]["AP"] == pytest.approx(metrics["onnx"]["AP"], abs=1e-6)
     assert "image/png" in outputs(tmp_path / "benchmark.ipynb")[1] and page.name == "benchmark.html"
 
@@ -83,6 +90,7 @@ def test_both_jobs_are_listed_with_typed_commented_parameters():
         assert len(parameters) >= 8 and "out" in parameters
         for p in parameters.values():
             assert type(p.default) is p.type and len(p.comment) > 8, p
+            assert "=" not in p.comment, "papermill cannot parse a line with a second equals sign"
             assert p.name in describe_job(name)
 
 
@@ -93,7 +101,7 @@ def test_the_jobs_are_thin():
         assert max(len(c.splitlines()) for c in code) <= 25, f
 
 
-@pytest.mark.parametrize("values,said", [
+@pytest.mark.parametrize("values, message", [
     ({"epoch": 3}, "did you mean 'epochs'?"),
     ({"epochs": "three"}, "epochs: expected int"),
     ({"epochs": 2.5}, "epochs: expected int"),
@@ -103,17 +111,16 @@ def test_the_jobs_are_thin():
     ({"resume": "perhaps"}, "resume: expected bool"),
     ({"data": 3.5}, "data: expected str"),
 ])
-def test_wrong_parameters_stop_before_anything_is_made(values, said, tmp_path):
+def test_wrong_parameters_stop_before_anything_is_made(values, message, tmp_path):
     with pytest.raises(InputError) as e: run_job("train", values, tmp_path / "run")
-    assert said in str(e.value) and "\n" not in str(e.value)
+    assert message in str(e.value) and "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_text_is_read_as_the_type_of_its_parameter():
     given = {"epochs": "3", "input_size": "[64, 96]", "resume": "true", "data": "2024", "overrides": "[train.seed=1]"}
-    assert check_parameters("train", given) == {
-        "epochs": 3, "input_size": [64, 96], "resume": True, "data": "2024", "overrides": ["train.seed=1"]
-    }
+    values = {"epochs": 3, "input_size": [64, 96], "resume": True, "data": "2024", "overrides": ["train.seed=1"]}
+    assert check_parameters("train", given) == values
 
 
 def test_input_that_the_job_refuses_is_one_line(tmp_path):
@@ -138,10 +145,9 @@ def notebook(path, *sources):
     return str(path)
 
 
-SAVE = (
-    "from pathlib import Path; import sys; (Path(out)/'metrics.json').write_text('{\"python\": \"%s\"}' %"
-    " sys.executable)"
-)
+SAVE = """import json, sys
+from pathlib import Path
+(Path(out)/"metrics.json").write_text(json.dumps({"python": sys.executable}))"""
 
 
 def test_a_failing_job_names_the_cell_and_leaves_its_notebook(tmp_path, capsys):
@@ -150,9 +156,10 @@ def test_a_failing_job_names_the_cell_and_leaves_its_notebook(tmp_path, capsys):
     (run / "metrics.json").write_text("{}")
     job = notebook(tmp_path / "bad.ipynb", "out:str = '' # folder", "print('as far as here')", "1/0", SAVE)
     with pytest.raises(JobError) as e: run_job(job, {}, run)
-    assert "cell 4 of 5" in str(e.value) and "ZeroDivisionError: division by zero" in str(e.value) and "\n" not in str(
-        e.value)
-    assert "as far as here" in (run / "bad.ipynb").read_text() and "Traceback" in (run / "bad.ipynb").read_text()
+    message = str(e.value)
+    assert "cell 4 of 5" in message and "ZeroDivisionError: division by zero" in message and "\n" not in message
+    executed = (run / "bad.ipynb").read_text()
+    assert "as far as here" in executed and "Traceback" in executed
     assert not (run / "metrics.json").exists(), "figures of an earlier run beside a failed one"
     assert "as far as here" in capsys.readouterr().out
 
@@ -178,8 +185,8 @@ def test_runs_in_the_calling_python_whatever_kernels_are_registered(tmp_path, mo
     "A `python3` kernel of another Python comes first on the path, as in a shared account."
     spec = tmp_path / "share" / "kernels" / "python3"
     spec.mkdir(parents=True)
-    (spec/"kernel.json").write_text(
-        json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}))
+    kernel = {"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(kernel))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
     run_job(notebook(tmp_path / "j.ipynb", "out:str = '' # folder", SAVE), {}, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["python"] == sys.executable
@@ -188,16 +195,11 @@ def test_runs_in_the_calling_python_whatever_kernels_are_registered(tmp_path, mo
 def test_the_wheel_carries_the_jobs(tmp_path):
     pytest.importorskip("build", reason="the dev extra is not installed")
     source = tmp_path / "source"  # a copy, so that no build folder is left in the checkout
-    shutil.copytree(REPO,
-                    source,
-                    ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "site", "*.egg-info",
-                                                  "bench", "tests", "__pycache__"))
-    p = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir",
-         str(tmp_path/"dist"),
-         str(source)],
-        capture_output=True,
-        text=True)
+    ignored = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "site", "*.egg-info", "bench", "tests",
+                                     "__pycache__")
+    shutil.copytree(REPO, source, ignore=ignored)
+    words = ["--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(source)]
+    p = subprocess.run([sys.executable, "-m", "build", *words], capture_output=True, text=True)
     assert p.returncode == 0, p.stdout[-2000:] + p.stderr[-2000:]
     wheel = next((tmp_path / "dist").glob("*.whl"))
     with zipfile.ZipFile(wheel) as z:
@@ -205,12 +207,9 @@ def test_the_wheel_carries_the_jobs(tmp_path):
         z.extractall(tmp_path / "installed")
     assert {"jetson_det/jobs/train.ipynb", "jetson_det/jobs/benchmark.ipynb"} <= names
     code = (
-        "import jetson_det; from jetson_det.experiments.jobs import list_jobs, find_job; print(jetson_det.__file__,"
-        " list_jobs(), find_job('train'))"
+        "import jetson_det; from jetson_det.experiments.jobs import list_jobs, find_job;"
+        " print(jetson_det.__file__, list_jobs(), find_job('train'))"
     )
-    p = subprocess.run([sys.executable, "-c", code],
-                       capture_output=True,
-                       text=True,
-                       cwd=tmp_path,
-                       env={**os.environ, "PYTHONPATH": str(tmp_path/"installed")})
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert p.stdout.count(str(tmp_path/"installed")) == 2 and "['benchmark', 'train']" in p.stdout, p.stdout + p.stderr

@@ -80,7 +80,8 @@ def test_fit_stays_inside_and_comes_back(h, w, H, W, fit):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 70), st.integers(1, 70), st.sampled_from(FITS), st.integers(0, 255))
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 70), st.integers(1, 70), st.sampled_from(FITS),
+       st.integers(0, 255))
 def test_letterbox_pads_with_the_gray_alone(h, w, H, W, fit, pad):
     canvas, place = letterbox(np.full((h, w, 3), 200, np.uint8), (H, W), fit, pad)
     (nh, nw), (x, y) = place.resized, place.offset
@@ -90,7 +91,8 @@ def test_letterbox_pads_with_the_gray_alone(h, w, H, W, fit, pad):
     assert (canvas[outside] == pad).all()
 
 
-@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5, unique=True), st.floats(0, 1), st.integers(1, 4000), st.integers(1, 4000))
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5, unique=True), st.floats(0, 1),
+       st.integers(1, 4000), st.integers(1, 4000))
 def test_contract_survives_json(classes, confidence, h, w):
     c = preset("ultralytics", classes, (h, w))._replace(confidence=confidence)
     assert Contract.from_json(c.to_json()) == c

@@ -62,11 +62,12 @@ def test_every_field_has_a_rule():
             assert "contract: {} is ".format(field) in str(e.value) and "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("text, says", [("", "not valid JSON"), ("[]", "a JSON object"), ("{}", "missing"), ('{"clases": 1}', "did you mean 'classes'"),
-                                        ('{"version": 9, "new": 1}', "version is 9")])
-def test_bad_json(text, says):
+@pytest.mark.parametrize("text, message", [
+    ("", "not valid JSON"), ("[]", "a JSON object"), ("{}", "missing"), ('{"clases": 1}', "did you mean 'classes'"),
+    ('{"version": 9, "new": 1}', "version is 9")])
+def test_bad_json(text, message):
     with pytest.raises(InputError) as e: Contract.from_json(text, "x.onnx")
-    assert says in str(e.value) and str(e.value).startswith("x.onnx: ") and "\n" not in str(e.value)
+    assert message in str(e.value) and str(e.value).startswith("x.onnx: ") and "\n" not in str(e.value)
 
 
 def test_presets():

@@ -34,7 +34,8 @@ def crowd(seed, n, objects, classes=3):
     return boxes.astype(np.float32), rng.uniform(0, 1, n).round(2).astype(np.float32), rng.randint(0, classes, n)
 
 
-@pytest.mark.parametrize("n, objects", [(0, 1), (1, 1), (2, 1), (40, 3), (127, 9), (128, 9), (129, 9), (500, 20), (700, 300)])
+@pytest.mark.parametrize("n, objects", [
+    (0, 1), (1, 1), (2, 1), (40, 3), (127, 9), (128, 9), (129, 9), (500, 20), (700, 300)])
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_nms_is_the_loop(n, objects, agnostic):
     boxes, scores, labels = crowd(n, n, objects)

@@ -73,10 +73,10 @@ def test_properties_of_detections(kind):
     all_of, = postprocess(c, [o[:1] for o in outputs], [fit], .3, .5)
     few, = postprocess(c, [o[:1] for o in outputs], [fit], .3, .5, max_detections=5)
     none, = postprocess(c, [o[:1] for o in outputs], [fit], 1)
-    assert (np.diff(all_of.scores) <= 0).all() and all_of.boxes.min() >= 0 and (all_of.boxes <= [210, 70, 210, 70
-                                                                                                 ]).all()
-    assert [a.shape for a in none] == [(0, 4), (0, ),
-                                       (0, )] and [a.dtype for a in none] == [np.float32, np.float32, np.int64]
+    assert (np.diff(all_of.scores) <= 0).all()
+    assert all_of.boxes.min() >= 0 and (all_of.boxes <= [210, 70, 210, 70]).all()
+    assert [a.shape for a in none] == [(0, 4), (0,), (0,)]
+    assert [a.dtype for a in none] == [np.float32, np.float32, np.int64]
     assert len(few.scores) <= 5 and few.scores.tolist() == all_of.scores[:len(few.scores)].tolist()
 
 

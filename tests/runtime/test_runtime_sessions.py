@@ -63,19 +63,21 @@ def test_what_is_refused(tmp_path):
              (lambda: open_session(COLORS, session.contract._replace(input_size=(416, 416))), "[batch, 3, 416, 416]"),
              (lambda: open_session(COLORS, session.contract._replace(classes=("Sack", ))), "1 classes"),
              (lambda: open_session(COLORS, providers=["TensorrtExecutionProvider", "NoSuchProvider"]),
-              "is not installed"), (lambda: session(np.zeros((3, 3))), "uint8"),
+              "is not installed"),
+             (lambda: session(np.zeros((3, 3))), "uint8"),
              (lambda: session([scene(), None]), "unreadable file")]
-    for call, says in calls:
+    for call, message in calls:
         with pytest.raises(InputError) as e: call()
-        assert says in str(e.value) and "\n" not in str(e.value), str(e.value)
+        assert message in str(e.value) and "\n" not in str(e.value), str(e.value)
 
 
 def test_an_answer_that_contradicts_the_contract():
     inner = open_session(COLORS)
-    for infer, says in ((lambda x: inner.infer(x)[:1], "1 outputs"), (lambda x: inner.infer(x)[::-1],
-                                                                      "'boxes' of the graph"),
-                        (lambda x: [o*np.nan for o in inner.infer(x)], "not finite")):
-        with pytest.raises(InputError, match=says): Session(inner.contract, infer)(scene())
+    answers = [(lambda x: inner.infer(x)[:1], "1 outputs"),
+               (lambda x: inner.infer(x)[::-1], "'boxes' of the graph"),
+               (lambda x: [o * np.nan for o in inner.infer(x)], "not finite")]
+    for infer, message in answers:
+        with pytest.raises(InputError, match=message): Session(inner.contract, infer)(scene())
 
 
 @pytest.mark.data

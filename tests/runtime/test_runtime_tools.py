@@ -28,10 +28,10 @@ def test_folder_in_natural_order(tmp_path):
     (tmp_path / ".cache").mkdir()
     png(tmp_path / ".cache" / "x.png")
     source = open_source(str(tmp_path))
-    assert [(f.name.replace("\\",
-                            "/"), f.index, f.image.shape) for f in source] == [("f2.PNG", 0, (8, 9, 3)),
-                                                                               ("f10.png", 1, (8, 9, 3)),
-                                                                               ("sub/ünïcode 1.png", 2, (8, 9, 3))]
+    names = ["f2.PNG", "f10.png", "sub/ünïcode 1.png"]
+    frames = list(source)
+    assert [(f.name.replace("\\", "/"), f.index) for f in frames] == list(zip(names, range(3)))
+    assert all(f.image.shape == (8, 9, 3) for f in frames)
     assert (source.count, source.others, source.fps) == (3, 1, None) and "1 other files" in str(source)
 
 
@@ -39,10 +39,10 @@ def test_images_that_cannot_be_read(tmp_path):
     png(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8 nonsense")
     source = open_source(tmp_path)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert [f.name for f in source] == ["a.png"]
-    assert source.unreadable == ["b.jpg"] and "b.jpg" in str(said[0].message)
+    assert source.unreadable == ["b.jpg"] and "b.jpg" in str(caught[0].message)
     with pytest.raises(InputError, match="not an image"): list(open_source(tmp_path / "b.jpg"))
     with pytest.raises(InputError, match="cannot be read"): read_image(tmp_path / "none.jpg")
 
@@ -73,15 +73,15 @@ def test_no_password_in_messages():
     assert "secret" not in str(e.value)
 
 
-def test_draw_stays_in_the_picture():
+def test_draw_stays_in_the_image():
     classes = ("Sack", "Person with a very long name")
     rng = np.random.RandomState(0)
     for h, w in ((1, 1), (20, 30), (480, 640), (2160, 3840)):
         image = np.full((h, w, 3), 100, np.uint8)
         xy = rng.uniform(-20, max(h, w) + 20, (8, 4)).astype(np.float32)
         found = as_detections(np.sort(xy.reshape(8, 2, 2), 1).reshape(8, 4), np.linspace(.2, .9, 8), np.arange(8) % 2)
-        picture = draw(image, found, classes)
-        assert picture.shape == (h, w, 3) and (image == 100).all()
+        drawn = draw(image, found, classes)
+        assert drawn.shape == (h, w, 3) and (image == 100).all()
         assert (draw(image, as_detections(), classes) == image).all()
     assert draw(image, found, classes, inplace=True) is image
 
@@ -102,5 +102,5 @@ def test_real_video(data):
     video = open_source(path)
     if video.count is None: pytest.skip("this OpenCV has no video decoder")
     first = next(iter(video))
-    assert first.image.shape == (360, 640, 3) and video.count == 1189 and Path(
-        first.name).name == "bottle-detection.mp4"
+    assert first.image.shape == (360, 640, 3) and video.count == 1189
+    assert Path(first.name).name == "bottle-detection.mp4"

@@ -15,18 +15,8 @@ import numpy as np
 
 from ...core import InputError, did_you_mean
 from ..dataset import DIFFICULT, DetDataset, to_coco
-from jetson_det.data.formats.coco_file import (
-    FLAG_KEYS,
-    Columns,
-    attribute_texts,
-    check_objects,
-    id_key,
-    id_order,
-    is_coco,
-    is_set,
-    load_coco,
-    shown,
-)
+from .coco_file import (FLAG_KEYS, Columns, attribute_texts, check_objects, id_key, id_order,
+                                               is_coco, is_set, load_coco, shown)
 from .parse import json_line, load_json, number, plain_text
 from .reader import Files, Rows, image_base, split_of
 
@@ -58,7 +48,7 @@ def _categories(
 def _parent(
     c:dict, # a category
 )->str: # the name of its parent, "" when it is at the top
-    "What its `supercategory` says."
+    "The parent's name, from the field `supercategory`."
     name = c.get("supercategory")
     if not isinstance(name, str) or name.strip() == "none": return ""
     return " ".join(name.split())
@@ -67,7 +57,7 @@ def _parent(
 def _dead_parents(
     files:list, # of (COCO dictionary, its categories): all splits
 )->set: # of names
-    "Categories that are only another's `supercategory`: top of the tree, and no annotation in any split."
+    "Categories that are only a parent: at the top of the tree, and without annotations in any split."
     parents = set()
     tops = set()
     for _, categories in files:
@@ -75,7 +65,7 @@ def _dead_parents(
             if c.parent != c.name: parents.add(c.parent)
             if not c.parent: tops.add(c.name)
     dead = tops & parents
-    if not dead: return set() # the usual case: no need to look at the annotations
+    if not dead: return set() # usually, so the annotations need not be read
     for d, categories in files:
         used = _used_categories(d["annotations"])
         dead -= {c.name for key, c in categories.items() if key in used}
@@ -112,7 +102,7 @@ class _Image(NamedTuple):
 def _declared_size(
     im:dict, # an image of the JSON
 ): # (height, width), or None
-    "The size that the JSON declares, where it is a possible one."
+    "The size that the JSON declares, if it is plausible."
     try:
         h = int(im["height"])
         w = int(im["width"])
@@ -229,7 +219,7 @@ def _add_annotation(
     rows_of:dict, # image id -> row
     label_of:dict, # category id -> label
 ):
-    "Add one box. Raises InputError, without file and line, when it refers to what is not there."
+    "Add one box. Raises InputError, without file and line, when its image or category does not exist."
     image = id_key(a.get("image_id"))
     category = id_key(a.get("category_id"))
     if image not in rows_of:
@@ -253,11 +243,11 @@ def _add_boxes(
     rows_of:dict, # image id -> row
     label_of:dict, # category id -> label
 ):
-    "Add the boxes of one file. Raises InputError for an annotation that refers to what is not there."
+    "Add the boxes of one file. Raises InputError for an annotation whose image or category does not exist."
     annotations = d["annotations"]
     if isinstance(annotations, Columns):
         if _add_columns(rows, annotations, rows_of, label_of): return
-        annotations = load_json(file)["annotations"] # to say which annotation is wrong
+        annotations = load_json(file)["annotations"] # to find the annotation that is wrong
     for k, a in enumerate(annotations):
         where = f"annotation {shown(a['id'])}" if "id" in a else f"annotation number {k}"
         try: _add_annotation(rows, a, where, rows_of, label_of)
@@ -269,8 +259,8 @@ def _add_columns(
     c:Columns, # the annotations
     rows_of:dict, # image id -> row
     label_of:dict, # category id -> label
-)->bool: # False when some annotation refers to what is not there: nothing was added
-    "Add the boxes of all annotations."
+)->bool: # False, and nothing added, when an annotation's image or category does not exist
+    "Add the boxes of all annotations at once."
     # row and label of each different id, -1 for an id that is not there
     row_of = {i: rows_of.get(id_key(i), -1) for i in set(c.images)}
     label = {i: label_of.get(id_key(i), -1) for i in set(c.categories)}
@@ -306,8 +296,8 @@ def _count_keys(
 def _is_other_task(
     f:str, # path of a JSON file
     instances:set, # the paths of instances files
-)->bool: # whether it labels the images of an instances file for another task
-    "COCO's keypoints, captions and the like."
+)->bool: # True if an instances file labels the same images
+    "Whether a file holds COCO's keypoints, captions and the like."
     folder, slash, name = f.rpartition("/")
     for task in _OTHER_TASKS:
         if name.startswith(task) and f"{folder}{slash}instances_{name[len(task):]}" in instances: return True
@@ -347,7 +337,7 @@ def detect_coco(
         try:
             if counts[f] == len(_KEYS) and path.stat().st_size >= _LARGE: return f
             if is_coco(load_json(path)): return f
-        except (InputError, OSError): return f # the reader will say what is wrong
+        except (InputError, OSError): return f # the reader will report what is wrong
     return ""
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #9ffbe391
@@ -396,7 +386,7 @@ def _integer_ids(
 def read_coco(
     path:Path, # a JSON file, or a folder that holds some
     files:Files=None, # the folder, where it is listed already
-    classes=None, # not needed: the categories are the classes
+    classes=None, # ignored: the file has the class names
 )->DetDataset: # the columns
     "Read COCO JSON. Raises InputError with file and line for a wrong label; lesser flaws are in `.flaws`."
     path = Path(path)
@@ -423,7 +413,7 @@ def _read_files(
     found:dict, # path -> COCO dictionary
     others:list=(), # of str: files that are left out
 )->DetDataset: # the columns
-    "The splits as one dataset."
+    "Read the splits into one dataset."
     for f, d in found.items(): check_objects(d, files.root / f)
     categories = {f: _categories(d, files.root / f) for f, d in found.items()}
     dead = _dead_parents([(found[f], categories[f]) for f in found])

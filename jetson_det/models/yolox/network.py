@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..detector import Detector
-from .anchors import LARGEST, STRIDES, YOLOXOutputs, anchors_for, decode_cxcywh
+from .anchors import LARGEST, YOLOXOutputs, anchors_for, decode_cxcywh
 from .cpu_speed import concat, focus_conv, upsample
 from .loss import GAINS, yolox_loss
 
@@ -189,7 +189,7 @@ class PAFPN(nn.Module):
         return out3, out4, out5
 
 # %% ../../../nbs/23_models.yolox.network.ipynb #8cc3c3fd
-PRIOR_BIAS = -log((1 - .01)/.01) # the logit of 1 %
+PRIOR_BIAS = -log((1 - .01)/.01) # the logit of 1%
 
 class YOLOXHead(nn.Module):
     "Features at three scales -> `YOLOXOutputs`."
@@ -225,7 +225,7 @@ class YOLOXHead(nn.Module):
         return YOLOXOutputs(_to_rows(reg), _to_rows(obj), _to_rows(cls), grids)
 
 def _to_rows(maps): # [(B,c,h,w), ...] -> (B,A,c)
-    "One row a point, scale after scale."
+    "One row per point, scale after scale."
     return torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], 1)
 
 # %% ../../../nbs/23_models.yolox.network.ipynb #a5791763
@@ -242,7 +242,7 @@ class YOLOX(Detector):
         name:str, # one of `names`
         classes, # class names, in the order of the labels
         gains:dict=None, # factors of the loss terms that differ from `own_gains`
-        freeze_norm:bool=None, # without effect: no recipe of YOLOX freezes a BatchNorm
+        freeze_norm:bool=None, # ignored: YOLOX recipes never freeze BatchNorm
     ):
         super().__init__(name, classes, gains)
         self.backbone = PAFPN(SIZES[name])
@@ -257,13 +257,13 @@ class YOLOX(Detector):
     def forward(self,
         x:torch.Tensor, # float (B,3,h,w), h and w multiples of 32
     )->YOLOXOutputs: # the same in training and evaluation
-        "What the head says, before any sigmoid."
+        "The raw outputs of the head, before any sigmoid."
         return self.head(self.backbone(x))
 
     def decode(self,
         outputs:YOLOXOutputs, # of `forward`
     )->tuple: # boxes (B,A,4) xyxy px of the input, scores (B,A,C) 0..1, float32
-        "Boxes in pixels, and object times class as the score."
+        "Boxes in pixels; the score is objectness times class probability."
         center, wh = decode_cxcywh(outputs.reg, anchors_for(outputs.grids, outputs.reg.device), LARGEST)
         boxes = torch.cat([center - wh/2, center + wh/2], -1)
         return boxes, outputs.obj.float().sigmoid()*outputs.cls.float().sigmoid()
@@ -278,29 +278,29 @@ class YOLOX(Detector):
         return yolox_loss(outputs, boxes, labels, l1, self.class_weights, self.gains)
 
     def stages(self)->dict: # name -> list of modules, from the input to the output
-        "The parts that can be frozen one after the other."
+        "The parts of the network, as `train.freeze` names them."
         body = self.backbone.backbone
         neck = [m for name, m in self.backbone.named_children() if name != "backbone"]
         return dict(stem=[body.stem], dark2=[body.dark2], dark3=[body.dark3], dark4=[body.dark4], dark5=[body.dark5],
                     neck=neck, head=[self.head])
 
     def teacher_layers(self)->list: # modules, finest map first
-        "The stems of the head take the neck's maps."
+        "The layers that take the neck's maps: the stems of the head."
         return list(self.head.stems)
 
     def fill(self, source):
-        "Fill this model; class rows by name."
+        "Load weights into this model; class rows are matched by name."
         from jetson_det.models.yolox.weights import fill_yolox
         return fill_yolox(self, source, PRIOR_BIAS)
 
     @classmethod
     def recognize(cls, weights):
-        "Which YOLOX these weights are of."
+        "The size of YOLOX that has these weights."
         from jetson_det.models.yolox.weights import recognize_yolox
         return recognize_yolox(cls, weights)
 
     @classmethod
     def read_onnx(cls, path, name):
-        "An ONNX file's weights, by its graph of convolutions."
+        "Read the weights of an ONNX file by following its graph of convolutions."
         from jetson_det.models.weights.conv_graph import read_conv_onnx
         return read_conv_onnx(cls, path, name)

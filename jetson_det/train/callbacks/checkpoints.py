@@ -17,7 +17,7 @@ class SaveCheckpoints(Callback):
     def before_train(self, trainer):
         self.last = time.monotonic()
         if trainer.run.resumed: self._publish_best(trainer)
-        elif trainer.cfg.train.on_nan == "rollback": self._save(trainer) # so that the first steps can be rolled back
+        elif trainer.cfg.train.on_nan == "rollback": self._save(trainer) # a target for a rollback of the first steps
 
     def after_step(self, trainer):
         minutes = (time.monotonic() - self.last) / 60
