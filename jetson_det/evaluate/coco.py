@@ -43,25 +43,22 @@ def _normal_coco(
         cats = sorted(gt["categories"], key=lambda c: int(c["id"]))
         ids = {int(c["id"]): k for k, c in enumerate(cats, 1)}
         images = [dict(im, id=int(im["id"])) for im in gt["images"]]
-        anns = [
-            dict(id=k,
-                 image_id=int(a["image_id"]),
-                 category_id=ids[int(a["category_id"])],
-                 bbox=[float(v) for v in a["bbox"]],
-                 area=float(a.get("area", a["bbox"][2]*a["bbox"][3])),
-                 iscrowd=int(a.get("iscrowd", 0))) for k, a in enumerate(gt["annotations"], 1)
-        ]
+        anns = []
+        for k, a in enumerate(gt["annotations"], 1):
+            _, _, width, height = bbox = [float(v) for v in a["bbox"]]
+            anns.append(dict(id=k, image_id=int(a["image_id"]), category_id=ids[int(a["category_id"])], bbox=bbox,
+                             area=float(a.get("area", width * height)), iscrowd=int(a.get("iscrowd", 0))))
     except (KeyError, TypeError, ValueError, IndexError) as e:
         raise InputError(f"not a COCO dictionary of boxes: {e!r}") from None
     lost = {a["image_id"] for a in anns} - {im["id"] for im in images}
-    if lost: raise InputError(f"annotation of image {min(lost)}, which is not among the images")
+    if lost: raise InputError(f"an annotation belongs to image {min(lost)}, which is not among the images")
     return dict(images=images, annotations=anns, categories=[dict(id=k, name=c["name"]) for k, c in enumerate(cats, 1)])
 
 # %% ../../nbs/40_evaluate.coco.ipynb #e2822a95
 def shared_classes(
     model, # the model's class names
     data, # the data's class names
-)->tuple: # (C_model,) int64 label in the data or -1; data classes that the model lacks; model classes that the data lacks
+)->tuple: # (C_model,) int64 label in the data or -1; data classes the model lacks; model classes the data lacks
     "Match two lists of classes by name. Raises InputError when they have none in common."
     labels = []
     for name, k in zip(model, match_classes(model, data)):
@@ -83,12 +80,10 @@ def coco_results(
     for i, d in zip(image_ids, detections):
         xywh = np.asarray(d.boxes, np.float64).reshape(-1, 4).copy()
         xywh[:, 2:] -= xywh[:, :2]
-        rows += [
-            dict(image_id=int(i), category_id=c + 1, bbox=b, score=s)
-            for b, s, c in zip(xywh.tolist(),
-                               np.asarray(d.scores, np.float64).tolist(),
-                               np.asarray(d.labels).tolist())
-        ]
+        scores = np.asarray(d.scores, np.float64).tolist()
+        labels = np.asarray(d.labels).tolist()
+        for bbox, score, label in zip(xywh.tolist(), scores, labels):
+            rows.append(dict(image_id=int(i), category_id=label + 1, bbox=bbox, score=score))
     return rows
 
 # %% ../../nbs/40_evaluate.coco.ipynb #1aaaa576
@@ -124,10 +119,10 @@ def _accumulate(
     job.params.maxDets = [m for m in (1, 10) if m < max_detections] + [max_detections]
     job.evaluate()
     job.accumulate()
-    return {
-        k: np.asarray(job.eval[k]).reshape(job.eval["counts"] if k != "recall" else np.delete(job.eval["counts"], 1))
-        for k in ("precision", "scores", "recall")
-    }
+    counts = job.eval["counts"] # T, R, K, A, M
+    return dict(precision=np.asarray(job.eval["precision"]).reshape(counts),
+                scores=np.asarray(job.eval["scores"]).reshape(counts),
+                recall=np.asarray(job.eval["recall"]).reshape(np.delete(counts, 1)))
 
 # %% ../../nbs/40_evaluate.coco.ipynb #678047ec
 def _mean(
@@ -229,16 +224,11 @@ def _to_dict(
     r:EvalResult,
 )->dict: # finite numbers, strings, null
     "The figures of an evaluation for a program."
-    keep = ("images", "empty", "boxes", "ignored", "unknown", "unused", "settings")
+    ap, ap50 = known_ap(r)
     seconds = {k: round(float(v), 4) for k, v in r.seconds.items()}
-    return dict(stats=r.stats,
-                known=dict(zip(("AP", "AP50"), known_ap(r))),
-                per_class=r.per_class,
-                classes=list(r.classes),
-                **{k: getattr(r, k)
-                   for k in keep},
-                detections=sum(len(d.scores) for d in r.detections),
-                seconds=seconds)
+    return dict(stats=r.stats, known=dict(AP=ap, AP50=ap50), per_class=r.per_class, classes=list(r.classes),
+                images=r.images, empty=r.empty, boxes=r.boxes, ignored=r.ignored, unknown=r.unknown, unused=r.unused,
+                settings=r.settings, detections=sum(len(d.scores) for d in r.detections), seconds=seconds)
 
 # %% ../../nbs/40_evaluate.coco.ipynb #ebb715e1
 def known_ap(
@@ -254,21 +244,22 @@ _COLUMNS = (("class", "name"), ("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"),
 
 def _cells(row:dict)->list:
     "A row of the table as text; a figure that does not exist is a dash."
-    text = lambda v: "-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v)
-    return [text(row[key]) for _, key in _COLUMNS] + [text(row["best"]["confidence"])]
+    values = [row[key] for _, key in _COLUMNS] + [row["best"]["confidence"]]
+    out = []
+    for v in values:
+        if v is None: out.append("-")
+        elif isinstance(v, float): out.append(f"{v:.3f}")
+        else: out.append(str(v))
+    return out
 
 def _rows(r:EvalResult)->list:
     "The table's rows: head, classes, all."
-    total = dict(name="all",
-                 AP=r.stats["AP"],
-                 AP50=r.stats["AP50"],
-                 AP75=r.stats["AP75"],
-                 boxes=r.boxes,
-                 images=r.images,
-                 recall50=_mean(np.array([c["recall50"] for c in r.per_class if c["recall50"] is not None])),
-                 detections=sum(c["detections"] for c in r.per_class),
-                 best=dict(confidence=None))
-    return [[h for h, _ in _COLUMNS] + ["best at"]] + [_cells(c) for c in r.per_class] + [_cells(total)]
+    recalls = [c["recall50"] for c in r.per_class if c["recall50"] is not None]
+    total = dict(name="all", AP=r.stats["AP"], AP50=r.stats["AP50"], AP75=r.stats["AP75"],
+                 recall50=_mean(np.array(recalls)), boxes=r.boxes, images=r.images,
+                 detections=sum(c["detections"] for c in r.per_class), best=dict(confidence=None))
+    head = [h for h, _ in _COLUMNS] + ["best at"]
+    return [head] + [_cells(c) for c in r.per_class] + [_cells(total)]
 
 def _notes(r:EvalResult)->list:
     "Lines under the table: sizes, and what was left out."
@@ -276,10 +267,9 @@ def _notes(r:EvalResult)->list:
     notes = [f"AP by size: {sizes}; {r.empty} of {r.images} images have no boxes"]
     if r.ignored: notes.append(f"{r.ignored} boxes count neither way (crowd, ignored, difficult)")
     if r.unknown:
-        notes.append(
-            f"not known by the model, AP 0: {and_more(r.unknown)}; over the classes it knows: AP {known_ap(r)[0]:.3f},"
-            f" AP50 {known_ap(r)[1]:.3f}"
-        )
+        ap, ap50 = known_ap(r)
+        notes.append(f"not known by the model, AP 0: {and_more(r.unknown)}; over the classes it knows: AP {ap:.3f},"
+                     f" AP50 {ap50:.3f}")
     if r.unused: notes.append(f"not in the data, left out: {and_more(r.unused)}")
     return notes
 
@@ -287,8 +277,11 @@ def _notes(r:EvalResult)->list:
 def _plain_table(r:EvalResult)->str:
     "The table as plain text."
     rows = _rows(r)
-    wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, wide))) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for name, *figures in rows:
+        cells = [name.ljust(widths[0])] + [c.rjust(w) for c, w in zip(figures, widths[1:])]
+        lines.append("  ".join(cells))
     return "\n".join(lines + _notes(r))
 
 # %% ../../nbs/40_evaluate.coco.ipynb #9b070789
@@ -300,8 +293,10 @@ def result_table(
     head, *rows = _rows(r)
     table = Table(*head, title="AP by the COCO rules", caption="\n".join(_notes(r)), caption_justify="left")
     for column in table.columns[1:]: column.justify = "right"
-    for k, row in enumerate(rows):
-        table.add_row(*row, end_section=k == len(rows) - 2, style="bold" if k == len(rows) - 1 else None)
+    *classes, total = rows
+    for row in classes: table.add_row(*row)
+    table.add_section()
+    table.add_row(*total, style="bold")
     return table
 
 # %% ../../nbs/40_evaluate.coco.ipynb #3bff94c6
@@ -315,7 +310,8 @@ def coco_stats(
     coco = coco_of(gt) if isinstance(gt, DetDataset) else _normal_coco(gt)
     names = tuple(c["name"] for c in coco["categories"])
     ids = [im["id"] for im in coco["images"]]
-    if len(detections) != len(ids): raise InputError(f"{len(detections)} lists of detections for {len(ids)} images")
+    if len(detections) != len(ids):
+        raise InputError(f"{len(detections)} lists of detections for {len(ids)} images; give one for each image")
     if max_detections < 1: raise InputError(f"max_detections is {max_detections}; it must be at least 1")
     n = sum(not a["iscrowd"] and a["area"] >= 0 for a in coco["annotations"])
     if not n: raise InputError(f"nothing to evaluate: the {len(ids)} images have no boxes that count")
@@ -324,9 +320,12 @@ def coco_stats(
     rows = coco_results(detections, ids)
     counted = _accumulate(coco, rows, max_detections)
     curves = np.stack([counted[k][0, :, :, 0, -1].T for k in ("precision", "scores")])
-    return EvalResult(_stats(counted, max_detections), _per_class(counted, coco, rows), names, len(ids),
-                      len(ids) - len({a["image_id"] for a in coco["annotations"]}), n, len(coco["annotations"]) - n,
-                      unknown, unused, curves, detections, ids, dict(max_detections=max_detections))
+    with_boxes = {a["image_id"] for a in coco["annotations"]}
+    return EvalResult(
+        stats=_stats(counted, max_detections), per_class=_per_class(counted, coco, rows), classes=names,
+        images=len(ids), empty=len(ids) - len(with_boxes), boxes=n, ignored=len(coco["annotations"]) - n,
+        unknown=unknown, unused=unused, curves=curves, detections=detections, image_ids=ids,
+        settings=dict(max_detections=max_detections))
 
 # %% ../../nbs/40_evaluate.coco.ipynb #771d3d7e
 @contextmanager
@@ -381,10 +380,11 @@ def evaluate(
     start = time.perf_counter()
     found = []
     seconds = {}
-    if not len(ds.boxes): raise InputError(f"nothing to evaluate: the {len(ds)} images have no boxes")
+    if not len(ds.boxes):
+        raise InputError(f"nothing to evaluate: the {len(ds)} images have no boxes; is it the right split?")
     shared_classes(classes, ds.classes)
-    with _set(session, confidence=confidence, iou=iou,
-              max_detections=max_detections*len(classes)), _progress(progress) as bar:
+    limit = max_detections * len(classes)
+    with _set(session, confidence=confidence, iou=iou, max_detections=limit), _progress(progress) as bar:
         task = bar.add_task("evaluate", total=len(ds))
         for images in _read_ahead(ds, batch):
             found += session(images)
@@ -394,9 +394,6 @@ def evaluate(
     result = coco_stats(ds, found, classes, max_detections)
     now = time.perf_counter()
     result.seconds = dict(seconds, counting=now - before, total=now - start)
-    result.settings = dict(confidence=confidence,
-                           iou=iou,
-                           max_detections=max_detections,
-                           model=session.contract.name,
-                           data=ds.fingerprint())
+    result.settings = dict(confidence=confidence, iou=iou, max_detections=max_detections,
+                           model=session.contract.name, data=ds.fingerprint())
     return result

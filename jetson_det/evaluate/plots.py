@@ -22,7 +22,7 @@ def _figure(
     width:float, # inches
     height:float, # inches
 ): # an empty matplotlib figure at 60 dots an inch
-    "A figure that a notebook shows once, where it is returned, and that pyplot does not keep."
+    "A figure that pyplot does not keep, so that a notebook shows it only where it is returned."
     plt = require("matplotlib.pyplot")
     fig = plt.figure(figsize=(width, height), dpi=60, layout="constrained")
     plt.close(fig)
@@ -45,11 +45,8 @@ def pr_figure(
         if best["confidence"] is not None:
             ax.plot(best["recall"], best["precision"], "o", color=line.get_color())
             ax.annotate(f" {best['confidence']:.2f}", (best["recall"], best["precision"]))
-    ax.set(xlim=(0, 1),
-           ylim=(0, 1.03),
-           xlabel="recall",
-           ylabel="precision",
-           title="at an overlap of .5; dots: threshold with the best F1")
+    ax.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="recall", ylabel="precision",
+           title="at IoU .5; dots: threshold with the best F1")
     ax.legend(loc="lower left")
     return fig
 
@@ -103,11 +100,12 @@ def matches(
 )->list: # (Detections over the confidence, Matches) for each image
     "Pair boxes and detections of every image. Raises InputError when the result is of other images."
     if result.image_ids != ds.image_ids.tolist():
-        raise InputError("the evaluation is of other images than the dataset's")
+        raise InputError("the evaluation is of other images than the dataset's; evaluate this dataset first")
     out = []
     for i, d in enumerate(result.detections):
         order = np.argsort(-d.scores, kind="stable")
-        d = Detections(*(v[order][d.scores[order] >= confidence] for v in d))
+        order = order[d.scores[order] >= confidence]
+        d = Detections(d.boxes[order], d.scores[order], d.labels[order])
         boxes, _, flags = ds.boxes_of(i)
         out.append((d, match_image(boxes, flags, d, iou)))
     return out

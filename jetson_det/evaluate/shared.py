@@ -20,15 +20,16 @@ def evaluate_shared(
     confidence:float, # 0..1, boxes below are not counted
     iou:float, # 0..1, overlap at which the lower of two boxes of a class is dropped
     max_detections:int, # of each class in an image
-    progress:bool=False, # a bar; only where one process is alone
+    progress:bool=False, # a bar; with one process only
 ): # evaluate.coco.EvalResult, in each process; the detections are in the first's alone
     "`evaluate` by all processes together. Raises InputError in all of them."
     if world.size == 1: return evaluate(session, ds, confidence, iou, max_detections, progress=progress)
     start = time.perf_counter()
     shares = world.gather(_share_of_images(world, session, ds, confidence, iou, max_detections))
     result = _count(world, shares, session, ds, max_detections) if world.main else None
-    # an error is shared as its text; the detections stay here
-    outcome = world.share(replace(result, detections=[]) if world.main and not isinstance(result, str) else result)
+    to_share = result # an error is shared as its text
+    if world.main and not isinstance(result, str): to_share = replace(result, detections=[]) # they stay here
+    outcome = world.share(to_share)
     if isinstance(outcome, str): raise InputError(outcome)
     result = result or outcome
     result.seconds = dict(total=time.perf_counter() - start)

@@ -36,9 +36,10 @@ def device_name()->str: # such as "NVIDIA Jetson Nano Developer Kit"
     except (IOError, OSError): pass
     try:
         with open("/proc/cpuinfo") as f:
-            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
-    except (IOError, OSError): names = []
-    return names[0] if names else platform.processor() or platform.machine()
+            for line in f:
+                if line.startswith("model name"): return line.split(":", 1)[1].strip()
+    except (IOError, OSError): pass
+    return platform.processor() or platform.machine()
 
 # %% ../../nbs/68_runtime.bench.ipynb #dffa2743
 def _measured_on(session)->dict: # device, cores, versions, providers
@@ -74,17 +75,20 @@ class BenchReport(NamedTuple):
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
 
     def __str__(self):
+        h, w = self.input_size
         on = self.measured_on
+        versions = ", ".join("%s %s" % v for v in sorted(on["versions"].items()))
         columns = ("min", "p50", "p95", "p99", "mean")
-        rows = [
+        lines = [
             "{} at {}x{} (height x width): {} calls on {} frames, {:.1f} boxes a frame, {:.1f} frames/s".format(
-                self.model, self.input_size[0], self.input_size[1], self.calls, self.frames, self.boxes,
-                self.fps), "{}, {} cores; {}".format(on["device"], on["cores"],
-                                                     ", ".join("%s %s" % v for v in sorted(on["versions"].items()))),
-            "{:12}".format("ms") + "".join("{:>9}".format(c) for c in columns)
+                self.model, h, w, self.calls, self.frames, self.boxes, self.fps),
+            "{}, {} cores; {}".format(on["device"], on["cores"], versions),
+            "{:12}".format("ms") + "".join("{:>9}".format(c) for c in columns),
         ]
-        return "\n".join(
-            rows + ["{:12}".format(s) + "".join("{:9.2f}".format(self.stages[s][c]) for c in columns) for s in STAGES])
+        for stage in STAGES:
+            figures = "".join("{:9.2f}".format(self.stages[stage][c]) for c in columns)
+            lines.append("{:12}".format(stage) + figures)
+        return "\n".join(lines)
 
 # %% ../../nbs/68_runtime.bench.ipynb #69cd9857
 def bench(
@@ -95,7 +99,7 @@ def bench(
 )->BenchReport:
     "Time a session, frame after frame. Raises `InputError` without frames."
     frames = list(frames)
-    if not frames: raise InputError("bench: no frames to measure with")
+    if not frames: raise InputError("bench: no frames to measure with; give at least one image")
     if repeats < 1: raise InputError("bench: repeats is {}; at least 1 is needed".format(repeats))
     seconds = {s: [] for s in STAGES}
     boxes = 0
@@ -107,6 +111,7 @@ def bench(
         for stage, spent in session.timings.items(): seconds[stage].append(spent)
         boxes += len(found.scores)
     calls = len(seconds["total"])
-    return BenchReport(session.contract.name, tuple(session.contract.input_size), len(frames), calls, boxes/calls,
-                       calls/sum(seconds["total"]), {s: latency_stats(seconds[s])
-                                                     for s in STAGES}, _measured_on(session))
+    contract = session.contract
+    stages = {s: latency_stats(seconds[s]) for s in STAGES}
+    return BenchReport(contract.name, tuple(contract.input_size), len(frames), calls, boxes / calls,
+                       calls / sum(seconds["total"]), stages, _measured_on(session))

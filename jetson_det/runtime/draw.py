@@ -19,12 +19,15 @@ def class_color(
     label:int, # index of the class
 )->tuple: # (b, g, r), 0..255
     "The class's color."
-    r, g, b = colorsys.hsv_to_rgb((0.58 + label*0.618034) % 1, (0.9, 0.65)[label // 8 % 2], (1.0, 0.85)[label // 4 % 2])
+    hue = (0.58 + label * 0.618034) % 1
+    saturation = (0.9, 0.65)[label // 8 % 2]
+    value = (1.0, 0.85)[label // 4 % 2]
+    r, g, b = colorsys.hsv_to_rgb(hue, saturation, value)
     return int(b * 255), int(g * 255), int(r * 255)
 
 # %% ../../nbs/66_runtime.draw.ipynb #3c3cabbc
 def _label(image, text, x, y, color, scale, thickness):
-    "Text on a ground of the class's color, its foot at (x, y) if that is inside the image."
+    "Text on a background of the class's color, its lower left corner at (x, y) if that is inside the image."
     (w, h), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
     x = int(max(min(x, image.shape[1] - w - 2), 0))
     y = int(max(y, h + base + 2))
@@ -38,7 +41,7 @@ def draw(
     image:np.ndarray,      # (h,w,3) uint8 BGR, or what `as_bgr` takes
     detections:Detections, # boxes in its pixels
     classes,               # class names, by label
-    scores:bool=True,      # write the score behind the name?
+    scores:bool=True,      # write the score after the name
     inplace:bool=False,    # draw on `image` itself (it must be BGR uint8) instead of a copy
 )->np.ndarray: # (h,w,3) uint8 BGR
     "Draw boxes with names and scores."
@@ -50,7 +53,7 @@ def draw(
     for i in range(len(detections.scores))[::-1]:
         x1, y1, x2, y2 = [int(round(v)) for v in detections.boxes[i].tolist()]
         label = int(detections.labels[i])
-        color = class_color(int(detections.labels[i]))
+        color = class_color(label)
         cv2.rectangle(canvas, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), color, line)
         text = "{} {:.2f}".format(classes[label], detections.scores[i]) if scores else str(classes[label])
         _label(canvas, text, x1, y1, color, scale, max(line // 2, 1))

@@ -34,7 +34,7 @@ def as_detections(
     labels = np.asarray(labels, np.int64)
     if not scores.shape == labels.shape == (len(boxes),):
         raise InputError(
-            "detections: {} boxes, scores of shape {}, labels of shape {}: each box needs one score and one label".format(
+            "detections: {} boxes, scores of shape {}, labels of shape {}: each box needs a score and a label".format(
                 len(boxes), scores.shape, labels.shape))
     order = np.argsort(-scores, kind="stable")
     return Detections(boxes[order], scores[order], labels[order])

@@ -124,7 +124,7 @@ def _checked(
         if finite.all(): continue
         name = "output '{}'".format(outputs[i][0]) if len(outputs) == 2 else "the output's " + part
         raise InputError(
-            "{} of the network {} holds {} numbers that are not finite (of {}): the model is broken, or it overflows in"
+            "{} of the network {} holds numbers that are not finite ({} of {}): the model is broken, or it overflows in"
             " fp16; try fp32".format(name, contract.name, int((~finite).sum()), finite.size))
     return candidates
 

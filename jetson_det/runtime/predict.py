@@ -18,13 +18,13 @@ from .files import InputError, write_bytes_atomic, write_json_atomic
 from .stream.sources import open_source
 
 # %% ../../nbs/69_runtime.predict.ipynb #9e455f3b
-def _picture_name(name:str)->str: # a file name
+def _image_name(name:str)->str: # a file name
     "`gate/0001.png` becomes `gate_0001.jpg`."
     path = Path(name)
     return "_".join(path.parts[:-1] + (path.stem + ".jpg",)).replace("/", "_")
 
 # %% ../../nbs/69_runtime.predict.ipynb #22497426
-def _save_picture(path, image):
+def _save_image(path, image):
     "Write a JPEG, whole or not at all."
     ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
     if not ok: raise InputError("{}: the image can't be encoded".format(path))
@@ -32,7 +32,7 @@ def _save_picture(path, image):
 
 # %% ../../nbs/69_runtime.predict.ipynb #4544c792
 class _VideoFile:
-    "An .mp4 that takes frames; removed again when it was not finished."
+    "An .mp4 that takes frames; removed when it was not finished."
     def __init__(self, path, fps):
         self.path = Path(path)
         self.part = Path(str(path) + ".part.mp4")
@@ -45,7 +45,8 @@ class _VideoFile:
             h, w = image.shape[:2]
             self.writer = cv2.VideoWriter(str(self.part), cv2.VideoWriter_fourcc(*"mp4v"), self.fps, (w, h))
             if not self.writer.isOpened():
-                raise InputError("{}: this OpenCV can't write MPEG-4 video".format(self.path))
+                raise InputError(
+                    "{}: this OpenCV can't write MPEG-4 video; give a folder of images instead".format(self.path))
         self.writer.write(image)
 
     def close(self, whole):
@@ -61,20 +62,21 @@ class Prediction(NamedTuple):
     frames: int   # images or video frames seen
     boxes: int    # boxes drawn
     seconds: float # reading, detecting, drawing and writing together
-    source: str   # what it was, and how many of its files are no images
-    unreadable: list # names of images that were passed over
+    source: str   # what it was, and how many of its files are not images
+    unreadable: list # names of images that were skipped
     out: str      # the folder
     def __str__(self):
-        passed = "; passed over: " + ", ".join(self.unreadable) if self.unreadable else ""
+        rate = self.frames / max(self.seconds, 1e-9)
+        skipped = "; unreadable, skipped: " + ", ".join(self.unreadable) if self.unreadable else ""
         return "{}{}\n{} frames, {} boxes in {:.1f} s ({:.1f} frames/s, drawing and writing included): {}".format(
-            self.source, passed, self.frames, self.boxes, self.seconds, self.frames / max(self.seconds, 1e-9), self.out)
+            self.source, skipped, self.frames, self.boxes, self.seconds, rate, self.out)
 
 # %% ../../nbs/69_runtime.predict.ipynb #4c95e144
 def predict(
     session, # what `open_session` or `open_artifact` gives
     source,  # image, folder, video file, camera number or rtsp://
     out,     # folder for images and predictions.json; made when it is not there
-    most=None, # stop after so many frames; none: all
+    most=None, # stop after so many frames; None: all
 )->Prediction: # counts and time
     "Detect, draw, write. Raises `InputError` where the source can't be read."
     frames = open_source(source)
@@ -92,13 +94,14 @@ def predict(
                 out.mkdir(parents=True, exist_ok=True)
                 if frames.fps: video = _VideoFile(out/(Path(str(frame.name)).stem + ".mp4"), frames.fps)
             rows.append({"name": str(frame.name), "index": frame.index, "detections": detection_rows(found, classes)})
-            picture = draw(frame.image, found, classes)
-            if video: video.add(picture)
-            else: _save_picture(out/_picture_name(str(frame.name)), picture)
+            drawn = draw(frame.image, found, classes)
+            if video: video.add(drawn)
+            else: _save_image(out/_image_name(str(frame.name)), drawn)
         whole = True
     finally:
         if video: video.close(whole)
     write_json_atomic(out/"predictions.json",
                       {"classes": list(classes), "confidence": session.confidence, "frames": rows})
-    return Prediction(len(rows), sum(len(r["detections"]) for r in rows),
-                      time.time() - start, str(frames), getattr(frames, "unreadable", []), str(out))
+    boxes = sum(len(r["detections"]) for r in rows)
+    seconds = time.time() - start
+    return Prediction(len(rows), boxes, seconds, str(frames), getattr(frames, "unreadable", []), str(out))

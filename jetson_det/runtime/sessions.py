@@ -128,8 +128,8 @@ def _contract_of(
         if METADATA_KEY in metadata:
             return Contract.from_json(metadata[METADATA_KEY], "{}: contract in the metadata".format(path))
         raise InputError(
-            "{}: no contract in its metadata, so its colors and classes are unknown; give one with --contract (in Python:"
-            " contract=): a JSON file or a preset ({})".format(path, ", ".join(PRESETS)))
+            "{}: no contract in its metadata, so its colors and classes are unknown; give one with --contract"
+            " (in Python: contract=): a JSON file or a preset ({})".format(path, ", ".join(PRESETS)))
     is_fixed = len(shape) == 4 and all(isinstance(s, int) for s in shape[2:])
     input_size = tuple(shape[2:]) if is_fixed else (640, 640)
     return load_contract(given, _ultralytics_names(metadata) or COCO_CLASSES, input_size)

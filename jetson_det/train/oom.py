@@ -32,7 +32,7 @@ class TooLarge(MemoryError):
     "A step did not fit into the device's memory; nothing of it was kept."
 
 class Pieces:
-    "Takes the micro-batches of a step whole, or in pieces once a step did not fit."
+    "Takes the micro-batches of a step whole, or in pieces once a step did not fit; a step that does not fit is undone."
     def __init__(self,
         model, # whose BatchNorm statistics are restored
         world, # World; all its processes take a step again, or none
@@ -45,21 +45,24 @@ class Pieces:
         self.synced = synced
         self.count = 1 # pieces of a micro-batch
 
-    def run(self,
-        backward, # a piece -> its figures; the gradients add to those that are there
+    def begin(self,
         group, # micro-batches of the step
-    )->list: # (figures, piece) of each
-        "All micro-batches forward and backward. Raises TooLarge where one does not fit; then nothing was done."
-        before = [b.clone() for b in self.statistics]
-        done = []
-        message = ""
-        try:
-            for batch in group:
-                for piece in _pieces_of(batch, self.count): done.append((backward(piece), piece))
-        except torch.OutOfMemoryError as e: message = str(e).split(". ")[0] or "out of memory"
-        # not within `except`, which holds on to all that fills the memory
-        if self._fits_everywhere(message): return done
-        for b, old in zip(self.statistics, before): b.copy_(old)
+    ): # the group itself while steps fit; later its micro-batches in pieces
+        "Remember what a step changes before it is complete."
+        self.before = [b.clone() for b in self.statistics]
+        return group if self.count == 1 else self._cut(group)
+
+    def _cut(self, group):
+        for batch in group: yield from _pieces_of(batch, self.count)
+
+    def end(self,
+        done:list, # (figures, piece) of each; emptied when the step is undone
+        failure:str, # what the device said when it was out of memory; "": the step fitted
+    ):
+        "Confirm a step that fitted in all processes. Else undo it and raise TooLarge: then nothing was done."
+        message = failure.split(". ")[0]
+        if self._fits_everywhere(message): return
+        for b, old in zip(self.statistics, self.before): b.copy_(old)
         done.clear()
         self.undo()
         raise TooLarge(message or "out of memory in another process")

@@ -84,7 +84,12 @@ class Stepper:
         "One optimizer step over the micro-batches of `group`. Raises NotFinite and TooLarge before the weights change."
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad()
-        done = self.pieces.run(lambda batch: self.backward(batch, l1), group)
+        done = [] # (figures, micro-batch) of each
+        failure = ""
+        try:
+            for batch in self.pieces.begin(group): done.append((self.backward(batch, l1), batch))
+        except torch.OutOfMemoryError as e: failure = str(e) or "out of memory"
+        self.pieces.end(done, failure) # raises TooLarge, with the step undone
         meter = self._sum_over_processes(summed(done), l1)
         self.scaler.unscale_(self.optimizer)
         for part in meter.normalizers: # the one division

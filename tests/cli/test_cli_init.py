@@ -98,19 +98,18 @@ def terminal():
 def test_questions_with_wrong_answers_first(scenes, tmp_path, terminal):
     t = terminal("init", cwd=tmp_path)
     t.until("Folder with images and labels: ").type("\n").until("Folder with images and labels: ").type("nowhere\n")
-    t.until("nowhere: no such file or folder").until("Folder with images and labels: ").type(f"{scenes}\n").until(
-        "12 images").until("Sack, Person")
-    t.until("Jetson Nano 4GB").until("by name or number [orin-nano]: ").type("orin-nanu\n").until(
-        "did you mean 'orin-nano'?").until("by name or number").type("9\n")
+    t.until("nowhere: no such file or folder").until("Folder with images and labels: ").type(f"{scenes}\n")
+    t.until("12 images").until("Sack, Person")
+    t.until("Jetson Nano 4GB").until("by name or number [orin-nano]: ").type("orin-nanu\n")
+    t.until("did you mean 'orin-nano'?").until("by name or number").type("9\n")
     t.until("[30]: ").type("fast\n").until("over 0 up to 1000").until("[30]: ").type("25\n")
-    t.until("input_size").until("File to write [config.yaml]: ").type("\n").until(
-        "wrote config.yaml; next: jetson-det train -c config.yaml")
+    t.until("input_size").until("File to write [config.yaml]: ").type("\n")
+    t.until("wrote config.yaml; next: jetson-det train -c config.yaml")
     assert t.end() == 0
     assert list(BOARDS)[8] == "orin-nx"
     cfg = load_config(tmp_path/"config.yaml")
-    assert cfg.data.path == str(scenes) and cfg.data.classes == ["Sack", "Person"
-                                                                 ] and [p.name
-                                                                        for p in tmp_path.iterdir()] == ["config.yaml"]
+    assert cfg.data.path == str(scenes) and cfg.data.classes == ["Sack", "Person"]
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
     assert "Orin NX 16GB, 25 frames a second" in (tmp_path/"config.yaml").read_text()
 
 
@@ -118,15 +117,15 @@ def test_questions_with_wrong_answers_first(scenes, tmp_path, terminal):
 def test_what_is_given_is_not_asked_and_a_file_is_kept(scenes, tmp_path, terminal):
     (tmp_path/"config.yaml").write_text("mine")
     t = terminal("init", "--data", scenes, "--board", "nano", "--fps", "10", cwd=tmp_path)
-    t.until("File to write [config.yaml]: ").type("\n").until("config.yaml exists already. Replace it? [n]: ").type(
-        "\n")
-    t.until("name another file").until("File to write [config.yaml]: ").type("sub/x.yaml\n").until(
-        "sub: no such folder").until("File to write").type("new.yaml\n").until("wrote new.yaml")
+    t.until("File to write [config.yaml]: ").type("\n")
+    t.until("config.yaml exists already. Replace it? [n]: ").type("\n")
+    t.until("name another file").until("File to write [config.yaml]: ").type("sub/x.yaml\n")
+    t.until("sub: no such folder").until("File to write").type("new.yaml\n").until("wrote new.yaml")
     assert t.end() == 0 and "Board" not in t.output and "Frames" not in t.output and "Folder" not in t.output
     assert (tmp_path/"config.yaml").read_text() == "mine" and load_config(tmp_path/"new.yaml").data.path == str(scenes)
     t = terminal("init", "--data", scenes, "--board", "nano", "--fps", "10", cwd=tmp_path)
-    t.until("File to write").type("config.yaml\n").until("Replace it?").type("maybe\n").until("y or n?").type(
-        "y\n").until("wrote config.yaml")
+    t.until("File to write").type("config.yaml\n").until("Replace it?").type("maybe\n")
+    t.until("y or n?").type("y\n").until("wrote config.yaml")
     assert t.end() == 0 and load_config(tmp_path/"config.yaml") == load_config(tmp_path/"new.yaml")
 
 
@@ -135,8 +134,8 @@ def test_what_is_given_is_not_asked_and_a_file_is_kept(scenes, tmp_path, termina
 @pytest.mark.parametrize("question", [0, 1, 3])
 def test_ctrl_c_leaves_nothing(scenes, tmp_path, terminal, key, question):
     t = terminal("init", cwd=tmp_path)
-    for i, (text, answer) in enumerate(
-        (("labels: ", f"{scenes}\n"), ("number [", "1\n"), ("want [30]: ", "\n"), ("File to write [", "\n"))):
+    dialog = [("labels: ", f"{scenes}\n"), ("number [", "1\n"), ("want [30]: ", "\n"), ("File to write [", "\n")]
+    for i, (text, answer) in enumerate(dialog):
         t.until(text)
         if i == question: break
         t.type(answer)
@@ -146,16 +145,7 @@ def test_ctrl_c_leaves_nothing(scenes, tmp_path, terminal, key, question):
 
 
 def test_flags_alone(scenes, tmp_path):
-    done = run("init",
-               "--data",
-               scenes,
-               "--board",
-               "orin-nano",
-               "--fps",
-               "30",
-               "--out",
-               "config.yaml",
-               "--yes",
+    done = run("init", "--data", scenes, "--board", "orin-nano", "--fps", "30", "--out", "config.yaml", "--yes",
                cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "" and "wrote config.yaml" in done.stdout
     text = (tmp_path/"config.yaml").read_text()
@@ -228,7 +218,8 @@ def test_larger_inputs_and_networks_take_longer():
     for board in PUBLISHED.values():
         for rows in board.ms.values(): assert list(rows.values()) == sorted(rows.values())
         for side in {s for rows in board.ms.values() for s in rows}:
-            assert (t := [board.ms[n][side] for n in FAMILY if side in board.ms.get(n, {})]) == sorted(t)
+            times = [board.ms[name][side] for name in FAMILY if side in board.ms.get(name, {})]
+            assert times == sorted(times)
 
 
 def test_names_are_those_of_the_zoo():
@@ -239,28 +230,30 @@ def test_names_are_those_of_the_zoo():
     for name in BOARDS: assert parse(name) == parse(name.upper().replace("-", " ")) == name
 
 
-def plan(scenes, **kw):
-    return {
-        f"{l.section}.{l.key}": l
-        for l in plan_lines(read_indexed(scenes), "d", **{"board_name": "orin-nano", "fps": 30, **kw})[0]
-    }
+def by_key(lines):
+    return {f"{line.section}.{line.key}": line for line in lines}
+
+
+def plan(scenes, board_name="orin-nano", fps=30, **kw):
+    lines, _ = plan_lines(read_indexed(scenes), "d", board_name, fps, **kw)
+    return by_key(lines)
 
 
 def test_length_and_batch_follow_the_images():
     for images, epochs, batch in ((5, 300, 2), (40, 300, 4), (205, 80, 8), (1000, 50, 8), (118_000, 50, 8)):
         lines = {l.key: l.value for l in cli_init._training_lines(images, "yolox-tiny", False)}
         assert (lines["epochs"], lines["batch_size"]) == (epochs, batch), images
-    assert {l.key: l.value
-            for l in cli_init._training_lines(1000, "yolox-s", True)
-            } == {"epochs": 300, "batch_size": 8, "mosaic_scale": [.1, 2.], "mixup": 1.}
+    lines = {l.key: l.value for l in cli_init._training_lines(1000, "yolox-s", True)}
+    assert lines == {"epochs": 300, "batch_size": 8, "mosaic_scale": [.1, 2.], "mixup": 1.}
 
 
 def test_weights_and_splits(scenes, tmp_path):
     lines = plan(scenes)
-    assert lines["model.weights"].value == lines["model.name"].value and "Person carried over" in lines[
-        "model.weights"].why and "data.val" not in lines
-    assert "model.weights" not in plan(scenes, weights=None) and plan(scenes,
-                                                                      weights="w.pth")["model.weights"].value == "w.pth"
+    weights = lines["model.weights"]
+    assert weights.value == lines["model.name"].value and "Person carried over" in weights.why
+    assert "data.val" not in lines
+    assert "model.weights" not in plan(scenes, weights=None)
+    assert plan(scenes, weights="w.pth")["model.weights"].value == "w.pth"
     whole = write_scenes(tmp_path/"one", 6, (96, 160), splits={"train": 1.})
     assert plan(whole)["data.val"].value == .2
     empty = tmp_path/"one"/"annotations"/"train.json"
@@ -272,12 +265,11 @@ def test_weights_and_splits(scenes, tmp_path):
 def test_a_demanded_speed_makes_the_input_smaller(scenes):
     ds = read_indexed(scenes)
     far = replace(ds, sizes=ds.sizes*3) # the same boxes in larger images
-    plan = lambda _, fps: {f"{l.section}.{l.key}": l for l in plan_lines(far, "d", "orin-nano", fps)[0]}
-    slow = plan(scenes, fps=5)
-    fast = plan(scenes, fps=140)
-    area = lambda p: p["data.input_size"].value[0]*p["data.input_size"].value[1]
-    assert area(fast) < area(slow) and "TOO SLOW" not in fast["model.name"].why
-    assert "TOO SLOW" in plan(scenes, fps=900)["model.name"].why
+    slow, fast, too_fast = [by_key(plan_lines(far, "d", "orin-nano", fps)[0]) for fps in (5, 140, 900)]
+    slow_h, slow_w = slow["data.input_size"].value
+    fast_h, fast_w = fast["data.input_size"].value
+    assert fast_h*fast_w < slow_h*slow_w and "TOO SLOW" not in fast["model.name"].why
+    assert "TOO SLOW" in too_fast["model.name"].why
 
 
 # ---- the config verbs
@@ -289,13 +281,8 @@ def test_config_verbs(tmp_path):
     (tmp_path/"a.yaml").write_text("train:\n  epochs: 20\n")
     done = run("config", "explain", "epochs", "-c", "a.yaml", cwd=tmp_path)
     assert "train.epochs = 20  (a.yaml, line 2)" in done.stdout and "default: 100" in done.stdout
-    assert "train.epochs = 7  (override 'train.epochs=7')" in run("config",
-                                                                  "explain",
-                                                                  "epochs",
-                                                                  "train.epochs=7",
-                                                                  "-c",
-                                                                  "a.yaml",
-                                                                  cwd=tmp_path).stdout
+    done = run("config", "explain", "epochs", "train.epochs=7", "-c", "a.yaml", cwd=tmp_path)
+    assert "train.epochs = 7  (override 'train.epochs=7')" in done.stdout
     assert run("config", "diff", "a.yaml", "demo", cwd=tmp_path).stdout.count("train.epochs: 20 -> 12") == 1
     assert run("config", "diff", "a.yaml", "a.yaml", cwd=tmp_path).stdout == "no setting differs\n"
 

@@ -1,5 +1,8 @@
 """Boxes under any input hypothesis can think of."""
 import numpy as np
+import pytest
+
+pytest.importorskip("hypothesis")  # not under Python 3.6
 from hypothesis import given, settings, strategies as st
 
 from jetson_det.runtime.geometry import FITS, as_detections, box_iou, cxcywh_to_xyxy, fit_image, xyxy_to_cxcywh

@@ -69,13 +69,14 @@ class ImageSource:
             except InputError as e:
                 if self.count == 1: raise
                 self.unreadable.append(name)
-                warnings.warn("passed over {}".format(e))
+                warnings.warn("skipped {}".format(e))
                 continue
             yield Frame(image, name, i)
 
     def __str__(self):
-        left_out = ", {} other files left out".format(self.others) if self.others else ""
-        return "{}: {} image{}{}".format(self.root, self.count, "" if self.count == 1 else "s", left_out)
+        text = "{}: {} image{}".format(self.root, self.count, "" if self.count == 1 else "s")
+        if self.others: text += ", {} other files skipped".format(self.others)
+        return text
 
     def close(self): "Nothing is held open."
 
@@ -105,8 +106,9 @@ class VideoSource:
     def _open(self):
         capture = cv2.VideoCapture(self.opened)
         if capture.isOpened(): return capture
-        raise InputError("{}: {}".format(
-            self.name, "cannot be opened" if self.live else "neither an image nor a video that OpenCV can open"))
+        problem = "neither an image nor a video that OpenCV can open"
+        if self.live: problem = "the camera or stream cannot be opened; is it connected, and not in use elsewhere?"
+        raise InputError("{}: {}".format(self.name, problem))
 
     def _number(self, what):
         "A property of the capture, 0 where it is unknown."
@@ -123,18 +125,19 @@ class VideoSource:
                 yield Frame(image, self.name, i)
                 i += 1
         finally: self.close()
-        if i == 0: raise InputError("{}: opened, but not one frame can be read".format(self.name))
+        if i == 0: raise InputError("{}: opened, but no frame can be read".format(self.name))
         if self.count and i < .9 * self.count:
-            warnings.warn("{}: its header says {} frames, {} could be read: is it cut short?".format(
+            warnings.warn("{}: the header says {} frames, but only {} could be read; is the file truncated?".format(
                 self.name, self.count, i))
 
     def __str__(self):
-        return "{}: {}x{} at {} frames/s{}".format(self.name, self.size[1], self.size[0],
-                                                   "?" if self.fps is None else "%g" % self.fps,
-                                                   "" if self.count is None else ", %d frames" % self.count)
+        fps = "?" if self.fps is None else "%g" % self.fps
+        text = "{}: {}x{} at {} frames/s".format(self.name, self.size[1], self.size[0], fps)
+        if self.count is not None: text += ", {} frames".format(self.count)
+        return text
 
     def close(self):
-        "Let go of the device or file."
+        "Release the device or file."
         if self._capture is not None: self._capture.release()
         self._capture = None
 
@@ -142,14 +145,14 @@ class VideoSource:
 def open_source(
     source, # image, folder, video file, number of a camera, rtsp:// or another address
 ): # iterable of `Frame`, with count and fps (None where there is none), str() to say what it is, close()
-    "Open anything that holds frames. Raises `InputError`."
+    "Open any source of frames. Raises `InputError`."
     text = str(source)
     path = Path(text)
     if "://" in text: return VideoSource(text, _public(text), live=True)
     if path.is_dir():
         files, others = list_images(path)
         if not files:
-            raise InputError("{}: no images in this folder ({} other files); known are {}".format(
+            raise InputError("{}: no images in this folder ({} other files); image files end in {}".format(
                 path, others, " ".join(IMAGE_SUFFIXES)))
         return ImageSource(files, path, others)
     if path.is_file():
