@@ -4,7 +4,7 @@ import pytest
 from jetson_det.core import class_key, match_classes
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.quality.check import similar_classes
-from jetson_det.data.quality.fix import fix_classes
+from jetson_det.data.quality.fix import _fix_classes
 from jetson_det.evaluate.coco import coco_stats
 from jetson_det.runtime.contract import COCO_CLASSES
 from jetson_det.runtime.geometry import as_detections
@@ -41,7 +41,7 @@ def test_all_stages_agree(a, b, is_same):
     assert (class_key(a) == class_key(b)) == is_same
     kinds = [f.kind for f in similar_classes(dataset((a, b)))]
     assert ("similar-classes" in kinds) == is_same
-    assert len(fix_classes(dataset((a, b)))[0].classes) == (1 if is_same else 2)
+    assert len(_fix_classes(dataset((a, b)))[0].classes) == (1 if is_same else 2)
     assert match_classes([b], [a]) == match_classes([a], [b]) == [0 if is_same else None]
     assert is_evaluated(a, b) == is_evaluated(b, a) == is_same
 

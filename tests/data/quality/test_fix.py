@@ -13,7 +13,7 @@ from jetson_det.core import InputError
 from jetson_det.data.quality import fix
 from jetson_det.data.quality.check import check_dataset
 from jetson_det.data.dataset import CROWD, IGNORE, DetDataset
-from jetson_det.data.quality.fix import Change, fix_dataset, remove_orientation
+from jetson_det.data.quality.fix import Change, _remove_orientation, fix_dataset
 from jetson_det.data.formats.registry import read_dataset, write_dataset
 from jetson_det.data.images.header import image_header
 from jetson_det.data.images.exif import boxes_upright
@@ -151,7 +151,7 @@ def test_remove_orientation(tmp_path, k):
                     cv2, "imencodeWithMetadata") else None
             if data is None or image_header(data).orientation != k: pytest.skip("this OpenCV writes no EXIF")
         (tmp_path / f"a{suffix}").write_bytes(data)
-        said = remove_orientation(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+        said = _remove_orientation(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
         back = cv2.imread(str(tmp_path / f"b{suffix}"), cv2.IMREAD_COLOR)
         want = img.astype(int)
         assert back.shape == want.shape and image_header((tmp_path / f"b{suffix}").read_bytes()).orientation == 1
