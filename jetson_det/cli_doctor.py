@@ -28,7 +28,8 @@ def _board_line()->str: # "" where this is no board
     "The board and its JetPack."
     from jetson_det.runtime.boards import device_model, this_board
     here = this_board()
-    if here is None: return device_model() and f"board: {device_model()}"
+    model = device_model()
+    if here is None: return f"board: {model}" if model else ""
     if here.jetpack is None: return f"board: {here.model}, L4T {here.l4t or 'unknown'}"
     return f"board: {here.model}, L4T {here.l4t}, JetPack {here.jetpack.version}, TensorRT {here.jetpack.tensorrt}"
 

@@ -7,10 +7,9 @@ __all__ = ['TARGETS', 'Target', 'export_target']
 
 # %% ../../nbs/59_export.targets.ipynb #b81bdf36
 import importlib
+import inspect
 from typing import NamedTuple
 
-from ..core import did_you_mean
-from ..runtime.contract import Contract
 from ..runtime.files import InputError
 
 # %% ../../nbs/59_export.targets.ipynb #f8ce607b
@@ -23,10 +22,17 @@ class Target(NamedTuple):
     def export(self,
         source, # Detector, a checkpoint folder, or a training's folder
         path, # the file to write
-        **options # of the function
-    )->Contract:
-        "Write the file. Its module is imported now: what a target needs is asked for when it is used."
-        return getattr(importlib.import_module(self.module), self.function)(source, path, **options)
+        **options # of the function; those that are None or False were not set, and are not passed on
+    ): # runtime.contract.Contract
+        "Write the file; its module is imported only now. Raises InputError for an option that the target has not."
+        function = getattr(importlib.import_module(self.module), self.function)
+        chosen = {name: value for name, value in options.items() if value is not None and value is not False}
+        parameters = inspect.signature(function).parameters
+        takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+        for name in chosen:
+            if takes_any or name in parameters: continue
+            raise InputError(f"{self.suffix} files have no option {name.replace('_', ' ')}: leave it out")
+        return function(source, path, **chosen)
 
 TARGETS = {
     "onnx": Target("jetson_det.export.onnx", "export_onnx", ".onnx"),
@@ -37,5 +43,6 @@ def export_target(
     name:str, # one of `TARGETS`
 )->Target:
     "A target by its name. Raises InputError."
+    from jetson_det.core import did_you_mean # not needed for --help
     if name not in TARGETS: raise InputError(f"--to {name}: no such target: {did_you_mean(name, TARGETS)}")
     return TARGETS[name]

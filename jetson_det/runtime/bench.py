@@ -15,6 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from .boards import device_model
 from .files import InputError
 
 # %% ../../nbs/68_runtime.bench.ipynb #105f4f73
@@ -31,9 +32,8 @@ def latency_stats(
 # %% ../../nbs/68_runtime.bench.ipynb #3ad3ce60
 def device_name()->str: # such as "NVIDIA Jetson Nano Developer Kit"
     "The board's or the processor's name."
-    try:
-        with open("/proc/device-tree/model") as f: return f.read().strip("\0\n ")
-    except (IOError, OSError): pass
+    board = device_model()
+    if board: return board
     try:
         with open("/proc/cpuinfo") as f:
             for line in f:

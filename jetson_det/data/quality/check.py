@@ -160,7 +160,7 @@ def _within_splits(ds, facts, group)->list: # of Flaw
 def duplicate_images(
     ds:DetDataset,
     facts:ImageFacts, # of its images
-)->list: # of Flaw: "duplicate-across-splits" (warnings), "duplicate-image" and "near-duplicate" (notes); `where` is the other image
+)->list: # of Flaw: "duplicate-across-splits", "duplicate-image", "near-duplicate"; `where` is the other image
     "Images that show the same, above all in two splits."
     number = _duplicate_groups(facts)
     order = np.argsort(number, kind="stable")
@@ -243,7 +243,7 @@ def repeated_boxes(
     ds:DetDataset,
 )->tuple: # (M,) bool: the same box of the same class stood before in this image; list of Flaw
     "The same box twice ('duplicate-box', a warning), and nearly the same ('doubled-box', a note)."
-    # Sorted by image, class and left edge, boxes that cover each other are near neighbors. Equal boxes keep their order.
+    # Sorted by image, class and left edge, boxes that cover each other are near neighbors. Equal ones keep their order.
     order = np.lexsort((*np.round(ds.boxes.T[::-1], 1), ds.labels, ds.box_image))
     image = ds.box_image[order]
     label = ds.labels[order]
@@ -301,7 +301,8 @@ def odd_boxes(
     tiny = np.flatnonzero(counts & ~is_thin & (at_input < 4))
     if len(tiny):
         m = tiny[np.argmin(at_input[tiny])]
-        text = (f"{len(tiny)} of {counts.sum()} boxes are under 4 px at an input of {_size_text(input_size)}: the smallest"
+        where = _size_text(input_size)
+        text = (f"{len(tiny)} of {counts.sum()} boxes are under 4 px at an input of {where}: the smallest"
                 f" is {at_input[m]:.1f} px ({wh[m, 0]:.0f}x{wh[m, 1]:.0f} in {ds.paths[ds.box_image[m]]})")
         flaws.append(_note("tiny-boxes", "", "", text))
 

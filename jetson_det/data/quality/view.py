@@ -173,7 +173,7 @@ def _make_jpegs(
     thumb:int=320, # pixels of the longer side of a thumbnail
     workers:int=2, # threads
     progress=None, # called with (done, total) after each image
-)->tuple: # dict: index -> JPEG of the thumbnail, b"" where the file cannot be decoded; the same of the larger copies that fit
+)->tuple: # dict: index -> JPEG of the thumbnail (b"": it cannot be decoded); the same of the larger copies that fit
     "The JPEGs of a page."
     sizes = ds.sizes[order]
     left = max(_MIN_PAGE_BYTES, _PAGE_BYTES_PER_IMAGE * len(order))

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from jetson_det.core import InputError
-from jetson_det.data.quality.check import (_ADVICE, box_flaws, check_dataset, check_images, class_balance, _fitting_input,
-                                           input_fit, odd_boxes, prepare, repeated_boxes, similar_classes)
+from jetson_det.data.quality.check import (_ADVICE, box_flaws, check_dataset, check_images, class_balance,
+                                           _fitting_input, input_fit, odd_boxes, prepare, repeated_boxes,
+                                           similar_classes)
 from jetson_det.data.dataset import IGNORE, DetDataset, Flaw
 from jetson_det.data.formats.registry import read_dataset, write_dataset
 
@@ -130,11 +131,16 @@ def test_unusual_pictures(tmp_path):
     assert flaw.message.startswith("all images, such as")
 
 
-@pytest.mark.parametrize("box, kind, action", [
-    ((10, 10, 10, 20), "zero-area", "dropped"), ((10, 10, 20, 10), "zero-area", "dropped"), ((20, 10, 10, 20), "zero-area", "dropped"),
-    ((90, 10, 99, 20), "outside", "dropped"), ((-9, -9, 0, 5), "outside", "dropped"), ((10, 60, 20, 70), "outside", "dropped"),
-    ((70, 10, 85, 20), "partly-outside", "clipped"), ((-5, 10, 20, 20), "partly-outside", "clipped"), ((10, 10, 80.5, 20), "rounding", "clipped"),
-    ((0, 0, 80, 60), None, None)])
+@pytest.mark.parametrize("box, kind, action", [((10, 10, 10, 20), "zero-area", "dropped"),
+                                              ((10, 10, 20, 10), "zero-area", "dropped"),
+                                              ((20, 10, 10, 20), "zero-area", "dropped"),
+                                              ((90, 10, 99, 20), "outside", "dropped"),
+                                              ((-9, -9, 0, 5), "outside", "dropped"),
+                                              ((10, 60, 20, 70), "outside", "dropped"),
+                                              ((70, 10, 85, 20), "partly-outside", "clipped"),
+                                              ((-5, 10, 20, 20), "partly-outside", "clipped"),
+                                              ((10, 10, 80.5, 20), "rounding", "clipped"),
+                                              ((0, 0, 80, 60), None, None)])
 def test_box_flaws(tmp_path, box, kind, action):
     ds = dataset(tmp_path, 3, [(1, *box)])
     keep, clipped, flaws = box_flaws(ds)
@@ -207,10 +213,16 @@ def labeled(root, counts, splits=("",)):
                       splits=[splits[k % len(splits)] for k in range(20)])
 
 
-@pytest.mark.parametrize("a, b, kind", [("Sack", "sack", "similar-classes"), ("traffic light", "traffic_light", "similar-classes"), ("Fork-Lift", "forklift", "similar-classes"),
-    ("SACK", "Sack ", "similar-classes"), ("\uff33ack", "Sack", "similar-classes"), ("Sack", "Sacks", "class-variants"), ("box", "boxes", "class-variants"), ("branch", "Branches", "class-variants"),
-    ("car", "cat", None), ("class1", "class2", None), ("1.5 t", "15 t", None), ("a", "A", None), ("-", ".", None), ("glass", "glas", None), ("bus", "bu", None), ("type-1", "type-11", None),
-    ("left-turn", "right-turn", None), ("C++", "C", None), ("truck", "trucker", None)])
+@pytest.mark.parametrize("a, b, kind", [("Sack", "sack", "similar-classes"),
+                                       ("traffic light", "traffic_light", "similar-classes"),
+                                       ("Fork-Lift", "forklift", "similar-classes"),
+                                       ("SACK", "Sack ", "similar-classes"), ("\uff33ack", "Sack", "similar-classes"),
+                                       ("Sack", "Sacks", "class-variants"), ("box", "boxes", "class-variants"),
+                                       ("branch", "Branches", "class-variants"), ("car", "cat", None),
+                                       ("class1", "class2", None), ("1.5 t", "15 t", None), ("a", "A", None),
+                                       ("-", ".", None), ("glass", "glas", None), ("bus", "bu", None),
+                                       ("type-1", "type-11", None), ("left-turn", "right-turn", None),
+                                       ("C++", "C", None), ("truck", "trucker", None)])
 def test_twins(a, b, kind):
     for names in ((a, b), (b, a)):
         assert [f.kind for f in similar_classes(labeled("d", dict.fromkeys(names, 30)))] == ([kind] if kind else [])
@@ -298,8 +310,12 @@ def test_odd_boxes(tmp_path):
     assert odd_boxes(replace(ds, flags=[IGNORE] * 13), (60, 80)) == []
 
 
-@pytest.mark.parametrize("size, input_size, kinds", [((1080, 1920), (416, 416), {"padding", "downscale"}), ((432, 768), (416, 416), {"padding"}), ((1080, 1920), (736, 1280), set()),
-                                                     ((480, 640), (416, 416), set()), ((3000, 4000), (640, 640), {"downscale"}), ((90, 120), (416, 416), set())])
+@pytest.mark.parametrize("size, input_size, kinds", [((1080, 1920), (416, 416), {"padding", "downscale"}),
+                                                    ((432, 768), (416, 416), {"padding"}),
+                                                    ((1080, 1920), (736, 1280), set()),
+                                                    ((480, 640), (416, 416), set()),
+                                                    ((3000, 4000), (640, 640), {"downscale"}),
+                                                    ((90, 120), (416, 416), set())])
 def test_input_fit(size, input_size, kinds):
     ds = replace(labeled("d", {"a": 20}), sizes=[size] * 20)
     assert {f.kind for f in input_fit(ds, input_size)} == kinds
@@ -381,7 +397,8 @@ def test_report(tmp_path):
 # Real data
 
 @pytest.mark.data
-@pytest.mark.parametrize("name, left, boxes, kinds", [("bccd", 364, 4886, {"zero-area": 2}), ("raccoon", 200, 217, {}), ("kangaroo", 163, None, {"truncated-image": 1})])
+@pytest.mark.parametrize("name, left, boxes, kinds", [("bccd", 364, 4886, {"zero-area": 2}), ("raccoon", 200, 217, {}),
+                                                     ("kangaroo", 163, None, {"truncated-image": 1})])
 def test_real(data, name, left, boxes, kinds):
     ds, flaws = prepare(read_dataset(data / "datasets" / name))
     found = [f for f in flaws if f.action != "noted"]
@@ -395,9 +412,11 @@ def test_real(data, name, left, boxes, kinds):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name, warnings, notes", [
-    ("bccd", {"zero-area": 2, "duplicate-across-splits": 1}, {"doubled-box": 7, "imbalance": 1}), ("kangaroo", {"truncated-image": 1}, {"duplicate-image": 1, "doubled-box": 1, "padding": 1}),
-    ("raccoon", {}, {"duplicate-image": 4, "near-duplicate": 2, "gray-image": 3}), ("plates_eu", {}, {}), ("kitti_mini", {}, {"few-boxes": 1, "padding": 1})])
+@pytest.mark.parametrize("name, warnings, notes",
+                        [("bccd", {"zero-area": 2, "duplicate-across-splits": 1}, {"doubled-box": 7, "imbalance": 1}),
+                         ("kangaroo", {"truncated-image": 1}, {"duplicate-image": 1, "doubled-box": 1, "padding": 1}),
+                         ("raccoon", {}, {"duplicate-image": 4, "near-duplicate": 2, "gray-image": 3}),
+                         ("plates_eu", {}, {}), ("kitti_mini", {}, {"few-boxes": 1, "padding": 1})])
 def test_real_reports(data, name, warnings, notes):
     "Everything that is said of real datasets; each was looked at and is true."
     report = check_dataset(data / "datasets" / name)

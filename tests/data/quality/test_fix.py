@@ -290,7 +290,9 @@ def test_fixed_is_clean_and_fixed_again_is_the_same(tmp_path, seed):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name, kinds, images, boxes", [("bccd", ["duplicate-across-splits", "zero-area", "zero-area"], 363, 4858), ("kangaroo", ["truncated-image"], 163, 263), ("raccoon", [], 200, 217)])
+@pytest.mark.parametrize("name, kinds, images, boxes",
+                        [("bccd", ["duplicate-across-splits", "zero-area", "zero-area"], 363, 4858),
+                         ("kangaroo", ["truncated-image"], 163, 263), ("raccoon", [], 200, 217)])
 def test_real(data, tmp_path, name, kinds, images, boxes):
     changes = fix_dataset(data / "datasets" / name, tmp_path / "out")
     report = clean(tmp_path / "out")

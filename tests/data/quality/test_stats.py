@@ -10,9 +10,9 @@ from jetson_det.core import InputError
 from jetson_det.data.balance import balance_table, class_weights, image_shares, repeat_factors
 from jetson_det.data.dataset import CROWD, IGNORE, DetDataset
 from jetson_det.data.formats.registry import read_dataset
-from jetson_det.data.quality.stats import (COMFORTABLE, SEEN, STRIDES, advice_text, advise, cooccurrence, dataset_stats,
-                                           input_shapes, plot_stats, position_map, real_sides, seen_at, sides_at_input,
-                                           sizes_at_input, stats_table, tile_plan)
+from jetson_det.data.quality.stats import (_COMFORTABLE, _STRIDES, _VISIBLE, _advice_text, _cooccurrence, _input_shapes,
+                                           _position_map, _real_sides, _sides_at_input, _stats_table, _tile_plan,
+                                           _visibility, advise, dataset_stats, plot_stats, sizes_at_input)
 
 
 def columns(sizes, rows, classes=("a", "b"), **kw):
@@ -50,7 +50,7 @@ def test_sides_and_strides():
     ds = columns([(60, 80)]*4, [(k, 0, 5, 5, 40, 40) for k in range(4)], ("s", ),
                  flags=[0, 0, 0, IGNORE],
                  splits=["train", "train", "val", ""])
-    assert np.allclose(sizes_at_input(ds, (30, 80)), 17.5) and np.allclose(sides_at_input(ds, (30, 80)), 17.5)
+    assert np.allclose(sizes_at_input(ds, (30, 80)), 17.5) and np.allclose(_sides_at_input(ds, (30, 80)), 17.5)
     stats = dataset_stats(ds, (30, 80))
     assert (stats["boxes"], stats["crowd_or_ignored"],
             stats["empty_images"]) == (3, 1, 1) and stats["splits"] == {"train": 2, "val": 1, "none": 1}
@@ -72,7 +72,7 @@ def test_figures_agree_with_a_loop(seed, h, w):
     ds = random_set(seed)
     stats = dataset_stats(ds, (h, w))
     real = (ds.flags & (CROWD | IGNORE)) == 0
-    assert json.loads(json.dumps(stats, allow_nan=False)) == stats and stats_table(stats) and str(stats)
+    assert json.loads(json.dumps(stats, allow_nan=False)) == stats and _stats_table(stats) and str(stats)
     for k, c in enumerate(ds.classes):
         mine = stats["classes"][c]
         short = []
@@ -86,10 +86,10 @@ def test_figures_agree_with_a_loop(seed, h, w):
             ]
         assert mine["boxes"] == len(short) and all(
             mine["under"][str(s)] == pytest.approx(np.mean(np.array(short) < s) if short else 0, abs=1e-4)
-            for s in STRIDES)
+            for s in _STRIDES)
     sets = [set(ds.labels[real & (ds.box_image == i)].tolist()) for i in range(len(ds))]
-    assert cooccurrence(ds).tolist() == [[sum(a in s and b in s for s in sets) for b in range(4)] for a in range(4)]
-    heat = position_map(ds, 3, 5)
+    assert _cooccurrence(ds).tolist() == [[sum(a in s and b in s for s in sets) for b in range(4)] for a in range(4)]
+    heat = _position_map(ds, 3, 5)
     centers = (ds.boxes[real, :2] + ds.boxes[real, 2:]) / 2 / ds.sizes[ds.box_image[real]][:, ::-1]
     for r in range(3):
         for q in range(5):
@@ -101,7 +101,7 @@ def test_figures_agree_with_a_loop(seed, h, w):
 def test_nothing_to_count():
     empty = columns([(10, 10)], [])
     flat = columns([(10, 10), (0, 0)], [(0, 0, 1, 1, 1, 5), (1, 0, 1, 1, 4, 5)])
-    assert dataset_stats(empty)["boxes"] == 0 and cooccurrence(empty).sum() == 0 and position_map(
+    assert dataset_stats(empty)["boxes"] == 0 and _cooccurrence(empty).sum() == 0 and _position_map(
         empty).sum() == 0 and "nan" in str(dataset_stats(empty))
     assert advise(empty) == advise(flat) == [] and len(plot_stats(empty).axes) == 6
     for bad in ((0, 416), (416,)):
@@ -113,9 +113,11 @@ def test_nothing_to_count():
 def told(ds, size, **kw): return {a.topic: a for a in advise(ds, size, **kw)}
 
 
-@pytest.mark.parametrize("size, aspect, last", [((1080, 1920), 16 / 9, (1088, 1920)), ((1920, 1080), 9 / 16, (1920, 1088)), ((480, 640), 4 / 3, (480, 640)), ((375, 1242), 3.3, (384, 1248)), ((500, 500), 1, (512, 512))])
+@pytest.mark.parametrize("size, aspect, last", [((1080, 1920), 16/9, (1088, 1920)), ((1920, 1080), 9/16, (1920, 1088)),
+                                               ((480, 640), 4/3, (480, 640)), ((375, 1242), 3.3, (384, 1248)),
+                                               ((500, 500), 1, (512, 512))])
 def test_input_shapes(size, aspect, last):
-    shapes = input_shapes(real_sides(scenes(size, 20, 40)))
+    shapes = _input_shapes(_real_sides(scenes(size, 20, 40)))
     assert shapes[-1] == last and shapes == sorted(shapes) and all(h % 32 == w % 32 == 0 for h, w in shapes)
     assert all(w / aspect - 1 <= h < w / aspect + 33 or h * aspect - 1 <= w < h * aspect + 33 for h, w in shapes)
 
@@ -123,7 +125,7 @@ def test_input_shapes(size, aspect, last):
 def test_portrait_and_landscape_are_square():
     sizes = [(1080, 1920), (1920, 1080)] * 10
     ds = columns(sizes, [(k, 0, 5, 5, 90, 90) for k in range(20)])
-    assert all(h == w for h, w in input_shapes(real_sides(ds)))
+    assert all(h == w for h, w in _input_shapes(_real_sides(ds)))
 
 
 def test_large_objects_need_no_more():
@@ -141,7 +143,10 @@ def test_small_objects_in_full_hd():
     chosen = a["input"].figures["chosen"]
     assert chosen["size"] == [
         960, 1696
-    ] and chosen["p50"] >= SEEN[1] and not a["p5"].figures["use"] and a["p2"].figures["use"] == (chosen["under8"] >= .1)
+    ]
+    assert chosen["p50"] >= _VISIBLE[1]
+    assert not a["p5"].figures["use"]
+    assert a["p2"].figures["use"] == (chosen["under8"] >= .1)
     small = told(ds, (416, 416))
     assert small["p2"].figures["use"] and not small["p5"].figures["use"] and small["tiles"].figures["use"] == "or"
     tight = told(ds, (416, 416), afford=1)
@@ -162,18 +167,22 @@ def test_long_objects_do_not_fit_into_tiles():
 
 
 @settings(max_examples=30, deadline=None)
-@given(low=st.floats(3, 200), ratio=st.floats(1.2, 10), size=st.sampled_from([(1080, 1920), (720, 1280), (480, 640), (1920, 1080), (2160, 3840)]), side=st.sampled_from([320, 416, 640]), afford=st.floats(1, 6))
+@given(low=st.floats(3, 200),
+      ratio=st.floats(1.2, 10),
+      size=st.sampled_from([(1080, 1920), (720, 1280), (480, 640), (1920, 1080), (2160, 3840)]),
+      side=st.sampled_from([320, 416, 640]),
+      afford=st.floats(1, 6))
 def test_advice_keeps_its_own_rules(low, ratio, size, side, afford):
     ds = scenes(size, low, min(low * ratio, min(size) / 2), 20, 200)
     a = told(ds, (side, side), afford=afford)
-    sides = real_sides(ds)
+    sides = _real_sides(ds)
     chosen = a["input"].figures["chosen"]
     given_ = a["input"].figures["given"]
-    assert chosen == seen_at(sides, chosen["size"]) and chosen["size"][0] % 32 == chosen["size"][1] % 32 == 0
+    assert chosen == _visibility(sides, chosen["size"]) and chosen["size"][0] % 32 == chosen["size"][1] % 32 == 0
     assert chosen["pixels"] <= max(afford*side*side, np.prod(
-        input_shapes(sides)[0])) and chosen["p50"] >= .97*given_["p50"]
-    if given_["p5"] >= COMFORTABLE[0] and given_["p50"] >= COMFORTABLE[1]: assert chosen["pixels"] <= side * side
-    t = tile_plan(sides, (side, side))
+        _input_shapes(sides)[0])) and chosen["p50"] >= .97*given_["p50"]
+    if given_["p5"] >= _COMFORTABLE[0] and given_["p50"] >= _COMFORTABLE[1]: assert chosen["pixels"] <= side * side
+    t = _tile_plan(sides, (side, side))
     assert t["scale"] <= 1 and t["count"] >= 1 and .1 <= t["overlap"] <= .5 and all(v % 32 == 0 for v in t["size"])
     covered = [
         n*v*(1 - t["overlap"]) + v*t["overlap"]
@@ -181,8 +190,8 @@ def test_advice_keeps_its_own_rules(low, ratio, size, side, afford):
                                                                                (1 - t["overlap"])))), ), t["size"])
     ]
     assert covered[0] >= size[0] - 1
-    assert "\n" in advice_text(advise(ds,
-                                      (side, side))) and json.dumps([x._asdict() for x in a.values()], allow_nan=False)
+    assert "\n" in _advice_text(dataset_stats(ds, (side, side))["advice"])
+    assert json.dumps([x._asdict() for x in a.values()], allow_nan=False)
 
 
 def test_crowds_small_classes_and_rare_ones():
@@ -280,7 +289,10 @@ def visdrone(data):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name, size, chosen, p2, p5", [("bccd", (640, 640), [480, 640], False, True), ("bccd", (416, 416), [320, 416], False, True), ("raccoon", (416, 416), None, False, True), ("kangaroo", (416, 416), None, False, True)])
+@pytest.mark.parametrize("name, size, chosen, p2, p5", [("bccd", (640, 640), [480, 640], False, True),
+                                                       ("bccd", (416, 416), [320, 416], False, True),
+                                                       ("raccoon", (416, 416), None, False, True),
+                                                       ("kangaroo", (416, 416), None, False, True)])
 def test_advice_for_large_objects(data, name, size, chosen, p2, p5):
     a = told(read_dataset(data / "datasets" / name, "voc"), size)
     assert (a["p2"].figures["use"], a["p5"].figures["use"],

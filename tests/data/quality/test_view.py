@@ -19,8 +19,8 @@ from jetson_det.data.dataset import CROWD, IGNORE, DetDataset, Flaw
 from jetson_det.data.quality.page import page_html
 from jetson_det.data.quality.stats import sizes_at_input
 from jetson_det.scenes.docks import write_scenes
-from jetson_det.data.quality.view import (Subject, _choose_images, _jpeg_within, _jpegs_of, _locate, _make_jpegs, _named_path,
-                                          write_check_page, write_view)
+from jetson_det.data.quality.view import (Subject, _choose_images, _jpeg_within, _jpegs_of, _locate, _make_jpegs,
+                                          _named_path, write_check_page, write_view)
 
 PAINT = {0: (40, 40, 220), 1: (40, 180, 40), 2: (220, 60, 30)} # BGR of the rectangles that the pictures show
 
@@ -94,7 +94,11 @@ def test_named_path():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp", "Zs")), min_size=1, max_size=8), min_size=2, max_size=2, unique=True))
+@given(
+    st.lists(st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp", "Zs")), min_size=1, max_size=8),
+             min_size=2,
+             max_size=2,
+             unique=True))
 def test_named_path_of_any_script(names):
     a, b = (n + ".jpg" for n in names)
     if a not in b and b not in a: assert _named_path(f"{a} is the same file as {b}", {a, b}, a) == b
@@ -275,7 +279,8 @@ def test_a_real_check_finds_pairs_and_boxes(tmp_path, monkeypatch):
     shutil.copy(train[2], val[3])
     d = data_of(write_check_page(check_dataset(folder), tmp_path / "p.html"))
     pair, = (f for f in d["findings"] if f["other"] >= 0)
-    assert {d["images"][pair[k]]["path"] for k in ("image", "other")} == {f"images/train/{train[2].name}", f"images/val/{val[3].name}"}
+    assert {d["images"][pair[k]]["path"]
+            for k in ("image", "other")} == {f"images/train/{train[2].name}", f"images/val/{val[3].name}"}
     found, = (f for f in d["findings"] if f["kind"] == "zero-area")
     box = d["images"][found["image"]]["boxes"][found["box"]]
     assert np.allclose(box, [*flat["bbox"][:2], flat["bbox"][0], flat["bbox"][1] + flat["bbox"][3]], atol=.01)
@@ -291,7 +296,12 @@ def test_check_page_of_what_cannot_be_read(tmp_path):
         "labels.json, line 3") and b"Check of d" in page.read_bytes()
 
 
-@pytest.mark.parametrize("kw", [dict(input_size=(0, 5)), dict(input_size=(416,)), dict(most=-1), dict(thumb=8), dict(thumb=9999)])
+@pytest.mark.parametrize(
+    "kw",
+    [dict(input_size=(0, 5)),
+     dict(input_size=(416, )),
+     dict(most=-1), dict(thumb=8),
+     dict(thumb=9999)])
 def test_wrong_settings(tmp_path, kw):
     ds = dataset(tmp_path / "d", 3)
     with pytest.raises(InputError) as e: write_view(ds, tmp_path / "p.html", **kw)
@@ -346,8 +356,9 @@ def free_browser(folder, *options):
     if None in programs: pytest.skip("no chromium or no chromedriver here")
     o = Options()
     o.binary_location = programs[0]
-    for a in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync",
-              "disable-dev-shm-usage", "window-size=1400,900", f"user-data-dir={folder}", *options):
+    for a in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
+              "disable-background-networking", "disable-component-update", "disable-sync", "disable-dev-shm-usage",
+              "window-size=1400,900", f"user-data-dir={folder}", *options):
                   o.add_argument("--" + a)
     o.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     return webdriver.Chrome(options=o, service=Service(programs[1]))
@@ -549,8 +560,8 @@ def test_what_is_said_of_an_image(open_page, shown):
         assert np.allclose([float(v) for v in r[3].split(" x ")], (b[2:] - b[:2]) * 416 / 240, atol=.06)
     p.find("#panel .finding button").click()
     assert p.js(
-        "return [viewer.box, document.querySelector('#panel tr.selected').dataset.box, document.querySelectorAll('#boxes"
-        " g.selected').length]"
+        "return [viewer.box, document.querySelector('#panel tr.selected').dataset.box,"
+        " document.querySelectorAll('#boxes g.selected').length]"
     ) == [1, "1", 1]
 
 
@@ -575,7 +586,8 @@ def test_a_click_on_a_box_chooses_the_smallest_there(open_page, shown):
     before = p.js("return [...viewer.view]")
     ActionChains(p.driver).move_to_element_with_offset(p.find("#stage"), 0,
                                                        0).click_and_hold().move_by_offset(60, 30).release().perform()
-    assert p.js("return viewer.view[0]") < before[0] and p.js("return viewer.box") == k # dragging moves, and chooses nothing
+    # dragging moves, and chooses nothing
+    assert p.js("return viewer.view[0]") < before[0] and p.js("return viewer.box") == k
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
     at = lambda: p.js(
         "const m = document.getElementById('drawing').getScreenCTM(); return [m.a, (arguments[0] - m.e) / m.a]", x)
@@ -617,8 +629,17 @@ def test_thumbnails_show_boxes_where_they_are(open_page, shown):
     ds, page, _ = shown
     p = open_page(page)
     p.until("document.querySelectorAll('#grid .pic img').length >= 8")
-    got = p.js("""return [...document.querySelectorAll('#grid .card')].filter(c => c.querySelector('img')).map(c => { const s = c.querySelector('svg'), r = s.getBoundingClientRect(), i = c.querySelector('img').getBoundingClientRect();
-        return [+c.dataset.i, s.getAttribute('viewBox'), [...s.querySelectorAll('path.box')].map(e => [+e.dataset.label, e.getAttribute('d'), e.classList.contains('dashed')]), r.left === i.left && r.width === i.width && r.top === i.top && r.height === i.height]; })""")
+    got = p.js("""
+        const cards = [...document.querySelectorAll('#grid .card')].filter(c => c.querySelector('img'));
+        return cards.map(c => {
+            const s = c.querySelector('svg');
+            const r = s.getBoundingClientRect();
+            const i = c.querySelector('img').getBoundingClientRect();
+            const paths = [...s.querySelectorAll('path.box')];
+            const boxes = paths.map(e => [+e.dataset.label, e.getAttribute('d'), e.classList.contains('dashed')]);
+            const same = ['left', 'width', 'top', 'height'].every(k => r[k] === i[k]);
+            return [+c.dataset.i, s.getAttribute('viewBox'), boxes, same];
+        })""")
     for i, box, paths, same in got:
         assert box == "0 0 240 180" and same
         want = sorted((l, "M{:g} {:g}H{:g}V{:g}H{:g}Z".format(*b, b[0]), bool(f)) for b, l, f in zip(*ds.boxes_of(i)))
@@ -711,8 +732,17 @@ def test_contrast(open_page, shown, scheme):
     p.driver.execute_cdp_cmd("Emulation.setEmulatedMedia",
                              {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
     try:
-        pairs = p.js("""const out = []; for (const e of document.querySelectorAll('h1, #subtitle, nav button, #verdict span, #kinds td, #kinds td *, .kind p, .kind .soft, th, footer p')) {
-            if (!e.textContent) continue; let g = e; while (getComputedStyle(g).backgroundColor === 'rgba(0, 0, 0, 0)') g = g.parentElement; out.push([getComputedStyle(e).color, getComputedStyle(g).backgroundColor, e.textContent.slice(0, 30)]); } return out;""")
+        pairs = p.js("""
+            const out = [];
+            const texts = 'h1, #subtitle, nav button, #verdict span, #kinds td, #kinds td *, .kind p, .kind .soft, th, '
+                + 'footer p';
+            for (const e of document.querySelectorAll(texts)) {
+                if (!e.textContent) continue;
+                let g = e;
+                while (getComputedStyle(g).backgroundColor === 'rgba(0, 0, 0, 0)') g = g.parentElement;
+                out.push([getComputedStyle(e).color, getComputedStyle(g).backgroundColor, e.textContent.slice(0, 30)]);
+            }
+            return out;""")
     finally: p.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     def light(c):
         v = np.array([float(x) for x in re.findall(r"[\d.]+", c)[:3]]) / 255
@@ -779,8 +809,8 @@ def test_a_thousand_images_open_at_once(open_page, tmp_path):
     assert len(p.names()) == n and p.until("document.querySelectorAll('#grid img').length") < 100
     p.js("window.scrollTo(0, document.body.scrollHeight)")
     p.until("[...document.querySelectorAll('#grid .card')].pop().querySelector('img')")
-    assert p.js("const t = performance.now(); filters.label.add(3); applyFilters(); return performance.now() - t") < 1000 and len(
-        p.names()) == n // 5
+    assert p.js("const t = performance.now(); filters.label.add(3); applyFilters(); return performance.now() - t"
+                ) < 1000 and len(p.names()) == n // 5
 
 
 # Real data
