@@ -141,9 +141,7 @@ def test_small_objects_in_full_hd():
     ds = scenes()
     a = told(ds, (640, 640))
     chosen = a["input"].figures["chosen"]
-    assert chosen["size"] == [
-        960, 1696
-    ]
+    assert chosen["size"] == [960, 1696]
     assert chosen["p50"] >= _VISIBLE[1]
     assert not a["p5"].figures["use"]
     assert a["p2"].figures["use"] == (chosen["under8"] >= .1)
