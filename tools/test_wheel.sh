@@ -8,9 +8,10 @@ trap 'rm -rf "$tmp"' EXIT
 rm -rf build
 wheel=$(ls "$tmp"/dist/*.whl)
 echo "built $(basename "$wheel")"
-# What is no Python file travels in the wheel too
+# The page's files are no Python, and must be in the wheel too.
+"$bin/python" -m zipfile -l "$wheel" >"$tmp/contents"
 for f in page.html page.css page.js; do
-  "$bin/python" -m zipfile -l "$wheel" | grep -q "jetson_det/data/quality/$f " || { echo "error: $f is not in the wheel" >&2; exit 1; }
+  grep -q "jetson_det/data/quality/$f " "$tmp/contents" || { echo "error: $f is not in the wheel" >&2; exit 1; }
 done
 
 # One environment: its own log, shown only when something fails.
