@@ -25,7 +25,7 @@ from jetson_det.scenes.docks import write_scenes
 def cache(tmp_path_factory, monkeypatch): monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-def picture(k=0, suffix=".jpg"):
+def jpeg(k=0, suffix=".jpg"):
     img = cv2.resize(np.random.default_rng(k).integers(0, 255, (8, 8, 3), np.uint8), (80, 60),
                      interpolation=cv2.INTER_CUBIC)
     return cv2.imencode(suffix, img)[1].tobytes()
@@ -34,7 +34,7 @@ def picture(k=0, suffix=".jpg"):
 def dataset(root, n=12, boxes=(), **kw):
     "n images with one sound box each and the extra ones: (image, x1, y1, x2, y2)"
     root.mkdir(exist_ok=True, parents=True)
-    for k in range(n): (root / f"{k}.jpg").write_bytes(picture(k))
+    for k in range(n): (root / f"{k}.jpg").write_bytes(jpeg(k))
     rows = np.array(sorted([(k, 5, 5, 40, 40) for k in range(n)] + list(boxes), key=lambda r: r[0]), np.float32)
     return DetDataset(root, kw.pop("classes", ("s", "t")), [f"{k}.jpg" for k in range(n)], [(60, 80)]*n, rows[:, 0],
                       rows[:, 1:], kw.pop("labels", [0]*len(rows)), **kw)
@@ -46,8 +46,8 @@ def state(folder):
 
 
 def exif(data, orientation):
-    note = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, orientation, 0, 0)
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(note) + 2) + note + data[2:]
+    tag = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, orientation, 0, 0)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(tag) + 2) + tag + data[2:]
 
 
 def clean(folder):
@@ -75,8 +75,8 @@ def test_a_clean_dataset_is_copied_as_it_is(tmp_path, format):
     assert fixed(tmp_path / "in", tmp_path / "out") == []
     a = read_dataset(tmp_path / "in")
     b = read_dataset(tmp_path / "out")
-    assert a.format == b.format == format and a.paths.tolist() == b.paths.tolist(
-    ) and a.classes == b.classes and a.splits.tolist() == b.splits.tolist()
+    assert a.format == b.format == format and a.classes == b.classes
+    assert a.paths.tolist() == b.paths.tolist() and a.splits.tolist() == b.splits.tolist()
     assert np.abs(a.boxes - b.boxes).max() <= (1e-3 if format == "yolo" else 0) and np.array_equal(a.labels, b.labels)
     assert [a.path_of(i).read_bytes() for i in range(6)] == [b.path_of(i).read_bytes() for i in range(6)]
 
@@ -102,38 +102,41 @@ def test_every_flaw_of_boxes(tmp_path, format):
 
 def test_bad_images_go_with_their_boxes(tmp_path):
     write_dataset(dataset(tmp_path / "d"), tmp_path / "in", "voc")
-    (tmp_path / "in/JPEGImages/1.jpg").write_bytes(picture(1)[:-300])
+    (tmp_path / "in/JPEGImages/1.jpg").write_bytes(jpeg(1)[:-300])
     (tmp_path / "in/JPEGImages/2.jpg").write_bytes(b"")
     (tmp_path / "in/JPEGImages/3.jpg").unlink()
     changes = fixed(tmp_path / "in", tmp_path / "out")
-    assert [(Path(c.file).name, c.kind, c.now) for c in changes] == [("2.jpg", "empty-image", "left out"),
-                                                                     ("3.xml", "missing-image", "left out"),
-                                                                     ("1.jpg", "truncated-image", "left out")]
+    assert [(Path(c.file).name, c.kind, c.now) for c in changes] == [
+        ("2.jpg", "empty-image", "left out"),
+        ("3.xml", "missing-image", "left out"),
+        ("1.jpg", "truncated-image", "left out"),
+    ]
     assert len(read_dataset(tmp_path / "out")) == 9
 
 
-def test_twins_become_one_before_boxes_are_compared(tmp_path):
+def test_similar_classes_become_one_before_boxes_are_compared(tmp_path):
     ds = dataset(tmp_path/"d", 6, [(0, 5, 5, 40, 40)], classes=("sack", "Sack", "Person"), labels=[1, 0, 1, 1, 1, 2, 0])
     write_dataset(ds, tmp_path / "in", "coco")
     changes = fixed(tmp_path / "in", tmp_path / "out")
-    assert [(c.where, c.kind, c.was, c.now)
-            for c in changes] == [("sack", "similar-classes", "class 'sack', 2 boxes", "class 'Sack'"),
-                                  ("box 2 (Sack)", "duplicate-box", "[5.0, 5.0, 40.0, 40.0]", "left out")]
+    assert [(c.where, c.kind, c.was, c.now) for c in changes] == [
+        ("sack", "similar-classes", "class 'sack', 2 boxes", "class 'Sack'"),
+        ("box 2 (Sack)", "duplicate-box", "[5.0, 5.0, 40.0, 40.0]", "left out"),
+    ]
     assert read_dataset(tmp_path / "out").class_counts() == {"Sack": 5, "Person": 1}
 
 
-def test_a_picture_in_two_splits_leaves_the_one_that_is_trained_on(tmp_path):
+def test_of_an_image_in_two_splits_the_one_in_train_is_left_out(tmp_path):
     ds = dataset(tmp_path / "d", 9, splits=["train"] * 5 + ["val"] * 2 + ["test"] * 2)
-    img = cv2.imdecode(np.frombuffer(picture(5), np.uint8), 1)
-    (tmp_path / "d/0.jpg").write_bytes(picture(5))
+    img = cv2.imdecode(np.frombuffer(jpeg(5), np.uint8), 1)
+    (tmp_path / "d/0.jpg").write_bytes(jpeg(5))
     (tmp_path / "d/1.jpg").write_bytes(cv2.imencode(".jpg", cv2.resize(img, (160, 120)))[1].tobytes())
-    (tmp_path / "d/6.jpg").write_bytes(picture(8))
-    (tmp_path / "d/3.jpg").write_bytes(picture(2))
+    (tmp_path / "d/6.jpg").write_bytes(jpeg(8))
+    (tmp_path / "d/3.jpg").write_bytes(jpeg(2))
     ds = replace(ds, sizes=[(120, 160) if k == 1 else (60, 80) for k in range(9)])
     write_dataset(ds, tmp_path / "in", "coco")
     changes = fixed(tmp_path / "in", tmp_path / "out")
-    assert sorted((Path(c.file).name, c.kind, c.now)
-                  for c in changes) == [(f"{k}.jpg", "duplicate-across-splits", "left out") for k in (0, 1, 6)]
+    found = sorted((Path(c.file).name, c.kind, c.now) for c in changes)
+    assert found == [(f"{k}.jpg", "duplicate-across-splits", "left out") for k in (0, 1, 6)]
     out = read_dataset(tmp_path / "out")
     # 2 and 3 are one image within train: a note
     assert {s: int((out.splits == s).sum()) for s in out.split_names} == {"train": 3, "val": 1, "test": 2}
@@ -142,21 +145,23 @@ def test_a_picture_in_two_splits_leaves_the_one_that_is_trained_on(tmp_path):
 @pytest.mark.parametrize("k", range(2, 9))
 def test_remove_orientation(tmp_path, k):
     for suffix in (".jpg", ".png", ".webp"):
-        img = cv2.imdecode(np.frombuffer(picture(1), np.uint8), 1)
-        if suffix == ".jpg": data = exif(picture(1), k)
+        img = cv2.imdecode(np.frombuffer(jpeg(1), np.uint8), 1)
+        if suffix == ".jpg": data = exif(jpeg(1), k)
         else:
             note = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, k, 0, 0)
-            data = cv2.imencodeWithMetadata(suffix, img, [cv2.IMAGE_METADATA_EXIF], [np.frombuffer(
-                note, np.uint8)], [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else [])[1].tobytes() if hasattr(
-                    cv2, "imencodeWithMetadata") else None
-            if data is None or image_header(data).orientation != k: pytest.skip("this OpenCV writes no EXIF")
+            if not hasattr(cv2, "imencodeWithMetadata"): pytest.skip("this OpenCV writes no EXIF")
+            params = [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else []
+            metadata = [np.frombuffer(note, np.uint8)]
+            data = cv2.imencodeWithMetadata(suffix, img, [cv2.IMAGE_METADATA_EXIF], metadata, params)[1].tobytes()
+            if image_header(data).orientation != k: pytest.skip("this OpenCV writes no EXIF")
         (tmp_path / f"a{suffix}").write_bytes(data)
-        said = _remove_orientation(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+        done = _remove_orientation(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
         back = cv2.imread(str(tmp_path / f"b{suffix}"), cv2.IMREAD_COLOR)
         want = img.astype(int)
         assert back.shape == want.shape and image_header((tmp_path / f"b{suffix}").read_bytes()).orientation == 1
-        assert np.abs(back - want).mean() <= (3 if suffix == ".jpg" else 0) and ("quality 95" in said) == (suffix
-                                                                                                           == ".jpg")
+        is_jpeg = suffix == ".jpg"
+        assert np.abs(back - want).mean() <= (3 if is_jpeg else 0)
+        assert ("quality 95" in done) == is_jpeg
 
 
 @pytest.mark.parametrize("k", [5, 6, 7, 8])
@@ -166,7 +171,7 @@ def test_images_that_lie_on_their_side(tmp_path, format, labeled, k):
     """The file is stored as 60x80 (h, w). Labeled upright, its boxes are as the labels have them; labeled as stored,
     they are turned with the image. A copy is the same."""
     ds = dataset(tmp_path / "d", 6, [(2, 10, 50, 30, 79)])
-    img = cv2.imdecode(np.frombuffer(picture(2), np.uint8), 1)
+    img = cv2.imdecode(np.frombuffer(jpeg(2), np.uint8), 1)
     want = [[5, 5, 40, 40], [10, 50, 30, 79]]
     if labeled == "upright":
         shown = cv2.imencode(".jpg", np.ascontiguousarray(upright(img, k)))[1].tobytes()
@@ -182,7 +187,7 @@ def test_images_that_lie_on_their_side(tmp_path, format, labeled, k):
         want = boxes_upright(want_stored, k, (60, 80)).tolist()
     write_dataset(ds, tmp_path / "in", format)
     file = next(f for f in (tmp_path / "in").rglob("2.jpg"))
-    file.write_bytes(exif(picture(2), k)) # ... but stored lying on its side
+    file.write_bytes(exif(jpeg(2), k)) # ... but stored lying on its side
     report = check_dataset(tmp_path / "in", max_flawed=1)
     assert not [f for f in report.flaws if f.severity == "warning"] and len(report.ds) == 6
     kinds = [(f.kind, f.file.split("/")[-1]) for f in report.flaws if "rotat" in f.kind]
@@ -202,7 +207,7 @@ def test_images_that_lie_on_their_side(tmp_path, format, labeled, k):
 def test_boxes_that_only_fit_the_upright_image(tmp_path):
     "A COCO file whose sizes are those of the stored image, with boxes drawn on the upright one."
     write_dataset(dataset(tmp_path / "d", 6, [(2, 10, 50, 30, 79)]), tmp_path / "in", "coco")
-    (tmp_path / "in/images/2.jpg").write_bytes(exif(picture(2), 6))
+    (tmp_path / "in/images/2.jpg").write_bytes(exif(jpeg(2), 6))
     ds = read_dataset(tmp_path / "in")
     assert [(f.kind, f.action) for f in ds.flaws] == [("rotated-image", "noted")] and "are kept" in ds.flaws[0].message
     assert ds.sizes[2].tolist() == [80, 60] and ds.boxes_of(2)[0].tolist() == [[5, 5, 40, 40], [10, 50, 30, 79]]
@@ -213,7 +218,7 @@ def test_boxes_that_only_fit_the_stored_image(tmp_path):
     (tmp_path / "in").mkdir()
     lines = ["file,x1,y1,x2,y2,class"]
     for k in range(6):
-        (tmp_path / f"in/{k}.jpg").write_bytes(exif(picture(k), 6 if k == 2 else 1))
+        (tmp_path / f"in/{k}.jpg").write_bytes(exif(jpeg(k), 6 if k == 2 else 1))
         lines.append(f"{k}.jpg,5,5,{79 if k == 2 else 40},40,a")
     (tmp_path / "in/labels.csv").write_text("\n".join(lines))
     report = check_dataset(tmp_path / "in", max_flawed=1)
@@ -231,7 +236,8 @@ def test_another_format(tmp_path):
     ds = dataset(tmp_path / "d", 6, [(1, 10, 10, 10, 20), (2, 20, 20, 50, 50)], flags=[0, 0, 0, 0, CROWD, 0, 0, 0])
     write_dataset(ds, tmp_path / "in", "coco")
     changes = fixed(tmp_path / "in", tmp_path / "out", to="yolo")
-    assert read_dataset(tmp_path / "out").format == "yolo" and [c.kind for c in changes] == ["zero-area", "lossy"]
+    assert read_dataset(tmp_path / "out").format == "yolo"
+    assert [c.kind for c in changes] == ["zero-area", "lossy"]
     with pytest.raises(InputError, match="did you mean|coco"): fix_dataset(tmp_path / "in", tmp_path / "x", to="cocoo")
     assert not (tmp_path / "x").exists() and not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
 
@@ -247,8 +253,8 @@ def test_what_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(fix, "_write_changes", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(InputError, match="could not be written: .*No space left"):
         fix_dataset(tmp_path / "in", tmp_path / "empty")
-    assert list((tmp_path/"empty").iterdir()) == [] and (
-        tmp_path/"full/a.txt").read_text() == "mine" and not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
+    assert list((tmp_path / "empty").iterdir()) == [] and (tmp_path / "full/a.txt").read_text() == "mine"
+    assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
     (tmp_path / "in/Annotations/5.xml").write_text("<annotation>")
     with pytest.raises(InputError, match="nothing can be fixed before this is: .*5.xml, line 1"):
         fix_dataset(tmp_path / "in", tmp_path / "out")
@@ -265,7 +271,7 @@ def test_fixed_is_clean_and_fixed_again_is_the_same(tmp_path, seed):
     root = tmp_path / "d"
     format = ("coco", "voc", "yolo")[seed % 3]
     (root).mkdir()
-    for k in range(n): (root / f"{k}.jpg").write_bytes(picture(int(rng.integers(0, n))))
+    for k in range(n): (root / f"{k}.jpg").write_bytes(jpeg(int(rng.integers(0, n))))
     m = 90
     image = np.sort(rng.integers(0, n, m))
     xy = rng.uniform(-15, 85, (m, 2))

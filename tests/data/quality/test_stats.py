@@ -110,7 +110,7 @@ def test_nothing_to_count():
 
 # Advice
 
-def told(ds, size, **kw): return {a.topic: a for a in advise(ds, size, **kw)}
+def advice_by_topic(ds, size, **kw): return {a.topic: a for a in advise(ds, size, **kw)}
 
 
 @pytest.mark.parametrize("size, aspect, last", [((1080, 1920), 16/9, (1088, 1920)), ((1920, 1080), 9/16, (1920, 1088)),
@@ -129,7 +129,7 @@ def test_portrait_and_landscape_are_square():
 
 
 def test_large_objects_need_no_more():
-    a = told(scenes((1080, 1920), 250, 900), (640, 640))
+    a = advice_by_topic(scenes((1080, 1920), 250, 900), (640, 640))
     assert a["input"].figures["chosen"]["size"] == [384, 640
                                                     ] and a["input"].figures["chosen"]["scale"] == pytest.approx(1/3)
     assert not a["p2"].figures["use"] and a["p5"].figures["use"] and a["tiles"].figures["use"] == "no" and set(a) == {
@@ -139,21 +139,21 @@ def test_large_objects_need_no_more():
 
 def test_small_objects_in_full_hd():
     ds = scenes()
-    a = told(ds, (640, 640))
+    a = advice_by_topic(ds, (640, 640))
     chosen = a["input"].figures["chosen"]
     assert chosen["size"] == [960, 1696]
     assert chosen["p50"] >= _VISIBLE[1]
     assert not a["p5"].figures["use"]
     assert a["p2"].figures["use"] == (chosen["under8"] >= .1)
-    small = told(ds, (416, 416))
+    small = advice_by_topic(ds, (416, 416))
     assert small["p2"].figures["use"] and not small["p5"].figures["use"] and small["tiles"].figures["use"] == "or"
-    tight = told(ds, (416, 416), afford=1)
+    tight = advice_by_topic(ds, (416, 416), afford=1)
     assert tight["tiles"].figures["use"] == "yes" and tight["input"].figures["chosen"]["pixels"] <= 416**2 and tight[
         "tiles"].figures["p50"] > 2*tight["input"].figures["chosen"]["p50"]
 
 
 def test_specks_need_pixels_before_p2():
-    a = told(scenes((2160, 3840), 6, 14), (416, 416))
+    a = advice_by_topic(scenes((2160, 3840), 6, 14), (416, 416))
     assert not a["p2"].figures["use"] and "first more pixels" in a["p2"].line and a["tiles"].figures["use"] == "yes"
 
 
@@ -161,7 +161,8 @@ def test_long_objects_do_not_fit_into_tiles():
     rng = np.random.default_rng(0)
     xy = rng.random((300, 2)) * [200, 1000]
     ds = columns([(1080, 1920)] * 30, np.c_[np.arange(300) // 10, np.zeros(300), xy, xy + [1500, 9]])
-    assert told(ds, (416, 416))["tiles"].figures["use"] == "no" and "large boxes" in told(ds, (416, 416))["tiles"].line
+    tiles = advice_by_topic(ds, (416, 416))["tiles"]
+    assert tiles.figures["use"] == "no" and "large boxes" in tiles.line
 
 
 @settings(max_examples=30, deadline=None)
@@ -172,7 +173,7 @@ def test_long_objects_do_not_fit_into_tiles():
       afford=st.floats(1, 6))
 def test_advice_keeps_its_own_rules(low, ratio, size, side, afford):
     ds = scenes(size, low, min(low * ratio, min(size) / 2), 20, 200)
-    a = told(ds, (side, side), afford=afford)
+    a = advice_by_topic(ds, (side, side), afford=afford)
     sides = _real_sides(ds)
     chosen = a["input"].figures["chosen"]
     given_ = a["input"].figures["given"]
@@ -182,12 +183,10 @@ def test_advice_keeps_its_own_rules(low, ratio, size, side, afford):
     if given_["p5"] >= _COMFORTABLE[0] and given_["p50"] >= _COMFORTABLE[1]: assert chosen["pixels"] <= side * side
     t = _tile_plan(sides, (side, side))
     assert t["scale"] <= 1 and t["count"] >= 1 and .1 <= t["overlap"] <= .5 and all(v % 32 == 0 for v in t["size"])
-    covered = [
-        n*v*(1 - t["overlap"]) + v*t["overlap"]
-        for n, v in zip((max(1, np.ceil((size[0] - t["size"][0]*t["overlap"])/(t["size"][0]*
-                                                                               (1 - t["overlap"])))), ), t["size"])
-    ]
-    assert covered[0] >= size[0] - 1
+    height = t["size"][0]
+    step = height * (1 - t["overlap"])
+    down = max(1, np.ceil((size[0] - height * t["overlap"]) / step))
+    assert down * step + height * t["overlap"] >= size[0] - 1
     assert "\n" in _advice_text(dataset_stats(ds, (side, side))["advice"])
     assert json.dumps([x._asdict() for x in a.values()], allow_nan=False)
 
@@ -197,14 +196,15 @@ def test_crowds_small_classes_and_rare_ones():
     rows = [(0, 0, *xy, *(xy + 40))
             for xy in rng.random((130, 2))*300] + [(k, 0, 5, 5, 100, 100)
                                                    for k in range(1, 40)] + [(1, 1, 5, 5, 10, 10), (2, 1, 5, 5, 10, 10)]
-    a = told(columns([(416, 416)] * 40, rows), (416, 416))
+    a = advice_by_topic(columns([(416, 416)] * 40, rows), (416, 416))
     assert a["crowd"].figures == dict(over={
         "120": 1, "300": 0
     }, most=130) and a["class"].figures["name"] == "b" and a["balance"].figures["classes"] == {"b": .05}
 
 
 def test_absent_images_are_enough():
-    assert told(replace(scenes(), root="/no/such/folder"), (640, 640))["input"].why.startswith("images are 1080x1920")
+    advice = advice_by_topic(replace(scenes(), root="/no/such/folder"), (640, 640))
+    assert advice["input"].why.startswith("images are 1080x1920")
 
 
 # Balance
@@ -292,7 +292,7 @@ def visdrone(data):
                                                        ("raccoon", (416, 416), None, False, True),
                                                        ("kangaroo", (416, 416), None, False, True)])
 def test_advice_for_large_objects(data, name, size, chosen, p2, p5):
-    a = told(read_dataset(data / "datasets" / name, "voc"), size)
+    a = advice_by_topic(read_dataset(data / "datasets" / name, "voc"), size)
     assert (a["p2"].figures["use"], a["p5"].figures["use"],
             a["tiles"].figures["use"]) == (p2, p5, "no") and a["input"].figures["chosen"]["pixels"] < np.prod(size)
     if chosen: assert a["input"].figures["chosen"]["size"] == chosen
@@ -301,6 +301,6 @@ def test_advice_for_large_objects(data, name, size, chosen, p2, p5):
 @pytest.mark.data
 def test_advice_for_drones(data):
     ds = visdrone(data)
-    a = told(ds, (640, 640))
+    a = advice_by_topic(ds, (640, 640))
     assert len(ds.boxes) == 3326 and a["p2"].figures["use"] and a["crowd"].figures["over"]["120"] == 5
-    assert told(ds, (416, 416))["tiles"].figures["use"] == "yes"
+    assert advice_by_topic(ds, (416, 416))["tiles"].figures["use"] == "yes"
