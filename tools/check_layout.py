@@ -134,12 +134,18 @@ def leaking_outputs():
                     yield f"{path.relative_to(REPO)}: a stored output shows {text[found.start():][:60]!r}"
 
 
-def faults():
-    graph = package_imports()
+def module_numbers():
+    "module -> the number of its notebook."
     numbers = {}
     for path, cells in notebooks():
         module = module_of(cells)
         if module: numbers[module] = int(re.match(r"\d+", path.name)[0])
+    return numbers
+
+
+def faults():
+    graph = package_imports()
+    numbers = module_numbers()
     yield from order_faults(graph, numbers)
     yield from circles(graph)
     yield from leaf_faults(graph)

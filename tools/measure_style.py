@@ -98,19 +98,16 @@ def measure(repo):
     check_layout.REPO = repo
     pages = dict(check_layout.notebooks())
     graph = check_layout.package_imports()
-    numbers = {}
-    for path, cells in pages.items():
-        module = check_layout.module_of(cells)
-        if module: numbers[module] = int(re.match(r"\d+", path.name)[0])
+    numbers = check_layout.module_numbers()
     between = [(a, b) for a, targets in graph.items() for b in targets if a in numbers and b in numbers]
     upward = {(stage(a), stage(b)) for a, b in between if stage(b) > stage(a)}
     exported = []
     words = 0
-    for path, cells in pages.items():
+    for cells in pages.values():
+        is_module = check_layout.module_of(cells) is not None
         for cell in cells:
             source = check_layout.source_of(cell)
-            if cell["cell_type"] == "markdown" and path in {p for p, c in pages.items() if check_layout.module_of(c)}:
-                words += len(source.split())
+            if cell["cell_type"] == "markdown" and is_module: words += len(source.split())
             if cell["cell_type"] == "code" and is_exported(source): exported.append(source)
     trees = [ast.parse(source) for source in exported]
     counts = [assignments(tree) for tree in trees]
