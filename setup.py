@@ -31,7 +31,7 @@ class BuildWithNotebooks(build_py):
 
 
 extras = {k[: -len("_requirements")]: listed(k) for k in cfg if k.endswith("_requirements")}
-extras["all"] = sorted({r for name in ("train", "sweep", "fleet") for r in extras[name]})
+extras["all"] = sorted({r for name in ("train", "wandb", "mlflow") for r in extras[name]})
 extras["dev"] = sorted({r for name in ("train", "docs", "dev") for r in extras[name]})
 
 setup(
@@ -46,7 +46,10 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"],
     packages=find_packages(include=["jetson_det", "jetson_det.*"]),
-    package_data={"jetson_det.data.quality": ["page.html", "page.css", "page.js"]},
+    package_data={
+        "jetson_det.data.quality": ["page.html", "page.css", "page.js"],
+        "jetson_det.evaluate": ["page.html", "page.css"],
+    },
     python_requires=">=" + cfg["min_python"],
     install_requires=listed("requirements"),
     extras_require=extras,

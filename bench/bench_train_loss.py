@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import oracles  # noqa: E402
+from train_helpers import FAMILIES  # noqa: E402
 
 from jetson_det.config import TrainConfig  # noqa: E402
 from jetson_det.data.loader import Batch  # noqa: E402
@@ -30,7 +31,7 @@ from jetson_det.models.zoo import create_model  # noqa: E402
 from jetson_det.train import allocator  # noqa: E402
 from jetson_det.train.step import Stepper  # noqa: E402
 
-MODELS = ("yolox-nano", "yolo11n", "yolo11n-p2-lite", "dfine-n", "rtdetr-r18")
+MODELS = tuple(FAMILIES)
 CLASSES = 80
 LIMIT = .05
 warnings.filterwarnings("ignore")

@@ -12,6 +12,8 @@ from typing import Annotated, List, Optional
 
 import typer
 
+from .cli_args import JsonFile, check_files, write_figures
+
 # %% ../nbs/80_cli_config.ipynb #e8051a8f
 config_app = typer.Typer(no_args_is_help=True,
     help="Explain the settings, where their values come from, and how two configs differ.")
@@ -29,6 +31,7 @@ def _schema(out:Annotated[Optional[Path], typer.Option(help="file to write; none
     if out is None:
         print(json.dumps(schema, indent=1, ensure_ascii=False))
         return
+    check_files(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out, schema)
     print(f"wrote {out}; first line of a config: # yaml-language-server: $schema={out}")
@@ -40,22 +43,29 @@ def _explain(
     overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.SUB=VALUE]...",
         help="settings, as for train")]=None,
     config:_ConfigFile=None,
+    json_file:JsonFile=None,
 ):
     "Show what settings mean, their valid values, and where their values come from."
     from jetson_det.config_tools import explain
+    check_files(json_file, sources=[config])
     words = list(overrides or [])
     if "=" in key:
         words = [key, *words]
         key = ""
-    for setting in explain(key, config, words): print(setting)
+    settings = explain(key, config, words)
+    for setting in settings: print(setting)
+    write_figures(json_file, {"settings": [setting._asdict() for setting in settings]})
 
 @config_app.command("diff")
 def _diff(
     a:Annotated[str, typer.Argument(metavar="A", help="YAML file, recipe or run folder")],
     b:Annotated[str, typer.Argument(metavar="B", help="another one")],
+    json_file:JsonFile=None,
 ):
     "Show the settings in which two configs differ."
     from jetson_det.config_tools import diff_configs
+    check_files(json_file, sources=[a, b])
     changes = diff_configs(a, b)
     for change in changes: print(change)
     if not changes: print("no setting differs")
+    write_figures(json_file, {"changes": [change._asdict() for change in changes]})

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple, Optional
 
 import typer
 
+from .cli_args import Format, check_files
 from .runtime.boards import BOARDS, board, this_board
 
 # %% ../nbs/81_cli_init.ipynb #938dcc2e
@@ -200,7 +201,7 @@ def plan_lines(
 
     lines.append(Line("model", "name", choice.name, choice.why))
     if weights == "official": lines.append(_weights_line(ds.classes, choice.name))
-    elif weights: lines.append(Line("model", "weights", weights, "from --weights"))
+    else: lines.append(Line("model", "weights", weights or "none", "from --weights"))
     lines += _training_lines(train_images, choice.name, from_scratch=not weights)
 
     oldest = BOARDS[board_name].releases[0]
@@ -308,7 +309,7 @@ def init(
     fps:Annotated[Optional[float], typer.Option(help="frames a second that you want")]=None,
     out:Annotated[Optional[Path], typer.Option(help="file to write")]=None,
     weights:Annotated[str, typer.Option(help="official, none, or a file or folder to start from")]="official",
-    format:Annotated[str, typer.Option(help="label format; auto: recognized from the files")]="auto",
+    format:Format="auto",
     yes:Annotated[bool, typer.Option("--yes", help="ask nothing; take the defaults")]=False,
     force:Annotated[bool, typer.Option("--force", help="replace the file if it exists")]=False,
 ):
@@ -324,6 +325,7 @@ def init(
     if board_name: board_name = _parse_board(board_name)
     if fps is not None: fps = _parse_fps(fps)
     path = _new_file(out or Path("config.yaml"), force) if out or not may_ask else None
+    if path and data: check_files(path, sources=[os.path.expanduser(data)])
 
     if data is None: data, ds = ask("Folder with images and labels", parse=lambda text: (text, _read(text, format)))
     else: ds = _read(data, format)
@@ -331,7 +333,9 @@ def init(
     if fps is None: fps = ask("Frames a second that you want", "30", _parse_fps) if may_ask else 30.
     text = _text(ds, data, board_name, fps, weights, format)
     print(f"\n{text}")
-    if path is None: path = ask("File to write", "config.yaml", _parse_file)
+    if path is None:
+        path = ask("File to write", "config.yaml", _parse_file)
+        check_files(path, sources=[os.path.expanduser(data)])
     write_bytes_atomic(path, text.encode("utf-8"))
     print(f"wrote {path}; next: jetson-det train -c {path}")
 
@@ -347,9 +351,9 @@ def _ask_board()->str:
 
 def _text(ds, data:str, board_name:str, fps:float, weights:str, format:str)->str:
     "The config as text that the reader of the configuration accepts. Raises InputError."
-    import yaml
     from jetson_det.config import Config
     from jetson_det.runtime.files import InputError
+    from jetson_det.yaml_file import parse_yaml
     if weights not in ("official", "none", "") and not Path(weights).exists():
         raise InputError(f"--weights {weights}: no such file or folder; or say official, or none")
     weights = None if weights in ("none", "") else weights
@@ -360,5 +364,5 @@ def _text(ds, data:str, board_name:str, fps:float, weights:str, format:str)->str
         "Speeds are published figures for the network alone, on others' boards; jetson-det bench measures yours.",
     ]
     text = config_text(lines, advice, head)
-    Config.model_validate(yaml.safe_load(text))
+    Config.model_validate(parse_yaml(text)[0])
     return text

@@ -8,20 +8,36 @@ __all__ = ['Section', 'DataConfig', 'ModelConfig', 'AugmentConfig', 'TrainConfig
            'describe']
 
 # %% ../nbs/01_config.ipynb #db47972f
+import html
+import re
 from pathlib import Path
 from typing import Dict, List, Optional, Union
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .core import did_you_mean, fingerprint
 from .runtime.files import InputError, write_bytes_atomic
-from .runtime.geometry import check_input_size
+from .runtime.geometry import check_input_size, nearest_input_size
+from .yaml_file import dump_yaml, parse_yaml, read_yaml
 
 # %% ../nbs/01_config.ipynb #851337d3
+_LARGEST_SEED = 2**63 - 1 # torch's seeds are signed numbers of 64 bits
+_LARGEST_ZOOM = 100
+_BOUND_REASONS = { # key -> why its upper bound is where it is
+    "data.workers": "each is a process, with a copy of the program",
+    "train.epochs": "the learning rate falls over all of them, so so many would never reach its end",
+    "train.batch_size": "the images of a batch are in memory at once; train.accumulate adds up several",
+    "train.accumulate": "so many micro-batches make less than a step an hour",
+    "train.lr": "a rate is a share of the weights' size; 0.0001 to 0.1 is usual",
+    "train.lr_per_image": "it is multiplied by the batch; 0.00016 is usual",
+    "train.weight_decay": "the weights would change their sign in each step; 0.0005 is usual",
+    "train.threads": "more than one for each core of the CPU slows the training down",
+    "augment.multiscale": "64 steps of 32 pixels are 2048 pixels up and down",
+}
+
 class Section(BaseModel):
     "A group of settings. Unknown keys and wrong types are errors, also when assigned later."
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 # %% ../nbs/01_config.ipynb #a4011f9c
 class DataConfig(Section):
@@ -34,15 +50,16 @@ class DataConfig(Section):
         description="share of images for validation, where the data has no split of its own")
     test:float = Field(.1, ge=0, lt=1,
         description="share of images for the final test, where the data has no split of its own")
-    split_by:str = Field("random", description="how splits are made: random, stratified or group")
+    split_by:str = Field("random", pattern="^(random|stratified|group)$",
+        description="how splits are made: random, stratified or group")
     group_by:str = Field("",
         description="what makes images a group: folder, or a regular expression whose first group is the name; empty:"
             " what the labels say")
     splits:str = Field("",
         description="folder with train.txt, val.txt and test.txt, as `jetson-det data split` writes them; empty: the"
             " data's own splits, else made by split_by")
-    seed:int = Field(0, ge=0, description="seed of the splits that are made")
-    workers:int = Field(2, ge=0, description="processes that prepare images; 0: the training process itself")
+    seed:int = Field(0, ge=0, le=_LARGEST_SEED, description="seed of the splits that are made")
+    workers:int = Field(2, ge=0, le=256, description="processes that prepare images; 0: the training process itself")
     strict:bool = Field(False, description="stop at the first flawed label or image")
     cache:str = Field("none", pattern="^(none|ram|disk)$",
         description="decoded images to keep: none (one group of 64), ram (shared by the workers) or disk (one mapped"
@@ -67,16 +84,26 @@ class DataConfig(Section):
 class ModelConfig(Section):
     "Which network, and from which weights."
     name:str = Field("yolox-nano",
-        description="yolox-nano, -tiny, -s, -m, -l or -x; rtdetr-r18 and other DETRs; yolo11n, yolo26n and other YOLOs"
-            " of Ultralytics (AGPL-3.0)")
+        description="yolox-nano, -tiny, -s, -m, -l or -x; rtdetr-r18, rtdetrv2-r18, dfine-n and larger ones (DETRs);"
+            " yolov8n, yolo11n, yolo26n and larger ones of Ultralytics (AGPL-3.0)")
     gains:Dict[str, float] = Field({},
         description="weights of loss terms that differ from the family's own: {iou: 5, obj: 1, cls: 1, l1: 1} for"
             " YOLOX, {box: 7.5, cls: 0.5, dfl: 1.5} for YOLOv8 and YOLO11")
     prune:float = Field(0.0, ge=0, lt=1,
         description="share of the GFLOPs of model.weights to prune, in whole channels, before training; 0: none")
-    weights:Optional[str] = Field(None,
-        description="starting weights: an official model's name (yolox-nano: downloaded once), a model of the Hugging"
-            " Face hub (owner/name), a URL, a .pth, a .safetensors, a checkpoint or an ONNX file; none: random weights")
+    weights:Optional[str] = Field("auto",
+        description="starting weights: auto (the model's official file, trained on COCO: downloaded once), an official"
+            " model's name, a model of the Hugging Face hub (owner/name), a URL, a .pth, a .safetensors, a checkpoint"
+            " or an ONNX file; none: random weights")
+    weights_classes:Union[str, List[str]] = Field("",
+        description="names of the classes in model.weights, by label, for a file that has none: a list, a,b,c, or a"
+            " text file with one a line; their rows are kept for the classes of the same name")
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _none(cls, v):
+        "The word none is no file."
+        return None if isinstance(v, str) and v.strip().lower() in ("", "none") else v
 
 # %% ../nbs/01_config.ipynb #0e05f75a
 class AugmentConfig(Section):
@@ -102,12 +129,12 @@ class AugmentConfig(Section):
         description="share of samples without mosaic that are shrunk onto a larger gray canvas (SSD)")
     zoom_out_scale:List[float] = Field([1., 4.], description="range of the canvas's sides, relative to the image's")
     copy_paste:float = Field(0., ge=0, le=1, description="share of samples with boxes of other images pasted onto them")
-    copy_paste_boxes:int = Field(3, ge=1, description="most boxes pasted onto a sample")
+    copy_paste_boxes:int = Field(3, ge=1, le=1000, description="most boxes pasted onto a sample")
     transforms:Optional[Union[str, List]] = Field(None,
         description="albumentations transforms applied after the ones above: a list, or a YAML file with one")
-    multiscale:int = Field(5, ge=0, description="the input size varies by up to this many steps of 32; 0: never")
-    multiscale_every:int = Field(10, ge=1, description="batches between changes of the input size")
-    min_box:float = Field(1., ge=0,
+    multiscale:int = Field(5, ge=0, le=64, description="the input size varies by up to this many steps of 32; 0: never")
+    multiscale_every:int = Field(10, ge=1, le=1_000_000, description="batches between changes of the input size")
+    min_box:float = Field(1., ge=0, le=10_000,
         description="boxes with a side below this many pixels after augmentation are dropped")
     min_visible:float = Field(.1, ge=0, le=1,
         description="boxes of which less than this share stays in the image are dropped")
@@ -117,6 +144,7 @@ class AugmentConfig(Section):
     def _ranges(cls, v):
         "A range of zooms: two positive numbers, the smaller first."
         if len(v) != 2 or not 0 < v[0] <= v[1]: raise ValueError(f"two positive numbers, the smaller first, not {v}")
+        if v[1] > _LARGEST_ZOOM: raise ValueError(f"a zoom of {v[1]:g}, and at most {_LARGEST_ZOOM} is sensible")
         return v
 
     @field_validator("hsv")
@@ -130,57 +158,61 @@ class AugmentConfig(Section):
 # %% ../nbs/01_config.ipynb #af03a4a3
 class TrainConfig(Section):
     "How the model is trained."
-    epochs:int = Field(100, ge=1, description="times every training image is seen")
-    batch_size:int = Field(8, ge=1, description="images in one micro-batch on one device")
-    accumulate:int = Field(1, ge=1,
+    epochs:int = Field(100, ge=1, le=100_000, description="times every training image is seen")
+    batch_size:int = Field(8, ge=1, le=4096, description="images in one micro-batch on one device")
+    accumulate:int = Field(1, ge=1, le=4096,
         description="micro-batches in one step; their summed loss is divided once, so the gradient is exact")
     optimizer:str = Field("sgd", description="sgd (Nesterov, as for the YOLOs), adam or adamw (as for the DETRs)")
-    lr:Optional[float] = Field(None, gt=0,
+    lr:Optional[float] = Field(None, gt=0, le=100,
         description="learning rate, whatever the batch; none: lr_per_image x effective batch")
-    lr_per_image:float = Field(.01/64, gt=0,
+    lr_per_image:float = Field(.01/64, gt=0, le=100,
         description="learning rate for each image of the effective batch (YOLOX: 0.01/64)")
     betas:List[float] = Field([.9, .999],
         description="Adam's decay rates of the averaged gradient and squared gradient")
-    lookahead:int = Field(0, ge=0,
+    lookahead:int = Field(0, ge=0, le=1_000_000,
         description="steps between updates of Lookahead's slow weights; 0: off (the paper uses 5)")
     lookahead_alpha:float = Field(.5, gt=0, le=1, description="step size of Lookahead's slow weights")
     momentum:float = Field(.9, ge=0, lt=1, description="momentum of SGD")
-    weight_decay:float = Field(5e-4, ge=0, description="L2 decay of convolution weights; none on BatchNorm and biases")
+    weight_decay:float = Field(5e-4, ge=0, le=1,
+        description="L2 decay of convolution weights; none on BatchNorm and biases")
     schedule:str = Field("cosine",
         description="learning-rate schedule: cosine, linear, exponential (these fall to min_lr_ratio), multistep or"
             " constant")
     milestones:List[int] = Field([], description="epochs after which multistep multiplies the learning rate by gamma")
     gamma:float = Field(.1, gt=0, le=1, description="factor of multistep at each milestone")
-    warmup_epochs:float = Field(5., ge=0, description="epochs over which the learning rate rises")
-    warmup_steps:Optional[int] = Field(None, ge=0, description="warm-up in optimizer steps, instead of warmup_epochs")
+    warmup_epochs:float = Field(5., ge=0, le=100_000, description="epochs over which the learning rate rises")
+    warmup_steps:Optional[int] = Field(None, ge=0, le=100_000_000,
+        description="warm-up in optimizer steps, instead of warmup_epochs")
     warmup_shape:str = Field("quadratic", pattern="^(quadratic|linear)$",
         description="how the learning rate rises: quadratic (YOLOX) or linear (the DETRs)")
     min_lr_ratio:float = Field(.05, gt=0, le=1, description="final learning rate, as a share of the highest")
-    no_aug_epochs:int = Field(15, ge=0,
+    no_aug_epochs:int = Field(15, ge=0, le=100_000,
         description="last epochs without mosaic and mixup, with the L1 loss, at the lowest learning rate")
     ema:bool = Field(True, description="keep a moving average of the weights; it is what is evaluated and exported")
     ema_decay:float = Field(.9998, gt=0, lt=1, description="decay of the moving average")
-    ema_tau:float = Field(2000., gt=0, description="steps over which the decay rises to ema_decay")
-    clip:float = Field(0., ge=0, description="largest norm of the gradient; 0: no clipping")
+    ema_tau:float = Field(2000., gt=0, le=1e9, description="steps over which the decay rises to ema_decay")
+    clip:float = Field(0., ge=0, le=1e9, description="largest norm of the gradient; 0: no clipping")
     precision:str = Field("fp32", pattern="^(fp32|bf16|fp16)$", description="fp32, bf16 or fp16")
     device:str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    seed:int = Field(0, ge=0, description="seed of weights, order and augmentation")
-    eval_every:int = Field(10, ge=1, description="epochs between evaluations; every epoch in the last no_aug_epochs")
-    save_every:int = Field(1, ge=1, description="epochs between checkpoints")
-    save_minutes:float = Field(5., gt=0, description="minutes between checkpoints inside an epoch")
-    keep:int = Field(2, ge=1, description="newest checkpoints to keep, beside the best one")
+    seed:int = Field(0, ge=0, le=_LARGEST_SEED, description="seed of weights, order and augmentation")
+    eval_every:int = Field(10, ge=1, le=100_000,
+        description="epochs between evaluations; every epoch in the last no_aug_epochs")
+    save_every:int = Field(1, ge=1, le=100_000, description="epochs between checkpoints")
+    save_minutes:float = Field(5., gt=0, le=1e6, description="minutes between checkpoints inside an epoch")
+    keep:int = Field(2, ge=1, le=100_000, description="newest checkpoints to keep, beside the best one")
     class_weights:str = Field("none", pattern="^(none|balanced)$",
         description="balanced: rare classes weigh more in the class loss (data.balance.class_weights)")
     freeze:List[str] = Field([], description="stages to freeze, by the names of Detector.stages()")
-    freeze_until_epoch:int = Field(0, ge=0, description="epochs after which the stages of freeze train; 0: never")
+    freeze_until_epoch:int = Field(0, ge=0, le=100_000,
+        description="epochs after which the stages of freeze train; 0: never")
     unfreeze:Dict[int, List[str]] = Field({},
         description="epochs done -> stages that train from then on and are frozen until then")
     freeze_bn:Optional[bool] = Field(None,
         description="true: BatchNorm keeps its statistics and weights; false: it trains; none: as the family was"
             " published, and from random weights it trains")
-    threads:Optional[int] = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
+    threads:Optional[int] = Field(None, ge=1, le=1024, description="CPU threads of torch; none: torch's own choice")
     channels_last:bool = Field(True, description="memory format of images and weights; changes only the speed")
-    log_every:int = Field(10, ge=1, description="steps between rows of the log")
+    log_every:int = Field(10, ge=1, le=1_000_000, description="steps between rows of the log")
     auto_batch:bool = Field(False,
         description="use the largest micro-batch that fits into memory; batch_size x accumulate stays as set")
     memory_share:float = Field(.85, gt=0, le=1, description="share of the device's memory that auto_batch may fill")
@@ -192,20 +224,22 @@ class TrainConfig(Section):
         description="bit-identical results (with the same train.threads), or an error that names the operation")
     fallback:str = Field("none", pattern="^(none|cpu)$",
         description="cpu: when the GPU is lost, continue on the CPU from the newest checkpoint")
-    overfit_batches:int = Field(0, ge=0,
+    overfit_batches:int = Field(0, ge=0, le=100_000,
         description="overfit sanity check: train on the images of this many micro-batches, without augmentation, and"
             " evaluate on them; 0: off")
     on_nan:str = Field("stop", pattern="^(stop|rollback)$",
         description="when a loss is not finite: stop, or roll back to the newest checkpoint with half the learning"
             " rate (three times at most)")
-    swa_epochs:int = Field(0, ge=0,
+    swa_epochs:int = Field(0, ge=0, le=100_000,
         description="average the weights of the last epochs (SWA); the average is used where it is better; 0: off")
-    average_best:int = Field(0, ge=0,
+    average_best:int = Field(0, ge=0, le=1000,
         description="average the weights of this many best epochs; the average is used where it is better; 0: off")
-    patience:int = Field(0, ge=0, description="epochs without a better AP after which training stops; 0: never")
+    patience:int = Field(0, ge=0, le=100_000,
+        description="epochs without a better AP after which training stops; 0: never")
+    report:bool = Field(True, description="make a page of the results at the end: report.html, and plots/")
     trackers:List[str] = Field(["tensorboard"], description="where metrics are logged: tensorboard, wandb, mlflow")
     project:str = Field("jetson_det", min_length=1, description="project of W&B, experiment of MLflow")
-    resource_seconds:float = Field(30., ge=0,
+    resource_seconds:float = Field(30., ge=0, le=1e6,
         description="seconds between rows of resources.csv (CPU, memory, GPUs, disk); 0: no such file")
 
     @field_validator("betas")
@@ -220,7 +254,7 @@ class EvaluateConfig(Section):
     "How average precision is measured."
     confidence:float = Field(.01, ge=0, le=1, description="boxes below this score are not counted")
     iou:float = Field(.65, gt=0, le=1, description="IoU over which NMS drops the box with the lower score")
-    max_detections:int = Field(100, ge=1, description="boxes of a class that count in one image")
+    max_detections:int = Field(100, ge=1, le=100_000, description="boxes of a class that count in one image")
 
 # %% ../nbs/01_config.ipynb #75736c47
 class ExportConfig(Section):
@@ -234,9 +268,10 @@ class ExportConfig(Section):
 class DistillConfig(Section):
     "How a trained, larger network teaches this one."
     teacher:str = Field("", description="checkpoint or run folder of the teacher, of any family; empty: no teacher")
-    scores:float = Field(1., ge=0, description="gain of the loss between class scores and the teacher's; 0: off")
-    boxes:float = Field(2., ge=0, description="gain of the loss between boxes and the teacher's; 0: off")
-    features:float = Field(1., ge=0,
+    scores:float = Field(1., ge=0, le=1000,
+        description="gain of the loss between class scores and the teacher's; 0: off")
+    boxes:float = Field(2., ge=0, le=1000, description="gain of the loss between boxes and the teacher's; 0: off")
+    features:float = Field(1., ge=0, le=1000,
         description="gain of the loss between the neck's feature maps and the teacher's; 0: off")
     confidence:float = Field(.1, gt=0, lt=1, description="objects with a lower confidence of the teacher do not count")
 
@@ -255,34 +290,32 @@ class Config(Section):
         "A short hash of every value."
         return fingerprint(self.model_dump(mode="json"))
 
-# %% ../nbs/01_config.ipynb #b1ab4c30
-def _lines(node, prefix=())->dict: # (key, sub key) -> line, from 1
-    "The line of each key of a composed YAML mapping."
-    found = {}
-    if not isinstance(node, yaml.MappingNode): return found
-    for key, value in node.value:
-        found[prefix + (key.value,)] = key.start_mark.line + 1
-        found.update(_lines(value, prefix + (key.value,)))
-    return found
+    def _repr_html_(self):
+        "The settings that differ from the defaults, as a table for a notebook."
+        usual = Config().model_dump(mode="json")
+        rows = []
+        for name, section in self.model_dump(mode="json").items():
+            for key, value in section.items():
+                if value == usual[name][key]: continue
+                cells = [f"{name}.{key}", *(html.escape(str(v)) for v in (value, usual[name][key]))]
+                rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        head = "<tr><th>setting</th><th>value</th><th>default</th></tr>"
+        if not rows: return "<p>all settings have their defaults</p>"
+        return f"<table>{head}{''.join(rows)}</table><p>all others have their defaults</p>"
 
 # %% ../nbs/01_config.ipynb #9abf310e
-def _read_yaml(
+# lists whose items are texts, whatever they look like
+_TEXTS = (("data", "classes"), ("model", "weights_classes"), ("train", "freeze"), ("train", "trackers"))
+
+def _read_sections(
     path:Path, # a YAML file
 )->tuple: # (values as nested dictionaries, lines by key)
     "Read one file. Raises `InputError` with the line when it is not YAML or not a mapping."
-    try: text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}")
-    try:
-        values = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as e:
-        mark = getattr(e, "problem_mark", None)
-        raise InputError(f"{path}, line {mark.line + 1 if mark else '?'}: not valid YAML: {getattr(e, 'problem', e)}")
+    values, lines = read_yaml(path, texts=_TEXTS)
     if values is None: return {}, {}
     if not isinstance(values, dict):
         raise InputError(f"{path}, line 1: expected sections such as `train:`, found {type(values).__name__}")
-    return values, _lines(node)
+    return values, lines
 
 # %% ../nbs/01_config.ipynb #415642e4
 def _merged(below:dict, above:dict)->dict:
@@ -294,16 +327,21 @@ def _merged(below:dict, above:dict)->dict:
     return out
 
 # %% ../nbs/01_config.ipynb #f1101755
+_MOST_BASES = 20 # files that build on one another
+
 def read_with_base(
     path:Path, # a YAML file
     above:tuple=(), # the files that led here
 )->tuple: # (values, {key: "file, line n"})
     "The file over its `base`, and over that one's, and where each key came from."
     if path.resolve() in above: raise InputError(f"{path}: `base:` leads back to this file; remove one `base:` line")
-    values, lines = _read_yaml(path)
+    if len(above) >= _MOST_BASES: raise InputError(f"{path}: over {_MOST_BASES} files build on one another by `base:`")
+    values, lines = _read_sections(path)
     places = {k: f"{path}, line {n}" for k, n in lines.items()}
     base = values.pop("base", None)
     if base is None: return values, places
+    if not isinstance(base, str):
+        raise InputError(f"{places['base',]}: base: expected a file's name, found {str(base)[:60]}")
     below, below_places = read_with_base(path.parent/str(base), above + (path.resolve(),))
     return _merged(below, values), {**below_places, **places}
 
@@ -313,10 +351,16 @@ def parse_override(
 )->tuple: # (keys, value)
     "Parse one override."
     key, eq, value = word.partition("=")
-    if not eq or not key.strip():
-        raise InputError(f"{word!r}: an override is written key.sub=value, such as train.epochs=20")
-    try: return tuple(key.strip().split(".")), yaml.safe_load(value)
-    except yaml.YAMLError: raise InputError(f"{word!r}: the value is not valid YAML")
+    keys = tuple(part.strip() for part in key.split("."))
+    if not eq or not all(keys):
+        raise InputError(f"{_shown(word)}: an override is written key.sub=value, such as train.epochs=20")
+    try: return keys, parse_yaml(value, texts=[()] if keys in _TEXTS else [])[0]
+    except InputError as e: raise InputError(f"override {_shown(word)}: {e}") from None
+
+def _shown(value)->str: # for an error's line
+    "What was given, shortened."
+    text = repr(value)
+    return text if len(text) <= 80 else text[:60] + "..."
 
 # %% ../nbs/01_config.ipynb #2eebe9ad
 def _put(values:dict, keys:tuple, value)->dict:
@@ -336,15 +380,53 @@ def _known_keys(keys:tuple)->list: # the valid names
     return list(model.model_fields)
 
 # %% ../nbs/01_config.ipynb #af128f20
+_OTHER_NAMES = { # what other programs call a setting -> its key here
+    "imgsz": "data.input_size", "img_size": "data.input_size", "img": "data.input_size", "size": "data.input_size",
+    "batch": "train.batch_size", "bs": "train.batch_size", "lr0": "train.lr", "learning_rate": "train.lr",
+    "names": "data.classes", "num_workers": "data.workers", "amp": "train.precision", "cfg": "model.name",
+    "model": "model.name", "data": "data.path", "cos_lr": "train.schedule", "warmup": "train.warmup_epochs",
+    "save_period": "train.save_every", "close_mosaic": "train.no_aug_epochs", "grad_clip": "train.clip",
+    "fliplr": "augment.flip", "flipud": "augment.flip_vertical", "hsv_h": "augment.hsv",
+}
+
+def _key_hint(
+    keys:tuple, # of a key that does not exist
+    value:str="", # as the command line has it, with the equals sign
+)->str: # the end of an error line
+    "The key that was meant: its section was left out, another program's name was used, or it is misspelled."
+    leaf = keys[-1]
+    sections = [name for name, field in Config.model_fields.items() if leaf in field.annotation.model_fields]
+    full = [f"{name}.{leaf}" for name in sections]
+    if not full and leaf in _OTHER_NAMES: full = [_OTHER_NAMES[leaf]]
+    if full: return f"did you mean {' or '.join(repr(key + value) for key in full)}?"
+    return did_you_mean(leaf, _known_keys(keys))
+
+def _size_hint(value)->str:
+    "What to write instead of one number for an input size."
+    is_number = isinstance(value, (int, float)) and 0 < value < 1e6
+    side = nearest_input_size((value, value))[0] if is_number else 416
+    return f"write two numbers, height and width, such as [{side}, {side}] (found {_shown(value)})"
+
 def _one_line(error:ValidationError, places:dict)->str:
     "The first of pydantic's errors as one line."
     first = error.errors()[0]
     keys = tuple(k for k in first["loc"] if isinstance(k, str))
+    while keys not in places and len(keys) > 2: keys = keys[:-1] # what a union or a list adds
     place = places.get(keys, "")
     name = ".".join(keys)
-    if first["type"] == "extra_forbidden": text = f"unknown key {name!r}: {did_you_mean(keys[-1], _known_keys(keys))}"
-    elif first["type"] == "value_error": text = f"{name}: {first['ctx']['error']}" # it names the value
-    else: text = f"{name}: {first['msg']} (found {first['input']!r})"
+    kind = first["type"]
+    found = _shown(first["input"])
+    value = place[len("override '") + len(name):-1] if place.startswith(f"override '{name}=") else ""
+    choices = re.fullmatch(r"\^\(([\w|-]+)\)\$", first.get("ctx", {}).get("pattern", ""))
+    if kind == "extra_forbidden": text = f"unknown key {name!r}: {_key_hint(keys, value)}"
+    elif kind == "value_error": text = f"{name}: {first['ctx']['error']}" # it names the value
+    elif choices: text = f"{name}: unknown {found}: {did_you_mean(first['input'], choices[1].split('|'))}"
+    else: text = f"{name}: {first['msg']} (found {found})"
+    is_too_large = kind in ("less_than", "less_than_equal", "finite_number")
+    if is_too_large and name in _BOUND_REASONS: text += f": {_BOUND_REASONS[name]}"
+    if kind == "string_type" and isinstance(first["input"], (int, float)): text += "; put it in quotes"
+    if kind == "list_type" and name == "data.input_size": text = f"{name}: {_size_hint(first['input'])}"
+    if kind.startswith("model_") and name in _OTHER_NAMES: text += f"; did you mean {_OTHER_NAMES[name]!r}?"
     return f"{place}: {text}" if place else text
 
 # %% ../nbs/01_config.ipynb #7892b01d
@@ -357,7 +439,7 @@ def load_config(
     for word in overrides:
         keys, value = parse_override(word)
         values = _put(values, keys, value)
-        places[keys] = f"override {word!r}"
+        places[keys] = f"override {_shown(word)}"
     try: return Config.model_validate(values)
     except ValidationError as e: raise InputError(_one_line(e, places))
 
@@ -386,8 +468,7 @@ def save_config(
     path, # YAML file to write
 )->Path: # the file written
     "Write every value; `load_config` reads it back the same."
-    text = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return write_bytes_atomic(path, text.encode("utf-8"))
+    return write_bytes_atomic(path, dump_yaml(cfg.model_dump(mode="json")).encode("utf-8"))
 
 # %% ../nbs/01_config.ipynb #fe1c369e
 def describe(

@@ -10,16 +10,16 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from .config import Config, find_config, load_config, parse_override, read_with_base
 from .core import nearest
 from .runtime.files import InputError
-from .runtime.geometry import INPUT_STEP
+from .runtime.geometry import INPUT_STEP, LARGEST_INPUT
+from .yaml_file import dump_yaml
 
 # %% ../nbs/02_config_tools.ipynb #d512543c
-_SIZE = dict(items=dict(type="integer", minimum=INPUT_STEP, multipleOf=INPUT_STEP), minItems=2, maxItems=2)
-_ZOOM = dict(items=dict(type="number", exclusiveMinimum=0), minItems=2, maxItems=2)
+_SIDE = dict(type="integer", minimum=INPUT_STEP, maximum=LARGEST_INPUT, multipleOf=INPUT_STEP)
+_SIZE = dict(items=_SIDE, minItems=2, maxItems=2)
+_ZOOM = dict(items=dict(type="number", exclusiveMinimum=0, maximum=100), minItems=2, maxItems=2)
 _SHIFTS = dict(items=dict(type="integer", minimum=0, maximum=255), minItems=3, maxItems=3)
 _DECAYS = dict(items=dict(type="number", minimum=0, exclusiveMaximum=1), minItems=2, maxItems=2)
 _LISTS = { # the checks of the validators in `jetson_det.config`, as a schema
@@ -129,7 +129,7 @@ def as_yaml(
     value, # what YAML can hold
 )->str: # one line
     "A value as it is written in a config."
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    text = dump_yaml(value, default_flow_style=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...") # YAML ends a plain value with a line of dots
 
 class Explained(NamedTuple):

@@ -104,7 +104,7 @@ def test_explain_names_the_place(tmp_path):
     epochs = get("epochs")
     assert epochs.place == f"{tmp_path/'b.yaml'}, line 4" and epochs.value == 30 and epochs.default == 100
     assert get("data.path").place == f"{tmp_path/'a.yaml'}, line 4"
-    rest = (7, 100, "whole number from 1 on", epochs.description, "override 'train.epochs=7'")
+    rest = (7, 100, "whole number from 1 to 100000", epochs.description, "override 'train.epochs=7'")
     assert get("train.epochs", "train.epochs=7")[1:] == rest
     assert get("momentum").place == "" and "(the default)" in str(get("momentum"))
     assert get("train.clip", "train={clip: 3}").place == "override 'train={clip: 3}'"

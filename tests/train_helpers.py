@@ -7,18 +7,22 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from jetson_det.config import load_config
+from jetson_det.models.zoo import MODELS
 from jetson_det.scenes.docks import write_scenes
 from jetson_det.train.callbacks.base import Callback
 
 QUICK = [
     "data.input_size=[96,96]", "data.workers=0", "train.threads=1", "train.batch_size=2", "train.accumulate=2",
     "train.epochs=3", "train.no_aug_epochs=1", "train.warmup_epochs=1", "train.eval_every=1", "train.device=cpu",
-    "augment.multiscale=1", "augment.multiscale_every=2", "train.save_minutes=0.000001", "train.ema_tau=50"
+    "augment.multiscale=1", "augment.multiscale_every=2", "train.save_minutes=0.000001", "train.ema_tau=50",
+    "model.weights=none",
+    "train.report=false"
 ]
 
 # a network of each family -> what its trainings set
@@ -27,10 +31,11 @@ FAMILIES = {
     "yolox-nano": [], "yolov8n": [], "yolo11n-p2-lite": [], "yolo26n": [], "rtdetr-r18": DETR, "rtdetrv2-r18": DETR,
     "dfine-n": DETR
 }
-PACKAGES = {
-    "yolov8n": "ultralytics", "yolo11n-p2-lite": "ultralytics", "yolo26n": "ultralytics", "rtdetr-r18": "transformers",
-    "rtdetrv2-r18": "transformers", "dfine-n": "transformers"
-}
+# folder of a family -> what must be installed for it
+NEEDED = {"ultralytics": "ultralytics", "detr": "transformers"}
+# a network of the zoo that needs a package -> which
+FOLDERS = {name: row.module.split(".")[2] for name, row in MODELS.items()}
+PACKAGES = {name: NEEDED[folder] for name, folder in FOLDERS.items() if folder in NEEDED}
 
 
 # what processes of the tests begin with; `families` brings in the packages of networks
@@ -147,12 +152,20 @@ def numbers(normalizer): # of a step: one, or one a part
     return [*normalizer.values()] if isinstance(normalizer, dict) else [normalizer]
 
 
+class Step(NamedTuple):
+    "What was so after a step."
+    images: int
+    normalizers: list # one, or one a part of the network
+    loss: float
+    batch: int # micro-batches of the epoch that are done
+
+
 class Watch(Callback):
     "Remembers each step."
     def __init__(self): self.steps = []
     def after_step(self, t):
         meter = t.run.meter
-        self.steps.append((meter.images, numbers(meter.normalizers), meter.losses["loss"]))
+        self.steps.append(Step(meter.images, numbers(meter.normalizers), meter.losses["loss"], t.run.batch))
 
 
 def fitted(cfg, tmp, world=None):

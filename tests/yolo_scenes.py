@@ -1,6 +1,7 @@
 """Random boxes that the losses of YOLOv8, YOLO11 and YOLO26 are held against the package Ultralytics on."""
 import oracles
 import pytest
+import torch
 
 P3 = (8, 16, 32) # strides
 P2 = (4, 8, 16)
@@ -30,3 +31,32 @@ def scene(name, seed=0):
 def slow_but(sizes, names):
     "The names as parameters of a test; those of other sizes are marked slow."
     return [n if n.partition("-")[0][-1] in sizes else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+def padded_batch(ds):
+    "All of a small dataset: images (B,3,h,w) 0..255, boxes (B,n,4), labels (B,n) with -1 for padding."
+    import cv2
+    n_images = len(ds)
+    images = torch.stack([torch.from_numpy(cv2.imread(str(ds.path_of(i)))).permute(2, 0, 1) for i in range(n_images)])
+    n = max((ds.box_image == i).sum() for i in range(n_images))
+    boxes = torch.zeros(n_images, n, 4)
+    labels = torch.full((n_images, n), -1)
+    for i in range(n_images):
+        mine = torch.from_numpy(ds.box_image == i)
+        boxes[i, :mine.sum()] = torch.from_numpy(ds.boxes)[mine]
+        labels[i, :mine.sum()] = torch.from_numpy(ds.labels)[mine].long()
+    return images, boxes, labels
+
+
+def overfit(model, images, boxes, labels, steps=300, before_step=None):
+    "Trains on one batch by AdamW: 10 steps of warm-up, then linearly down. The last loss."
+    optimizer = torch.optim.AdamW(model.param_groups(.01), lr=2e-3)
+    for step in range(steps):
+        if before_step is not None: before_step(step/steps)
+        for g in optimizer.param_groups: g["lr"] = 2e-3*min(1, (step + 1)/10)*max(.02, 1 - step/steps)
+        optimizer.zero_grad()
+        loss = model.loss(model(model.normalize(images)), boxes, labels).total
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.)
+        optimizer.step()
+    return loss.item()

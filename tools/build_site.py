@@ -21,17 +21,25 @@ import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+import reference  # noqa: E402
+
 REPO = Path(__file__).resolve().parent.parent
 NBS = REPO / "nbs"
-STAGES = {"0": "Start", "1": "Data", "2": "Models", "3": "Training", "4": "Evaluation", "5": "Export", "6": "Runtime",
-          "7": "Experiments", "8": "Start", "families": "Families", "jobs": "Jobs", "tutorials": "Tutorials"}
+SETTINGS = "Settings and command line"
+STAGES = {"0": SETTINGS, "1": "Data", "2": "Models", "3": "Training", "4": "Evaluation", "5": "Export", "6": "Runtime",
+          "7": "Experiments", "8": SETTINGS, "9": SETTINGS, "families": "Families", "jobs": "Jobs",
+          "tutorials": "Start", "guides": "Start"}
 ORDER = [
     "Start", "Families", "Data", "Models", "Training", "Evaluation", "Export", "Runtime", "Experiments", "Jobs",
-    "Tutorials"
+    SETTINGS
 ]
+# the order of what a newcomer reads; a name that ends in .md is a page made from the code
+START = ["index", "install", "quickstart", "own_data", "board", "commands.md", "settings.md", "troubleshooting",
+         "benchmarks"]
 # what the offline plugin would fetch; tools/search_worker.js stands in for it
 SHIM = "https://unpkg.com/iframe-worker/shim"
-FIRST = {"quickstart", "train", "yolox"}
+FIRST = {"train", "yolox"}
 HIDDEN = {"hide", "default_exp"}  # cells that are no part of the page
 DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?[ \t]*(.*)$")
 
@@ -39,10 +47,11 @@ DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?[ \t]*(.*)$")
 # ---- notebooks as pages
 
 def notebooks():
-    """Every notebook below nbs/: by name, but the index, the quickstart and the training job come before their
-    neighbors."""
+    """Every notebook below nbs/: what a newcomer reads first, then by name, but the training job and YOLOX come before
+    their neighbors."""
     found = (f for f in NBS.rglob("*.ipynb") if not any(p.startswith((".", "_")) for p in f.relative_to(NBS).parts))
-    return sorted(found, key=lambda f: (f.stem != "index", f.parent, f.stem not in FIRST, f.name))
+    def place(f): return START.index(f.stem) if f.stem in START else len(START)
+    return sorted(found, key=lambda f: (place(f), f.parent, f.stem not in FIRST, f.name))
 
 
 def page_of(notebook):
@@ -55,7 +64,7 @@ def page_of(notebook):
 def stage_of(notebook):
     "Which section of the navigation a notebook belongs to."
     rel = notebook.relative_to(NBS)
-    return STAGES.get(rel.parts[0] if len(rel.parts) > 1 else rel.name[0], "Start")
+    return STAGES.get(rel.parts[0] if len(rel.parts) > 1 else rel.name[0], "Start")  # the index
 
 
 def cells_of(notebook):
@@ -150,7 +159,15 @@ def merged(outputs):
     return whole
 
 
-def shown(output, save_image):
+def alt_text(prose):
+    "What stands for a figure where it is not seen: the last sentence or two of the prose above it, without markup."
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"[`*#>|$\[\]\\]", "", prose))
+    words = " ".join(plain.split())
+    sentences = re.findall(r"[^.:?!]+[.:?!]?", words)
+    return "Figure: " + ("".join(sentences[-2:]).strip().rstrip(":.") or "the output of the code above")
+
+
+def shown(output, save_image, alt):
     "One stored output as Markdown, or None."
     data = output.get("data", {})
     text = lambda key: "".join(data[key])
@@ -159,8 +176,10 @@ def shown(output, save_image):
         return fenced(re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"])), " { .text .output }")
     for kind in ("image/png", "image/jpeg"):
         if kind in data:
-            return "![output]({})".format(save_image(base64.b64decode(text(kind)), kind[6:].replace("jpeg", "jpg")))
-    if "image/svg+xml" in data: return "![output]({})".format(save_image(text("image/svg+xml").encode("utf-8"), "svg"))
+            saved = save_image(base64.b64decode(text(kind)), kind[6:].replace("jpeg", "jpg"))
+            return "![{}]({})".format(alt, saved)
+    if "image/svg+xml" in data:
+        return "![{}]({})".format(alt, save_image(text("image/svg+xml").encode("utf-8"), "svg"))
     if "text/markdown" in data: return text("text/markdown")
     if "text/html" in data:
         return '<div class="output">\n{}\n</div>'.format(re.sub(r"\n\s*\n", "\n", text("text/html").strip()))
@@ -180,6 +199,19 @@ def formulas(text):
     return "".join(parts)
 
 
+def is_imports(source):
+    "Does a cell import and do nothing else?"
+    try: body = ast.parse(source).body
+    except SyntaxError: return False
+    return bool(body) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
+
+
+def folded_imports(sources):
+    "The imports of a page, behind a line that opens them."
+    code = fenced("\n".join(sources), "python")
+    return '??? note "Imports"\n' + "\n".join("    " + line if line else "" for line in code.splitlines())
+
+
 def page(notebook, docs, names):
     "Write one notebook as a Markdown page with its images below `docs`."
     target = docs / page_of(notebook)
@@ -194,16 +226,26 @@ def page(notebook, docs, names):
         (target.parent / pictures[-1]).write_bytes(data)
         return pictures[-1]
 
+    prose = ""  # the latest paragraph
+    held = []  # the imports above the first prose: shown folded, below it
     for kind, source, directives, outputs in cells_of(notebook):
         if kind == "markdown":
             blocks.append(formulas(linked(spaced_lists(relinked(source, notebook)), page_of(notebook), names)))
+            prose = source.strip().split("\n\n")[-1]
+            if held and not source.startswith("# "): blocks.append(folded_imports(held))
+            if not source.startswith("# "): held = []
         if kind != "code" or HIDDEN & set(directives): continue
+        if is_imports(source) and len(blocks) == 1:
+            held.append(source)
+            continue
         exported = public_names(source) if "export" in directives else []
         if exported:
             blocks.append("### {} {{ #{} }}".format(", ".join("`%s`" % n for n in exported), exported[0].lower()))
         blocks += ['<a id="{}"></a>'.format(n.lower()) for n in exported[1:]]
         if source and directives.get("echo") != "false": blocks.append(fenced(source, "python"))
-        blocks += [s for s in (shown(o, save_image) for o in merged(outputs)) if s]
+        alt = directives.get("fig-alt", "").strip("\"' ") or alt_text(prose)
+        blocks += [s for s in (shown(o, save_image, alt) for o in merged(outputs)) if s]
+    if held: blocks.append(folded_imports(held))
     target.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
@@ -216,9 +258,17 @@ def navigation():
     return {name: pages for name, pages in stages.items() if pages}
 
 
+def menu():
+    "Stage -> [(title, page)]: the navigation with the pages that are made from the code."
+    stages = {stage: [(title, page_of(nb)) for title, nb in pages] for stage, pages in navigation().items()}
+    for place, name in enumerate(START):
+        if name in reference.PAGES: stages["Start"].insert(place, (reference.PAGES[name][0], name))
+    return stages
+
+
 def settings(docs, out):
     "What MkDocs is told. `font: false` and the offline plugin keep every request at home."
-    nav = [{stage: [{title: page_of(nb)} for title, nb in pages]} for stage, pages in navigation().items()]
+    nav = [{stage: [{title: name} for title, name in pages]} for stage, pages in menu().items()]
     return dict(site_name="jetson_det",
                 docs_dir=str(docs),
                 site_dir=str(out),
@@ -248,7 +298,8 @@ def settings(docs, out):
                 extra_css=["styles.css"],
                 markdown_extensions=[
                     "tables", "attr_list", "md_in_html", "admonition", {"toc": dict(permalink=True, toc_depth="2-3")},
-                    "pymdownx.betterem", {"pymdownx.highlight": dict(use_pygments=True)}, "pymdownx.superfences",
+                    "pymdownx.betterem", "pymdownx.details", {"pymdownx.highlight": dict(use_pygments=True)},
+                    "pymdownx.superfences",
                     "pymdownx.tilde"
                 ],
                 validation=dict(links=dict(not_found="warn", anchors="warn", unrecognized_links="warn")))
@@ -299,6 +350,7 @@ def build(out):
         docs.mkdir()
         names = symbols()
         for nb in notebooks(): page(nb, docs, names)
+        for name, (_, make) in reference.PAGES.items(): (docs / name).write_text(make(), encoding="utf-8")
         if (NBS / "images").is_dir(): shutil.copytree(NBS / "images", docs / "images")
         shutil.copy2(NBS / "styles.css", docs / "styles.css")
         config.write_text("site_name: jetson_det\n", encoding="utf-8")
@@ -309,7 +361,7 @@ def build(out):
     problems = counter.lines + external_requests(out)
     for line in problems: print("error: " + line, file=sys.stderr)
     if problems: raise SystemExit(1)
-    print("{} pages: {}".format(len(notebooks()), out / "index.html"))
+    print("{} pages: {}".format(len(notebooks()) + len(reference.PAGES), out / "index.html"))
 
 
 def _search_from_disk(out):

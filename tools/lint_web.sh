@@ -21,9 +21,10 @@ fi
 cp "$configs"/eslint.config.mjs "$configs"/.stylelintrc.json "$configs"/.htmlvalidate.json "$configs"/.prettierrc.json "$home/"
 
 page=jetson_det/data/quality/page
+results=jetson_det/evaluate/page
 scripts=("$page.js" tools/search_worker.js)
-styles=("$page.css" nbs/styles.css)
-pages=("$page.html")
+styles=("$page.css" "$results.css" nbs/styles.css)
+pages=("$page.html" "$results.html")
 failed=0
 try() { "$home/node_modules/.bin/$1" "${@:2}" || failed=1; }
 try eslint --config "$home/eslint.config.mjs" --max-warnings 0 "${scripts[@]}"
@@ -31,4 +32,4 @@ try stylelint --config "$home/.stylelintrc.json" --max-warnings 0 "${styles[@]}"
 try html-validate --config "$home/.htmlvalidate.json" "${pages[@]}"
 try prettier --config "$home/.prettierrc.json" --check --log-level warn "${scripts[@]}" "${styles[@]}"
 [ "$failed" = 0 ] || { echo "error: the web files have faults, see above (prettier --write puts the format right)" >&2; exit 1; }
-echo "web files: ${#scripts[@]} scripts, ${#styles[@]} styles, ${#pages[@]} page checked"
+echo "web files: ${#scripts[@]} scripts, ${#styles[@]} styles, ${#pages[@]} pages checked"

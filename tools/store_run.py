@@ -32,7 +32,7 @@ def store(run, name):
         value = known.get(c.key, c.b)
         words.append(f"{c.key}={value(c.b) if callable(value) else value}")
     (out / "settings.txt").write_text("\n".join(words) + "\n")
-    log = [line[20:] for line in (run / "log.txt").read_text().splitlines()]
+    log = [line[20:] for line in (run / "log.txt").read_text().rstrip("\n").split("\n")]
     first = max(i for i, line in enumerate(log) if line == "test:")
     (out / "log.txt").write_text("\n".join(log[first:-1] + [log[-1].rpartition(";")[0]]) + "\n")
     env = json.loads((run / "environment.json").read_text())

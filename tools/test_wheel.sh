@@ -8,10 +8,10 @@ trap 'rm -rf "$tmp"' EXIT
 rm -rf build
 wheel=$(ls "$tmp"/dist/*.whl)
 echo "built $(basename "$wheel")"
-# The page's files are no Python, and must be in the wheel too.
+# The files of the pages are no Python, and must be in the wheel too.
 "$bin/python" -m zipfile -l "$wheel" >"$tmp/contents"
-for f in page.html page.css page.js; do
-  grep -q "jetson_det/data/quality/$f " "$tmp/contents" || { echo "error: $f is not in the wheel" >&2; exit 1; }
+for f in data/quality/page.html data/quality/page.css data/quality/page.js evaluate/page.html evaluate/page.css; do
+  grep -q "jetson_det/$f " "$tmp/contents" || { echo "error: $f is not in the wheel" >&2; exit 1; }
 done
 
 # One environment: its own log, shown only when something fails.

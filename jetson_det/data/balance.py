@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core import InputError
 from .dataset import CROWD, IGNORE, DetDataset
+from ..runtime.files import printable
 
 # %% ../../nbs/15_data.balance.ipynb #e92f6467
 def image_shares(
@@ -70,12 +71,13 @@ def balance_table(
     share = image_shares(ds)
     seen = np.ones(len(ds)) if factors is None else np.asarray(factors)
     shown = np.bincount(ds.labels[real], seen[ds.box_image[real]], c)
-    width = max([len("class"), *map(len, ds.classes)])
+    names = [printable(name) for name in ds.classes]
+    width = max([len("class"), *map(len, names)])
     head = f"{'class':{width}} {'boxes':>8} {'of boxes':>9} {'of images':>10}"
     if factors is not None: head += f" {'boxes seen':>11} {'of seen':>8}"
     if weights is not None: head += f" {'weight':>7}"
     def row(k):
-        text = f"{ds.classes[k]:{width}} {boxes[k]:>8} {boxes[k] / max(boxes.sum(), 1):>9.1%} {share[k]:>10.1%}"
+        text = f"{names[k]:{width}} {boxes[k]:>8} {boxes[k] / max(boxes.sum(), 1):>9.1%} {share[k]:>10.1%}"
         if factors is not None: text += f" {shown[k]:>11.0f} {shown[k] / max(shown.sum(), 1):>8.1%}"
         if weights is not None: text += f" {weights[k]:>7.2f}"
         return text

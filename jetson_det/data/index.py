@@ -18,12 +18,13 @@ import numpy as np
 
 import jetson_det
 import jetson_det.data
+import jetson_det.runtime.folders
 import jetson_det.runtime.images
 from ..core import cache_dir
 from .dataset import DetDataset, Flaw
-from .formats.reader import walk_entries
 from .images.facts import array_to_texts, texts_to_array, trim_folder
 from ..runtime.files import write_bytes_atomic
+from ..runtime.folders import walk_entries
 
 # %% ../../nbs/13_data.index.ipynb #667985f0
 def _file_stamp(
@@ -101,6 +102,7 @@ def _dataset_arrays(
     "The columns in their packed form."
     arrays = dict(paths=texts_to_array(ds.paths), sizes=ds.sizes, ids=ds.image_ids, starts=ds._starts, boxes=ds.boxes,
                   labels=ds.labels, flags=ds.flags)
+    if not np.isnan(ds.areas).all(): arrays["areas"] = ds.areas
     arrays.update(_pack_words("splits", ds.splits))
     arrays.update(_pack_words("groups", ds.groups))
     for k, values in enumerate(ds.attributes.values()): arrays.update(_pack_words(f"{_ATTRIBUTE}{k}", values))
@@ -125,6 +127,7 @@ def _dataset_of(
         groups=_unpack_words("groups", arrays),
         image_ids=arrays["ids"],
         flags=arrays["flags"],
+        areas=arrays.get("areas"),
         format=header["format"],
         flaws=[Flaw(*f) for f in header["flaws"]],
         attributes={name: _unpack_words(f"{_ATTRIBUTE}{k}", arrays) for k, name in enumerate(header["attributes"])},
@@ -136,7 +139,8 @@ def _readers()->str: # changes with the package's version, and with the source o
     "A digest of the code that reads datasets."
     h = blake2b(jetson_det.__version__.encode(), digest_size=8)
     files = sorted(Path(jetson_det.data.__path__[0]).rglob("*.py"))
-    for file in [*files, Path(jetson_det.runtime.images.__file__)]: h.update(file.read_bytes())
+    files += [Path(module.__file__) for module in (jetson_det.runtime.folders, jetson_det.runtime.images)]
+    for file in files: h.update(file.read_bytes())
     return h.hexdigest()
 
 def _request(path:Path, format:str, classes)->list: # plain JSON

@@ -6,16 +6,21 @@
 __all__ = ['open_data', 'split_settings', 'open_evaluation']
 
 # %% ../../nbs/16_data.open.ipynb #cba02656
+import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+
+from ..core import plural
 from .dataset import DetDataset
 from .images.facts import inspect_images
 from .index import read_indexed
 from .quality.check import prepare
-from .split import ensure_splits, eval_split, read_split_lists, split_digest
-from ..runtime.files import InputError
+from .split import SPLITS, ensure_splits, eval_split, made_splits, read_split_lists, split_digest
+from ..runtime.files import InputError, printable
 
 # %% ../../nbs/16_data.open.ipynb #782a3566
 def _flaw_lines(
@@ -25,10 +30,10 @@ def _flaw_lines(
     "What was found and what was done about it; notes are left to `data check`."
     flaws = [f for f in flaws if f.severity != "note"]
     if not flaws: return []
-    lines = [f"{f.severity}: {f.message} ({f.action})" for f in flaws[:most]]
+    lines = [f"{f.severity}: {printable(f.message)} ({f.action})" for f in flaws[:most]]
     kinds = Counter(f"{f.kind} ({f.action})" for f in flaws)
     counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-    return [*lines, f"{len(flaws)} flaws in the data: {counts}"]
+    return [*lines, f"{plural(len(flaws), 'flaw')} in the data: {counts}"]
 
 # %% ../../nbs/16_data.open.ipynb #16232585
 def open_data(
@@ -36,52 +41,153 @@ def open_data(
     say=print, # called with each line for the person
 )->DetDataset: # every image in a split, nothing flawed
     "Read, split, check. Raises InputError for wrong settings and for more flaws than they allow."
-    workers = max(settings.workers, 1)
-    ds = read_indexed(settings.path, settings.format, settings.classes, say)
-    facts = inspect_images(ds, workers=workers)
-    if settings.splits: ds = read_split_lists(ds, settings.splits)
-    else:
-        ds = ensure_splits(ds, settings.val, settings.test, settings.seed, settings.split_by, settings.group_by, facts)
-    ds, flaws = prepare(ds, settings.strict, settings.max_flawed, workers=workers, facts=facts)
+    read, facts = _read(settings, say)
+    ds = _with_splits(read, settings, facts)
+    chosen = "" if settings.splits else made_splits(read, ds, settings.path, *_how_to_split(settings))
+    if chosen: say(chosen)
+    ds, flaws = prepare(ds, settings.strict, settings.max_flawed, facts=facts, clip=False)
     for line in _flaw_lines(flaws): say(line)
     return ds
 
+def _read(settings, say): # DetDataset, ImageFacts
+    "The labels, and what the image files say."
+    ds = read_indexed(settings.path, settings.format, settings.classes, say)
+    return ds, inspect_images(ds, workers=max(settings.workers, 1))
+
+def _with_splits(ds, settings, facts): # DetDataset, every image in a split
+    "The splits of the lists, else the data's own and those that are missing."
+    if settings.splits: return read_split_lists(ds, settings.splits)
+    return ensure_splits(ds, *_how_to_split(settings), facts)
+
+def _how_to_split(settings): # tuple
+    "The arguments of `ensure_splits` and of `made_splits`."
+    return settings.val, settings.test, settings.seed, settings.split_by, settings.group_by
+
 # %% ../../nbs/16_data.open.ipynb #e484d968
 _SPLIT_DEFAULTS = {"val": .2, "test": .1, "seed": 0, "split_by": "random", "group_by": "", "splits": ""} # of a Config
+_MARKS = 64
+
+def _image_marks(
+    ds:DetDataset,
+)->list: # of str: 8 hexadecimal digits for each image
+    "What an image is recognized by: its path, size and boxes."
+    marks = []
+    for i, path in enumerate(ds.paths):
+        h = hashlib.sha256(path.encode("utf-8", "surrogatepass"))
+        h.update(ds.sizes[i].tobytes())
+        h.update(ds.boxes_of(i)[0].astype(np.float32).tobytes())
+        marks.append(h.hexdigest()[:8])
+    return marks
 
 def split_settings(
     settings, # section `data` of a Config
     ds:DetDataset=None, # what `open_data` gave for it
 )->dict: # for `Contract.extra["split"]`
-    "How the splits of a training were made, and a hash of the result."
+    "How the splits of a training were made, a hash of the result, and marks of images that it learned from."
     made = {name: getattr(settings, name) for name in _SPLIT_DEFAULTS}
-    if ds is not None: made["digest"] = split_digest(ds)
+    if ds is not None:
+        made["digest"] = split_digest(ds)
+        made["marks"] = sorted(_image_marks(ds.split("train")))[:_MARKS]
     return made
 
+# %% ../../nbs/16_data.open.ipynb #8b7034cc
+def _splits_of_training(
+    ds:DetDataset, # as it was read
+    facts, # its ImageFacts
+    made:dict, # `extra["split"]` of a contract
+): # DetDataset with the splits of the training; None: this is other data
+    "Make the splits as the training did, if this is its data. Raises InputError for lists that are not here."
+    settings = SimpleNamespace(**{**_SPLIT_DEFAULTS, **made})
+    digest = made.get("digest")
+    marks = set(made.get("marks", ()))
+    clean = _clean(ds, facts)[0]
+    is_its_data = not digest # the settings alone were given: they are for this data
+    if marks: is_its_data = 2 * len(marks & set(_image_marks(clean))) >= len(marks)
+    if marks and not is_its_data: return None
+    if settings.splits and not Path(settings.splits).is_dir():
+        raise InputError(
+            f"the training took its splits from lists in {settings.splits}, which are not here: give their folder with"
+            " --splits"
+        )
+    try: split = _with_splits(ds, settings, facts)
+    except InputError:
+        if is_its_data: raise
+        return None # its settings do not fit this data
+    if is_its_data or split_digest(_clean(split, facts)[0]) == digest: return split
+    return None
+
+def _clean(ds, facts): # DetDataset, list of Flaw
+    "Leave flawed images out, however many."
+    clean, flaws = prepare(ds, max_flawed=1., facts=facts, clip=False)
+    return clean, [f._replace(action="noted") if f.action == "clipped" else f for f in flaws]
+
 # %% ../../nbs/16_data.open.ipynb #ffb4cf4e
+def _own_splits(ds)->list: return [s for s in ds.split_names if s]
+
+def _choose(
+    ds:DetDataset, # clean, with splits
+    split:str, # the one asked for; "": by the rule
+    source:str, # where the splits are from: "training", "lists", "made" for this, "data"
+)->tuple: # DetDataset, a line that says which images these are
+    "The images of a split, or all."
+    names = _own_splits(ds)
+    name = split or next((s for s in ("test", "val") if s in names), "")
+    if not name and source == "training": name = "val" # it kept none apart: `eval_split` takes those of train
+    if name in ("", "all"):
+        reason = "" if names else ": the data has no splits"
+        return ds, f"all {plural(len(ds), 'image')}{reason}"
+    part = eval_split(ds, name)
+    if name not in names: return part, f"no {name}: the {len(part)} images of train"
+    others = "" if split else f"; --split takes {', '.join(s for s in names if s != name)} or all"
+    reason = _REASONS[source]
+    if source == "training" and name == "train": reason = "which the training learned from"
+    return part, f"{name}: {len(part)} of {len(ds)} images, {reason}{others}"
+
+_REASONS = {
+    "training": "which the training kept apart",
+    "lists": "by the lists",
+    "made": "by a split made for this, since the data has none",
+    "data": "by a split of the data",
+}
+
 def open_evaluation(
     path, # folder with images and labels
-    split:str="", # train, val, test or all; empty: test where there is one, else val
-    made=None, # how the training made its splits: `extra["split"]` of the artifact's contract; None: by the defaults
+    split:str="", # train, val, test or all; empty: by the rule above
+    made=None, # how the training made its splits: `extra["split"]` of the artifact's contract; None: not known
     format:str="auto", # auto, or the name of a label format
     say=print, # called with each line for the person
     splits:str="", # folder with split lists; empty: those of the training
 )->DetDataset: # the images of the split
     "The images to evaluate an artifact on; flawed ones are left out, however many. Raises InputError."
-    made = {**_SPLIT_DEFAULTS, **(made or {})}
-    if splits: made["splits"] = splits
-    digest = made.pop("digest", None)
-    if made["splits"] and not Path(made["splits"]).is_dir():
-        raise InputError(
-            f"the training took its splits from lists in {made['splits']}, which are not here: give their folder with"
-            " --splits"
-        )
-    settings = SimpleNamespace(path=path, format=format, classes=None, strict=False, max_flawed=1., workers=2, **made)
-    ds = open_data(settings, say)
-    if digest and digest != split_digest(ds):
-        say(
-            "note: the splits of this data are not those of the training (images were added or changed): images that"
-            " were trained on may be among these"
-        )
-    if split == "all": return ds
-    return eval_split(ds, split or ("test" if "test" in ds.split_names else "val"))
+    made = dict(made or {})
+    ds, facts = _read(SimpleNamespace(path=path, format=format, classes=None, workers=2), say)
+    if splits:
+        source = "lists"
+        with_splits = read_split_lists(ds, splits)
+    else:
+        source = "training"
+        with_splits = _splits_of_training(ds, facts, made) if made else None
+    if with_splits is None:
+        source = "data"
+        with_splits = ds
+        if split in SPLITS and not set(_own_splits(ds)) - {"train"}:
+            source = "made"
+            with_splits = _with_splits(ds, SimpleNamespace(**{**_SPLIT_DEFAULTS, **made, "splits": ""}), facts)
+    clean, flaws = _clean(with_splits, facts)
+    for line in _flaw_lines(flaws): say(line)
+    part, line = _choose(clean, split, source)
+    say(line)
+    if made.get("digest") not in (None, split_digest(clean)): _note_learned(part, made, source, say)
+    return part
+
+def _note_learned(part, made, source, say):
+    "Warn of images that the training may have learned from."
+    marks = set(made.get("marks", ()))
+    found = len(marks & set(_image_marks(part)))
+    if source in ("training", "lists"):
+        say("note: the splits of this data are not those of the training (images were added or changed): images that"
+            " were trained on may be among these")
+    elif found: say(f"note: of {len(marks)} images of the training that were looked up, {found} are among these: on"
+                    " images that were learned from, figures are too good")
+    elif not marks: say("note: this is not the data of the training, or it was changed: if images that were trained on"
+                        " are among these, the figures are too good")

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'rank_of', 'with_groups', 'tied', 'split_units', 'split_counts', 'random_split', 'stratified_split',
-           'ensure_splits', 'eval_split', 'split_table', 'split_digest', 'write_split_lists', 'read_split_lists']
+           'ensure_splits', 'made_splits', 'eval_split', 'split_table', 'split_digest', 'write_split_lists',
+           'read_split_lists']
 
 # %% ../../nbs/15_data.split.ipynb #9278a91a
 import hashlib
 import os
 import re
+import shlex
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from ..core import InputError, did_you_mean
 from .dataset import DetDataset, Flaw
 from .formats.parse import read_bytes
 from .images.duplicates import clusters, near_duplicates
-from ..runtime.files import write_bytes_atomic
+from ..runtime.files import printable, write_bytes_atomic
 
 # %% ../../nbs/15_data.split.ipynb #024812bf
 def rank_of(
@@ -382,7 +385,7 @@ def _notes(
 )->list: # of Flaw
     "Report what was decided, and what is unusual about it."
     flaws = []
-    def note(severity, kind, text): flaws.append(Flaw(severity, kind, "", "", text, "noted"))
+    def note(severity, kind, text): flaws.append(Flaw(severity, kind, "", "", printable(text), "noted"))
     kept, crossing = _describe_ties(ds, ties)
     unlisted = int((ds.splits == "").sum())
     if kept and made: note("note", "kept-together", f"kept in one split each: {', '.join(kept)}")
@@ -448,6 +451,30 @@ def ensure_splits(
         ds = _split_rows(ds, rows, counts, by, units)
     return replace(ds, flaws=[*ds.flaws, *_notes(ds, ties, rows is not None, one, counts[2])])
 
+# %% ../../nbs/15_data.split.ipynb #9fb63273
+def made_splits(
+    before:DetDataset, # as it was read
+    after:DetDataset, # what `ensure_splits` gave
+    path, # of the data, as a person gave it
+    val:float=.2, test:float=.1, seed:int=0, by:str="random", group_by:str="", # as in `ensure_splits`
+)->str: # one line; "" when the data has its own splits
+    "Which images were chosen for which split, and the command that keeps this choice."
+    have = set(before.splits.tolist())
+    is_new = before.splits != after.splits
+    if len(have) > 1: is_new &= before.splits != "" # those are train where the data names no train
+    if not is_new.any(): return ""
+    counts = Counter(after.splits[is_new].tolist())
+    made = ", ".join(f"{name} {counts[name]}" for name in SPLITS if counts[name])
+    lacks = "no splits" if len(have) == 1 else f"no {', no '.join(name for name in SPLITS if counts[name])}"
+    settings = {"--val": (val, .2), "--test": (test, .1), "--by": (by, "random"), "--group-by": (group_by, ""),
+                "--seed": (seed, 0)}
+    options = [f"{name} {shlex.quote(str(value))}" for name, (value, default) in settings.items() if value != default]
+    out = Path(path) / "splits" if Path(path).is_dir() else Path("splits")
+    command = ["jetson-det data split", shlex.quote(str(path)), *options, "--out", shlex.quote(str(out))]
+    if not Path(path).is_dir(): command.append(f"and data.splits={out}")
+    return (f"the data has {lacks}: {made} images were chosen ({by}, seed {seed}); to keep this choice:"
+            f" {' '.join(command)}")
+
 # %% ../../nbs/15_data.split.ipynb #c47b4350
 def eval_split(
     ds:DetDataset, # with splits
@@ -481,12 +508,12 @@ def split_table(
     lines.append(f"{'class':<16}{'boxes':>8}" + "".join(f"{s or '(none)':>15}" for s in names))
     for c in shown:
         shares = "".join(_share(of_split[s][c], total[c]) for s in names)
-        lines.append(f"{ds.classes[c][:15]:<16}{total[c]:>8}{shares}")
+        lines.append(f"{printable(ds.classes[c])[:15]:<16}{total[c]:>8}{shares}")
     if len(total) > most: lines.append(f"and {len(total) - most} classes with fewer boxes")
     ties = tied(ds, facts) if facts is not None else dict(group=_group_pairs(ds))
     kept, crossing = _describe_ties(ds, ties)
-    lines += [f"kept in one split each: {text}" for text in kept]
-    lines += [f"crosses: {text}" for text in crossing]
+    lines += [f"kept in one split each: {printable(text)}" for text in kept]
+    lines += [f"crosses: {printable(text)}" for text in crossing]
     return "\n".join(lines)
 
 # %% ../../nbs/15_data.split.ipynb #1545375b
@@ -503,16 +530,19 @@ def write_split_lists(
     ds:DetDataset, # with splits
     folder, # an existing folder
 )->dict: # split -> file written
-    "Write train.txt, val.txt, test.txt: sorted relative paths, one a line. Raises InputError for a line break in one."
-    broken = [p for p in ds.paths if "\n" in p or "\r" in p]
-    if broken:
-        raise InputError(f"{ds.root}: {broken[0]!r} has a line break in its name, which a list cannot hold: rename it")
+    "Write train.txt, val.txt, test.txt: sorted relative paths, one a line."
     written = {}
     for s in ds.split_names:
         if not s: continue
-        text = "".join(f"{p}\n" for p in sorted(ds.paths[ds.splits == s]))
+        text = "".join(f"{_on_one_line(p)}\n" for p in sorted(ds.paths[ds.splits == s]))
         written[s] = write_bytes_atomic(Path(folder)/f"{s}.txt", text.encode("utf-8", "surrogateescape"))
     return written
+
+def _on_one_line(
+    path:str, # of an image
+)->str:
+    "The path as a list has it: a line break in it is written as `%0A` or `%0D`."
+    return path.replace("\n", "%0A").replace("\r", "%0D")
 
 # %% ../../nbs/15_data.split.ipynb #fbc9e6fd
 def read_split_lists(
@@ -520,7 +550,8 @@ def read_split_lists(
     folder, # where `write_split_lists` wrote
 )->DetDataset: # with these splits; images that no list names are in none
     "Take splits from lists. Raises InputError without lists, and for a listed image that the dataset does not have."
-    row = {p: i for i, p in enumerate(ds.paths)}
+    row = {_on_one_line(p): i for i, p in enumerate(ds.paths)}
+    row.update({p: i for i, p in enumerate(ds.paths)})
     splits = np.full(len(ds), "", object)
     found = False
     for s in SPLITS:
@@ -530,7 +561,7 @@ def read_split_lists(
             p = p if p in row else p.strip()
             if not p: continue
             found = True
-            if p not in row: raise InputError(f"{file}, line {k}: {p} is not in {ds.root}")
+            if p not in row: raise InputError(f"{file}, line {k}: {printable(p)} is not in {ds.root}")
             before = splits[row[p]]
             if before == s: raise InputError(f"{file}, line {k}: {p} stands twice")
             if before: raise InputError(f"{file}, line {k}: {p} is in {before}.txt too")

@@ -21,10 +21,11 @@ from ..core import InputError, did_you_mean
 from .dataset import CROWD, IGNORE, DetDataset, Flaw
 from .formats.reader import stem_of
 from .formats.registry import check_writer, read_dataset, write_labels
-from .formats.writers import new_names
+from .formats.writers import new_names, short_name
 from .split import rank_of
 from ..runtime.files import read_json, write_bytes_atomic
 from ..runtime.images import read_image
+from ..runtime.outputs import check_new_folder
 from ..runtime.tiles import tile_grid, tile_size
 
 # %% ../../nbs/15_data.tiles.ipynb #792a3306
@@ -139,22 +140,27 @@ def _tile_table(
 )->DetDataset: # of the tiles
     "The plan as a dataset."
     stems = [stem_of(name) for name in new_names(ds)]
-    names = [f"{stems[i]}__{x}_{y}{suffix}" for i, (x, y) in zip(plan.image.tolist(), plan.windows[:, :2].tolist())]
+    names = []
+    for i, (x, y) in zip(plan.image.tolist(), plan.windows[:, :2].tolist()):
+        names.append(short_name(stems[i], f"__{x}_{y}{suffix}"))
     groups = np.array([g or p for g, p in zip(ds.groups, ds.paths)], object)[plan.image]
     sizes = plan.windows[:, [3, 2]] - plan.windows[:, [1, 0]]
+    side = ds.boxes[plan.box]
+    is_whole = np.isclose(plan.boxes[:, 2:] - plan.boxes[:, :2], side[:, 2:] - side[:, :2]).all(1) # the area stays
     return DetDataset(
         root,
         ds.classes,
         names,
         sizes,
         box_image=plan.box_tile,
-        boxes=plan.boxes.astype(np.float32),
+        boxes=plan.boxes,
         labels=ds.labels[plan.box],
         splits=ds.splits[plan.image],
         groups=groups,
         flags=plan.flags,
         format=ds.format,
         attributes={name: column[plan.box] for name, column in ds.attributes.items()},
+        areas=np.where(is_whole, ds.areas[plan.box], np.nan),
     )
 
 # %% ../../nbs/15_data.tiles.ipynb #1e6d8661
@@ -225,7 +231,7 @@ def _map_text(
     images = ",\n".join(line([p, h, w]) for p, (h, w) in zip(ds.paths.tolist(), ds.sizes.tolist()))
     tiles = ",\n".join(line([p, i, *w]) for p, i, w in zip(paths, plan.image.tolist(), plan.windows.tolist()))
     return f'{{"about": {line(about)},\n"images": [\n{images}],\n"tiles": [\n{tiles}]}}\n'.encode(
-        "utf-8", "surrogatepass")
+        "utf-8", "backslashreplace")
 
 # %% ../../nbs/15_data.tiles.ipynb #fbb7ed76
 def _check_call(
@@ -238,10 +244,7 @@ def _check_call(
         if not 0 <= v <= 1: raise InputError(f"{name}={v!r}: a share from 0 to 1 is right")
     if quality is not None and not 1 <= quality <= 100:
         raise InputError(f"quality={quality!r}: 1 to 100 for JPEG, or None for PNG")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise InputError(f"{dst} is there already: give a new or an empty folder")
-    if ds.root.resolve() in (dst.resolve(), *dst.resolve().parents):
-        raise InputError(f"{dst} lies in the dataset {ds.root}, which would then hold both: give a folder elsewhere")
+    check_new_folder(dst, ds.root)
 
 def _without(plan:_Plan, failed)->_Plan:
     "The plan without some source images."

@@ -10,7 +10,8 @@ import time
 from dataclasses import replace
 
 from ..core import InputError
-from .coco import _read_ahead, _set, coco_stats, evaluate
+from .coco import EvalResult, _best_of_each_class, _limits, _read_ahead, _set, coco_stats, evaluate
+from ..runtime.geometry import Detections
 
 # %% ../../nbs/42_evaluate.shared.ipynb #d010fff3
 def evaluate_shared(
@@ -19,7 +20,7 @@ def evaluate_shared(
     ds, # DetDataset with boxes
     confidence:float, # 0..1, boxes below are not counted
     iou:float, # 0..1, overlap at which the lower of two boxes of a class is dropped
-    max_detections:int, # of each class in an image
+    max_detections:int, # the best of each class in an image that count
     progress:bool=False, # a bar; with one process only
 ): # evaluate.coco.EvalResult, in each process; the detections are in the first's alone
     "`evaluate` by all processes together. Raises InputError in all of them."
@@ -28,10 +29,10 @@ def evaluate_shared(
     shares = world.gather(_share_of_images(world, session, ds, confidence, iou, max_detections))
     result = _count(world, shares, session, ds, max_detections) if world.main else None
     to_share = result # an error is shared as its text
-    if world.main and not isinstance(result, str): to_share = replace(result, detections=[]) # they stay here
+    if world.main and not isinstance(result, str): to_share = vars(replace(result, detections=[])) # they stay here
     outcome = world.share(to_share)
     if isinstance(outcome, str): raise InputError(outcome)
-    result = result or outcome
+    result = result or EvalResult(**outcome)
     result.seconds = dict(total=time.perf_counter() - start)
     result.settings = dict(confidence=confidence, iou=iou, max_detections=max_detections,
                            model=session.contract.name, data=ds.fingerprint())
@@ -40,11 +41,11 @@ def evaluate_shared(
 def _share_of_images(world, session, ds, confidence, iou, max_detections): # list of Detections, or an error's text
     "This process's images through the session."
     mine = ds.subset(range(world.rank, len(ds), world.size))
-    limits = dict(confidence=confidence, iou=iou, max_detections=max_detections * len(session.contract.classes))
     found = []
     try:
-        with _set(session, **limits):
-            for images in _read_ahead(mine, 1): found.extend(session(images))
+        with _set(session, confidence=confidence, iou=iou, **_limits(session, max_detections)):
+            for images in _read_ahead(mine, 1):
+                found += [_best_of_each_class(d, max_detections) for d in session(images)]
     except InputError as e: return str(e)
     return found
 
@@ -52,6 +53,7 @@ def _count(world, shares, session, ds, max_detections): # EvalResult, or an erro
     "The shares dealt back into the order of the images, and counted."
     errors = [share for share in shares if isinstance(share, str)]
     if errors: return errors[0]
-    detections = [shares[i % world.size][i // world.size] for i in range(len(ds))]
+    # what came from another process is a tuple
+    detections = [Detections(*shares[i % world.size][i // world.size]) for i in range(len(ds))]
     try: return coco_stats(ds, detections, session.contract.classes, max_detections)
     except InputError as e: return str(e)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .jobs import run_job
+from ..models.checkpoint import list_checkpoints
 from ..runtime.files import read_json
 
 # %% ../../nbs/72_experiments.demo.ipynb #abc57c19
@@ -55,7 +56,7 @@ def run_demo(
     if (out/"metrics.json").exists() and (out/"train.html").exists():
         print(f"{out} holds a finished demo; remove the folder to run it again")
         return demo_result(out)
-    settings = {"config": "demo", "scenes": 1000, "hard": 0., "resume": (out/"training").exists()}
+    settings = {"config": "demo", "scenes": 1000, "hard": 0., "resume": bool(list_checkpoints(out))}
     settings.update(parameters)
     run_job("train", settings, out)
     return demo_result(out)

@@ -9,15 +9,18 @@ __all__ = ['list_jobs', 'find_job', 'Parameter', 'job_parameters', 'describe_job
 # %% ../../nbs/70_experiments.jobs.ipynb #da3d9778
 import ast
 import io
+import os
 import sys
 import tokenize
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 
 from ..core import did_you_mean
+from ..models.checkpoint import list_checkpoints
 from ..runtime.files import InputError, read_json, require, write_bytes_atomic
+from ..train.run_folder import check_run_folder, hold_run
+from ..yaml_file import parse_yaml
 
 # %% ../../nbs/70_experiments.jobs.ipynb #afb0d87c
 def _jobs_dir()->Path: # a folder of notebooks
@@ -88,6 +91,8 @@ def describe_job(
     return "\n".join(rows)
 
 # %% ../../nbs/70_experiments.jobs.ipynb #8f735c0f
+_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False} # beside true and false
+
 def _typed(
     p:Parameter, # what is expected
     value, # what was given; text where it comes from the command line
@@ -95,8 +100,9 @@ def _typed(
     "The value as the parameter's type. Raises `InputError`."
     given = value
     if isinstance(value, str) and p.type is not str:
-        try: value = float(value) if p.type is float else yaml.safe_load(value)
-        except (ValueError, yaml.YAMLError): value = None
+        try: value = float(value) if p.type is float else parse_yaml(value)[0]
+        except ValueError: value = None # of float, or an InputError
+        if p.type is bool: value = _BOOLEANS.get(str(value).lower(), value)
     if p.type is str and isinstance(value, Path): value = str(value)
     if p.type is list and isinstance(value, tuple): value = list(value)
     if p.type is float and type(value) is int: value = float(value)
@@ -148,24 +154,63 @@ class _Progress:
         self.where = f"cell {code.index(cell_index) + 1} of {len(code)} ({heading})"
         print(f"[{self.name}] {self.where}", flush=True)
 
+# %% ../../nbs/70_experiments.jobs.ipynb #0221e640
+def _headed(cell, *marks)->bool:
+    "Does the cell begin with a heading of one of these marks?"
+    return cell.cell_type == "markdown" and cell.source.lstrip().startswith(tuple(f"{mark} " for mark in marks))
+
+def _result_first(cells)->list:
+    "The cells with the section `## Result` below the title; all others keep their order."
+    cells = list(cells)
+    starts = [i for i, c in enumerate(cells) if _headed(c, "##") and c.source.split("\n")[0].strip() == "## Result"]
+    if not starts: return cells
+    start = starts[-1]
+    ends = [i for i, c in enumerate(cells) if i > start and _headed(c, "#", "##")]
+    end = ends[0] if ends else len(cells)
+    top = 1 if _headed(cells[0], "#") else 0
+    return cells[:top] + cells[start:end] + cells[top:start] + cells[end:]
+
 # %% ../../nbs/70_experiments.jobs.ipynb #40b49fa8
 _PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
-{% block jupyter_widgets %}{% endblock %}"""
+{% block jupyter_widgets %}{% endblock %}
+{% block notebook_css %}{{ super() }}
+<style>
+summary { color: #57606a; cursor: pointer; font: 13px system-ui, sans-serif; }
+.tiles { display: flex; flex-wrap: wrap; gap: 8px 32px; list-style: none !important; padding: 0 !important; }
+.tiles b { display: block; font-size: 24px; }
+.scroll { overflow-x: auto; }
+.jp-RenderedImage img { max-width: 100%; height: auto; }
+</style>
+{% endblock %}
+{% block input_group %}
+{%- set tags = cell.metadata.get('tags', []) -%}
+{%- set settings = 'parameters' in tags or 'injected-parameters' in tags -%}
+<details{{ ' open' if settings }}><summary>{{ 'Parameters' if settings else 'Code' }}</summary>{{ super() }}</details>
+{% endblock %}
+{% block stream_stdout %}
+{%- set lines = output.text.splitlines() | length -%}
+{%- if lines > 30 %}<details><summary>{{ lines }} lines of output</summary>{{ super() }}</details>
+{%- else %}{{ super() }}{% endif -%}
+{% endblock %}"""
 
 def write_page(
     notebook, # an executed notebook, `.ipynb`
     path, # the HTML file to write
 )->Path: # the file written
-    "A notebook as one HTML file that holds everything it shows."
+    "A notebook as one HTML file that holds everything it shows, the result first."
     require("nbconvert")
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
+    from nbformat import read as read_notebook
     templates = DictLoader({"page.html.j2": _PAGE})
-    exporter = HTMLExporter(extra_loaders=[templates], template_file="page.html.j2", embed_images=True)
-    text, _ = exporter.from_filename(str(notebook))
+    exporter = HTMLExporter(extra_loaders=[templates], template_file="page.html.j2", embed_images=True,
+                            exclude_input_prompt=True, exclude_output_prompt=True)
+    nb = read_notebook(str(notebook), as_version=4)
+    nb.cells = _result_first(nb.cells)
+    text, _ = exporter.from_notebook_node(nb, {"metadata": {"name": Path(notebook).stem}})
     return write_bytes_atomic(path, text.encode("utf-8"))
 
 # %% ../../nbs/70_experiments.jobs.ipynb #730e95f5
@@ -216,10 +261,33 @@ def run_job(
     known = job_parameters(name)
     values = check_parameters(name, parameters or {})
     if "out" in known: values["out"] = str(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out/"metrics.json").unlink(missing_ok=True)
-    notebook = out/path.name
-    _execute(path, values, notebook)
-    if not (out/"metrics.json").is_file():
-        raise JobError(f"job {path.stem}: it ran to its end and wrote no metrics.json into {out}")
-    return write_page(notebook, out/f"{path.stem}.html")
+    if "resume" in known and not values.get("resume"): _check_new_run(out)
+    with hold_run(out, lock=".job.lock"):
+        _set_aside(out, path.stem)
+        notebook = out/path.name
+        try: _execute(path, values, notebook)
+        except KeyboardInterrupt: raise KeyboardInterrupt(_how_to_go_on(name, out, known)) from None
+        if not (out/"metrics.json").is_file():
+            raise JobError(f"job {path.stem}: it ran to its end and wrote no metrics.json into {out}")
+        return write_page(notebook, out/f"{path.stem}.html")
+
+def _check_new_run(out):
+    "A training does not begin in a folder that holds something."
+    try: check_run_folder(out, None)
+    except InputError as e: raise InputError(str(e).replace("--resume", "-p resume true")) from None
+
+def _how_to_go_on(name, out, known)->str:
+    "The line for a job that Ctrl-C has ended."
+    if "resume" not in known or not list_checkpoints(out): return "interrupted"
+    return (f"interrupted; what was saved before is whole; go on, with the same parameters, with: jetson-det job {name}"
+            f" --out {out} -p resume true")
+
+def _set_aside(out, name):
+    "Move the results of an earlier job into `earlier/`."
+    if not (out/"metrics.json").exists(): return
+    number = 1
+    while (out/"earlier"/str(number)).exists(): number += 1
+    aside = out/"earlier"/str(number)
+    aside.mkdir(parents=True)
+    for result in ("metrics.json", f"{name}.ipynb", f"{name}.html"):
+        if (out/result).exists(): os.rename(out/result, aside/result)

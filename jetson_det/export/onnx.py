@@ -18,6 +18,7 @@ from ..models.session import TorchInfer, checkpoint_of, load_detector
 from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.files import read_json, require, sha256_bytes, write_bytes_atomic
 from ..runtime.geometry import check_input_size
+from ..runtime.outputs import check_output
 from ..runtime.preprocess import Preprocessor
 
 # %% ../../nbs/50_export.onnx.ipynb #f1a9822e
@@ -108,9 +109,22 @@ def _check_file(
     if path.suffix.lower() != ".onnx": raise InputError(f"{path}: the name of an ONNX file ends in .onnx")
     if path.is_dir(): raise InputError(f"{path}: is a folder")
     if not path.parent.is_dir(): raise InputError(f"{path.parent}: no such folder to write {path.name} into")
+    check_output(path)
     if not 11 <= opset <= 20:
         raise InputError(f"opset is {opset}; it must be 11 to 20, and at most 13 for a Jetson Nano")
     return path
+
+def _check_origins(
+    path:Path, # the file to write
+    contract:Contract, # of the network, with its origin
+):
+    "Raise InputError where the file would replace the weights that the training began from."
+    origin = contract.extra.get("origin")
+    while isinstance(origin, dict):
+        file = Path(str(origin.get("path", "")))
+        if file.is_file() and path.exists() and path.samefile(file):
+            raise InputError(f"{path}: the training began from this file, which would be replaced; give another name")
+        origin = origin.get("origin")
 
 # %% ../../nbs/50_export.onnx.ipynb #76ba738f
 def export_onnx(
@@ -128,6 +142,7 @@ def export_onnx(
     path = _check_file(path, opset)
     onnx = require("onnx")
     model, contract = _open_source(source, input_size)
+    _check_origins(path, contract)
     output = "queries" if contract.output == "queries" else "boxes_scores"
     contract = contract._replace(output=output, opset=opset, confidence=confidence, iou=iou).validate()
     graph = trace_onnx(model, contract.input_size, opset, dynamic_batch)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'pack', 'unpack', 'verify_checkpoint', 'save_checkpoint', 'Checkpoint', 'load_checkpoint',
            'checkpoint_path', 'list_checkpoints', 'whole_checkpoints', 'newest_whole', 'prune_checkpoints',
-           'publish_checkpoint']
+           'publish_checkpoint', 'checkpoint_of', 'verify']
 
 # %% ../../nbs/28_models.checkpoint.ipynb #e3a61cf0
 import json
@@ -13,10 +13,6 @@ import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple, Optional
-
-import torch
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
 
 from .. import __version__
 from ..runtime.contract import Contract
@@ -28,6 +24,7 @@ def pack(
     name:str="", # prefix of the tensors' names
 )->tuple: # (the tree as JSON can hold it, {name: tensor})
     "Take a tree of values apart into plain JSON and named tensors."
+    import torch
     if isinstance(tree, torch.Tensor): return {"@tensor": name}, {name: tree}
     if isinstance(tree, dict): pairs = list(tree.items())
     elif isinstance(tree, (list, tuple)): pairs = list(enumerate(tree))
@@ -63,8 +60,9 @@ def _tensor_bytes(
     tensors, # a module, or {name: tensor}
 )->bytes: # a safetensors file
     "Tensors as a file's content, whatever their device and memory layout. The same tensors give the same bytes."
-    if isinstance(tensors, torch.nn.Module): tensors = tensors.state_dict()
-    return tensors_to_bytes({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+    from safetensors.torch import save
+    if hasattr(tensors, "state_dict"): tensors = tensors.state_dict()
+    return save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
 
 def _json_bytes(obj)->bytes:
     "An object as indented UTF-8 JSON; ValueError on NaN and infinities."
@@ -96,6 +94,9 @@ def _read_manifest(
         raise InputError(f"{path/MANIFEST}: altered: its list of files does not fit its seal")
     if manifest.get("format") != 1:
         raise InputError(f"{path/MANIFEST}: format {manifest.get('format')!r}; this version reads format 1")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+            raise InputError(f"{path/MANIFEST}: the entry of {name!r} lacks its size or its SHA-256")
     return manifest
 
 def _read_sealed(
@@ -107,6 +108,7 @@ def _read_sealed(
     want = manifest["files"][name]
     file = path/name
     if Path(name).name != name: raise InputError(f"{path/MANIFEST}: {name!r} is not the name of a file in the folder")
+    if file.exists() and not file.is_file(): raise InputError(f"{file}: not a regular file")
     try: data = file.read_bytes()
     except FileNotFoundError: raise InputError(f"{file}: missing from the checkpoint")
     except OSError as e: raise InputError(f"{file}: cannot be read: {e.strerror or e}")
@@ -207,12 +209,13 @@ def load_checkpoint(
     training:bool=True, # also the optimizer and the training's state
 )->Checkpoint: # on the CPU
     "Read a checkpoint; every byte is checked against the manifest first. Raises InputError."
+    from safetensors.torch import load
     path = Path(path)
     manifest = _read_manifest(path)
     for name in ("weights.safetensors", "state.json", "contract.json"):
         if name not in manifest["files"]: raise InputError(f"{path}: no checkpoint of a network ({name} is missing)")
     def read(name): return _read_sealed(path, name, manifest)
-    def tensors(name): return tensors_from_bytes(read(name)) if name in manifest["files"] else None
+    def tensors(name): return load(read(name)) if name in manifest["files"] else None
     contract = Contract.from_json(read("contract.json").decode("utf-8"), str(path/"contract.json"))
     state = {"optimizer": None, "training": {}}
     if training: state = unpack(json.loads(read("state.json").decode("utf-8")), tensors("optimizer.safetensors") or {})
@@ -298,3 +301,42 @@ def _without_tensors(plain):
     if isinstance(plain, list): return [_without_tensors(v) for v in plain if not is_tensor(v)]
     if not isinstance(plain, dict): return plain
     return {k: _without_tensors(v) for k, v in plain.items() if not is_tensor(v)}
+
+# %% ../../nbs/28_models.checkpoint.ipynb #c196cc5a
+def checkpoint_of(
+    path, # a checkpoint folder, or a run's folder
+)->Path: # a checkpoint folder
+    "The checkpoint that is meant by `path`. Raises InputError when there is none."
+    path = Path(path)
+    if not path.exists(): raise InputError(f"{path}: no such folder")
+    if not path.is_dir(): raise InputError(f"{path}: not a checkpoint, which is a folder")
+    if (path/MANIFEST).exists(): return path
+    if (path/"best"/MANIFEST).exists(): return path/"best"
+    if (path/"checkpoints").is_dir(): return newest_whole(path)
+    if (path/"training").is_dir(): return checkpoint_of(path/"training") # jobs of earlier versions
+    raise InputError(
+        f"{path}: neither a checkpoint ({MANIFEST} is missing) nor a training's folder (no best/ or checkpoints/ in"
+        " it)")
+
+# %% ../../nbs/28_models.checkpoint.ipynb #b313a136
+def verify(
+    path, # a checkpoint folder, or a run's folder
+)->dict: # checkpoint folder -> what is wrong with it; "": it is whole
+    "Check every byte of a checkpoint, or of each checkpoint in a run's folder. Raises InputError when there is none."
+    path = Path(path)
+    if not path.is_dir(): raise InputError(f"{path}: no such folder")
+    found = {}
+    for folder in _checkpoints_in(path):
+        try: verify_checkpoint(folder)
+        except InputError as e: found[folder] = str(e)
+        else: found[folder] = ""
+    if not found: raise InputError(f"{path}: no checkpoint, and no run's folder with one in it")
+    return found
+
+def _checkpoints_in(path):
+    "The folder itself where it is a checkpoint, else those of the run."
+    if (path/MANIFEST).exists() or any(path.glob("*.safetensors")): return [path]
+    shipped = [path/name for name in ("best", "last") if (path/name).is_dir()]
+    folders = list_checkpoints(path) + shipped
+    if not folders and (path/"training").is_dir(): return _checkpoints_in(path/"training")
+    return folders

@@ -11,6 +11,7 @@ import colorsys
 import cv2
 import numpy as np
 
+from .files import printable
 from .geometry import Detections
 from .preprocess import as_bgr
 
@@ -55,6 +56,7 @@ def draw(
         label = int(detections.labels[i])
         color = class_color(label)
         cv2.rectangle(canvas, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), color, line)
-        text = "{} {:.2f}".format(classes[label], detections.scores[i]) if scores else str(classes[label])
+        name = printable(classes[label])
+        text = "{} {:.2f}".format(name, detections.scores[i]) if scores else name
         _label(canvas, text, x1, y1, color, scale, max(line // 2, 1))
     return canvas

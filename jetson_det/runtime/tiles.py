@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .geometry import as_detections, box_area, clip_boxes
-from .nms import nms
+from .nms import cap_detections, nms
 from .files import InputError
 from .preprocess import as_bgr
 
@@ -221,6 +221,7 @@ class Tiled:
         self.whole = bool(whole)
         self.size = tile_size(tuple(session.contract.input_size) if size is None else size)
         self.timings = {}
+        self.cut = [] # boxes that `max_detections` took, for each frame of the last call
         tile_grid(self.size, self.size, overlap) # refuses an impossible overlap
 
     @property
@@ -239,7 +240,7 @@ class Tiled:
 
     @property
     def max_detections(self):
-        "The session's limit, for each window and for the frame."
+        "The session's limit, which holds for the frame: a window keeps all that it finds."
         return self.session.max_detections
     @max_detections.setter
     def max_detections(self, value): self.session.max_detections = value
@@ -266,14 +267,20 @@ class Tiled:
         crops = []
         for frame, grid in zip(frames, grids):
             for x1, y1, x2, y2 in grid.tolist(): crops.append(frame[y1:y2, x1:x2])
-        found = self.session(crops)
+        limit = self.session.max_detections
+        self.session.max_detections = None
+        try: found = self.session(crops)
+        finally: self.session.max_detections = limit
         start = time.perf_counter()
         merged = []
+        self.cut = []
         for frame, grid in zip(frames, grids):
             mine = found[:len(grid)]
             found = found[len(grid):]
-            if len(grid) == 1: merged.append(mine[0])
-            else: merged.append(merge_tiles(mine, grid, frame.shape[:2], self.iou, self.max_detections))
+            one = mine[0] if len(grid) == 1 else merge_tiles(mine, grid, frame.shape[:2], self.iou)
+            one, cut = cap_detections(one, limit)
+            merged.append(one)
+            self.cut.append(cut)
         self.timings = dict(self.session.timings or {})
         if "postprocess" in self.timings: self.timings["postprocess"] += time.perf_counter() - start
         return merged

@@ -12,6 +12,7 @@ import sys
 import typer
 
 from ..cli import app, report_error, set_up_process
+from ..core import InputError
 from .launch import world_of_environment
 from .world import join_world
 
@@ -21,7 +22,8 @@ def main(
 )->int: # exit code
     "Train as one of the processes that a launcher has started. One of them reports what goes wrong, in one line."
     set_up_process()
-    world = world_of_environment(report=report_error)
+    try: world = world_of_environment(report=report_error)
+    except InputError as e: return report_error(e)
     join_world(world)
     words = sys.argv[1:] if argv is None else argv
     try: app(["train", *words], prog_name="python -m jetson_det.train", standalone_mode=False)

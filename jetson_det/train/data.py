@@ -14,7 +14,6 @@ from ..core import InputError
 from ..data.augment.albumentations import load_transforms
 from ..data.balance import balance_table, class_weights, repeat_factors
 from ..data.dataset import DetDataset
-from ..data.loader import TrainLoader
 from ..data.open import open_data
 
 # %% ../../nbs/33_train.data.ipynb #bda95e49
@@ -79,8 +78,9 @@ def make_loader(
     device="cpu", # where `data.augment_on=device` makes its batches
     first_look:bool=False, # in this process, without a cache: for a few batches
     say=print, # called with each line for the person
-)->TrainLoader:
+): # data.loader.TrainLoader
     "The batches that the settings ask for. Raises InputError for transforms that cannot be used."
+    from jetson_det.data.loader import TrainLoader
     transform = load_transforms(augment.transforms, min_box=augment.min_box, min_visible=augment.min_visible)
     where = dict(workers=0) if first_look else dict(workers=data.workers, cache=data.cache, augment_on=data.augment_on,
                                                     device=device)

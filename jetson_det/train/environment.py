@@ -8,36 +8,102 @@ __all__ = ['PATCH_LIMIT', 'git_state', 'git_states', 'environment']
 # %% ../../nbs/34_train.environment.ipynb #05c22a4d
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import distributions
 from pathlib import Path
 
 from .. import __version__
 
+# %% ../../nbs/34_train.environment.ipynb #332b3537
+def _small_text(path, limit=1 << 24)->str:
+    "The text of a regular file; \"\" where there is none, or a larger one."
+    if not path.is_file() or path.stat().st_size > limit: return ""
+    return os.fsdecode(path.read_bytes())
+
+def _repository_of(folder): # (root, its git folder, the folder of what its worktrees share), or None
+    "The repository that a folder is in."
+    here = Path(folder).resolve()
+    for root in (here, *here.parents):
+        link = root/".git"
+        if link.is_file(): # of a worktree or a submodule: it says where the folder is
+            text = _small_text(link, 4096)
+            if not text.startswith("gitdir:"): return None
+            link = root/text[len("gitdir:"):].strip()
+        if not (link/"HEAD").is_file(): continue
+        return root, link, link/(_small_text(link/"commondir", 4096).strip() or ".")
+    return None
+
+def _head_of(git, common)->tuple: # (commit, branch); "HEAD": no branch
+    "What is checked out."
+    name = _small_text(git/"HEAD", 4096).strip()
+    if not name.startswith("ref: "): return name, "HEAD"
+    name = name[len("ref: "):]
+    if not name.startswith("refs/") or ".." in name: return "", ""
+    for folder in (git, common):
+        commit = _small_text(folder/name, 4096).strip()
+        if commit: return commit, name.replace("refs/heads/", "", 1)
+    packed = dict(line.split(" ", 1)[::-1] for line in _small_text(common/"packed-refs").split("\n") if " " in line)
+    return packed.get(name, ""), name.replace("refs/heads/", "", 1)
+
 # %% ../../nbs/34_train.environment.ipynb #a3b5c1bf
 PATCH_LIMIT = 1 << 18 # bytes; a larger patch is named and not kept
 
-def _git(folder, *words)->bytes: # what it prints
+@contextmanager
+def _stand_in(root, git, common, commit): # the environment in which git sees it
+    "A repository with the same commit, files and index, and none of the settings."
+    with tempfile.TemporaryDirectory() as made:
+        made = Path(made)
+        for folder in ("refs", "objects"): (made/folder).mkdir()
+        (made/"HEAD").write_text(commit + "\n")
+        sha256 = "1\n[extensions]\n\tobjectformat = sha256" if len(commit) == 64 else "0"
+        (made/"config").write_text(f"[core]\n\tbare = false\n\trepositoryformatversion = {sha256}\n")
+        for index in (git/"index", *git.glob("sharedindex.*")):
+            if index.is_file(): shutil.copy(index, made)
+        if (common/"info"/"exclude").is_file():
+            (made/"info").mkdir()
+            shutil.copy(common/"info"/"exclude", made/"info")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        yield dict(inherited,
+                   GIT_DIR=str(made),
+                   GIT_WORK_TREE=str(root),
+                   GIT_OBJECT_DIRECTORY=str((common/"objects").resolve()),
+                   GIT_CONFIG_NOSYSTEM="1",
+                   GIT_CONFIG_GLOBAL=os.devnull,
+                   GIT_ATTR_NOSYSTEM="1",
+                   GIT_OPTIONAL_LOCKS="0", # `git status` writes nothing
+                   GIT_ALLOW_PROTOCOL="none", # nothing is fetched
+                   GIT_NO_LAZY_FETCH="1",
+                   GIT_TERMINAL_PROMPT="0")
+
+def _git(root, environment, *words)->bytes: # what it prints
     "Run git; raises subprocess.CalledProcessError when it refuses."
-    quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"} # `git status` writes nothing
-    return subprocess.run(["git", *words], cwd=folder, capture_output=True, timeout=20, check=True, env=quiet).stdout
+    call = ["git", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", *words]
+    return subprocess.run(call, cwd=root, capture_output=True, timeout=20, check=True, env=environment).stdout
 
 def git_state(
     folder=".", # a folder in a repository
 )->tuple: # (dict of root, commit, branch, changed files; empty outside a repository), patch as bytes or None
-    "The commit, and what differs from it."
+    "The commit, and what differs from it. Nothing is run that the repository's settings name."
+    found = _repository_of(folder)
+    if not found: return {}, None
+    root, git, common = found
+    commit, branch = _head_of(git, common)
+    if len(commit) not in (40, 64) or set(commit) - set("0123456789abcdef"): return {}, None
     try:
-        root = os.fsdecode(_git(folder, "rev-parse", "--show-toplevel").strip())
-        commit = _git(root, "rev-parse", "HEAD").decode().strip()
-        branch = _git(root, "rev-parse", "--abbrev-ref", "HEAD").decode().strip()
-        lines = os.fsdecode(_git(root, "status", "--porcelain")).splitlines()
-        is_changed = any(line[:2] != "??" for line in lines) # "??": a file that git does not know
-        patch = _git(root, "diff", "HEAD", "--binary") if is_changed else b""
+        with _stand_in(root, git, common, commit) as environment:
+            lines = _git(root, environment, "status", "--porcelain", "--ignore-submodules=all")
+            lines = [line for line in os.fsdecode(lines).split("\n") if line]
+            is_changed = any(line[:2] != "??" for line in lines) # "??": a file that git does not know
+            words = ("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
+            patch = _git(root, environment, *words) if is_changed else b""
     except (OSError, subprocess.SubprocessError): return {}, None
-    state = dict(root=root, commit=commit, branch=branch, changed=lines[:100], changes=len(lines),
+    state = dict(root=str(root), commit=commit, branch=branch, changed=lines[:100], changes=len(lines),
                  patch_bytes=len(patch))
     return state, patch if 0 < len(patch) <= PATCH_LIMIT else None
 
@@ -46,14 +112,22 @@ def git_states()->dict: # "package" and "here" -> what `git_state` says; one tha
     "The repository of the package (unless it is installed) and that of the working folder."
     package = Path(__file__).parent.parent if "__file__" in globals() else Path("../jetson_det")
     states = {}
-    try:
-        _git(package, "ls-files", "--error-unmatch", "core.py") # fails where the package is not part of a repository
-        states["package"] = git_state(package)
-    except (OSError, subprocess.SubprocessError): pass
+    if _is_part_of_repository(package): states["package"] = git_state(package)
     here = git_state()
     package_root = states["package"][0].get("root") if "package" in states else None
     if here[0] and here[0]["root"] != package_root: states["here"] = here
     return {name: found for name, found in states.items() if found[0]}
+
+def _is_part_of_repository(package)->bool:
+    "Is its code committed, or installed inside a repository of something else?"
+    found = _repository_of(package)
+    if not found: return False
+    root, git, common = found
+    try:
+        with _stand_in(root, git, common, "0" * 40) as environment:
+            _git(root, environment, "ls-files", "--error-unmatch", "--", str((package/"core.py").resolve()))
+    except (OSError, subprocess.SubprocessError): return False
+    return True
 
 # %% ../../nbs/34_train.environment.ipynb #ea977fa8
 @lru_cache(1) # half a second

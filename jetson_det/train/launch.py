@@ -9,7 +9,9 @@ __all__ = ['launch', 'train_processes', 'world_of_environment']
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,16 +23,17 @@ import torch.distributed as dist
 
 from ..core import InputError
 from .loop import train
-from .processes import TIMEOUT, DistributedWorld, end_with_parent, record_failure
-from .state import TrainingError
+from .processes import (TIMEOUT, DistributedWorld, SignedStore, end_with_parent, file_store, is_private,
+                                        private_folder, record_failure)
+from .state import Stopped, TrainingError, how_to_go_on
 from .world import World
 
 # %% ../../nbs/39_train.launch.ipynb #fb8ae288
-def _run_rank(target, rank, size, port, timeout, parent, args):
+def _run_rank(target, rank, size, folder, timeout, parent, args):
     "A process's life."
     os.setpgrp()
     world = None
-    with end_with_parent(parent): store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    store = file_store(folder)
     if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(max((os.cpu_count() or 1) // size, 1))
     try:
         with end_with_parent(parent): world = DistributedWorld(store, rank, size, rank, timeout, parent=parent)
@@ -47,7 +50,7 @@ _PATIENCE = 5. # seconds that the others have to leave by themselves when one ha
 
 @contextmanager
 def _passing_on(ranks):
-    "SIGINT and SIGTERM go to the processes; the second one ends them."
+    "SIGINT, SIGTERM and SIGHUP go to the processes; the second one ends them."
     seen = []
     old = {}
     def handle(number, _):
@@ -55,7 +58,7 @@ def _passing_on(ranks):
             if p.pid and p.exitcode is None: os.kill(p.pid, signal.SIGKILL if seen else number)
         seen.append(number)
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN: old[number] = signal.signal(number, handle)
     try: yield seen
     finally:
@@ -64,24 +67,26 @@ def _passing_on(ranks):
 def _failed(ranks): return [(rank, p.exitcode) for rank, p in enumerate(ranks) if p.exitcode]
 
 def _wait_for(ranks):
-    "Wait until all have ended. (rank, exit code) of those that failed first."
+    "Wait until all have ended. (rank, exit code) of those that failed by themselves."
     end = float("inf")
-    first = []
+    killed = set() # names of those that are ended here
     while alive := [p for p in ranks if p.exitcode is None]:
         wait([p.sentinel for p in alive], timeout=.5)
-        if not first: first = _failed(ranks)
-        if first: end = min(end, time.monotonic() + _PATIENCE)
-        if time.monotonic() > end:
-            for p in alive: p.kill()
-    return first or _failed(ranks)
+        if _failed(ranks): end = min(end, time.monotonic() + _PATIENCE)
+        if time.monotonic() < end: continue
+        for p in alive:
+            killed.add(p.name)
+            p.kill()
+    return [(rank, code) for rank, code in _failed(ranks) if ranks[rank].name not in killed]
 
 def _what_failed(failed, store, signals)->Exception:
     "The error of the process that failed first."
     if store.check(["why"]): kind, is_input, text = json.loads(store.get("why"))
     else: kind, is_input, text = "PeerLost", False, "the processes ended"
     killed = [(rank, -code) for rank, code in failed if code < 0]
+    if kind in ("Stopped", "Interrupted"): return Stopped(text)
     if signals and kind in ("PeerLost", "KeyboardInterrupt"):
-        return TrainingError(f"stopped by {signal.Signals(signals[0]).name}; what was saved before is whole")
+        return Stopped(f"stopped by {signal.Signals(signals[0]).name}; what was saved before is whole")
     if kind == "PeerLost" and killed:
         rank, number = killed[0]
         why = " (often a lack of memory)" if number == signal.SIGKILL else ""
@@ -99,20 +104,23 @@ def launch(
 ): # what `target` returned in the first process: JSON values
     "Run a function in several processes. Raises the error of the one that failed; by then all have ended."
     context = multiprocessing.get_context(start)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    folder = private_folder()
     ranks = []
     for rank in range(processes):
-        call = (target, rank, processes, store.port, timeout, os.getpid(), args)
+        call = (target, rank, processes, folder, timeout, os.getpid(), args)
         ranks.append(context.Process(target=_run_rank, args=call, name=f"rank-{rank}"))
-    with _passing_on(ranks) as signals:
-        try:
-            for p in ranks: p.start()
-            failed = _wait_for(ranks)
-        finally:
-            for p in ranks:
-                if p.pid: p.kill()
-    if failed: raise _what_failed(failed, dist.PrefixStore("jetson_det", store), signals)
-    return json.loads(store.get("result"))
+    try:
+        with _passing_on(ranks) as signals:
+            try:
+                for p in ranks: p.start()
+                failed = _wait_for(ranks)
+            finally:
+                for p in ranks:
+                    if p.pid: p.kill()
+        store = file_store(folder)
+        if failed: raise _what_failed(failed, dist.PrefixStore("jetson_det", store), signals)
+        return json.loads(store.get("result"))
+    finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/39_train.launch.ipynb #7d5f8e82
 def _train_rank(world, cfg, out, resume): return train(cfg, out, resume, world)
@@ -127,7 +135,40 @@ def train_processes(
     "`train` in several processes. Raises InputError or TrainingError."
     if processes < 1: raise InputError(f"{processes} processes: there must be at least 1")
     if processes == 1: return train(cfg, out, resume)
-    return launch(_train_rank, processes, cfg, str(out) if out else None, resume, **kw)
+    try: return launch(_train_rank, processes, cfg, str(out) if out else None, resume, **kw)
+    except Stopped as e:
+        if not out or "go on with" in str(e): raise
+        raise Stopped(f"{e}; {how_to_go_on(out)}") from None
+
+# %% ../../nbs/39_train.launch.ipynb #90d13d8b
+def _launcher_store(): # (torch.distributed.Store, rank, processes)
+    "The store that the launcher keeps; where it keeps none, one on the loopback interface if that is asked for."
+    is_ours = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ.get("RANK") == "0"
+    if not is_ours or not _master_is_here(): return next(dist.rendezvous("env://"))
+    size = int(os.environ["WORLD_SIZE"])
+    listener = socket.create_server(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+    store = dist.TCPStore("127.0.0.1", listener.getsockname()[1], size, is_master=True, wait_for_workers=False,
+                          master_listen_fd=listener.detach())
+    return store, 0, size
+
+def _master_is_here()->bool: return os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost")
+
+def _is_one_machine(size)->bool:
+    "Are all processes on this machine?"
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 0)) == size or _master_is_here()
+
+def _shared_folder(store, rank)->str:
+    "The folder in which the processes of one machine meet; the first of them makes it."
+    if rank == 0: store.set("jetson_det/folder", private_folder())
+    folder = store.get("jetson_det/folder").decode()
+    if is_private(folder): return folder
+    raise InputError(f"{folder}: not a private folder of this user; the processes can't meet in it")
+
+def _signed_store(store): # torch.distributed.Store
+    key = os.environ.get("JETSON_DET_KEY", "")
+    if len(key) >= 16: return SignedStore(store, key)
+    raise InputError("a training on several machines needs a secret that they share: set JETSON_DET_KEY to the same 16"
+                     " characters or more on each of them")
 
 # %% ../../nbs/39_train.launch.ipynb #eed735b6
 def world_of_environment(
@@ -140,5 +181,9 @@ def world_of_environment(
         world.report = report
         return world
     with end_with_parent():
-        store, rank, size = next(dist.rendezvous("env://"))
-        return DistributedWorld(store, rank, size, int(os.environ.get("LOCAL_RANK", rank)), timeout, report)
+        store, rank, size = _launcher_store()
+        one_machine = _is_one_machine(size)
+        folder = _shared_folder(store, rank) if one_machine else ""
+        store = file_store(folder) if one_machine else _signed_store(store)
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
+        return DistributedWorld(store, rank, size, local_rank, timeout, report, one_machine=one_machine, folder=folder)

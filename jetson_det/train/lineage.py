@@ -6,12 +6,14 @@
 __all__ = ['origin_of', 'lineage', 'lineage_text']
 
 # %% ../../nbs/34_train.lineage.ipynb #8877cac1
+import os
 from pathlib import Path
 
 from ..core import InputError
-from ..models.checkpoint import newest_whole, verify_checkpoint
+from ..models.checkpoint import checkpoint_of, verify_checkpoint
+from ..models.weights.source import onnx_metadata, read_onnx_file
 from ..runtime.contract import METADATA_KEY, Contract
-from ..runtime.files import read_json, require, sha256_file
+from ..runtime.files import printable, read_json, sha256_file
 
 # %% ../../nbs/34_train.lineage.ipynb #e046f1c9
 _WEIGHTS = ("ema.safetensors", "weights.safetensors") # what ships is the average where there is one
@@ -34,8 +36,8 @@ def _of_contract(contract)->dict:
     return known
 
 def _origin_of_folder(path):
-    if not (path/"manifest.json").exists(): # a run's folder
-        path = path/"best" if (path/"best").is_dir() else newest_whole(path)
+    if (path/"config.json").exists() and not (path/"manifest.json").exists(): return _origin_of_hub_folder(path)
+    path = checkpoint_of(path)
     files = verify_checkpoint(path)["files"]
     contract = Contract.from_json((path/"contract.json").read_text(encoding="utf-8"), str(path/"contract.json"))
     state = read_json(path/"state.json")["training"] if "state.json" in files else {}
@@ -44,30 +46,47 @@ def _origin_of_folder(path):
         if key in state: origin[key] = state[key]
     return {**origin, **_of_contract(contract)}
 
+def _origin_of_hub_folder(path): # as it is downloaded from the hub
+    weights = sorted(f for suffix in ("*.safetensors", "*.bin") for f in path.glob(suffix))
+    return dict(path=str(path), sha256=sha256_file(weights[0]) if weights else None, name=path.name)
+
 def _onnx_contract(path): # Contract or None
-    try: found = {p.key: p.value for p in require("onnx").load(str(path), load_external_data=False).metadata_props}
-    except InputError: raise
-    except Exception as e: raise InputError(f"{path}: not an ONNX file, or torn: {type(e).__name__}") from None
-    return Contract.from_json(found[METADATA_KEY], str(path)) if METADATA_KEY in found else None
+    contract = onnx_metadata(read_onnx_file(path)).get(METADATA_KEY)
+    return Contract.from_json(contract, f"{path}: contract in the metadata") if contract is not None else None
+
+# %% ../../nbs/34_train.lineage.ipynb #9e5941b2
+_ENTRY = {"path": str, "sha256": (str, type(None)), "name": str, "epoch": int, "step": int,
+          "dataset": (str, type(None)), "config": (str, type(None))}
+
+def _check_entry(entry, path):
+    "Raise InputError for a record that cannot be one."
+    is_entry = isinstance(entry, dict) and isinstance(entry.get("path"), str) and "sha256" in entry
+    if is_entry: is_entry = all(isinstance(entry.get(key), kind) for key, kind in _ENTRY.items() if key in entry)
+    if not is_entry: raise InputError(f"{path}: what it says of its origin is damaged, near {repr(entry)[:80]}")
 
 # %% ../../nbs/34_train.lineage.ipynb #41262abd
 def lineage(
     path, # a checkpoint's or a run's folder, an ONNX, a .pth
-)->list: # of dict: path, sha256, name, found ("as it was", "changed since", "gone"), begins; maybe epoch, step, dataset
-    "The chain of weights that led here, itself first. Raises InputError when there is nothing at `path`."
+)->list: # of dict: path, sha256, name, found, begins; maybe epoch, step, dataset
+    """The chain of weights that led here, itself first; `found` is "as it was", "changed since", "gone" or "not looked
+    up". Raises InputError when there is nothing at `path`."""
     if not Path(path).exists(): raise InputError(f"{path}: no such file or folder")
     entry = origin_of(path)
+    is_file = not Path(path).is_dir()
     chain = []
     while entry:
-        row = {key: value for key, value in entry.items() if key != "origin"}
-        row["found"] = _found(entry)
+        _check_entry(entry, path)
+        row = {key: value for key, value in entry.items() if key in _ENTRY}
+        row.setdefault("name", "")
+        row["found"] = _found(entry, is_told=is_file and len(chain) > 0)
         if entry.get("origin"): row["begins"] = ""
         else: row["begins"] = "with random weights" if "origin" in entry else "unknown"
         chain.append(row)
         entry = entry.get("origin")
     return chain
 
-def _found(entry):
+def _found(entry, is_told): # is the entry told by a file?
+    if is_told: return "not looked up" if os.path.exists(entry["path"]) else "gone"
     try: now = origin_of(entry["path"])["sha256"]
     except InputError: return "changed since"
     if now is None: return "gone"
@@ -83,7 +102,8 @@ def lineage_text(
         at = f", epoch {entry['epoch']}, step {entry['step']}" if "step" in entry else ""
         digits = (entry["sha256"] or "unknown")[:12]
         found = f", {entry['found']}" if depth else ""
-        lines.append(f"{'  ' * depth}{made_from}{entry['path']}: {entry['name']}{at}, sha256 {digits}{found}")
+        line = f"{'  ' * depth}{made_from}{entry['path']}: {entry['name']}{at}, sha256 {digits}{found}"
+        lines.append(printable(line))
     ends = {"with random weights": "begun with random weights", "unknown": "nothing is recorded of what came before"}
     end = ends.get(chain[-1]["begins"])
     if end: lines.append(f"{'  ' * len(chain)}{end}")

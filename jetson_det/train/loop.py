@@ -15,44 +15,55 @@ import torch
 from ..core import InputError
 from ..data.augment.on_device import pixel_table
 from ..data.augment.plan import detail_of
+from ..data.loader import SampleError, scaled_size
+from ..data.workers import WorkerLost
 from ..models.checkpoint import list_checkpoints, load_checkpoint, newest_whole, save_checkpoint
-from ..runtime.files import write_json_atomic
+from ..models.weights.download import fetch_start, start_of
+from ..runtime.files import read_json, write_json_atomic
 from . import allocator
 from .auto_batch import auto_batch
 from .averages import Averages, evaluate_weights
 from .callbacks.bad_batch import SaveBadBatch
 from .callbacks.checkpoints import SaveCheckpoints
 from .callbacks.evaluate import EarlyStop, Evaluate, OverfitStop
-from .callbacks.log import EpochLine, MetricsTable, Progress, duration
+from .callbacks.log import EpochLine, MetricsTable, Progress, duration, print_line
 from .callbacks.ranks import callbacks_of
+from .callbacks.report import Report
 from .callbacks.resources import DiskWatch, ResourceLog, peak_memory
 from .callbacks.stop import StopOnSignal
 from .compile import compile_model, deterministic, not_deterministic
-from .data import class_balance, labeled_split, make_loader, resolve_settings, training_data
+from .data import class_balance, labeled_split, make_loader, training_data
 from .distill import make_distiller
 from .lineage import origin_of
 from .lost_device import continue_on_cpu, is_device_lost
-from .network import build_model, pick_device
+from .network import build_model, check_batchnorm, pick_device
 from .oom import TooLarge
+from .preflight import check_before
 from .resolved import resolved_rows, rows_text
 from .resume import contract_of, newest_finite, restore, training_state
 from .run_folder import (check_run_folder, check_same_data, default_run_folder, hold_run,
                                          write_run_folder)
 from .schedule import lr_at, make_schedule, plan_phases, warmup_epochs
-from .state import LossMeter, RunState, TrainingError
+from .state import Interrupted, LossMeter, RunState, Stopped, TrainingError
 from .step import NotFinite, Stepper
 from .sync_batchnorm import plan_rounds
-from .trackers import Tracking, make_trackers
+from .trackers import Tracking
 from .world import World, current_world, main_first, share_of, steps_of
 
 # %% ../../nbs/38_train.loop.ipynb #79d94104
 class LossNotFinite(TrainingError): "A loss, a gradient or an output is NaN or infinite."
 class DeviceLost(TrainingError): "The GPU is no longer usable in this process."
 
+class _NoBatch(Exception):
+    "A batch could not be made."
+    def __init__(self, error):
+        super().__init__(str(error))
+        self.error = error
+
 def default_callbacks()->list:
     "The callbacks of every training, in the order in which they are called."
     return [Progress(), Evaluate(), EpochLine(), MetricsTable(), EarlyStop(), OverfitStop(), Tracking(), Averages(),
-            SaveCheckpoints(), SaveBadBatch(), DiskWatch(), ResourceLog(), StopOnSignal()]
+            SaveCheckpoints(), SaveBadBatch(), DiskWatch(), ResourceLog(), StopOnSignal(), Report()]
 
 @contextmanager
 def _explained(trainer):
@@ -65,13 +76,18 @@ def _explained(trainer):
         raise LossNotFinite(f"{e.what} is not finite in epoch {run.epoch + 1}, step {run.step + 1} (images {names});"
                             " nothing of this step was kept; a lower train.lr_per_image, train.clip or"
                             " train.precision=fp32 may help") from None
+    except _NoBatch as e: raise _without_a_batch(trainer, e.error) from e.error
     except RuntimeError as e:
         if operation := not_deterministic(e):
             raise TrainingError(f"train.deterministic: {operation} has no deterministic form on"
                                 f" {trainer.stepper.device}; train.deterministic=false, or train.device=cpu") from e
         if not is_device_lost(e): raise
-        raise DeviceLost(f"{trainer.stepper.device} is lost: {str(e).splitlines()[0]}; what was saved before is whole;"
-                         f" go on with: {run.resume_command}") from e
+        raise DeviceLost(f"{trainer.stepper.device} is lost: {str(e).splitlines()[0]}; {run.how_to_go_on}") from e
+    except ValueError as e:
+        if "more than 1 value per channel" not in str(e): raise
+        raise TrainingError(f"step {run.step + 1}: a micro-batch of one image leaves BatchNorm one value a channel; a"
+                            " larger data.input_size, a smaller augment.multiscale or train.freeze_bn=true may help;"
+                            f" {run.how_to_go_on}") from e
     except OSError as e:
         raise TrainingError(f"{e}; what was saved before is whole; make room, then go on with:"
                             f" {run.resume_command}") from e
@@ -79,6 +95,17 @@ def _explained(trainer):
         for callback in trainer.callbacks: callback.finish(trainer)
         trainer.loader.close()
         allocator.give_memory_back()
+
+def _without_a_batch(trainer, error)->Exception: # to raise
+    "Save what whole steps have learned; the line that says so."
+    run = trainer.run
+    trainer.stepper.pieces.take_back()
+    try: trainer.call("before_stop")
+    except OSError as e: error = f"{error}; {e}"
+    reason = run.stop_reason or trainer.world.asked
+    if reason: return Stopped(f"stopped by {reason} after step {run.step} of {run.steps}: {error}; {run.how_to_go_on}")
+    kind = InputError if isinstance(error, InputError) else TrainingError
+    return kind(f"{error}; {run.how_to_go_on}")
 
 # %% ../../nbs/38_train.loop.ipynb #4fb5fd5d
 class Trainer:
@@ -98,8 +125,7 @@ class Trainer:
         "Take the steps of an epoch, or what is left of them after a resume."
         run = self.run
         self._begin_epoch()
-        batches = self.loader.epoch(run.epoch, start=run.batch, augment=not run.in_tail)
-        for group in steps_of(self.world, batches, run.batch, run.batches, run.group):
+        for group in steps_of(self.world, self._batches(), run.batch, run.batches, run.group):
             run.lr = run.lr_factor * lr_at(run.step, self.schedule)
             meter = self.stepper.step(group, run.lr, l1=run.in_tail)
             run.count(meter, time.perf_counter() - self.clock)
@@ -116,6 +142,12 @@ class Trainer:
         self.stepper.model.progress = run.epoch / max(self.cfg.train.epochs - 1, 1)
         thawed = self.stepper.freezer.apply(run.epoch)
         if thawed: self.say(f"epoch {run.epoch + 1}: {', '.join(thawed)} learn from now on")
+
+    def _batches(self):
+        "What is left of the epoch. Raises _NoBatch."
+        run = self.run
+        try: yield from self.loader.epoch(run.epoch, start=run.batch, augment=not run.in_tail)
+        except (WorkerLost, SampleError, InputError) as e: raise _NoBatch(e) from e
 
     def call(self, event:str):
         "Call one method of every callback; the time they take is not counted as training."
@@ -161,7 +193,7 @@ class Trainer:
         else:
             first_look = make_loader(self.train_ds, cfg.data, cfg.augment, cfg.train, first_look=True)
             self.model = build_model(cfg.model, cfg.train, self.ds.classes, device, first_look, say=self.say)
-            self.origin = origin_of(cfg.model.weights)
+            self.origin = origin_of(start_of(cfg.model.weights, cfg.model.name).source)
         if self.class_weights is not None:
             self.model.class_weights = torch.tensor(self.class_weights, dtype=torch.float32, device=device)
 
@@ -174,6 +206,9 @@ class Trainer:
         loader = make_loader(self.train_ds, cfg.data, cfg.augment, cfg.train, self.repeats, self.stepper.device,
                              say=self.say)
         self.loader = share_of(loader, self.world, self.group)
+        self.loader.is_stopping = lambda: bool(self.world.stop_reason or self.world.asked)
+        largest = scaled_size(tuple(cfg.data.input_size), cfg.data.input_size[0] // 32 + cfg.augment.multiscale)
+        check_batchnorm(self.model, min(cfg.train.batch_size, self.loader.samples) * self.world.size, largest)
         plan_rounds(self.world, len(self.loader), self.group)
         if cfg.train.compile: # after the moving average has copied the model
             compile_model(self.model, dynamic=cfg.augment.multiscale > 0, say=self.say)
@@ -219,15 +254,16 @@ class RunLog:
         self.path = None
 
     def __call__(self, line:str):
-        print(line, flush=True)
+        print_line(line)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        self.lines += [f"{now} {part}" for part in line.splitlines()]
+        self.lines += [f"{now} {part}" for part in line.rstrip("\n").split("\n")]
         if self.path: self.write_to(self.path)
 
     def write_to(self, path):
         "Append the lines so far to this file, and every later one."
         self.path = Path(path)
-        with open(self.path, "a", encoding="utf-8") as f: f.write("".join(line + "\n" for line in self.lines))
+        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as f:
+            f.write("".join(line + "\n" for line in self.lines))
         self.lines = []
 
 # %% ../../nbs/38_train.loop.ipynb #e8782536
@@ -263,28 +299,39 @@ def _fit_to_the_end(trainer)->Trainer: # the one that finished; a new one after 
 def final_figures(
     trainer:Trainer, # after `fit`
 )->dict: # also written to metrics.json
-    "Evaluate the folder that ships on val and test."
+    "Evaluate the folder that ships on val and test, and make the report."
     cfg = trainer.cfg
     run = trainer.run
     trainer.world.barrier() # wait until the folder is written
     peak = max(run.peak, peak_memory(trainer.stepper.device))
     figures = dict(epochs=run.epoch, steps=run.step, seconds=round(run.seconds, 1), peak_memory_mb=round(peak / 1e6),
                    best=run.best, artifact=str(run.out/"best"))
+    results = {}
     for name, part in (("val", trainer.val_ds), ("test", labeled_split(trainer.ds, "test", needed=False))):
         if part is None: continue
         try: result = evaluate_weights(run.out/"best", part, cfg.evaluate, cfg.data.input_size, trainer.stepper.device,
                                        trainer.world)
         except InputError as e: raise TrainingError(f"the trained detector cannot be evaluated on {name}: {e}") from e
+        results[name] = (part, result)
         figures[name] = result.to_json()
         trainer.say(f"{name}:\n{result}")
-    if trainer.world.main: write_json_atomic(run.out/"metrics.json", figures)
+    if trainer.world.main: _write_figures(run.out/"metrics.json", figures)
     trainer.say(f"trained in {duration(run.seconds)}, at most {figures['peak_memory_mb']} MB;"
                 f" the detector is {run.out/'best'}")
+    for callback in trainer.callbacks: callback.after_results(trainer, results)
     return figures
 
+def _write_figures(path, figures):
+    "Figures of the same step that are there already stay: a job has added its own to them."
+    if path.exists() and read_json(path).get("steps") == figures["steps"]: return
+    write_json_atomic(path, figures)
+
 # %% ../../nbs/38_train.loop.ipynb #0a6bec43
-def _open_run_folder(trainer, cfg, resume, changed):
+def _open_run_folder(trainer, cfg, resume, changed, saved):
     "Write the settings, the data and the resolved values of this run, and start its log file."
+    check_run_folder(trainer.run.out, cfg, resume)
+    if resume and list_checkpoints(trainer.run.out)[-1].name != saved:
+        raise InputError(f"{trainer.run.out}: another process has trained in this run meanwhile; resume once more")
     rows = resolved_rows(trainer)
     write_run_folder(trainer.run.out, cfg, trainer.ds, rows)
     trainer.say(rows_text(rows))
@@ -300,29 +347,30 @@ def train(
     world=None, # World; None: the one that this process has joined, or a process alone
 )->dict: # split -> figures of the weights that ship, and the duration; also written to metrics.json
     "Train a detector. Raises InputError before anything is written, TrainingError when training fails."
-    if resume and not out: raise InputError("to resume, say which run: its folder (--out)")
     world = world or current_world()
     say = RunLog() if world.main else lambda line: None
     # all that can be checked before the data is read
-    resolve_settings(cfg, world.size)
+    changed = check_before(cfg, out, resume, world.size)
+    if not resume:
+        with main_first(world): fetch_start(cfg.model.weights, cfg.model.name, say)
     deterministic(cfg.train.deterministic)
-    make_trackers(cfg.train.trackers, cfg.train.project) # a missing package is an error before anything is written
     if not out and not cfg.data.path: out = world.share(str(default_run_folder(cfg))) # generated scenes lie in it
-    changed = check_run_folder(out, cfg, resume) if out else []
     world.barrier() # every process has checked before the first one writes
     # data, network, checkpoint
     with main_first(world): ds = training_data(cfg, out, say)
     out = Path(out or world.share(str(default_run_folder(cfg, ds))))
     if resume and (out/"dataset.tsv").exists(): check_same_data(out/"dataset.tsv", ds)
-    checkpoint = load_checkpoint(newest_whole(out, say)) if resume and list_checkpoints(out) else None
+    saved = list_checkpoints(out)[-1].name if resume else ""
+    checkpoint = load_checkpoint(newest_whole(out, say)) if resume else None
     fitting = _with_fitting_batch(cfg, ds, checkpoint, world, say)
     trainer = Trainer(fitting, ds, out, checkpoint, say=say, world=world)
     # from here on files are written
     try:
         with hold_run(out) if world.main else nullcontext():
-            if world.main: _open_run_folder(trainer, cfg, resume, changed)
+            if world.main: _open_run_folder(trainer, cfg, resume, changed, saved)
             return final_figures(_fit_to_the_end(trainer))
+    except KeyboardInterrupt: raise Interrupted(f"interrupted; {trainer.run.how_to_go_on}") from None
     except DeviceLost as e:
-        if cfg.train.fallback != "cpu": raise
+        if cfg.train.fallback != "cpu" or not list_checkpoints(out): raise
         say(f"{e}; training continues on the CPU")
         return continue_on_cpu(out)

@@ -52,7 +52,9 @@ def continue_on_cpu(
     child = subprocess.Popen(call, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is None: continue # Windows has no SIGHUP
             if signal.getsignal(number) == signal.SIG_IGN: continue
             handlers[number] = signal.signal(number, lambda n, _: child.send_signal(n))
     try: code = child.wait()

@@ -9,6 +9,7 @@ __all__ = ['resolved_rows', 'rows_text']
 import torch
 
 from ..models.detector import count_params
+from ..models.weights.download import start_of
 from .distill import teacher_row
 from .freeze import freeze_rows
 from .network import norms_text
@@ -20,7 +21,9 @@ def _network_rows(trainer)->list:
     cfg = trainer.cfg
     stepper = trainer.stepper
     millions = count_params(stepper.model)
-    rows = [("network", f"{stepper.model.name}, {millions:.2f} M parameters to train", "")]
+    start = start_of(cfg.model.weights, cfg.model.name)
+    rows = [("network", f"{stepper.model.name}, {millions:.2f} M parameters to train", ""),
+            ("weights", start.text, start.rule)]
     if cfg.model.prune:
         rows.append(("pruned", f"{cfg.model.prune:.0%} of the work", "model.prune, of the weights that it began with"))
     if stepper.distiller: rows.append(teacher_row(stepper.distiller, cfg.distill.teacher))

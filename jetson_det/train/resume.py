@@ -88,6 +88,7 @@ def restore(
     for name in (*_COUNTS, "peak"): setattr(run, name, state[name])
     run.epoch_meter = _saved_meter(state["epoch_meter"])
     run.resumed = True
+    run.saved = run.step
     for callback in trainer.callbacks:
         name = type(callback).__name__
         if name in state["callbacks"]: callback.load(trainer, state["callbacks"][name])

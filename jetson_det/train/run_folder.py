@@ -21,12 +21,13 @@ from ..config import load_config, save_config
 from ..core import InputError, fingerprint
 from ..models.checkpoint import list_checkpoints
 from ..runtime.files import write_bytes_atomic, write_json_atomic
+from ..runtime.outputs import mark_output
 from .environment import environment, git_states
 
 # %% ../../nbs/34_train.run_folder.ipynb #b0540238
 _FREE_KEYS = frozenset("""
 data.path data.workers train.device train.threads train.log_every train.save_every train.save_minutes train.keep
-train.patience train.trackers train.project train.resource_seconds export.opset export.simplify
+train.patience train.report train.trackers train.project train.resource_seconds export.opset export.simplify
 """.split())
 
 def flat_config(
@@ -77,8 +78,11 @@ def _dataset_rows(
     rows = {}
     for i, path in enumerate(ds.paths):
         digest = hashlib.sha256(ds.sizes[i].tobytes())
-        for column in ds.boxes_of(i): digest.update(column.tobytes())
-        rows[path] = (ds.splits[i] or "-", digest.hexdigest()[:12])
+        boxes, *others = ds.boxes_of(i)
+        height, width = ds.sizes[i]
+        learned = boxes.clip(0, (width, height, width, height)).astype("float32") # as the training sees them
+        for column in (learned, *others): digest.update(column.tobytes())
+        rows[_row_name(path)] = (ds.splits[i] or "-", digest.hexdigest()[:12])
     return rows
 
 def _dataset_text(ds)->str:
@@ -87,13 +91,17 @@ def _dataset_text(ds)->str:
     lines += [f"{split}\t{digits}\t{path}" for path, (split, digits) in _dataset_rows(ds).items()]
     return "\n".join(lines) + "\n"
 
+def _row_name(path)->str:
+    "The name of an image on one line."
+    return str(path).replace("\r", "\\r").replace("\n", "\\n")
+
 # %% ../../nbs/34_train.run_folder.ipynb #8bd0b323
 def check_same_data(
     path, # dataset.tsv of the run
     ds, # DetDataset to go on with
 ):
     "Raise InputError that names the class list or the first image which differs."
-    first, *lines = Path(path).read_text(encoding="utf-8").splitlines()
+    first, *lines = Path(path).read_bytes().decode("utf-8", "surrogateescape").rstrip("\n").split("\n")
     if json.loads(first) != list(ds.classes):
         raise InputError(
             f"{ds.root}: the classes are {list(ds.classes)} and were {json.loads(first)} when the run began")
@@ -119,14 +127,22 @@ def journal(
     **facts, # what JSON can hold
 ):
     "Add a line with the time, the event and its facts, and force it to the disk."
-    line = json.dumps(dict(time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), event=event, **facts), ensure_ascii=False) + "\n"
-    with open(Path(run)/"journal.jsonl", "ab+") as f:
-        if f.tell(): # does the last line end? torn ones do not
-            f.seek(-1, os.SEEK_END)
-            if f.read(1) != b"\n": line = "\n" + line
-        f.write(line.encode("utf-8"))
+    path = Path(run)/"journal.jsonl"
+    entry = dict(time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), event=event, **facts)
+    # a command may hold names that are not UTF-8: JSON has an escape for them
+    line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    if _is_torn(path): line = b"\n" + line
+    with open(path, "ab") as f:
+        f.write(line)
         f.flush()
         os.fsync(f.fileno())
+
+def _is_torn(path)->bool:
+    "Does the last line of a file lack its end?"
+    if not path.exists() or not path.stat().st_size: return False
+    with open(path, "rb") as f:
+        f.seek(-1, os.SEEK_END)
+        return f.read(1) != b"\n"
 
 def read_journal(
     run, # run folder
@@ -135,7 +151,7 @@ def read_journal(
     path = Path(run)/"journal.jsonl"
     if not path.exists(): return []
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try: rows.append(json.loads(line))
         except ValueError: pass # torn
     return rows
@@ -158,10 +174,15 @@ def check_run_folder(
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise InputError(f"{out}: is not empty ({listed}); choose another folder with --out, or continue the run in it"
                          " with --resume")
-    if not out.exists(): raise InputError(f"{out}: no run to resume; without --resume a new one begins")
-    if not names: return []
+    if not names: raise InputError(f"{out}: no run to resume; without --resume a new one begins")
     if "config.yaml" not in names: raise InputError(f"{out}: not the folder of a run (config.yaml is missing)")
+    if not list_checkpoints(out): raise InputError(f"{out}: no checkpoint to resume from; {_instead_of(out)}")
     return _check_same_config(load_config(out/"config.yaml"), cfg)
+
+def _instead_of(out)->str:
+    "What to do where a run has no checkpoint."
+    if list_checkpoints(out/"training"): return f"the run is in {out/'training'}" # jobs of earlier versions
+    return "a run that ended before its first checkpoint begins again in another folder, without --resume"
 
 # %% ../../nbs/34_train.run_folder.ipynb #04306af0
 def write_run_folder(
@@ -193,23 +214,29 @@ def _remove_parts(out):
         else: part.unlink()
 
 def _write_once(out, cfg, ds, states, facts):
-    "Settings, data, code, environment, in this order; what is there already stays."
+    "The mark of results, settings, data, code, environment, in this order; what is there already stays."
+    mark_output(out, "train") # a run inside a dataset is no data
     if not (out/"config.yaml").exists(): save_config(cfg, out/"config.yaml")
-    if not (out/"dataset.tsv").exists(): write_bytes_atomic(out/"dataset.tsv", _dataset_text(ds).encode("utf-8"))
+    if not (out/"dataset.tsv").exists():
+        write_bytes_atomic(out/"dataset.tsv", _dataset_text(ds).encode("utf-8", "surrogateescape"))
     for name, (_, patch) in states.items():
         path = out/f"git-{name}.patch"
         if patch and not path.exists(): write_bytes_atomic(path, patch)
     write_json_atomic(out/"environment.json", facts)
 
 # %% ../../nbs/34_train.run_folder.ipynb #3ebbb7d7
+_held = set() # locks that this process has
+
 @contextmanager
 def hold_run(
     out, # run folder; made when it is not there
+    lock:str=".lock", # the file in it that is locked
 ):
-    "Within it no other process may train in the folder or roll it back. Raises InputError when one does already."
+    "Within it nobody else may train in the folder or roll it back. Raises InputError when somebody does already."
     try: import fcntl
     except ImportError: fcntl = None # Windows has no such lock
-    path = Path(out)/".lock"
+    path = Path(out).absolute()/lock
+    if path in _held: raise InputError(f"{out}: this process is at work in this run already; wait until it is done")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")
@@ -225,4 +252,6 @@ def hold_run(
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        _held.add(path)
+        try: yield
+        finally: _held.discard(path)

@@ -20,6 +20,7 @@ class World:
     local_rank = 0
     size = 1
     stop_reason = "" # why all are to stop after this step
+    asked = "" # why this one wants to stop
     active = 1 # processes that have a micro-batch in the present round
     uneven = False # whether some have none in the last round of this step
     report = None # called with the error that ends all; returns the exit code

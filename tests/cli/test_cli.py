@@ -65,7 +65,8 @@ def scenes(folder, count=24):
     return write_scenes(folder, count=count, size=(96, 160))
 
 
-SMALL = ["data.input_size=[64,96]", "data.workers=0", "train.batch_size=8", "train.threads=1", "augment.multiscale=0"]
+SMALL = ["data.input_size=[64,96]", "data.workers=0", "train.batch_size=8", "train.threads=1", "augment.multiscale=0",
+         "model.weights=none"]
 
 
 def test_the_whole_way(tmp_path):

@@ -252,7 +252,7 @@ def test_weights_and_splits(scenes, tmp_path):
     weights = lines["model.weights"]
     assert weights.value == lines["model.name"].value and "Person carried over" in weights.why
     assert "data.val" not in lines
-    assert "model.weights" not in plan(scenes, weights=None)
+    assert plan(scenes, weights=None)["model.weights"].value == "none"
     assert plan(scenes, weights="w.pth")["model.weights"].value == "w.pth"
     whole = write_scenes(tmp_path/"one", 6, (96, 160), splits={"train": 1.})
     assert plan(whole)["data.val"].value == .2

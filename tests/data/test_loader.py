@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import islice
 
@@ -15,6 +16,7 @@ import torch
 
 from jetson_det.config import AugmentConfig
 from jetson_det.core import InputError
+from jetson_det.data import workers
 from jetson_det.data.augment import pixel_store
 from jetson_det.data.augment.plan import epoch_order, plan_sample
 from jetson_det.data.augment.render import ImageCache, make_sample
@@ -329,6 +331,53 @@ def test_no_worker_outlives_its_parent(ds, how):
     if how != "end": parent.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
     parent.wait(20)
     assert gone(pids, 10)
+
+
+def test_a_terminal_that_closes_is_not_the_workers_business(ds):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=2)
+    next(loader.epoch(0))
+    pids = [p.pid for p in loader._pool._processes]
+    for pid in pids:
+        for number in (signal.SIGINT, signal.SIGHUP): os.kill(pid, number)
+    assert len(list(loader.epoch(1))) == 19 and [p.pid for p in loader._pool._processes] == pids
+    loader.close()
+
+
+def asleep(image, boxes, labels, rng):
+    "A transform that never ends."
+    time.sleep(600)
+
+
+def test_closing_does_not_wait_for_a_worker_that_stands_still(ds):
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=2)
+    next(loader.epoch(0))
+    pids = [p.pid for p in loader._pool._processes]
+    os.kill(pids[0], signal.SIGSTOP)
+    loader.close()
+    assert gone(pids, 5)
+
+
+def test_a_program_that_is_to_stop_does_not_wait_for_a_transform_that_hangs(ds, monkeypatch):
+    monkeypatch.setattr(workers, "STOP_SECONDS", .3)
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=2, transform=asleep)
+    loader.is_stopping = lambda: True
+    with pytest.raises(workers.WorkerLost, match=r"at batch 1 of epoch 1 \(\d+.jpg, .* and 4 more\), did not answer"):
+        next(loader.epoch(0))
+    assert not loader._pool.close.alive and gone([p.pid for p in loader._pool._processes], 5)
+
+
+def test_who_stands_still_is_said_once(ds, monkeypatch):
+    monkeypatch.setattr(workers, "STALL_SECONDS", .3)
+    said = []
+    loader = TrainLoader(ds, SIZE, AugmentConfig(), 8, workers=1, say=said.append)
+    next(loader.epoch(0))
+    pid = loader._pool._processes[0].pid
+    os.kill(pid, signal.SIGSTOP)
+    waking = threading.Timer(1.5, os.kill, (pid, signal.SIGCONT))
+    waking.start()
+    assert len(list(loader.epoch(1))) == 19 # it goes on when the worker does
+    assert len(said) == 1 and f"loader worker 0 (process {pid}), at batch 1 of epoch 2" in said[0]
+    loader.close()
 
 
 def test_no_file_is_left_open(ds):

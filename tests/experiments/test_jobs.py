@@ -12,14 +12,18 @@ import nbformat
 import pytest
 
 pytest.importorskip("papermill", reason="the train extra is not installed")
-from jetson_det.experiments.jobs import JobError, check_parameters, describe_job, job_parameters, list_jobs, run_job
+from jetson_det.experiments.jobs import (JobError, check_parameters, describe_job, find_job, job_parameters, list_jobs,
+                                         run_job, write_page)
+from jetson_det.cli import main
 from jetson_det.runtime.files import InputError, sha256_file
+from jetson_det.train.run_folder import hold_run
 
 REPO = Path(__file__).resolve().parents[2]
 OVERRIDES = [
     "data.workers=0", "train.threads=1", "augment.multiscale=0", "train.warmup_epochs=0", "train.no_aug_epochs=0"
 ]
 TINY = {
+    "weights": "none",
     "scenes": 20,
     "scene_size": [96, 128],
     "epochs": 1,
@@ -62,6 +66,49 @@ def test_training_job_leaves_its_report(trained):
     assert "image/png" in kinds and "nan" not in text.lower().split()
 
 
+def test_the_folder_of_a_job_is_that_of_a_training(trained, tmp_path, capsys):
+    "All verbs that take a run take it, and what the job has found stays."
+    run = trained.parent
+    assert {"best", "last", "checkpoints", "config.yaml", "metrics.csv", "log.txt"} <= {f.name for f in run.iterdir()}
+    assert not (run / "training").exists()
+    image = next((run / "scenes").rglob("*.jpg"))
+    copy = shutil.copytree(run, tmp_path / "copy")
+    verbs = [
+        ["evaluate", run, "--data", run / "scenes"],
+        ["export", run, "--out", tmp_path / "a.onnx"],
+        ["predict", run, image, "--out", tmp_path / "predictions"],
+        ["lineage", run],
+        ["verify", run],
+        ["train", "--out", copy, "--resume"],
+        ["rollback", copy],
+    ]
+    for words in verbs: assert main(list(map(str, words))) == 0, capsys.readouterr().err
+    before = json.loads((run / "metrics.json").read_text())
+    assert json.loads((copy / "metrics.json").read_text()) == before and before["steps"] > 0 and "onnx" in before
+
+
+def test_a_job_does_not_begin_in_the_folder_of_another(trained, tmp_path):
+    run = shutil.copytree(trained.parent, tmp_path / "run")
+    before = {f: f.read_bytes() for f in run.rglob("*") if f.is_file()}
+    with pytest.raises(InputError, match="is not empty .* -p resume true"): run_job("train", TINY, run)
+    assert {f: f.read_bytes() for f in run.rglob("*") if f.is_file()} == before
+
+
+def test_a_job_goes_on_in_its_folder_and_keeps_its_earlier_results(trained, tmp_path):
+    run = shutil.copytree(trained.parent, tmp_path / "run")
+    before = (run / "metrics.json").read_bytes()
+    run_job("train", {**TINY, "data": str(trained.parent / "scenes"), "resume": True}, run)
+    assert (run / "earlier" / "1" / "metrics.json").read_bytes() == before
+    assert {f.name for f in (run / "earlier" / "1").iterdir()} == {"metrics.json", "train.html", "train.ipynb"}
+    assert json.loads((run / "metrics.json").read_text())["checkpoint"] == json.loads(before)["checkpoint"]
+
+
+def test_two_jobs_do_not_share_a_folder(tmp_path):
+    job = notebook(tmp_path / "j.ipynb", "out:str = '' # folder", SAVE)
+    with hold_run(tmp_path / "run", lock=".job.lock"):
+        with pytest.raises(InputError, match="is at work in this run"): run_job(job, {}, tmp_path / "run")
+
+
 def test_benchmark_job_measures_what_the_training_left(trained, tmp_path):
     run = trained.parent
     metrics = json.loads((run / "metrics.json").read_text())
@@ -74,6 +121,68 @@ def test_benchmark_job_measures_what_the_training_left(trained, tmp_path):
     assert bench["calls"] == 4 and bench["stages"]["total"]["p99"] > 0 and bench["measured_on"]["device"]
     assert report["accuracy"]["stats"]["AP"] == pytest.approx(metrics["onnx"]["AP"], abs=1e-6)
     assert "image/png" in outputs(tmp_path / "benchmark.ipynb")[1] and page.name == "benchmark.html"
+
+
+def test_the_page_shows_the_result_before_settings_and_code(trained):
+    html = trained.read_text(encoding="utf-8")
+    heads = re.findall(r"<h2[^>]*>(.*?)<", html)
+    assert heads[0] == "Result" and heads.index("Settings") < heads.index("Training")
+    result = html[html.index(">Result<"):html.index(">Settings<")]
+    figure, table = result.index("data:image/jpeg;base64"), result.index('class="tiles"')
+    assert figure < table < result.index("<summary>Parameters</summary>")
+    assert result.count("data:image/") == 6, "four of the evaluation, the epochs, the latency"
+
+
+def test_code_and_long_output_are_folded_and_parameters_are_open(trained):
+    html = trained.read_text(encoding="utf-8")
+    cells = [c for c in nbformat.read(trained.with_suffix(".ipynb"), as_version=4).cells if c.cell_type == "code"]
+    assert html.count("<details><summary>Code</summary>") == len(cells) - 2
+    assert html.count("<details open><summary>Parameters</summary>") == 2, "the defaults and what was given"
+    assert re.search(r"<details><summary>\d{3} lines of output</summary>", html), "the resolved settings"
+
+
+def page_of(tmp_path, *sources):
+    "The headings of the page of a notebook with these cells, in order."
+    cells = [(nbformat.v4.new_markdown_cell if s.startswith("#") else nbformat.v4.new_code_cell)(s) for s in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), str(tmp_path / "j.ipynb"))
+    html = write_page(tmp_path / "j.ipynb", tmp_path / "j.html").read_text(encoding="utf-8")
+    return re.findall(r"<h[1-6][^>]*>(.*?)<", html)
+
+
+@pytest.mark.parametrize("sources, heads", [
+    (["# A", "1", "## B", "## Result", "2", "#### c", "3", "## D"], ["A", "Result", "c", "B", "D"]),
+    (["## B", "1", "## Result\n\nwhat it is", "2"], ["Result", "B"]),
+    (["# A", "1", "## Results of others", "## B"], ["A", "Results of others", "B"]),
+    (["# A\n\ntext", "## Result"], ["A", "Result"]),
+])
+def test_the_section_named_result_comes_first(sources, heads, tmp_path):
+    assert page_of(tmp_path, *sources) == heads
+
+
+def test_papermill_lists_the_parameters_with_their_meanings():
+    for name in list_jobs():
+        words = ["papermill", "--help-notebook", str(find_job(name))]
+        p = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+        assert p.returncode == 0 and p.stderr == ""
+        text = " ".join(p.stdout.split())
+        for parameter in job_parameters(name).values():
+            line = f"{parameter.name}: {parameter.type.__name__} (default "
+            assert line in text and " ".join(parameter.comment.split()) in text
+
+
+def test_papermill_runs_the_training_job_in_a_folder_with_other_files(tmp_path):
+    (tmp_path / "photo.txt").write_text("mine")
+    words = ["papermill", str(find_job("train")), "out.ipynb", "--no-progress-bar", "-y", json.dumps(TINY)]
+    p = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert p.returncode == 0, p.stderr
+    assert {f.name for f in tmp_path.iterdir()} == {"out.ipynb", "photo.txt", "runs"}
+    assert "onnx" in json.loads((tmp_path / "runs" / "train" / "metrics.json").read_text())
+    text, kinds = outputs(tmp_path / "out.ipynb")
+    assert "Warning" not in text and {"image/png", "image/jpeg", "text/html"} <= kinds
+    ours = [line for line in p.stderr.splitlines() if "warning" in line.lower() and "IPKernelApp" not in line]
+    assert not ours, "the kernel's own line on its transport is not ours"
+    p = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert p.returncode != 0 and "is not empty" in p.stderr, "a second run does not mix with the first"
 
 
 def test_pages_ask_no_other_host(trained):
@@ -125,7 +234,8 @@ def test_text_is_read_as_the_type_of_its_parameter():
 
 def test_input_that_the_job_refuses_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError) as e: run_job("train", {"data": str(tmp_path / "empty")}, tmp_path / "run")
+    values = {"data": str(tmp_path / "empty"), "weights": "none"}
+    with pytest.raises(InputError) as e: run_job("train", values, tmp_path / "run")
     assert "\n" not in str(e.value) and "cell" in str(e.value) and "empty" in str(e.value)
     assert (tmp_path / "run" / "train.ipynb").is_file() and not (tmp_path / "run" / "metrics.json").exists()
 
@@ -161,6 +271,7 @@ def test_a_failing_job_names_the_cell_and_leaves_its_notebook(tmp_path, capsys):
     executed = (run / "bad.ipynb").read_text()
     assert "as far as here" in executed and "Traceback" in executed
     assert not (run / "metrics.json").exists(), "figures of an earlier run beside a failed one"
+    assert (run / "earlier" / "1" / "metrics.json").read_text() == "{}"
     assert "as far as here" in capsys.readouterr().out
 
 

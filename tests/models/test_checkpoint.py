@@ -5,17 +5,20 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 import jetson_det.models.checkpoint as checkpoint
+from jetson_det.cli import main
 from jetson_det.runtime.contract import Contract
 from jetson_det.runtime.files import InputError
-from jetson_det.models.checkpoint import (checkpoint_path, list_checkpoints, load_checkpoint, newest_whole, pack,
-                                          prune_checkpoints, publish_checkpoint, save_checkpoint, unpack,
-                                          verify_checkpoint)
+from jetson_det.models.checkpoint import (MANIFEST, checkpoint_of, checkpoint_path, list_checkpoints, load_checkpoint,
+                                          newest_whole, pack, prune_checkpoints, publish_checkpoint, save_checkpoint,
+                                          unpack, verify, verify_checkpoint)
 
 CONTRACT = Contract(family="yolox",
                     name="yolox-nano",
@@ -212,3 +215,68 @@ def test_what_ships_has_no_optimizer_and_is_replaced(tmp_path):
     (best/"weights.safetensors").write_bytes(b"torn")
     verify_checkpoint(publish_checkpoint(b, tmp_path/"best")) # a harmed copy is made again
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "checkpoints"]
+
+
+# ---- which one is meant, and whether all are whole
+
+def a_run(folder):
+    "A run's folder with two checkpoints and what ships."
+    for step in (10, 20): save(checkpoint_path(folder, step), step=step)
+    for name in ("best", "last"): publish_checkpoint(checkpoint_path(folder, 20), folder/name)
+    return folder
+
+
+def test_of_a_run_what_ships_is_meant(tmp_path):
+    run = a_run(tmp_path/"run")
+    assert checkpoint_of(run) == run/"best" and checkpoint_of(run/"last") == run/"last"
+    shutil.rmtree(run/"best")
+    assert checkpoint_of(run).name == "step-00000020"
+    (tmp_path/"job").mkdir()
+    shutil.move(run, tmp_path/"job"/"training") # as jobs of earlier versions have left it
+    assert checkpoint_of(tmp_path/"job").name == "step-00000020"
+    for folder in ("nowhere", "job/training/checkpoints"):
+        with pytest.raises(InputError): checkpoint_of(tmp_path/folder)
+
+
+def torn(file): file.write_bytes(file.read_bytes()[:-9])
+def flipped(file): file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
+def lost(file): file.unlink()
+def emptied(file): file.write_bytes(b"")
+def a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("harm", [torn, flipped, lost, emptied, a_folder])
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "manifest.json"])
+def test_verify_says_what_is_wrong_where(tmp_path, capsys, harm, name):
+    run = a_run(tmp_path/"run")
+    assert main(["verify", str(run)]) == main(["verify", str(run/"best")]) == 0
+    assert "4 of 4 checkpoints are whole" in capsys.readouterr().out
+    harm(checkpoint_path(run, 10)/name)
+    found = verify(run)
+    assert [bool(wrong) for wrong in found.values()] == [True, False, False, False]
+    assert main(["verify", str(run), "--json", str(tmp_path/"found.json")]) == 1
+    said = capsys.readouterr().out
+    assert "3 of 4 checkpoints are whole" in said
+    assert str(checkpoint_path(run, 10)) in said.splitlines()[0] and name in said.splitlines()[0]
+    assert len(json.loads((tmp_path/"found.json").read_text())["checkpoints"]) == 4
+    assert main(["verify", str(checkpoint_path(run, 10))]) == 1 and main(["verify", str(run/"best")]) == 0
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": 3}', "{", '{"files": {"a": 1}, "format": 1, "seal": ""}'])
+def test_a_manifest_that_is_none_is_found(tmp_path, text):
+    run = a_run(tmp_path/"run")
+    (run/"best"/MANIFEST).write_text(text)
+    assert verify(run)[run/"best"]
+
+
+def test_verify_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path/"photos").mkdir()
+    for path in (tmp_path/"photos", tmp_path/"nowhere"): assert main(["verify", str(path)]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_to_find_and_verify_checkpoints_takes_no_torch():
+    code = "import sys, jetson_det.models.checkpoint, jetson_det.train.run_folder; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

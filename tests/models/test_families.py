@@ -87,8 +87,8 @@ def two(data, tmp_path_factory):
 
 def same_steps(a, b):
     "The same images, as many positives or boxes, the same losses."
-    images, normalizers, losses = zip(*a)
-    their_images, their_normalizers, their_losses = zip(*b)
+    images, normalizers, losses, _ = zip(*a)
+    their_images, their_normalizers, their_losses, _ = zip(*b)
     assert list(images) == list(their_images) == [32, 4]*(len(a)//2) and np.isfinite(losses).all()
     np.testing.assert_allclose(normalizers, their_normalizers, rtol=2e-2) # who gets an anchor point is yes or no
     np.testing.assert_allclose(losses, their_losses, rtol=1e-3)

@@ -10,11 +10,12 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from jetson_det.config import ModelConfig  # noqa: E402
+from train_helpers import FAMILIES, each_family, installed  # noqa: E402
+
 from jetson_det.core import InputError  # noqa: E402
 from jetson_det.export.onnx import export_onnx  # noqa: E402
 from jetson_det.models.detector import count_gflops
-from jetson_det.models.zoo import MODELS, create_model  # noqa: E402
+from jetson_det.models.zoo import create_model  # noqa: E402
 from jetson_det.runtime.contract import Contract  # noqa: E402
 from jetson_det.models.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from jetson_det.train.ema import ModelEMA  # noqa: E402
@@ -30,12 +31,8 @@ from jetson_det.models.prune import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (64, 96)
-FAMILIES = [
-    "yolox-nano", "yolo11n",
-    *(pytest.param(n, marks=pytest.mark.slow)
-      for n in ("yolox-tiny", "yolov8n", "yolo11n-p2-lite", "yolo26n", "rtdetr-r18", "dfine-n"))
-]
-NEEDS = dict(yolov="ultralytics", yolo1="ultralytics", yolo2="ultralytics", rtdet="transformers", dfine="transformers")
+NAMES = list(FAMILIES)
+PRUNED = [*each_family(NAMES[:2]), *each_family(NAMES[2:], slow=True)]
 CFG = SimpleNamespace(lr=.002,
                       lr_per_image=1.,
                       optimizer="adamw",
@@ -48,8 +45,7 @@ CFG = SimpleNamespace(lr=.002,
 
 def trained(name, classes=("sack", "person"), seed=0):
     "A model in evaluation mode whose every number is its own."
-    if name[:5] in NEEDS: pytest.importorskip(NEEDS[name[:5]])
-    if name not in MODELS: pytest.skip(f"{name} is not in the zoo")
+    if not installed(name): pytest.skip(f"the package of {name} is not installed")
     torch.manual_seed(seed)
     model = create_model(name, classes).eval()
     for m in model.modules():
@@ -87,7 +83,7 @@ def silenced(model, plan):
     return model
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PRUNED)
 def test_pruned_computes_what_the_full_network_does_with_those_channels_at_zero(name):
     full = trained(name)
     for m in full.modules():
@@ -108,7 +104,7 @@ def test_pruned_computes_what_the_full_network_does_with_those_channels_at_zero(
                                                                              theirs.abs().max().item()))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PRUNED)
 def test_it_is_rebuilt_from_json_and_trains(name):
     model = trained(name)
     prune_model(model, SIZE, .25)

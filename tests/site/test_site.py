@@ -30,7 +30,7 @@ def test_a_page_for_each_notebook_in_the_navigation(site):
         page = build_site.page_of(nb).replace(".md", ".html")
         assert (site / page).is_file(), page
         assert 'href="{}"'.format("index.html" if page == "index.html" else page) in home, page
-    stages = re.findall(r'md-nav__link[^>]*>\s*(?:<span[^>]*>\s*)?([A-Z]\w+)\s*<', home)
+    stages = re.findall(r'md-nav__link[^>]*>\s*(?:<span[^>]*>\s*)?([A-Z]\w+(?: \w+)*)\s*<', home)
     order = [s for s in build_site.ORDER if s in build_site.navigation()]
     assert [s for s in dict.fromkeys(stages) if s in order] == order
 
@@ -51,7 +51,7 @@ def test_the_check_for_requests_sees_them(tmp_path):
 def test_pages_show_code_output_and_pictures(site):
     core = (site / "core.html").read_text(encoding="utf-8")
     assert 'id="rng_for"' in core and "SeedSequence" in core and "#|" not in core and "default_exp" not in core
-    assert (site / "images" / "dock.jpg").is_file()
+    assert (site / "images" / "detections.jpg").is_file()
     pictures = [f for f in site.rglob("*_files/*.png")]
     assert pictures, "no notebook's figure reached the site"
 
@@ -60,6 +60,52 @@ def test_search_knows_the_symbols(site):
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
     assert any(d["location"].endswith("#rng_for") for d in index["docs"])
     assert (site / "assets" / "search_worker.js").is_file()
+
+
+@pytest.mark.parametrize("words,page", [
+    ("install", "guides/install.html"),
+    ("out of memory", "guides/troubleshooting.html#out-of-memory"),
+    ("int8", "guides/troubleshooting.html#int8-tensorrt-engines"),
+    ("train.lr", "settings.html#train"),
+    ("jetson-det predict", "commands.html#jetson-det-predict"),
+])
+def test_search_finds_what_people_type(site, words, page):
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    found = {d["location"]: (d["title"] + " " + d["text"]).lower() for d in index["docs"]}
+    wanted = words.split(".")[-1]
+    assert wanted in found[page], page
+
+
+def test_reference_pages_have_every_verb_and_setting(site):
+    from jetson_det.config_tools import explain
+    commands = (site / "commands.html").read_text(encoding="utf-8")
+    for verb in ("train", "evaluate", "predict", "data check", "config explain"):
+        assert f'id="jetson-det-{verb.replace(" ", "-")}"' in commands, verb
+    settings = (site / "settings.html").read_text(encoding="utf-8")
+    missing = [s.key for s in explain() if f"<code>{s.key.split('.')[1]}</code>" not in settings]
+    assert not missing
+
+
+def test_prose_comes_before_the_imports(site):
+    core = (site / "core.html").read_text(encoding="utf-8")
+    assert core.index("<p>This page holds") < core.index("<details")
+    assert "import" in core[core.index("<details"):core.index("</details>")]
+
+
+def test_every_image_has_a_text(site):
+    for page in site.rglob("*.html"):
+        for image in re.findall(r"<img[^>]*>", page.read_text(encoding="utf-8")):
+            alt = re.search(r'alt="([^"]*)"', image)
+            assert alt and len(alt[1]) > 8, (page.name, image[:120])
+
+
+@pytest.mark.parametrize("prose,expected", [
+    ("The loss falls:", "Figure: The loss falls"),
+    ("See [the loop](a.ipynb). Two curves of `AP`. One is *ours*.", "Figure: Two curves of AP. One is ours"),
+    ("", "Figure: the output of the code above"),
+])
+def test_figures_are_described_by_the_prose_above(prose, expected):
+    assert build_site.alt_text(prose) == expected
 
 
 def test_readme_and_sidebar_are_in_sync():

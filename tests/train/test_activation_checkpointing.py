@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from train_helpers import each_family
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -13,12 +14,10 @@ from jetson_det.train.auto_batch import noise_batch
 from jetson_det.train.ema import ModelEMA
 from jetson_det.train.oom import statistics_of
 
-FAMILIES = ["yolox-nano", "yolo11n", "yolo11n-p2-lite", "rtdetr-r18", "dfine-n"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def detector(name):
-    if name.startswith("yolo1"): pytest.importorskip("ultralytics")
     torch.manual_seed(0)
     return create_model(name, ["car", "van"]).train()
 
@@ -64,7 +63,7 @@ def step_of(model, batch):
     return {k: v.item() for k, v in loss.sums.items()}, live.peak
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family())
 def test_checkpointed_stages_give_the_same_step_in_less_memory(name):
     plain = detector(name)
     batch = noise_batch(4, (64, 96), 2, 3)

@@ -9,6 +9,7 @@ from jetson_det.models.checkpoint import load_checkpoint
 from jetson_det.train.averages import Averages
 from jetson_det.train.data import training_data
 from jetson_det.train.loop import Trainer, train
+from process_helpers import preload, together
 from train_helpers import config, scenes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -198,3 +199,33 @@ def test_what_was_known_later_does_not_end_a_training_that_went_back(tmp_path):
         t = SimpleNamespace(run=run, cfg=cfg, say=lambda line: None)
         OverfitStop().before_train(t)
         assert t.run.epochs == ends
+
+
+# ---- several processes
+
+@pytest.fixture(scope="module", autouse=True)
+def preloaded(): preload()
+
+
+def rank_averaged(world, cfg, out):
+    "In a process: a training with both averages; a checksum of what they are made of."
+    from jetson_det.train import loop
+    from jetson_det.train.world import checksum
+    torch.set_num_threads(1)
+    kept = Averages()
+    real = loop.default_callbacks
+    loop.default_callbacks = lambda: [kept if isinstance(c, Averages) else c for c in real()]
+    try: figures = train(cfg, out, world=world)
+    finally: loop.default_callbacks = real
+    return world.gather((checksum(kept.swa.module), kept.best.rows, figures["best"]))
+
+
+def test_averages_are_the_same_in_all_processes(tmp_path, data):
+    """With BatchNorm that learns over the processes: copies of such a network are made, measured anew, and evaluated
+    together."""
+    cfg = config(data, "train.epochs=3", "train.eval_every=1", "train.no_aug_epochs=0", "train.swa_epochs=2",
+                 "train.average_best=2")
+    one, two = together(rank_averaged, 2, cfg, str(tmp_path/"run"))
+    assert one == two and len(one[1]) == 2
+    assert "mean of the last 2 epochs" in (tmp_path/"run"/"log.txt").read_text() and "mean of the 2 best" in (
+        tmp_path/"run"/"log.txt").read_text()

@@ -47,7 +47,11 @@ def after_seconds(s):
     return lambda: time.monotonic() > end
 
 
-def resumable(out): return out.exists()
+def resumable(out):
+    "Can the run in the folder be resumed? One without a checkpoint makes room for a new one."
+    if list_checkpoints(out): return True
+    shutil.rmtree(out, ignore_errors=True)
+    return False
 
 
 def finish(child, data, out, more=()):
@@ -57,11 +61,11 @@ def finish(child, data, out, more=()):
 
 
 def test_killed_again_and_again_at_every_kind_of_moment(tmp_path, data, whole, child):
-    "As soon as the folder is there, in a save, in the middle of an epoch, in another save; then to the end."
+    "As soon as the folder is there, after a step, in a save, in the middle of an epoch, in a save; then to the end."
     out = tmp_path/"run"
-    moments = [lambda: out.exists(), in_a_save(out), after_steps(out, 4), in_a_save(out)]
+    moments = [lambda: out.exists(), after_steps(out, 1), in_a_save(out), after_steps(out, 4), in_a_save(out)]
     hits = sum(killed_when(child(data, out, resume=resumable(out)), moment) for moment in moments)
-    assert hits == 4 and all(verify_checkpoint(p) for p in list_checkpoints(out))
+    assert hits == 5 and all(verify_checkpoint(p) for p in list_checkpoints(out))
     finish(child, data, out)
     assert result_of(out) == result_of(whole[0])
     words = open(f"{out}.txt").read()
@@ -91,7 +95,7 @@ def test_killed_at_random(tmp_path, data, whole, child, seed):
     assert result_of(out) == result_of(whole[0])
 
 
-def cut_at(whole, out, step=6):
+def cut_at(whole, out, step=8):
     "A copy of the finished run with no checkpoint after `step`."
     shutil.copytree(whole[0], out)
     for name in ("best", "last"): shutil.rmtree(out/name)

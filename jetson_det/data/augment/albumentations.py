@@ -14,41 +14,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 
 from ...core import InputError, did_you_mean
+from ...yaml_file import read_yaml
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #8b7e6e1d
 _GROUPS = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
-
-def _lines(
-    node, # a composed YAML node
-    at:tuple=(), # keys and numbers that lead to it
-)->dict: # the same for every value below -> its line, from 1
-    "Where everything in a YAML document stands."
-    lines = {at: node.start_mark.line + 1}
-    if isinstance(node, yaml.SequenceNode):
-        for k, item in enumerate(node.value): lines.update(_lines(item, (*at, k)))
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*at, key.value)
-            lines.update(_lines(value, inner))
-            lines[inner] = key.start_mark.line + 1 # of the key, where the value begins a line below
-    return lines
-
-def _read(path):
-    "The values of a YAML file, and the lines that they stand in."
-    try: text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
-    try:
-        values = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return values, {(): 1} if node is None else _lines(node)
-    except (yaml.YAMLError, RecursionError, ValueError) as e:
-        mark = getattr(e, "problem_mark", None)
-        line = mark.line + 1 if mark else "?"
-        raise InputError(f"{path}, line {line}: not valid YAML: {getattr(e, 'problem', None) or e}") from None
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #3138fb6c
 def _albumentations():
@@ -247,4 +218,4 @@ def load_transforms(
     if spec is None: return None
     if not isinstance(spec, (str, Path)): return Transforms(spec, None, "", min_box, min_visible).build()
     path = Path(base or ".")/spec
-    return Transforms(*_read(path), str(path), min_box, min_visible).build()
+    return Transforms(*read_yaml(path), str(path), min_box, min_visible).build()

@@ -89,10 +89,12 @@ def training_boxes(
     ds, # a DetDataset
     index:int, # an image
 )->tuple: # boxes (G,4) float32 xyxy pixels, labels (G,) int64
-    "The boxes to learn from: those flagged as crowd or to be ignored are left out."
+    "The boxes to learn from, clipped to the image: those flagged as crowd or to be ignored are left out."
     boxes, labels, flags = ds.boxes_of(index)
     learn = (flags & 3) == 0 # CROWD | IGNORE
-    return boxes[learn], labels[learn].astype(np.int64)
+    height, width = ds.sizes[index]
+    inside = np.clip(boxes[learn], 0, (width, height, width, height))
+    return inside.astype(np.float32), labels[learn].astype(np.int64)
 
 # %% ../../../nbs/16_data.augment.plan.ipynb #50a930f4
 def _random_affine(

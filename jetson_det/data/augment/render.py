@@ -17,6 +17,7 @@ except ImportError: decode_jpeg = None # OpenCV alone
 
 from ...core import InputError
 from .plan import Plan, plan_sample
+from ...runtime.files import open_regular
 from ...runtime.images import decode_image, exif_orientation, upright
 
 # %% ../../../nbs/17_data.augment.render.ipynb #c773926c
@@ -43,7 +44,7 @@ def _read_reduced(
 )->np.ndarray: # (h', w', 3) uint8 BGR, upright; h' is h / 2**level up to rounding
     "Decode at a reduced size. Raises InputError when the file is unreadable, or not of the size in the labels."
     try:
-        with open(path, "rb") as f: data = f.read()
+        with open_regular(path) as f: data = f.read()
     except OSError as e: raise InputError(f"{path}: cannot be read: {e.strerror or e}") from None
     image = _whole_jpeg(data) if level == 0 else None
     if image is None: image = decode_image(data, 1 << level)

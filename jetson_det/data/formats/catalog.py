@@ -19,19 +19,22 @@ class LabelFormat(NamedTuple):
     suffixes:tuple = () # of a label file that may be given instead of its folder
     needs_images:bool = True # a folder without images has no labels of this format
     is_fallback:bool = False # counts only where no other format is found
+    is_relative:bool = False # coordinates are shares of the image, so they do not tell how it was turned
+    is_numbered:bool = False # boxes have a number for their class; the names are elsewhere
 
 FORMATS = {
     "coco": LabelFormat("one JSON file for each split", "coco", "detect_coco", "read_coco", "write_coco", (".json",),
                         needs_images=False),
     "voc": LabelFormat("an XML file for each image (labelImg)", "voc", "detect_voc", "read_voc", "write_voc"),
     "yolo": LabelFormat("a text file for each image, with data.yaml or Darknet's obj.data", "yolo", "detect_yolo",
-                        "read_yolo", "write_yolo", (".yaml", ".yml", ".data"), needs_images=False),
+                        "read_yolo", "write_yolo", (".yaml", ".yml", ".data"), needs_images=False, is_relative=True,
+                        is_numbered=True),
     "labelme": LabelFormat("a JSON file for each image", "labelme", "detect_labelme", "read_labelme",
                            needs_images=False),
     "cvat": LabelFormat("one XML file for a task", "cvat", "detect_cvat", "read_cvat", suffixes=(".xml",)),
     "kitti": LabelFormat("a text file for each image, with DontCare areas", "kitti", "detect_kitti", "read_kitti"),
     "openimages": LabelFormat("tables with relative coordinates and class ids", "openimages", "detect_openimages",
-                              "read_openimages", suffixes=(".csv", ".tsv")),
+                              "read_openimages", suffixes=(".csv", ".tsv"), is_relative=True),
     "plates": LabelFormat("a list of number plates with their text", "plates", "detect_plates", "read_plates",
                           suffixes=(".txt",)),
     "csv": LabelFormat("a table with a row for each box", "csv_table", "detect_tables", "read_tables",

@@ -7,18 +7,22 @@ __all__ = ['detect_coco', 'read_coco', 'write_coco']
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #532b0be5
 import json
+import math
 import mmap
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
-from ...core import InputError, did_you_mean
+from ...core import InputError, and_more, did_you_mean
 from ..dataset import DIFFICULT, DetDataset, to_coco
 from .coco_file import (FLAG_KEYS, Columns, attribute_texts, check_objects, id_key, id_order,
-                                               is_coco, is_set, load_coco, shown)
+                                               is_coco, is_set, load_coco, shown, stated_area)
+from .masks import segmentation_box
 from .parse import json_line, load_json, number, plain_text
-from .reader import Files, Rows, image_base, split_of
+from .reader import Files, Rows, image_base
+from .splits import split_of
+from ...runtime.files import json_bytes, open_regular
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #6828af76
 class _Category(NamedTuple):
@@ -30,19 +34,16 @@ def _categories(
     d:dict, # a COCO dictionary
     file:Path, # for errors
 )->dict: # id (as `id_key` gives it) -> _Category, in the order of the ids
-    "The categories of one file. Raises InputError when an id or a name is missing or appears twice."
+    "The categories of one file. Raises InputError when an id or a name is missing, or an id appears twice."
     def fail(k, message): raise InputError(f"{file}, line {json_line(file, 'categories', k)}: {message}")
     found = {}
-    names = set()
     for k, c in enumerate(d["categories"]):
         key = id_key(c.get("id"))
         if key is None or c.get("name") in (None, ""): fail(k, "a category without id or name")
         try: name = plain_text(c["name"], "a category's name")
         except InputError as e: fail(k, e)
         if key in found: fail(k, f"two categories have the id {shown(c['id'])}")
-        if name in names: fail(k, f"two categories have the name {name!r}")
         found[key] = _Category(name, _parent(c))
-        names.add(name)
     return {key: found[key] for key in sorted(found, key=id_order)}
 
 def _parent(
@@ -78,18 +79,44 @@ def _used_categories(
     if isinstance(annotations, Columns): return set(map(id_key, set(annotations.categories)))
     return {id_key(a.get("category_id")) for a in annotations}
 
+# %% ../../../nbs/12_data.formats.coco.ipynb #6c32e074
+def _without_twins(
+    d:dict, # a COCO dictionary
+    categories:dict, # what `_categories` gave
+    file:Path, # for errors
+)->dict: # id -> _Category, each name once
+    "Leave out parents without annotations that are named like their child. Raises InputError for other equal names."
+    by_name = {}
+    for key, c in categories.items(): by_name.setdefault(c.name, []).append(key)
+    twins = {name: keys for name, keys in by_name.items() if len(keys) > 1}
+    if not twins: return categories # usually, so the annotations need not be read
+    used = _used_categories(d["annotations"])
+    parents = {c.parent for c in categories.values()}
+    extra = set()
+    for name, keys in twins.items():
+        with_boxes = [key for key in keys if key in used]
+        if name not in parents or len(with_boxes) > 1:
+            ids = [id_key(c.get("id")) for c in d["categories"]]
+            k = ids.index(keys[1])
+            raise InputError(f"{file}, line {json_line(file, 'categories', k)}: two categories have the name"
+                             f" {name!r}: {shown(keys[0])} and {shown(keys[1])}; give them one id or two names")
+        # the parent comes first in a list by ids
+        extra |= set(keys) - set(with_boxes or keys[-1:])
+    return {key: c for key, c in categories.items() if key not in extra}
+
 # %% ../../../nbs/12_data.formats.coco.ipynb #b7d77573
-def _same_categories(
+def _all_categories(
     names:dict, # file -> the names of its categories
-)->list: # of names, in the order of the first file
-    "The class names. Raises InputError naming two files and the difference when the splits do not agree."
-    (first, expected), *rest = names.items()
-    for file, other in rest:
-        if set(other) == set(expected): continue
+)->list: # of names, in the order of the longest list
+    "The class names. Raises InputError naming two files and the difference when none of the lists holds the others."
+    longest = max(names, key=lambda f: len(names[f]))
+    expected = names[longest]
+    for file, other in names.items():
+        if set(other) <= set(expected): continue
         differences = []
-        for f, only in ((first, set(expected) - set(other)), (file, set(other) - set(expected))):
+        for f, only in ((longest, set(expected) - set(other)), (file, set(other) - set(expected))):
             if only: differences.append(f"{f} alone has {', '.join(map(repr, sorted(only)))}")
-        raise InputError(f"the class lists of {first} and {file} differ: {'; '.join(differences)}")
+        raise InputError(f"the class lists of {longest} and {file} differ: {'; '.join(differences)}")
     return list(expected)
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #ea483a87
@@ -98,6 +125,7 @@ class _Image(NamedTuple):
     name:str # `file_name` with forward slashes
     size:tuple # (height, width) as declared, or None
     group:str
+    split:str # "train", "val", "test", or None where the file does not tell
 
 def _declared_size(
     im:dict, # an image of the JSON
@@ -124,7 +152,8 @@ def _images(
         if not isinstance(name, str) or not name.strip():
             fail(k, f"image {key}: file_name must be a text, not {shown(name)}")
         if key in found: fail(k, f"two images have the id {shown(key)}")
-        found[key] = _Image(_cleaned(name), _declared_size(im), str(im.get("group") or ""))
+        split = split_of(im["split"]) if isinstance(im.get("split"), str) else ""
+        found[key] = _Image(_cleaned(name), _declared_size(im), str(im.get("group") or ""), split or None)
     return found
 
 def _cleaned(
@@ -146,27 +175,39 @@ def _image_path(
     hits = files.by_name.get(PurePosixPath(name).name.lower(), ())
     return hits[0] if len(hits) == 1 and (base is None or hits[0].lower() == path.lower()) else ""
 
+def _spread(
+    names:list, # of str: the cleaned `file_name`s
+    files:Files, # the folder
+)->bool:
+    "Whether plain names mean images in several folders, each of them one image."
+    hits = [files.by_name.get(name.lower(), ()) for name in names]
+    if any("/" in name for name in names) or max(map(len, hits), default=0) != 1: return False
+    return len({h[0].rpartition("/")[0] for h in hits if h}) > 1 and len(set(names)) == len(names)
+
 def _add_images(
     rows:Rows, # where to
     d:dict, # the COCO dictionary
     file:str, # its path in the folder
     files:Files, # the folder
-    split:str, # its split
+    split:str, # its split; "" for the only file
 )->dict: # image id (as `id_key` gives it) -> row, None where the image was left out
     "Find and add the images of one file. Raises InputError when not one is there and their sizes are not known."
     images = _images(d, files.root / file)
     have = set(files.images)
-    base = image_base([im.name for im in images.values()], files, file, split)
+    names = [im.name for im in images.values()]
+    base = None if not split and _spread(names, files) else image_base(names, files, file, split)
     paths = {key: _image_path(im.name, base, have, files) for key, im in images.items()}
-    if images and not any(paths.values()): return _add_absent(rows, images, file, files, split)
+    if images and not any(paths.values()): return _add_absent(rows, images, file, files)
     found = []
     for key, path in paths.items():
         if path: found.append(key)
         else:
             name = shown(images[key].name)
             rows.flaw("missing-image", name, file, f"{file}: image {shown(key)}, {name}, is not there")
-    added = rows.images([paths[key] for key in found], file, split, declared=[images[key].size for key in found],
+    added = rows.images([paths[key] for key in found], file, declared=[images[key].size for key in found],
                         ids=found, groups=[images[key].group for key in found])
+    for key, row in zip(found, added):
+        if row is not None: rows.splits[row] = images[key].split
     return {**dict.fromkeys(images), **dict(zip(found, added))}
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #090a6206
@@ -175,7 +216,6 @@ def _add_absent(
     images:dict, # what `_images` gave
     file:str, # path of the JSON file
     files:Files, # the folder
-    split:str, # its split
 )->dict: # image id -> row
     "Add images that are not there. Raises InputError when a size is missing and there are no other images."
     message = f"none of its {len(images)} images is there (such as {shown(next(iter(images.values())).name)})"
@@ -188,7 +228,7 @@ def _add_absent(
     for key, im in images.items():
         # the path stays below the root
         parts = [p for p in im.name.split("/") if p not in ("", ".", "..") and not p.endswith(":")]
-        added[key] = rows.image("/".join(parts) or key, file, split, None, key, im.group, im.size)
+        added[key] = rows.image("/".join(parts) or key, file, im.split, id=key, group=im.group, size=im.size)
     return added
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #4b0f9ee5
@@ -199,17 +239,37 @@ def _coco_box(
     "The box of an annotation, in pixels. Raises InputError when it is not four finite numbers."
     b = a.get("bbox")
     try:
-        if b is None:
-            rings = [[number(v) for v in ring] for ring in a["segmentation"]]
-            x = [v for ring in rings for v in ring[::2]]
-            y = [v for ring in rings for v in ring[1::2]]
-            return min(x), min(y), max(x), max(y)
         if not isinstance(b, list): raise TypeError
         x, y, w, h = map(number, b)
-    except (KeyError, TypeError, ValueError) as e:
+    except (TypeError, ValueError) as e:
         why = f" ({e})" if isinstance(e, InputError) else ""
         raise InputError(f"{where}: bbox must be four numbers x, y, width, height, not {shown(b)}{why}") from None
     return x, y, x + w, y + h
+
+def _box_and_area(
+    a:dict, # an annotation
+    where:str, # for errors
+)->tuple: # xmin, ymin, xmax, ymax in pixels, None for an empty mask; the stated area, NaN for none
+    "The box of an annotation, that of its outline or mask where its own has no area. Raises InputError."
+    b = a.get("bbox")
+    area = stated_area(a.get("area"))
+    is_missing = b is None or b == []
+    if not a.get("segmentation") or not (is_missing or _is_flat(b)): return _coco_box(a, where), area
+    try: box, pixels = segmentation_box(a["segmentation"])
+    except InputError as e:
+        if is_missing: raise InputError(f"{where} has no box, and {e}") from None
+        box = None
+    if box is None and not is_missing: return _coco_box(a, where), area # the check of the dataset drops it
+    return box, pixels if pixels is not None and math.isnan(area) else area
+
+def _is_flat(
+    b, # a bbox
+)->bool:
+    "Whether it is four numbers without an area."
+    try:
+        _, _, w, h = map(number, b)
+        return w <= 0 or h <= 0
+    except (TypeError, ValueError): return False
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #263e7a00
 def _add_annotation(
@@ -228,13 +288,17 @@ def _add_annotation(
         name = shown(a.get("category_id"))
         raise InputError(
             f"{where} has the category {name}, which is not in the file's categories: {did_you_mean(name, label_of)}")
-    box = _coco_box(a, where)
+    box, area = _box_and_area(a, where)
     row = rows_of[image]
     if row is None: return
+    if box is None:
+        rows.flaw("no-box", rows.paths[row], where, f"{rows.paths[row]}: {where} has an empty mask, which has no box")
+        return
     flags = 0
     for key, bit in FLAG_KEYS:
         if is_set(a.get(key)): flags |= bit
     rows.box(row, box, label_of[category], flags, **attribute_texts(a.get("attributes")))
+    if not math.isnan(area): rows.area(area)
 
 def _add_boxes(
     rows:Rows, # where to
@@ -276,7 +340,7 @@ def _add_columns(
     for name, values in c.attributes.items():
         attributes[name] = {int(new_position[k]): v for k, v in values.items() if keep[k]}
     xyxy = np.c_[c.boxes[:, :2], c.boxes[:, :2] + c.boxes[:, 2:]]
-    rows.box_arrays(image[keep], xyxy[keep], labels[keep], c.flags[keep], attributes)
+    rows.box_arrays(image[keep], xyxy[keep], labels[keep], c.flags[keep], attributes, c.areas[keep])
     return True
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #90ce8272
@@ -288,7 +352,7 @@ def _count_keys(
 )->int: # 0 to 3
     "How many of COCO's three keys a file has; 0 for LabelMe files, which may be many and large."
     try:
-        with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        with open_regular(path) as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
             if m.find(b'"shapes"', 0, 4096) >= 0: return 0
             return sum(m.find(key) >= 0 for key in _KEYS)
     except (OSError, ValueError): return 0 # cannot be read, or empty
@@ -305,7 +369,7 @@ def _is_other_task(
 
 def _coco_files(
     files:Files, # the folder
-    most:int=2, # how deep
+    most:int=4, # how deep
 )->dict: # path -> how many of the keys of COCO are in it, 1 to 3
     "The JSON files of a folder, not deeper than `most` folders, that may be COCO labels of boxes."
     found = [f for f in files.ending(".json") if f.count("/") <= most]
@@ -316,7 +380,7 @@ def _coco_files(
 # %% ../../../nbs/12_data.formats.coco.ipynb #c806707a
 def _find_coco(
     files:Files, # the folder
-    most:int=2, # how deep
+    most:int=4, # how deep
 )->dict: # path -> COCO dictionary
     "The COCO files of a folder; other JSON is skipped. Raises InputError for COCO that is cut or damaged."
     found = {}
@@ -415,16 +479,27 @@ def _read_files(
 )->DetDataset: # the columns
     "Read the splits into one dataset."
     for f, d in found.items(): check_objects(d, files.root / f)
-    categories = {f: _categories(d, files.root / f) for f, d in found.items()}
+    declared = {f: _categories(d, files.root / f) for f, d in found.items()}
+    categories = {f: _without_twins(found[f], declared[f], files.root / f) for f in found}
     dead = _dead_parents([(found[f], categories[f]) for f in found])
-    names = _same_categories({files.root / f: [c.name for c in categories[f].values()] for f in found})
-    classes = [name for name in names if name not in dead]
-    rows = Rows(files.root, "coco")
+    alive = {files.root / f: [c.name for c in categories[f].values() if c.name not in dead] for f in found}
+    classes = _all_categories(alive)
+    rows = Rows(files.root, "coco", files, shared=True)
     for f in others:
         rows.flaw("not-read", f, "", f"{f}: not read: its images are in {' and '.join(found)}, or not there", "noted")
     for name in sorted(dead):
         rows.flaw("unused-parent", next(iter(found)), name, f"category {name!r} is only a parent of others: left out",
                   "noted")
+    for f in found:
+        for key in declared[f].keys() - categories[f].keys():
+            name = declared[f][key].name
+            rows.flaw("unused-parent", f, key, f"{f}: category {key} has the name {name!r} of another one and no boxes:"
+                      " left out", "noted")
+        missing = [name for name in classes if name not in alive[files.root / f]]
+        if missing:
+            rows.flaw("class-lists", f, "",
+                      f"{f} lists {len(classes) - len(missing)} of {len(classes)} classes, without {and_more(missing)}",
+                      "noted", "note")
     for f, d in found.items():
         rows_of = _add_images(rows, d, f, files, split_of(f) if len(found) > 1 else "")
         label_of = {key: classes.index(c.name) for key, c in categories[f].items() if c.name not in dead}
@@ -448,9 +523,9 @@ def write_coco(
             im["file_name"] = names[i]
             if group: im["group"] = group
         for a, flags in zip(d["annotations"], part.flags):
-            a["bbox"] = [round(v, 4) for v in a["bbox"]]
-            a["area"] = round(a["area"], 2)
+            a["bbox"] = [round(v, 6) for v in a["bbox"]] # x + width - x is off in the 13th digit
+            a["area"] = round(a["area"], 6)
             if flags & DIFFICULT: a["difficult"] = 1
         file = dst / "annotations" / (f"instances_{s}.json" if s else "instances.json")
-        file.write_text(json.dumps(d, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        file.write_bytes(json_bytes(json.dumps(d, ensure_ascii=False, allow_nan=False)))
     return [f"images/{s}/{name}" if s else f"images/{name}" for s, name in zip(ds.splits, names)], []

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...core import InputError
+from .parse import lines_of
 from .reader import Files
 from ...runtime.images import IMAGE_SUFFIXES
 
@@ -149,7 +150,7 @@ def first_line(
     text:str, # a table's content, or its beginning
 )->str: # "" when there is none
     "The first line that is not blank."
-    return next((line for line in text[:65536].splitlines() if line.strip()), "")
+    return next((line for line in lines_of(text[:65536]) if line.strip()), "")
 
 def find_layout(
     text:str, # a table's content, or its beginning
@@ -193,7 +194,7 @@ def is_table(
     text = read_head(files, f)
     layout = find_layout(text)
     if not layout: return False
-    rows = [split_fields(line, layout.separator) for line in text.splitlines() if line.strip()]
+    rows = [split_fields(line, layout.separator) for line in lines_of(text) if line.strip()]
     if layout.header: return not is_openimages(rows[0])
     if len(rows) < (3 if f.lower().endswith(".txt") else 1): return False
     if not all(map(_is_bare, rows)): return False

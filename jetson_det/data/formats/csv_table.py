@@ -9,10 +9,11 @@ __all__ = ['detect_tables', 'read_tables']
 from pathlib import Path
 
 from ...core import InputError, did_you_mean
+from .parse import lines_of
 from ..dataset import DetDataset
 from .columns import is_table, read_head, split_fields
-from .reader import Files, Rows, class_list, number_labels, split_of
-from .tables import add_tables, check_tables, read_table, table_root
+from .reader import Files, Rows, class_list, number_labels
+from .tables import add_tables, check_tables, read_table, table_root, table_split
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #9d124cd5
 def _find_tables(
@@ -96,7 +97,7 @@ def _numbered_names(
 )->list: # the names by their numbers; [] when these are not 0, 1, 2, ...
     "A list of classes."
     order = {}
-    rows = [split_fields(line, ",") for line in text.splitlines() if line.strip()]
+    rows = [split_fields(line, ",") for line in lines_of(text) if line.strip()]
     for row in rows:
         if len(row) != 2 or not row[0] or not (row[1].isascii() and row[1].isdigit() and len(row[1]) < 6): return []
         order[int(row[1])] = row[0]
@@ -120,10 +121,8 @@ def read_tables(
     if not found: raise InputError(f"{files.root}: no CSV file with boxes")
     label = classes[0] if classes and len(classes) == 1 else ""
     tables = []
-    for f in found:
-        split = split_of(f.rsplit("/", 1)[-1]) if len(found) > 1 else ""
-        tables.append(read_table(files, f, split, label))
-    rows = Rows(files.root, "csv")
+    for f in found: tables.append(read_table(files, f, table_split(f, found), label))
+    rows = Rows(files.root, "csv", files, shared=True)
     add_tables(rows, files, tables)
     for table in tables:
         check_tables(rows, files, [table])

@@ -222,7 +222,7 @@ def _read_images(
             continue
         task = x.tasks.get(el.get("task_id"), "") if el.get("task_id") else x.task
         group = posixpath.join(task, posixpath.dirname(name))
-        split = split_of(subset) or split_of(posixpath.dirname(path)) or split_of(posixpath.dirname(x.path))
+        split = split_of(subset) or None
         row = rows.image(path, x.path, split, _declared_size(x, el), None, group)
         if row is None: continue
         for s, label in shapes: _add_shape(rows, x, s, row, label)
@@ -282,7 +282,7 @@ def _read_tracks(
     for n in sorted(boxes.keys() - images.keys()):
         rows.flaw("missing-image", x.path, f"frame {n}", f"{x.path}: frame {n} has no image")
     for n, path in sorted(images.items()):
-        row = rows.image(path, x.path, split_of(posixpath.dirname(path)), size, None, x.task or x.path)
+        row = rows.image(path, x.path, declared=size, group=x.task or x.path)
         if row is None: continue
         for el, label, track in boxes.get(n, ()): _add_shape(rows, x, el, row, label, track)
 
@@ -317,13 +317,13 @@ def read_cvat(
         xml = files.ending(".xml")
         names = [f for f in xml if _is_cvat(files, f)] or xml[:1]
     if not names: raise InputError(f"{files.root}: no CVAT XML file")
-    rows = Rows(files.root, "cvat")
+    rows = Rows(files.root, "cvat", files, shared=True)
     declared = {} # a dict keeps the order, and each class once
     for name in names:
         x = _load_cvat(files.root, name)
         declared.update(dict.fromkeys(x.classes))
         if x.tree.find("track") is not None and x.tree.find("image") is None: _read_tracks(rows, files, x)
         else: _read_images(rows, files, x)
-    if len(set(rows.splits)) == 1: rows.splits = [""] * len(rows.splits)
+    if len(set(rows.splits)) == 1: rows.splits = [None] * len(rows.splits)
     if len(set(rows.groups)) == 1: rows.groups = [""] * len(rows.groups)
     return number_labels(rows, [*declared, *sorted(set(rows.labels) - declared.keys())])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ...core import InputError
 from ..dataset import CROWD, IGNORE, DetDataset
 from .parse import number, plain_text, read_text
-from .reader import Files, Rows, image_for, number_labels, split_of, stem_of
+from .reader import Files, Rows, image_for, number_labels, stem_of
 
 # %% ../../../nbs/12_data.formats.kitti.ipynb #f7b910b3
 _UNKNOWN = {"truncated": -1, "occluded": -1, "alpha": -10} # words 2 to 4, and the value that means unknown
@@ -77,24 +77,6 @@ def _kitti_image(
     return hits[0] if len(hits) == 1 else image_for(files, label)
 
 # %% ../../../nbs/12_data.formats.kitti.ipynb #ad6a159c
-def _kitti_lists(
-    files:Files, # the folder
-)->dict: # stem -> (split, list file); empty when there are no lists
-    "The splits of ImageSets. Raises InputError when an image is in two of them."
-    splits = {}
-    for f in files.ending(".txt"):
-        split = stem_of(f).lower()
-        if posixpath.basename(posixpath.dirname(f)).lower() != "imagesets": continue
-        if split not in ("train", "val", "test"): continue
-        for k, line in enumerate(read_text(files.root / f).split("\n"), 1):
-            stem = stem_of(line.strip())
-            if not stem: continue
-            before, file = splits.setdefault(stem, (split, f))
-            if before != split:
-                raise InputError(
-                    f"{files.root / f}, line {k}: {stem!r} is in {file} too: each image belongs in one split")
-    return splits
-
 def _add_unlabeled(
     rows:Rows, # where to
     files:Files, # the folder
@@ -105,7 +87,7 @@ def _add_unlabeled(
     for p in files.images:
         folder = posixpath.dirname(p)
         if folder not in labeled: left_out[folder] += 1
-        elif p not in rows.index and rows.image(p, "no label", split_of(folder)) is not None:
+        elif p not in rows.index and rows.image(p, "no label") is not None:
             rows.flaw("no-labels", p, "", f"{p} has no label file: taken as background", "noted")
     for folder, n in sorted(left_out.items()):
         rows.flaw("no-labels", folder, "", f"{folder or 'the folder'}: {n} images and no labels: left out", "dropped",
@@ -138,8 +120,7 @@ def read_kitti(
     "Read KITTI text labels. Raises InputError with file and line for a wrong label; lesser flaws are in `.flaws`."
     if Path(path).is_file(): raise InputError(f"{path}: KITTI has a file for each image: give the folder")
     files = files or Files(path)
-    rows = Rows(files.root, "kitti")
-    lists = _kitti_lists(files)
+    rows = Rows(files.root, "kitti", files)
     names = _label_files(files)
     if not names:
         raise InputError(f"{files.root}: no KITTI labels: looked for text files in label_2/ or beside the images")
@@ -149,12 +130,10 @@ def read_kitti(
         if not image:
             rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")
             continue
-        row = rows.image(image, f, split_of(posixpath.dirname(f)))
+        row = rows.image(image, f)
         if row is None: continue
         for o in objects: rows.box(row, o.box, o.name, o.flags, **o.attributes)
     _add_unlabeled(rows, files)
-    if lists: rows.splits = [lists.get(stem_of(p), ("", ""))[0] for p in rows.paths]
-    elif len(set(rows.splits)) == 1: rows.splits = [""] * len(rows.paths)
     _name_areas(rows)
     return number_labels(rows)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ...core import InputError, cache_dir
 from ..dataset import DIFFICULT, DetDataset
 from .parse import json_line, load_json, number, plain_text
-from .reader import Files, Rows, flag_of, image_for, number_labels, plain_folder, split_of
+from .reader import Files, Rows, flag_of, image_for, number_labels, plain_folder
 from ...runtime.files import write_bytes_atomic
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #37039c16
@@ -192,9 +192,7 @@ def _read_file(
     size = _declared_size(files.root / f, d)
     path = _find_or_unpack(rows, files, f, d)
     if not path: return
-    split = split_of(posixpath.dirname(f))
-    if not split and not posixpath.isabs(path): split = split_of(posixpath.dirname(path))
-    row = rows.image(path, f, split, size)
+    row = rows.image(path, f, declared=size)
     if row is None: return
     for k, s in enumerate(shapes, 1):
         if s.box is None:
@@ -220,7 +218,7 @@ def read_labelme(
     "Read LabelMe JSON. Raises InputError with file and line for a wrong label; lesser flaws are in `.flaws`."
     if Path(path).is_file(): raise InputError(f"{path}: LabelMe has a file for each image: give the folder")
     files = files or Files(path)
-    rows = Rows(files.root, "labelme")
+    rows = Rows(files.root, "labelme", files)
     found = False
     names = files.ending(".json")
     for f in names:

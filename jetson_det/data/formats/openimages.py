@@ -12,8 +12,8 @@ from ...core import InputError
 from ..dataset import DetDataset
 from .columns import SEPARATORS, is_openimages, read_head, table_rows
 from .parse import plain_text, read_text
-from .reader import Files, Rows, number_labels, split_of
-from .tables import LabelTable, add_tables, read_table, table_root
+from .reader import Files, Rows, number_labels
+from .tables import LabelTable, add_tables, read_table, table_root, table_split
 
 # %% ../../../nbs/12_data.formats.openimages.ipynb #cc88bba6
 def _find_openimages(
@@ -47,8 +47,11 @@ def _class_descriptions(
                 raise InputError(f"{path}, line {line}: a class id and its name are right, not {', '.join(row)[:80]!r}")
             class_id, name = row
             if class_id.lower() == "labelname": continue # the header
-            try: names[class_id] = plain_text(name, "the name of a class")
+            try: name = plain_text(name, "the name of a class")
             except InputError as e: raise InputError(f"{path}, line {line}: {e}") from None
+            if names.setdefault(class_id, name) != name:
+                raise InputError(f"{path}, line {line}: {class_id[:40]!r} is {name!r} here and {names[class_id]!r}"
+                                 " above: one of them is wrong")
     return names
 
 # %% ../../../nbs/12_data.formats.openimages.ipynb #ce7bb70b
@@ -109,12 +112,11 @@ def read_openimages(
         others = [f for f in files.ending(".csv") if "class-descriptions" not in f.lower()]
         found = _find_openimages(files) or others[:1]
     if not found: raise InputError(f"{files.root}: no table of Open Images (such as train-annotations-bbox.csv)")
-    rows = Rows(files.root, "openimages")
+    rows = Rows(files.root, "openimages", files, shared=True)
     names = _class_descriptions(files)
     tables = []
     for f in found:
-        split = split_of(f.rsplit("/", 1)[-1]) if len(found) > 1 else ""
-        table = read_table(files, f, split, present=True)
+        table = read_table(files, f, table_split(f, found), present=True)
         _check_relative(table, files.root / f)
         table.relative = True
         unknown = _name_labels(table, names)

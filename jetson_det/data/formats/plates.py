@@ -11,8 +11,8 @@ from pathlib import Path
 from ...core import InputError
 from ..dataset import DetDataset
 from .columns import find_layout, first_line, is_table, read_head, split_fields
-from .parse import number, read_text
-from .reader import Files, Rows, number_labels, split_of, stem_of
+from .parse import lines_of, number, read_text
+from .reader import Files, Rows, number_labels, stem_of
 from jetson_det.data.formats.tables import (
     ImageInfo,
     LabelRow,
@@ -92,12 +92,6 @@ def _plate_image(
     "The image that the line names, else the one with the list's own stem."
     return find_image(files, name, file) or find_image(files, stem_of(file), file)
 
-def _split_of_folder(
-    path:str, # an image's path
-)->str: # its split
-    "The split of the folders; `test_001.jpg` alone is not a test image."
-    return split_of(path.rpartition("/")[0])
-
 def _read_plate_list(
     files:Files, # the folder
     file:str, # path of the list in it
@@ -108,12 +102,14 @@ def _read_plate_list(
     text = read_text(place)
     if _is_headed(text): return read_table(files, file, "", label)
     table = LabelTable(file, "corner")
-    own = find_image(files, stem_of(file), file)
-    if own and not text.strip(): # a photo without plates
-        table.rows[own] = []
-        table.images[own] = ImageInfo(None, _split_of_folder(own))
+    if not text.strip(): # a photo without plates
+        try: own = find_image(files, stem_of(file), file)
+        except InputError as e: raise InputError(f"{place}: {e}") from None
+        if own:
+            table.rows[own] = []
+            table.images[own] = ImageInfo(None, None)
     commas = []
-    for k, line in enumerate(text.splitlines(), 1):
+    for k, line in enumerate(lines_of(text), 1):
         if not line.strip(): continue
         row = _plate_row(line)
         if not row:
@@ -126,7 +122,7 @@ def _read_plate_list(
         if not image:
             table.missing.setdefault(name, k)
             continue
-        table.images.setdefault(image, ImageInfo(None, _split_of_folder(image)))
+        table.images.setdefault(image, ImageInfo(None, None))
         box = tuple(number(n, comma=True) for n in numbers)
         table.rows.setdefault(image, []).append(LabelRow(k, box, label, 0, {"text": plate}))
     check_commas(commas, place)
@@ -152,7 +148,7 @@ def _add_background(
         rows.flaw("no-labels", left[0], "", f"{len(left)} images such as {left[0]} are in no list: left out", "noted")
         return
     for p in left:
-        if rows.image(p, "no list", _split_of_folder(p)) is not None:
+        if rows.image(p, "no list") is not None:
             rows.flaw("no-labels", p, "", f"{p} has no list of plates: taken as background", "noted")
 
 # %% ../../../nbs/12_data.formats.plates.ipynb #bc8b23de
@@ -174,7 +170,8 @@ def read_plates(
     tables = [_read_plate_list(files, f, label) for f in found]
     relative = all(are_relative(t.rows) for t in tables if any(t.rows.values()))
     for t in tables: t.relative = relative
-    rows = Rows(files.root, "plates")
+    is_shared = any(len(t.images) > 1 for t in tables) # lists of many images: their names may say a split
+    rows = Rows(files.root, "plates", files, shared=is_shared)
     add_tables(rows, files, tables)
     for kind in {t.kind for t in tables}: check_tables(rows, files, [t for t in tables if t.kind == kind])
     if path.is_dir(): _add_background(rows, files, len(found) > 1)

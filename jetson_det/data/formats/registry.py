@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import InputError, did_you_mean
-from ..dataset import DetDataset
+from ...core import InputError, and_more, did_you_mean
+from ..dataset import DetDataset, Flaw
 from .archives import is_archive, open_archive
 from .catalog import FORMATS, WRITERS
 from .reader import Files
-from .writers import new_names
+from .writers import new_names, renamed_images
 from ...runtime.images import IMAGE_SUFFIXES
+from ...runtime.outputs import check_new_folder
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #21f11d3d
 def _function(
@@ -37,13 +38,19 @@ def find_format(
 )->str: # a name in `FORMATS`
     "The one format that a folder holds. Raises InputError when there is none or more than one."
     found = _detect(files, is_fallback=False) or _detect(files, is_fallback=True)
-    if not files.images and all(FORMATS[name].needs_images for name in found):
-        raise InputError(f"{files.root}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+    if not files.images and all(FORMATS[name].needs_images for name in found): raise _no_images(files)
     if len(found) == 1 or set(found) == {"coco", "labelme"}: return next(iter(found))
     if found:
         shown = ", ".join(f"{name}: {file}" for name, file in found.items())
         raise InputError(f"{files.root} holds labels of {len(found)} formats ({shown}): say which with format")
     raise InputError(f"{files.root}: {len(files.images)} images and no labels: looked for {', '.join(FORMATS)}")
+
+def _no_images(
+    files:Files, # the folder
+)->InputError:
+    "The error for a folder without images."
+    own = f"; {and_more(files.own_outputs)} has results of jetson-det, which are no data" if files.own_outputs else ""
+    return InputError(f"{files.root}: a folder without images ({', '.join(IMAGE_SUFFIXES)}){own}")
 
 def _detect(
     files:Files, # the folder
@@ -106,13 +113,20 @@ def read_dataset(
     path = Path(path)
     known_format(format)
     if not path.exists(): raise InputError(f"{path}: no such file or folder")
-    if path.is_file() and is_archive(path): path = open_archive(path)
-    files = None if path.is_file() else Files(path)
+    from_archive = path.is_file() and is_archive(path)
+    if from_archive: path = open_archive(path)
+    files = None if path.is_file() else Files(path, is_closed=from_archive)
     if format == "auto": format = find_format(files) if files else _format_of_file(path)
-    if files and not files.images and FORMATS[format].needs_images:
-        raise InputError(f"{path}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+    if files and not files.images and FORMATS[format].needs_images: raise _no_images(files)
     ds = _function(format, "read")(path, files, classes)
+    if files and files.own_outputs: ds = replace(ds, flaws=[*ds.flaws, *map(_own_output, files.own_outputs)])
     return with_classes(ds, classes) if classes else ds
+
+def _own_output(
+    folder:str, # relative to the dataset's root
+)->Flaw:
+    "The note that a folder of our own results was stepped over."
+    return Flaw("note", "own-output", folder, "", f"{folder}: results that jetson-det wrote, not read as data", "noted")
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #7bb0abf8
 def check_writer(
@@ -161,15 +175,14 @@ def write_dataset(
     check_writer(format)
     if images not in ("copy", "hardlink", "symlink"):
         raise InputError(f"images={images!r}: copy, hardlink or symlink is right")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise InputError(f"{dst} is there already: give a new or an empty folder")
+    check_new_folder(dst, ds.root)
     dst.parent.mkdir(parents=True, exist_ok=True)
     part = dst.with_name(f".{dst.name}.{os.getpid()}.part")
     try:
         part.mkdir()
         places, flaws = write_labels(ds, format, new_names(ds), part)
         for i, place in enumerate(places): _place_image(ds.path_of(i), part / place, images)
-        flaws = flaws + read_dataset(part, format).flaws
+        flaws = renamed_images(ds) + flaws + read_dataset(part, format).flaws
         if dst.exists(): dst.rmdir()
         part.rename(dst)
     except OSError as e: raise InputError(f"{dst}: could not be written: {e.filename or ''} {e.strerror or e}") from e

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LabelRow', 'ImageInfo', 'LabelTable', 'check_commas', 'find_image', 'are_relative', 'read_table', 'add_tables',
-           'check_tables', 'table_root']
+           'check_tables', 'table_split', 'table_root']
 
 # %% ../../../nbs/11_data.formats.tables.ipynb #c855c69b
 import re
@@ -44,7 +44,7 @@ class LabelRow(NamedTuple):
 class ImageInfo(NamedTuple):
     "What a table has about an image."
     size:tuple # (height, width) as declared, or None
-    split:str
+    split:str # "" for none, None where the table does not tell
     group:str = ""
 
 @dataclass
@@ -52,7 +52,7 @@ class LabelTable:
     "The content of one table."
     file:str # its path in the folder
     kind:str # of boxes, one of `KINDS`
-    split:str = "" # of all its images
+    split:str = "" # of all its images; "" where its name says none
     relative:bool = False # coordinates are relative to the image, 0 to 1
     rows:dict = field(default_factory=dict) # image path -> list of LabelRow
     images:dict = field(default_factory=dict) # image path -> ImageInfo
@@ -159,6 +159,7 @@ def _split_value(
     "The split that a value means."
     low = text.lower()
     if low in (*_EMPTY, "unassigned"): return ""
+    if split_of(text): return split_of(text)
     for start, name in (("train", "train"), ("val", "val"), ("dev", "val"), ("test", "test")):
         if low.startswith(start): return name
     return "test" if low.endswith("test") else text
@@ -174,6 +175,7 @@ def _image_of(
     "The image of a row, noted in the table. Raises InputError, without file and line, when it is in two splits."
     name = row["file"]
     split = _split_value(row.get("split", "")) or table.split
+    told = split if split or "split" in row else None
     if not name: raise InputError("no file name")
     path = paths.get((name, split))
     if path is None:
@@ -182,8 +184,8 @@ def _image_of(
     if not path: table.missing.setdefault(name, line)
     elif path not in table.images:
         h, w = (_coordinate(side, row.get(side) or "0") for side in ("image height", "image width"))
-        table.images[path] = ImageInfo((int(h), int(w)) if min(h, w) > 0 else None, split, row.get("group", ""))
-    elif table.images[path].split != split:
+        table.images[path] = ImageInfo((int(h), int(w)) if min(h, w) > 0 else None, told, row.get("group", ""))
+    elif (table.images[path].split or "") != split:
         before = table.images[path].split or "no split"
         raise InputError(f"{name[:200]!r} is in {before} above, in {split or 'no split'} here: each image belongs in"
                          " one split")
@@ -270,7 +272,7 @@ def _one_split(
     files:Files, # the folder
     path:str, # an image
     tables:list, # of LabelTable: all that name it
-)->str: # its split
+)->str: # its split, None where no table tells
     "The split of an image. Raises InputError when two tables put it into two."
     first = None
     for table in tables:
@@ -281,7 +283,7 @@ def _one_split(
             raise InputError(
                 f"{files.root / table.file}, line {table.line(path)}: {path} is in {split} here, and in"
                 f" {first.images[path].split} in {first.file}: each image belongs in one split")
-    return first.images[path].split if first else ""
+    return first.images[path].split if first else tables[0].images[path].split
 
 def _check_same(
     files:Files, # the folder
@@ -334,7 +336,7 @@ def _add_image(
     info = table.images[path]
     row = rows.image(path, table.file, _one_split(files, path, tables), info.size, group=info.group)
     if row is None: return
-    size = rows.sizes[row]
+    size = rows.label_size(row)
     if len(tables) > 1: _check_same(files, path, tables, size)
     with_box = [r for r in table.rows[path] if r.box]
     for r, box in zip(with_box, table.boxes(path, size).tolist()):
@@ -379,7 +381,7 @@ def check_tables(
     tables:list, # of LabelTable, all of one kind
 ):
     "Raise InputError when the columns have the wrong names."
-    size_of = dict(zip(rows.paths, rows.sizes))
+    size_of = {path: rows.label_size(row) for row, path in enumerate(rows.paths)}
     raw = []
     sizes = []
     for table in tables:
@@ -392,6 +394,13 @@ def check_tables(
     if raw: _check_kind(np.array(raw), np.array(sizes), tables[0].kind, files.root / tables[0].file)
 
 # %% ../../../nbs/11_data.formats.tables.ipynb #d22c365f
+def table_split(
+    file:str, # path of a table in its folder
+    tables:list, # of str: the paths of all tables
+)->str: # "" when it says none
+    "The split that the name or the folder of a table says, where there are several."
+    return split_of(file) if len(tables) > 1 else ""
+
 def table_root(
     path:Path, # a table
 )->Files: # the folder with its images

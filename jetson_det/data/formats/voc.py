@@ -23,11 +23,10 @@ from jetson_det.data.formats.reader import (
     class_list,
     image_for,
     number_labels,
-    split_of,
     stem_of,
-    text_lines,
 )
-from .writers import lost_groups
+from .writers import lost_areas, lost_groups
+from ...runtime.files import printable
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #73b1fba2
 _FLAGS = (("difficult", DIFFICULT), ("crowd", CROWD), ("ignore", IGNORE))
@@ -44,7 +43,7 @@ def _flags_and_attributes(
         if _is_set(tags.get(tag)): flags |= bit
     attributes = {}
     for tag in _OWN_TAGS:
-        if _is_set(tags.get(tag)): attributes[tag] = tags[tag].strip() if tag == "pose" else "1"
+        if _is_set(tags.get(tag)): attributes[tag] = _tag_value(tags[tag])
     for a in element.iterfind("attributes/attribute"):
         name = (a.findtext("name") or "").strip()
         value = (a.findtext("value") or "").strip()
@@ -56,6 +55,13 @@ def _is_set(
 )->bool:
     "Whether a tag says something."
     return text is not None and text.strip().lower() not in _UNSET
+
+def _tag_value(
+    text:str, # of a tag that is set
+)->str: # "1" for a yes, else the text: how much, as KITTI has it, or a pose
+    "The value of a mark."
+    text = text.strip()
+    return "1" if text.lower() in ("true", "yes") else text
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #7a25b98f
 class _Object(NamedTuple):
@@ -101,28 +107,6 @@ def _voc_box(
         except InputError as e: raise InputError(f"{needs}: {e}") from None
     return box
 
-# %% ../../../nbs/12_data.formats.voc.ipynb #006d9b66
-def _voc_lists(
-    files:Files, # the folder
-)->dict: # stem -> (split, list file); empty when there are no lists
-    "The splits of ImageSets/Main. Raises InputError when an image is in two of them."
-    lists = {}
-    for f in files.ending(".txt"):
-        if f.lower().split("/")[-3:-1] == ["imagesets", "main"]: lists[Path(f).stem.lower()] = f
-    if "train" not in lists and "trainval" in lists: lists["train"] = lists["trainval"]
-    known = files.by_stem.keys() | {stem_of(f).lower() for f in files.ending(".xml")}
-    splits = {}
-    for s in ("train", "val", "test"):
-        if s not in lists: continue
-        for line in text_lines(files.root / lists[s]):
-            stem = stem_of(line)
-            if stem.lower() not in known: # "name 1", as the lists of one class have it
-                stem = stem_of(re.sub(r"\s+-?[01]$", "", line))
-            before, file = splits.setdefault(stem, (s, lists[s]))
-            if before != s:
-                raise InputError(f"{files.root / lists[s]}: {stem!r} is in {file} too: each image belongs in one split")
-    return splits
-
 # %% ../../../nbs/12_data.formats.voc.ipynb #3e00c6a8
 def _voc_size(
     tree:ET.Element, # <annotation>
@@ -149,45 +133,34 @@ def _read_voc_rows(
     fixed:list=None, # the class names there may be, or None: any
 )->Rows: # rows whose labels are still names
     "Every annotation under the folder, with its image and its split."
-    rows = Rows(files.root, "voc")
-    lists = _voc_lists(files)
-    labeled = set() # stems
+    rows = Rows(files.root, "voc", files)
     for f in files.ending(".xml"):
         file = os.path.join(files.root, f)
         data = read_bytes(file)
         tree = parse_xml(data, file, "annotation", "a Pascal VOC file")
         path = image_for(files, f, (tree.findtext("filename") or "").strip())
-        stem = stem_of(f) if stem_of(f) in lists else stem_of(path)
-        labeled.add(stem)
         objects = _voc_objects(tree, file, data)
         if fixed is not None: _check_classes(objects, fixed, file, data)
         if not path:
             rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")
             continue
-        if lists: split = lists[stem][0] if stem in lists else ""
-        else: split = split_of(posixpath.dirname(f)) or split_of(posixpath.dirname(path))
-        row = rows.image(path, f, split, _voc_size(tree))
+        row = rows.image(path, f, declared=_voc_size(tree))
         if row is None: continue
         for o in objects: rows.box(row, o.box, o.name, o.flags, **o.attributes)
-    _add_background(rows, files, lists)
-    for name in sorted(lists.keys() - labeled - {stem_of(p) for p in rows.index}):
-        file = lists[name][1]
-        rows.flaw("missing-image", name, file, f"{file}: {name!r} has neither an annotation nor an image")
+    _add_background(rows, files)
     return rows
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #0095974b
 def _add_background(
     rows:Rows, # what was read
     files:Files, # the folder
-    lists:dict, # what `_voc_lists` gave
 ):
     "Add the images that have no annotation, from the folders in which others have one."
     folders = {p.rpartition("/")[0] for p in rows.index}
     for p in files.images:
         if p in rows.index or p.rpartition("/")[0] not in folders: continue
-        if lists and stem_of(p) not in lists: continue
-        split = lists[stem_of(p)][0] if lists else split_of(posixpath.dirname(p))
-        if rows.image(p, "no label", split) is not None:
+        if files.lists and p not in files.lists.splits: continue
+        if rows.image(p, "no label") is not None:
             rows.flaw("no-labels", p, "", f"{p} has no annotation: taken as background", "noted")
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #1ef572e3
@@ -217,6 +190,15 @@ def _decimal(
     "At most four decimals, without trailing zeros."
     return f"{v:.4f}".rstrip("0").rstrip(".")
 
+def _xml_text(
+    text:str, # a name or a value
+)->str:
+    "The text with XML's own characters escaped. Control characters, which XML cannot hold, are shown as `\\x1b`."
+    return escape(_plain(text))
+
+def _plain(text:str)->str:
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", lambda m: printable(m[0]), text)
+
 def _object_xml(
     o:_Object, # one box
 )->str: # <object>
@@ -226,12 +208,12 @@ def _object_xml(
     if o.flags & IGNORE: tags += "<ignore>1</ignore>"
     others = ""
     for k, v in o.attributes.items():
-        if k in _OWN_TAGS: tags += f"<{k}>{escape(v)}</{k}>"
-        else: others += f"<attribute><name>{escape(k)}</name><value>{escape(v)}</value></attribute>"
+        if k in _OWN_TAGS and _is_set(v) and _tag_value(v) == v: tags += f"<{k}>{_xml_text(v)}</{k}>"
+        else: others += f"<attribute><name>{_xml_text(k)}</name><value>{_xml_text(v)}</value></attribute>"
     x1, y1, x2, y2 = map(_decimal, o.box)
     box = f"<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
     if others: others = f"<attributes>{others}</attributes>"
-    return f"  <object><name>{escape(o.name)}</name>{tags}{box}{others}</object>\n"
+    return f"  <object><name>{_xml_text(o.name)}</name>{tags}{box}{others}</object>\n"
 
 def _annotation_xml(
     name:str, # the image's file name
@@ -254,7 +236,7 @@ def write_voc(
     lists = dst / "ImageSets" / "Main"
     annotations.mkdir()
     lists.mkdir(parents=True)
-    (dst / "classes.txt").write_text("\n".join(ds.classes) + "\n", encoding="utf-8")
+    (dst / "classes.txt").write_text("\n".join(map(_plain, ds.classes)) + "\n", encoding="utf-8")
     m = 0 # the box
     for i, name in enumerate(names):
         objects = []
@@ -268,4 +250,4 @@ def write_voc(
         if not s: continue
         lines = [stem_of(name) + "\n" for name, split in zip(names, ds.splits) if split == s]
         (lists / f"{s}.txt").write_text("".join(lines), encoding="utf-8")
-    return [f"JPEGImages/{name}" for name in names], lost_groups(ds, "voc")
+    return [f"JPEGImages/{name}" for name in names], lost_groups(ds, "voc") + lost_areas(ds, "voc")

@@ -14,45 +14,91 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...core import InputError
+from ...core import InputError, class_key, match_classes
 from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset
-from .parse import plain_text, read_text
-from .reader import Files, Rows, split_of, stem_of, text_lines, walk_files
-from .writers import loss, lost_groups
+from .parse import lines_of, path_lines, plain_text, read_text
+from .reader import Files, Rows, stem_of, text_lines, walk_files
+from .splits import split_of
+from .writers import loss, lost_areas, lost_groups
+from ...runtime.files import printable
 from ...runtime.images import IMAGE_SUFFIXES
+from ...yaml_file import dump_yaml, parse_yaml
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #24df9fae
+class _Line(NamedTuple):
+    "What a line says."
+    label:int # number of the class
+    box:tuple # xmin, ymin, xmax, ymax, pixels
+    count:int = 5 # how many numbers it has
+    other:tuple = () # the box of the first four numbers, where that holds all later points
+    fills:bool = False # and the points take up a good part of it, as corners and landmarks do
+
+def _corners(x, y, w, h)->tuple: return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+# %% ../../../nbs/12_data.formats.yolo.ipynb #c161226d
+def _points_inside(
+    box:list, # x, y, width, height, relative
+    points:list, # of (x, y)
+)->tuple: # whether the box holds the points; whether they take up a quarter of it or more, in both directions
+    "How points lie in a box. Up to half a percent of the image over the edge is rounding."
+    x, y, w, h = box
+    if w <= 0 or h <= 0: return False, False
+    if not all(abs(px - x) <= w / 2 + .005 and abs(py - y) <= h / 2 + .005 for px, py in points): return False, False
+    if len(points) < 2: return True, False
+    xs, ys = zip(*points)
+    return True, max(xs) - min(xs) >= w / 4 and max(ys) - min(ys) >= h / 4
+
+def _read_points(
+    numbers:list, # what follows a box
+    step:int, # 2: x, y; 3: x, y and a mark: 0 not there, 1 hidden, 2 visible
+): # list of (x, y), those that are there; None when the numbers are not such points
+    "The points after a box; one at -1, -1 is not there."
+    if len(numbers) % step: return None
+    marks = numbers[2::3] if step == 3 else [2] * (len(numbers) // 2)
+    if not set(marks) <= {0, 1, 2}: return None
+    points = zip(numbers[::step], numbers[1::step], marks)
+    return [(x, y) for x, y, mark in points if mark and (x >= 0 or y >= 0)]
+
+def _box_with_points(
+    numbers:list, # all after the class
+)->tuple: # whether they can be a box and points inside it; whether the points fill it
+    "The second reading of a line."
+    for step in (2, 3):
+        points = _read_points(numbers[4:], step)
+        if points is None: continue
+        fits, fills = _points_inside(numbers[:4], points)
+        if fits: return fits, fills
+    return False, False
+
+# %% ../../../nbs/12_data.formats.yolo.ipynb #d7492b72
 def _yolo_line(
     parts:list, # of str: the words of the line
     size:tuple, # (height, width) of the image, pixels
     classes:int, # how many classes there are
     keypoints:bool=False, # the numbers after the fifth are keypoints
-)->tuple: # class, (xmin, ymin, xmax, ymax) in pixels
-    "One line's class and box. Raises InputError, without file and line."
-    shown = " ".join(parts)[:80]
+)->_Line:
+    "What one line says. Raises InputError, without file and line."
+    shown = printable(" ".join(parts)[:80])
     try: v = [float(p) for p in parts]
     except ValueError: raise InputError(f"{shown!r} is not a row of numbers") from None
     if keypoints: v = v[:5]
     n = len(v)
-    if n < 5 or (n > 5 and (n < 7 or n % 2 == 0)):
+    fits, fills = _box_with_points(v[1:]) if n > 6 else (False, False)
+    if n < 5 or n == 6 or (n % 2 == 0 and not fits):
         raise InputError(f"{n} numbers: a box has 5 (class x y width height), an outline 7, 9, 11, ...")
     if not all(map(math.isfinite, v)): raise InputError(f"a number that is not finite: {shown}")
     if v[0] != int(v[0]) or not 0 <= v[0] < classes:
         raise InputError(f"class {parts[0][:40]}: there are {classes} classes, 0 to {classes - 1}")
     if min(v[1:]) < -1 or max(v[1:]) > 2:
         raise InputError(f"{shown}: coordinates must be relative to the image, 0 to 1; are these pixels?")
-    if n == 5: # center and size
-        x1 = v[1] - v[3] / 2
-        y1 = v[2] - v[4] / 2
-        x2 = v[1] + v[3] / 2
-        y2 = v[2] + v[4] / 2
-    else: # an outline
-        x1 = min(v[1::2])
-        y1 = min(v[2::2])
-        x2 = max(v[1::2])
-        y2 = max(v[2::2])
     h, w = size
-    return int(v[0]), (x1 * w, y1 * h, x2 * w, y2 * h)
+    def pixels(box): return box[0] * w, box[1] * h, box[2] * w, box[3] * h
+    label = int(v[0])
+    box = _corners(*v[1:5])
+    if n == 5: return _Line(label, pixels(box))
+    if n % 2 == 0: return _Line(label, pixels(box), n, pixels(box), True) # no outline has an even number
+    outline = min(v[1::2]), min(v[2::2]), max(v[1::2]), max(v[2::2])
+    return _Line(label, pixels(outline), n, pixels(box) if fits else (), fills)
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #632c0ebd
 _IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "img", "image")
@@ -91,13 +137,14 @@ def _at(
     key:str, # one of its keys
 )->str: # "FILE, line N"
     "Where a key stands, for an error."
-    for k, line in enumerate(read_text(file).splitlines(), 1):
+    for k, line in enumerate(lines_of(read_text(file)), 1):
         if line.lstrip().startswith(key): return f"{file}, line {k}"
     return f"{file}, line 1"
 
 def _class_names(
     names, # list, dict number -> name, or None
-    file, # for errors
+    file, # for errors: "FILE, line N"
+    line_of=None, # function of a number: "FILE, line N" of its name
 )->list: # of names; the position is the number
     "Class names in order. Raises InputError when a number is missing or a name is not a text."
     if isinstance(names, dict):
@@ -109,58 +156,68 @@ def _class_names(
         names = [by_number[k] for k in range(len(by_number))]
     if not isinstance(names, list) or not names:
         raise InputError(f"{file}: names must be a list of class names or number: name")
-    names = [str(name) if isinstance(name, bool) else name for name in names] # YAML reads `no` as False
-    try: return [plain_text(name, f"class {k}") for k, name in enumerate(names)]
-    except InputError as e: raise InputError(f"{file}: names: {e}") from None
+    found = []
+    for k, name in enumerate(names):
+        try: found.append(plain_text(name, f"class {k}"))
+        except InputError as e: raise InputError(f"{line_of(k) if line_of else file}: names: {e}") from None
+    _check_once(found, file)
+    return found
+
+def _check_once(
+    names:list, # of str; "" for a number without a name
+    file, # for errors
+):
+    "Raise InputError for a name that stands twice."
+    for k, name in enumerate(names):
+        if name and names.index(name) < k:
+            raise InputError(f"{file}: class name {name!r} stands twice, as {names.index(name)} and as {k}")
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #191d1b27
-def _parse_yaml(
-    file:Path, # a YAML file
-): # its content
-    "Parse YAML without aliases. Raises InputError with file and line."
-    import yaml
-    text = read_text(file)
-    if len(text) > 2**20: raise InputError(f"{file}, line 1: {len(text)} characters: too large for a data.yaml")
-    try:
-        alias = _first_alias(text)
-        if alias is None: return yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = mark.line if mark else text.count("\n", 0, getattr(e, "position", 0))
-        problem = getattr(e, "problem", None) or getattr(e, "reason", e)
-        raise InputError(f"{file}, line {line + 1}: not valid YAML: {problem}") from None
-    except Exception as e: # !!int x, 2001-99-99, deep nesting: each raises something else
-        raise InputError(f"{file}, line 1: not valid YAML: {type(e).__name__}") from None
-    raise InputError(
-        f"{file}, line {alias.start_mark.line + 1}: *{alias.value} repeats another part: write it out in a data.yaml")
-
-def _first_alias(
-    text:str, # YAML
-): # a token of PyYAML, or None
-    "The first `*name`."
-    import yaml
-    if "*" not in text: return None
-    for token in yaml.scan(text):
-        if isinstance(token, yaml.AliasToken): return token
-    return None
+_SPLIT_KEYS = ("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing")
+_TEXTS = [(key,) for key in ("names", *_SPLIT_KEYS)] # below which all words are texts
 
 def _load_yaml(
     file:Path, # data.yaml
 )->dict: # its content, names as a list
     "Read data.yaml. Raises InputError when it is not YAML, or when names and nc contradict each other."
-    d = _parse_yaml(file)
+    d, lines = parse_yaml(read_text(file), file, texts=_TEXTS, aliases=False)
     if not isinstance(d, dict) or "names" not in d:
         raise InputError(f"{file}, line 1: not a data.yaml: it has no names")
-    d["names"] = _class_names(d["names"], _at(file, "names"))
-    if d.get("nc", len(d["names"])) != len(d["names"]):
-        raise InputError(f"{_at(file, 'nc')}: nc is {str(d['nc'])[:40]}, and there are {len(d['names'])} names")
+    def line_of(k): return f"{file}, line {lines.get(('names', k)) or lines.get(('names', str(k)), 1)}"
+    d["names"] = _class_names(d["names"], _at(file, "names"), line_of)
+    if d.get("nc") is not None and str(d["nc"]) != str(len(d["names"])):
+        shown = printable(str(d["nc"])[:40])
+        raise InputError(f"{_at(file, 'nc')}: nc is {shown}, and there are {len(d['names'])} names")
     return d
+
+# %% ../../../nbs/12_data.formats.yolo.ipynb #72b48b7b
+class _Names(NamedTuple):
+    "The class names that the numbers of label files mean."
+    names:list # of str; "" for a number without a name
+    file:str = "" # where they stand
+
+def _read_names(
+    path, # a text file with a name on each line
+    count:int=0, # how many names there are, where another file says it
+)->_Names:
+    "The names of a text file. Raises InputError for a name that stands twice or is no text."
+    names = []
+    for k, line in enumerate(lines_of(read_text(path)), 1):
+        try: names.append(plain_text(line, "class") if line.strip() else "")
+        except InputError as e: raise InputError(f"{path}, line {k}: {e}") from None
+    while names and not names[-1]: names.pop()
+    filled = [name for name in names if name]
+    if len(filled) == count: names = filled # blank lines are only space
+    if not names: raise InputError(f"{path}, line 1: names must be a list of class names")
+    _check_once(names, path)
+    return _Names(names, str(path))
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #b89cc390
 def _resolve(
     entry:str, # a path as a list or data.yaml has it
     bases:list, # of str: folders it may be relative to, in order
     tails:bool=False, # also without its first folders, one after the other
+    within:str="", # where nothing outside a folder may be read: its real path
 )->str: # absolute, or "" when it is not there
     "The file or folder of an entry, under the first of the bases where it exists."
     parts = entry.replace("\\", "/").split("/")
@@ -169,6 +226,7 @@ def _resolve(
     for skipped in range(most + 1):
         for base in bases:
             path = os.path.join(base, "/".join(parts[skipped:]))
+            if within and not (os.path.realpath(path) + os.sep).startswith(within + os.sep): continue
             if os.path.exists(path): return os.path.normpath(path)
     return ""
 
@@ -177,27 +235,34 @@ def _entry_images(
     bases:list, # of str
     tails:bool, # as in `_resolve`
     missing:list, # (listed image that is not there, list file) is added to it
+    within:str, # as in `_resolve`
 )->list: # of str, absolute
-    "The images of one entry of data.yaml."
+    "The images of one entry of data.yaml. Raises InputError for a file that is no list; its lines are not shown."
     if os.path.dirname(path) == path: raise InputError(f"{path}: the root of a disk is not a dataset")
     if os.path.isdir(path):
         return [os.path.join(path, f) for f in walk_files(path) if f.lower().endswith(IMAGE_SUFFIXES)]
     found = []
     bases = [os.path.dirname(path), *bases]
-    for line in text_lines(path):
-        image = _resolve(line, bases, tails)
-        if os.path.isfile(image): found.append(image)
-        else: missing.append((line[:200], os.path.basename(path)))
+    lines = 0
+    for k, line in enumerate(path_lines(path), 1):
+        if not line or os.path.basename(line).startswith("."): continue # hidden, such as the ._7.jpg of macOS
+        lines += 1
+        image = _resolve(line, bases, tails, within)
+        if os.path.isfile(image) and image.lower().endswith(IMAGE_SUFFIXES): found.append(image)
+        elif line.lower().endswith(IMAGE_SUFFIXES): missing.append((line[:200], os.path.basename(path)))
+        else: missing.append((f"line {k}", os.path.basename(path)))
+    if lines and not found and all(not name.lower().endswith(IMAGE_SUFFIXES) for name, _ in missing[-lines:]):
+        raise InputError(f"{path}, line 1: read as a list of images, and no line of it ends like the name of one")
     return found
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #bf609109
 class _Sources(NamedTuple):
     "What a set of YOLO labels consists of."
     root:Path # the folder that all images are below
-    splits:dict # split -> list of absolute image paths; {"": ...} when there are no splits
+    splits:dict # split -> list of absolute image paths; {None: ...} when lists and folders decide
     missing:list # of (listed image that is not there, list file)
-    names:list = () # class names
-    names_file:str = "" # name of the file that has them
+    names:_Names = _Names([]) # the class names
+    is_fixed:bool = False # no other file of names may contradict them
     keypoints:bool = False # lines hold keypoints after the box
 
 def _yaml_splits(
@@ -205,8 +270,9 @@ def _yaml_splits(
     d:dict, # its content
     bases:list=None, # of str: what its paths are relative to; None: `path`, then its own folder
     tails:bool=False, # paths may have folders too many in front
+    within:str="", # as in `_resolve`
 )->_Sources: # root, splits and missing are filled in
-    "The images of each split. Identical lists are no splits. Raises InputError when splits share images."
+    "The images of each split. Identical lists tell no splits. Raises InputError when splits share images."
     file = Path(os.path.abspath(file))
     folder = str(file.parent)
     if bases is None: bases = [b for b in (os.path.join(folder, str(d.get("path") or ".")), folder) if os.path.isdir(b)]
@@ -215,13 +281,13 @@ def _yaml_splits(
     entries = [] # the folders and lists that were found
     for split in ("train", "val", "test"):
         images = []
-        named = d.get(split) or []
-        if not isinstance(named, list): named = [named]
-        for entry in dict.fromkeys(map(str, named)):
-            path = _resolve(entry, bases, tails)
+        for key, entry in _split_entries(d, split):
+            path = _resolve(entry, bases, tails, within)
+            if not path and within and _resolve(entry, bases, tails):
+                raise InputError(f"{_at(file, key)}: {entry[:200]!r} leads out of the archive: nothing outside is read")
             if not path:
-                raise InputError(f"{_at(file, split)}: {entry[:200]!r} is not there (looked in {', '.join(bases)})")
-            images += _entry_images(path, bases, tails, missing)
+                raise InputError(f"{_at(file, key)}: {entry[:200]!r} is not there (looked in {', '.join(bases)})")
+            images += _entry_images(path, bases, tails, missing, within)
             entries.append(path)
         if images and images not in lists.values(): lists[split] = list(dict.fromkeys(images))
     if not lists:
@@ -234,36 +300,55 @@ def _yaml_splits(
                 raise InputError(
                     f"{_at(file, split)}: {p} is in {owner[p]} and in {split}: each image belongs in one split")
     root = Path(os.path.commonpath([os.path.dirname(p) for p in owner] + [folder]))
-    if len(lists) == 1: lists = {"": next(iter(lists.values()))}
+    if len(lists) == 1: lists = {None: next(iter(lists.values()))}
     return _Sources(root, lists, missing)
 
+def _split_entries(
+    d:dict, # content of data.yaml
+    split:str, # "train", "val" or "test"
+)->list: # of (key, entry), each entry once
+    "What data.yaml names for a split, also under another word for it, such as `valid`."
+    found = {}
+    for key, named in d.items():
+        if not isinstance(key, str) or key.lower() not in _SPLIT_KEYS or split_of(key) != split: continue
+        if not isinstance(named, list): named = [named]
+        for entry in named:
+            if entry not in (None, ""): found.setdefault(str(entry), key)
+    return [(key, entry) for entry, key in found.items()]
+
 # %% ../../../nbs/12_data.formats.yolo.ipynb #7230a978
-_LISTS = {"train": ("train.txt",), "val": ("valid.txt", "val.txt"), "test": ("test.txt",)}
+_LISTS = {
+    "train": ("train.txt", "training.txt"),
+    "val": ("valid.txt", "val.txt", "validation.txt"),
+    "test": ("test.txt", "testing.txt"),
+}
 
 def _darknet_keys(
     file:Path, # obj.data
 )->dict: # key -> value
     "The lines `key = value`."
     found = {}
-    for line in read_text(file).splitlines():
+    for line in lines_of(read_text(file)):
         key, equals, value = line.partition("=")
         if equals and not key.lstrip().startswith("#"): found[key.strip()] = value.strip()
     return found
 
 def _load_darknet(
     file:Path, # obj.data
-)->tuple: # {names, train, val, test} as data.yaml has them, folders that paths are relative to
+    within:str="", # as in `_resolve`
+)->tuple: # {names:_Names, train, val, test}, folders that paths are relative to
     "Read Darknet's obj.data. Raises InputError when its names are not there, or not as many as it says."
     d = _darknet_keys(file)
     folder = os.path.dirname(os.path.abspath(file))
     bases = [folder, os.path.dirname(folder)]
-    names_file = _resolve(d["names"], bases, True) if d.get("names") else ""
+    names_file = _resolve(d["names"], bases, True, within) if d.get("names") else ""
     if not os.path.isfile(names_file):
         raise InputError(f"{_at(file, 'names')}: the file of names {d.get('names', '')[:200]!r} is not there")
-    names = _class_names(text_lines(names_file), f"{names_file}, line 1")
-    if d.get("classes", str(len(names))) != str(len(names)):
-        raise InputError(
-            f"{_at(file, 'classes')}: classes is {d['classes'][:40]}, and {names_file} has {len(names)} names")
+    count = d.get("classes", "")
+    names = _read_names(names_file, int(count) if re.fullmatch("[0-9]{1,6}", count) else 0)
+    if count and count != str(len(names.names)):
+        raise InputError(f"{_at(file, 'classes')}: classes is {printable(count[:40])}, and {names_file} has"
+                         f" {len(names.names)} names")
     lists = {"train": d.get("train"), "val": d.get("valid") or d.get("val"), "test": d.get("test")}
     return {"names": names, **lists}, bases
 
@@ -301,29 +386,159 @@ def _names_file(
     if len(named) > 1:
         raise InputError(
             f"{files.root}: {named[0]} and {named[1]} could both describe it: give one of them as the path")
-    if not named: named = [f for f in top if _base(f) in _NAME_FILES or f.lower().endswith(".names")]
+    if not named:
+        by_depth = sorted(files.all, key=lambda f: f.count("/"))
+        named = [f for f in by_depth if _base(f) in _NAME_FILES or f.lower().endswith(".names")]
     return named[0] if named else ""
 
 _HEAD = 2**16 # bytes of a file that are searched for a key
+
+# %% ../../../nbs/12_data.formats.yolo.ipynb #dae90e9a
+def _check_same_names(
+    a:_Names,
+    b:_Names, # of a text file
+):
+    "Raise InputError when a number has two names. One list may be longer."
+    for k, (x, y) in enumerate(zip(a.names, b.names)):
+        if x != y and x and y and class_key(x) != class_key(y):
+            raise InputError(f"{b.file}, line {k + 1}: class {k} is {y!r} here and {x!r} in {a.file}:"
+                             " one of them is wrong")
+
+def _names_in(
+    folder:str, # a path
+    any_name:bool, # also a file such as coco.names, which may be of something else
+): # _Names, or None when the folder has no such file
+    "The list of names in a folder. Raises InputError when there are two, and they contradict each other."
+    listed = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
+    own = [f for f in listed if f in _NAME_FILES and f != _TEMPLATE]
+    if any_name and not own: own = [f for f in listed if f.lower().endswith(".names") and f[0] != "."]
+    found = [_read_names(os.path.join(folder, f)) for f in own if os.path.isfile(os.path.join(folder, f))]
+    if not found: return None
+    longest = max(found, key=lambda names: len(names.names))
+    merged = list(longest.names)
+    for other in found:
+        _check_same_names(longest, other)
+        for k, name in enumerate(other.names): merged[k] = merged[k] or name
+    return _Names(merged, longest.file)
+
+_TEMPLATE = "predefined_classes.txt" # what labelImg offers; the classes that were used are in classes.txt
+
+# %% ../../../nbs/12_data.formats.yolo.ipynb #bce1ffe4
+class _ClassLists:
+    "The classes of a dataset, and what the numbers of each folder's labels mean."
+    def __init__(self,
+        root:Path, # the dataset's folder
+        main:_Names, # those of labels without a list of their own
+        is_fixed:bool, # other lists must agree with it
+    ):
+        self.root = str(root)
+        self.main = main
+        self.is_fixed = is_fixed
+        self.classes = [] # of str
+        self.of_folder = {} # folder of labels -> (_Names, number in `classes` for each of its names, -1 for "")
+        self.others = {} # file -> _Names: lists whose numbers mean something else
+        self.numbered = {} # file -> what `add` gave
+        self.own = {} # folder -> what `_names_in` gave
+        self.add(main)
+
+    def add(self, names):
+        "Number a list; classes that are new go to the end."
+        if names.file in self.numbered: return self.numbered[names.file]
+        numbers = []
+        for name, k in zip(names.names, match_classes(names.names, self.classes)):
+            if k is None and name:
+                k = len(self.classes)
+                self.classes.append(name)
+            numbers.append(k if name else -1)
+        self.numbered[names.file] = numbers
+        return numbers
+
+    def nearest(self, folder):
+        "The list in a folder or the nearest one above, up to the root."
+        inside = folder == self.root or folder.startswith(self.root + os.sep)
+        while True:
+            if folder not in self.own: self.own[folder] = _names_in(folder, not self.is_fixed)
+            names = self.own[folder]
+            if names or not inside or folder == self.root: return names
+            folder = os.path.dirname(folder)
+
+    def of(self, label):
+        "The names that a label file's numbers mean, and the number of each in `classes`."
+        folder = os.path.dirname(label)
+        if folder not in self.of_folder:
+            names = self.nearest(folder) or self.main
+            if self.is_fixed and names is not self.main:
+                _check_same_names(self.main, names)
+                names = self.main
+            numbers = self.add(names)
+            if numbers != list(range(len(numbers))) and names.file != self.main.file: self.others[names.file] = names
+            self.of_folder[folder] = names, numbers
+        return self.of_folder[folder]
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #0120c604
 def _read_label(
     rows:Rows, # where to
     row:int, # the image's row
     label:str, # its label file, absolute
-    sources:_Sources, # the class names, and where they are from
+    lists:_ClassLists, # what its numbers mean
+    long_lines, # _LongLines
+    keypoints:bool, # lines hold keypoints after the box
 ):
     "Add the boxes of one label file. Raises InputError with file and line."
-    size = rows.sizes[row]
-    for k, line in enumerate(read_text(label).splitlines(), 1):
+    size = rows.label_size(row)
+    names, numbers = lists.of(label)
+    for k, line in enumerate(lines_of(read_text(label)), 1):
         parts = line.split()
         if not parts: continue
-        try: c, box = _yolo_line(parts, size, len(sources.names), sources.keypoints)
+        try:
+            found = _yolo_line(parts, size, len(numbers), keypoints)
+            if numbers[found.label] < 0: raise _no_name(names, found.label)
         except InputError as e:
             message = f"{label}, line {k}: {e}"
-            if sources.names_file and str(e).startswith("class "): message += f" ({sources.names_file})"
+            if names.file and " classes, 0 to " in message: message += f" ({os.path.basename(names.file)})"
             raise InputError(message) from None
-        rows.box(row, box, c)
+        if found.count > 5: long_lines.add(len(rows.boxes), found, label, k)
+        rows.box(row, found.box, numbers[found.label])
+
+def _no_name(
+    names:_Names,
+    label:int, # a number without a name
+)->InputError:
+    "The error of a label whose number has no name."
+    return InputError(f"class {label} has no name: {names.file}, line {label + 1} is blank: write the name there, or"
+                      " take the line out if the numbers skip it")
+
+# %% ../../../nbs/12_data.formats.yolo.ipynb #77a2c793
+class _LongLines:
+    "The lines with more than five numbers, until all are known."
+    def __init__(self):
+        self.count = 0
+        self.fills = 0
+        self.fits = {} # position of a box -> the box of the other reading
+        self.examples = {} # whether it fits -> (label file, line, how many numbers)
+
+    def add(self, position, line, label, k):
+        "Note a line; `position` is that of its box."
+        self.count += 1
+        self.fills += line.fills
+        if line.other: self.fits[position] = line.other
+        self.examples.setdefault(bool(line.other), (label, k, line.count))
+
+    def decide(self, rows):
+        "Choose a reading for all of them, put its boxes into the rows, and note it."
+        if not self.fits: return
+        label, k, numbers = self.examples[True]
+        rel = os.path.relpath(label, rows.root).replace(os.sep, "/")
+        where = f"{self.count} line{'' if self.count == 1 else 's'}, such as {rel}, line {k} of {numbers} numbers,"
+        if len(self.fits) >= .95 * self.count and 2 * self.fills >= self.count:
+            for position, box in self.fits.items(): rows.boxes[position] = box
+            rows.flaw("two-readings", rel, f"line {k}",
+                      f"{where} are read as a box and points in it: the first four numbers after the class hold the"
+                      " others", "noted", "note")
+            return
+        rows.flaw("two-readings", rel, f"line {k}",
+                  f"{where} are read as outlines; in {len(self.fits)} of them the first four numbers could be a box"
+                  " that holds the other points (if so, write kpt_shape into data.yaml)", "noted", "note")
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #787a3e75
 def _lost_labels(
@@ -334,7 +549,7 @@ def _lost_labels(
     for folder in sorted({os.path.dirname(p) for p in used}):
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
-            if path in used or name in _NAME_FILES: continue
+            if path in used or name in _NAME_FILES or not os.path.isfile(path): continue
             if not name.lower().endswith(".txt") or name.startswith("."): continue
             try: lines = text_lines(path)
             except InputError: continue
@@ -371,11 +586,12 @@ def _is_label(
     head:bytes, # its beginning
 )->bool: # whether its first line can be a label of YOLO
     "At least four numbers; in a folder called labels, anything but a line of KITTI."
-    words = head.lstrip().split(b"\n")[0].split()
+    words = head.decode("utf-8", "replace").lstrip("\ufeff").lstrip().split("\n")[0].split()
     if not words: return False
     if len(words) in (15, 16) and not words[0][:1].isdigit(): return False # KITTI's lines begin with a name
+    if re.split("[,;|]", words[0])[0].lower().endswith(IMAGE_SUFFIXES): return False # a list of plates or a table
     if os.path.basename(os.path.dirname(label)) == "labels": return True
-    return len(words) >= 4 and all(re.match(rb"[-.]?\d", w) for w in words)
+    return len(words) >= 4 and all(map(_is_number, words))
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #28cdf6af
 def _sources(
@@ -390,22 +606,23 @@ def _sources(
         named = _names_file(files)
         file = Path(os.path.abspath(files.root / named)) if named else None
     suffix = file.suffix.lower() if file else ""
+    within = os.path.realpath(files.root) if files and files.is_closed else ""
     if suffix in (".yaml", ".yml"):
         d = _load_yaml(file)
-        return _yaml_splits(file, d)._replace(names=d["names"], names_file=file.name, keypoints="kpt_shape" in d)
+        names = _Names(d["names"], str(file))
+        return _yaml_splits(file, d, within=within)._replace(names=names, is_fixed=True, keypoints="kpt_shape" in d)
     if suffix == ".data":
-        d, bases = _load_darknet(file)
-        return _yaml_splits(file, d, bases, True)._replace(names=d["names"], names_file=file.name)
-    names = _class_names(text_lines(file), f"{file}, line 1") if file else list(classes or ())
-    if not names: raise _nameless(files)
+        d, bases = _load_darknet(file, within)
+        return _yaml_splits(file, d, bases, True, within)._replace(names=d["names"], is_fixed=True)
+    names = _read_names(file) if file else _Names(list(classes or ()))
+    if not names.names: raise _nameless(files)
     lists = _lists_beside(file) if file else {}
     if lists:
         bases = [str(file.parent), str(file.parent.parent)]
-        return _yaml_splits(file, lists, bases, True)._replace(names=names, names_file=file.name)
+        return _yaml_splits(file, lists, bases, True, within)._replace(names=names, is_fixed=True)
     if path.is_file(): raise InputError(f"{path}: give the folder, a data.yaml or an obj.data")
-    splits = {}
-    for f in files.images: splits.setdefault(split_of(f.rpartition("/")[0]), []).append(os.path.join(path, f))
-    return _Sources(path, splits, [], names, file.name if file else "")
+    images = [os.path.join(path, f) for f in files.images]
+    return _Sources(path, {None: images} if images else {}, [], names)
 
 def _nameless(
     files:Files, # the folder
@@ -427,29 +644,57 @@ def read_yolo(
 )->DetDataset: # the columns
     "Read YOLO labels. Raises InputError with file and line for a wrong label; lesser flaws are in `.flaws`."
     sources = _sources(Path(os.path.abspath(path)), files, classes)
-    rows = Rows(sources.root, "yolo")
+    rows = Rows(sources.root, "yolo", files)
     folders = _LabelFolders()
-    used = set()
+    lists = _ClassLists(sources.root, sources.names, sources.is_fixed)
+    long_lines = _LongLines()
+    used = {} # label file -> the image it was first used for
     for split, images in sources.splits.items():
         for image in images:
             rel = os.path.relpath(image, sources.root).replace(os.sep, "/")
             label = folders.of(image)
-            row = rows.image(rel, label or split or "the folder", split)
+            source = os.path.relpath(label, sources.root).replace(os.sep, "/") if label else split or "the folder"
+            row = rows.image(rel, source, split)
             if not label:
                 rows.flaw("no-labels", rel, "", f"{rel} has no label file: taken as background", "noted")
                 continue
-            used.add(label)
-            if row is not None: _read_label(rows, row, label, sources)
-    for name, file in sources.missing: rows.flaw("missing-image", name, file, f"{file}: {name} is not there")
-    _lost_labels(rows, used)
-    return rows.dataset(sources.names)
+            if used.setdefault(label, rel) != rel:
+                rows.flaw("shared-label", rel, source,
+                          f"{rel} and {used[label]} have one label file, {source}: both get its boxes; take away the"
+                          " image that they are not of", "noted")
+            if row is not None: _read_label(rows, row, label, lists, long_lines, sources.keypoints)
+    for name, file in sources.missing:
+        is_image = name.lower().endswith(IMAGE_SUFFIXES)
+        text = f"{file}: {name} is not there" if is_image else f"{file}, {name}: names no image"
+        rows.flaw("missing-image", name, file, text)
+    _lost_labels(rows, set(used))
+    long_lines.decide(rows)
+    _note_names(rows, lists)
+    return rows.dataset(lists.classes)
+
+def _note_names(
+    rows:Rows, # flaws are written down
+    lists:_ClassLists,
+):
+    "Note the lists whose numbers mean something else than in the first one, and numbers without a name."
+    def rel(file): return os.path.relpath(file, rows.root).replace(os.sep, "/") if file else "the list that was given"
+    for file in lists.others:
+        rows.flaw("class-order", rel(file), "",
+                  f"{rel(file)} numbers the classes otherwise than {rel(lists.main.file)}: the labels of its folder are"
+                  " mapped by name", "noted", "note")
+    for names in {names.file: names for names, _ in lists.of_folder.values()}.values():
+        for k, name in enumerate(names.names):
+            if name: continue
+            rows.flaw("unnamed-class", rel(names.file), f"line {k + 1}",
+                      f"{rel(names.file)}, line {k + 1} is blank: class {k} has no name, and no label is of it",
+                      "noted", "note")
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #d614408b
 def _losses(
     ds:DetDataset, # what is written
 )->list: # of Flaw
     "What YOLO text cannot hold."
-    found = lost_groups(ds, "yolo")
+    found = lost_groups(ds, "yolo") + lost_areas(ds, "YOLO")
     for bit, what, action in ((CROWD | IGNORE, "crowd or ignored boxes, which YOLO cannot hold: left out", "dropped"),
                               (DIFFICULT, "difficult boxes, which YOLO cannot mark: ordinary now", "noted")):
         images, counts = np.unique(ds.box_image[(ds.flags & bit) > 0], return_counts=True)
@@ -481,14 +726,13 @@ def write_yolo(
     dst:Path, # an empty folder
 )->tuple: # where each image goes, relative to `dst`; flaws: what is lost
     "Write YOLO text files and data.yaml. Raises InputError when only some images have a split."
-    import yaml
     splits = ds.split_names
     if "" in splits and len(splits) > 1:
         raise InputError("YOLO cannot hold images without a split beside others: make splits first")
     below = [f"{s}/{name}" if s else name for s, name in zip(ds.splits, names)] # images/, and below labels/
     lists = {"train": "images", "val": "images"} if splits == [""] else {s: f"images/{s}" for s in splits}
     lists["names"] = dict(enumerate(ds.classes))
-    text = yaml.safe_dump(lists, allow_unicode=True, sort_keys=False)
+    text = dump_yaml(lists)
     (dst / "data.yaml").write_text(text, encoding="utf-8")
     for i, path in enumerate(below):
         file = dst / "labels" / Path(path).parent / (stem_of(path) + ".txt")

@@ -12,7 +12,9 @@ import io
 import json
 import math
 import os
+import re
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -21,10 +23,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+try: from simplejpeg import decode_jpeg
+except ImportError: decode_jpeg = None # OpenCV alone, which says nothing of damage inside a JPEG
 
 from ...core import cache_dir
 from .header import Header, image_header
-from ...runtime.files import write_bytes_atomic
+from ...runtime.files import open_regular, write_bytes_atomic
 from ...runtime.images import jpeg_segments, upright
 
 # %% ../../../nbs/11_data.images.facts.ipynb #a8aebc21
@@ -37,6 +41,44 @@ def is_truncated(
         return scan < 0 or data.find(b"\xff\xd9", scan) < 0
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP": return len(data) < 8 + int.from_bytes(data[4:8], "little")
     return data[:8] == b"\x89PNG\r\n\x1a\n" and data.rfind(b"IEND") < 0
+
+# %% ../../../nbs/11_data.images.facts.ipynb #a27f4d6c
+_DAMAGE = re.compile(r"Corrupt JPEG data: |Premature end|Unsupported marker|Inconsistent progression|Invalid SOS")
+_PADDING = re.compile(r"Corrupt JPEG data: ([1-7]) extraneous bytes before marker 0xd9")
+
+def _gray_jpeg(
+    data:bytes, # a JPEG
+    size:tuple, # (h, w) by its header
+    level:int, # the size is to be halved so often
+)->tuple: # (h', w') uint8, or None for what OpenCV must decode; what is damaged, in words
+    "Decode a JPEG by libjpeg-turbo, with its warnings."
+    if decode_jpeg is None: return None, ""
+    h, w = size
+    try: return decode_jpeg(data, "GRAY", min_height=max(h >> level, 1), min_width=max(w >> level, 1),
+                            min_factor=1 << level)[..., 0], ""
+    except ValueError as e: message = str(e)
+    padding = _PADDING.match(message)
+    end = data.rfind(b"\xff\xd9")
+    is_padded = padding and not data[end - int(padding[1]):end].strip(b"\0\xff")
+    if is_padded or not _DAMAGE.match(message): return None, ""
+    return None, message.removeprefix("Corrupt JPEG data: ")
+
+def _png_damage(
+    data:bytes, # a PNG
+)->str: # what is damaged, in words; "" where nothing is
+    "The first chunk with pixels whose checksum is wrong."
+    view = memoryview(data)
+    at = 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(view[at:at + 4], "big")
+        name = bytes(view[at + 4:at + 8])
+        end = at + 8 + length
+        needed = name[:1].isupper() # a small letter: an image can be shown without it
+        if needed and int.from_bytes(view[end:end + 4], "big") != zlib.crc32(view[at + 4:end]):
+            return f"the checksum of a chunk {name.decode('ascii', 'replace')} is wrong"
+        if name == b"IEND": break
+        at = end + 4
+    return ""
 
 # %% ../../../nbs/11_data.images.facts.ipynb #ed28d890
 @lru_cache(1024)
@@ -58,18 +100,25 @@ _GRAY = (cv2.IMREAD_GRAYSCALE, cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCE
 def _gray_cells(
     data:bytes, # an image file's content
     header:Header, # its header
-): # (32, 32) float32 gray values, upright; None when it cannot be decoded
+)->tuple: # (32, 32) float32 gray values, upright, None when it cannot be decoded; what is damaged, in words
     "Decode as small as will do, and average over 32x32 areas."
+    gray = None
+    damage = _png_damage(data) if header.kind == "png" else ""
     level = 0 # the size is halved so often; both sides stay over 64 pixels
-    if header.kind == "jpeg": level = min(max(math.floor(math.log2(max(min(header.size), 1) / 64)), 0), 3)
-    try: gray = cv2.imdecode(np.frombuffer(data, np.uint8), _GRAY[level] | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error: return None
-    if gray is None: return None
+    if header.kind == "jpeg":
+        level = min(max(math.floor(math.log2(max(min(header.size), 1) / 64)), 0), 3)
+        gray, damage = _gray_jpeg(data, header.size, level)
+    if damage: return None, damage
+    if gray is None:
+        try: gray = cv2.imdecode(np.frombuffer(data, np.uint8), _GRAY[level] | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error: gray = None
+    if gray is None: return None, damage
     # the last row and column of a reduced image are only partly covered; turned, they would be the first
     h, w = header.size if level else gray.shape
     rows, columns = gray.shape
     cells = _area_weights(rows, h / 2**level) @ gray.astype(np.float32) @ _area_weights(columns, w / 2**level).T
-    return cells if header.kind == "tiff" else upright(cells, header.orientation) # OpenCV turns TIFF by itself
+    if header.kind != "tiff": cells = upright(cells, header.orientation) # OpenCV turns TIFF by itself
+    return cells, damage
 
 # %% ../../../nbs/11_data.images.facts.ipynb #b99cb737
 _FLAT = 3. # gray levels: below this spread a thumbnail shows nothing to compare
@@ -90,7 +139,7 @@ class ImageInfo(NamedTuple):
     "What is known of one image file."
     digest:str="" # BLAKE2b of the content, 32 hexadecimal digits; "" when it could not be read
     hash:int=0 # perceptual hash, 0 where there is none
-    problem:str="" # "", or "missing-image", "empty-image", "huge-image", "truncated-image", "unreadable-image"
+    problem:str="" # "", or "missing-image", "empty-image", "huge-", "truncated-", "damaged-" or "unreadable-image"
     message:str="" # the problem in words, without the file's name
     orientation:int=1 # of EXIF
     channels:int=3 # as in Header
@@ -104,7 +153,7 @@ def _why_undecodable(data:bytes, kind:str)->str:
     if data.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the image: fetch it with git lfs pull"
     if data.lstrip()[:1] == b"<": return "is a web page or XML under the name of an image"
-    if kind == "heic": return "is HEIC or AVIF, which cannot be decoded here: convert it to JPEG"
+    if kind in ("heic", "avif"): return f"is {kind.upper()}, which cannot be decoded here: convert it to JPEG"
     return "cannot be decoded"
 
 def _problem_before_decoding(data:bytes, header:Header)->tuple: # (problem, message); two empty ones when there is none
@@ -121,9 +170,10 @@ def inspect_image(
 )->ImageInfo:
     "Read an image file once: is it whole, what is in it, what does it look like?"
     try:
-        size = os.stat(path).st_size
-        if size > _MAX_BYTES: return ImageInfo(problem="huge-image", message=f"has {size / 2**20:.0f} MiB")
-        data = Path(path).read_bytes()
+        with open_regular(path, buffering=0) as f:
+            size = os.fstat(f.fileno()).st_size
+            if size > _MAX_BYTES: return ImageInfo(problem="huge-image", message=f"has {size / 2**20:.0f} MiB")
+            data = f.readall()
     except OSError as e: return ImageInfo(problem="missing-image", message=f"cannot be read: {e.strerror or e}")
     header = image_header(data)
     info = ImageInfo(
@@ -136,7 +186,8 @@ def inspect_image(
     )
     problem, message = _problem_before_decoding(data, header)
     if problem: return info._replace(problem=problem, message=message)
-    cells = _gray_cells(data, header)
+    cells, damage = _gray_cells(data, header)
+    if damage: return info._replace(problem="damaged-image", message=f"is damaged inside: {damage}")
     if cells is None:
         return info._replace(problem="unreadable-image", message=_why_undecodable(data, header.kind))
     thumb = (cells.reshape(16, 2, 16, 2).mean((1, 3)) + .5).astype(np.uint8)
@@ -212,7 +263,7 @@ def _file_stamp(path)->tuple: # (bytes, modification time in ns); `_NO_FILE` whe
     except OSError: return _NO_FILE
     return s.st_size, s.st_mtime_ns
 
-_MEMORY_VERSION = 2 # of the files' layout and meaning
+_MEMORY_VERSION = 3 if decode_jpeg else -3 # of the files' layout and meaning; without simplejpeg less is known
 
 class _Memory(NamedTuple):
     "What is remembered of the images of a folder."

@@ -11,18 +11,19 @@ import struct
 import time
 from typing import NamedTuple
 
-from ...runtime.files import InputError
-from ...runtime.images import exif_orientation, jpeg_segments, read_image, tiff_tags
+from ...runtime.files import InputError, open_regular
+from ...runtime.images import (avif_properties, exif_orientation, is_avif, jpeg_segments, read_image,
+                                       tiff_tags)
 
 # %% ../../../nbs/10_data.images.header.ipynb #ed7e3366
 class Header(NamedTuple):
     "What the first bytes of an image file say."
-    kind:str="" # "jpeg", "png", "webp", "bmp", "gif", "tiff", "heic", or "" for what is none of them
+    kind:str="" # "jpeg", "png", "webp", "bmp", "gif", "tiff", "avif", "heic", or "" for what is none of them
     size:tuple=(0, 0) # (h, w) as stored, pixels; 0 where the header does not say
     channels:int=3 # 1 gray, 2 gray and alpha, 3 color, 4 color and alpha (in a JPEG: CMYK)
     bits:int=8 # of a channel
     orientation:int=1 # of EXIF, 1..8; 1 is upright
-    animated:bool=False # more than one image in the file; the first counts
+    animated:bool=False # more than one image or page in the file; the first counts
 
     @property
     def upright_size(self)->tuple: # (h, w), pixels
@@ -87,7 +88,31 @@ def _gif_header(data:bytes)->Header:
 def _tiff_header(data:bytes)->Header:
     "Size, samples and bits from the tags."
     tags = tiff_tags(data)
-    return Header("tiff", (tags.get(257, 0), tags.get(256, 0)), tags.get(277, 1), tags.get(258, 1))
+    return Header("tiff", (tags.get(257, 0), tags.get(256, 0)), tags.get(277, 1), tags.get(258, 1),
+                  animated=_has_pages(data))
+
+_NO_PAGE = 1 | 4 # bits of tag 254: a smaller version of another image, a mask
+
+def _has_pages(data:bytes)->bool:
+    "Whether a directory after the first one holds another page."
+    order = "<" if data[:2] == b"II" else ">"
+    seen = set()
+    try:
+        at = struct.unpack_from(order + "I", data, 4)[0]
+        while at and at not in seen:
+            if seen and not tiff_tags(data, at).get(254, 0) & _NO_PAGE: return True
+            seen.add(at)
+            count = struct.unpack_from(order + "H", data, at)[0]
+            at = struct.unpack_from(order + "I", data, at + 2 + 12 * count)[0]
+    except struct.error: pass # the file is cut short
+    return False
+
+def _avif_header(data:bytes)->Header:
+    "The largest size that a property states; the others are of tiles and of thumbnails."
+    sizes = [struct.unpack_from(">II", content, 4) for name, content in avif_properties(data)
+             if name == b"ispe" and len(content) >= 12]
+    w, h = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+    return Header("avif", (h, w), animated=data[8:12] == b"avis")
 
 # %% ../../../nbs/10_data.images.header.ipynb #168047d3
 def _header_reader(data:bytes):
@@ -98,6 +123,7 @@ def _header_reader(data:bytes):
     if data[:2] == b"BM": return _bmp_header
     if data[:4] == b"GIF8": return _gif_header
     if data[:4] in (b"II*\0", b"MM\0*"): return _tiff_header
+    if is_avif(data): return _avif_header
     return None
 
 def image_header(
@@ -113,7 +139,7 @@ _READS = (4096, 2**18, None) # bytes: the first read of a file, the second, all 
 
 def _is_complete(data:bytes, header:Header)->bool:
     "Whether more bytes of the file could not change its size or orientation."
-    if header.kind in ("jpeg", "tiff"): return min(header.size) > 0
+    if header.kind in ("jpeg", "tiff", "avif"): return min(header.size) > 0
     if header.kind == "png": return b"IDAT" in data
     if header.kind == "webp": return data[12:16] != b"VP8X" or len(data) > 20 and not data[20] & 8
     return True
@@ -122,8 +148,7 @@ def read_header(
     path, # an image file
 )->Header:
     "The header of a file, from as few bytes as it takes. Raises OSError where it cannot be read."
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    with open(fd, "rb", buffering=0) as f:
+    with open_regular(path, buffering=0) as f:
         data = b""
         for most in _READS:
             before = len(data)

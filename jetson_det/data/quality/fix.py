@@ -18,9 +18,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ...core import InputError, class_key
+from ...core import InputError, class_key, plural
 from ..dataset import DetDataset
-from ..formats.catalog import WRITERS
+from ..formats.catalog import FORMATS, WRITERS
 from ..formats.reader import walk_files
 from ..formats.registry import read_dataset, with_classes, write_dataset
 from ..images.facts import ImageFacts, inspect_image, stack_facts
@@ -36,7 +36,9 @@ from jetson_det.data.quality.check import (
     repeated_boxes,
     turned_images,
 )
+from ...runtime.files import json_bytes
 from ...runtime.images import upright
+from ...runtime.outputs import check_new_folder
 
 # %% ../../../nbs/14_data.quality.fix.ipynb #0539c052
 class Change(NamedTuple):
@@ -57,7 +59,7 @@ def _leave_out(
     "Leave images out."
     if not reasons: return ds, facts, []
     n_boxes = dict(zip(ds.paths, np.diff(ds._starts).tolist()))
-    changes = [Change(path, "", flaw.kind, f"an image with {n_boxes[path]} boxes", "left out", flaw.message)
+    changes = [Change(path, "", flaw.kind, f"an image with {plural(n_boxes[path], 'box')}", "left out", flaw.message)
                for path, flaw in reasons.items()]
     stay = np.array([path not in reasons for path in ds.paths])
     return replace(ds.subset(stay), flaws=ds.flaws), facts.pick(stay), changes
@@ -92,8 +94,11 @@ def _fix_classes(
         if key not in best or counts[name] > counts[best[key]]: best[key] = name
     new = [best[class_key(name)] for name in ds.classes]
     why = "the names differ only in case, spaces or punctuation"
-    changes = [Change("", old, "similar-classes", f"class {old!r}, {counts[old]} boxes", f"class {name!r}", why)
-               for old, name in zip(ds.classes, new) if old != name]
+    changes = []
+    for old, name in zip(ds.classes, new):
+        if old == name: continue
+        was = f"class {old!r}, {plural(counts[old], 'box')}"
+        changes.append(Change("", old, "similar-classes", was, f"class {name!r}", why))
     if not changes: return ds, []
     names = list(dict.fromkeys(new))
     labels = np.array([names.index(name) for name in new])[ds.labels]
@@ -178,7 +183,7 @@ def _read_mirror(
     path = Path(os.path.abspath(report.path))
     where = folder
     if path.is_file() and path.is_relative_to(root): where = folder / path.relative_to(root) # a label file was given
-    classes = ds.classes if ds.format == "yolo" else None # whose files have numbers only
+    classes = ds.classes if FORMATS[ds.format].is_numbered else None
     return with_classes(read_dataset(where, ds.format, classes), ds.classes)
 
 # %% ../../../nbs/14_data.quality.fix.ipynb #7a356bb3
@@ -214,6 +219,9 @@ def _left_behind(flaws)->list: # of Change
         if flaw.kind == "size-mismatch":
             was = "as it was read"
             now = repaired.get(flaw.action, "the boxes are unchanged, the size is the image's")
+        elif flaw.kind == "shared-label":
+            was = "one label file for two images"
+            now = "one for each, with the same boxes: remove what is wrong"
         elif flaw.action in repaired and flaw.severity == "warning":
             was = "in the source"
             now = repaired[flaw.action]
@@ -229,10 +237,10 @@ def _write_changes(
     "The list of changes, for programs and for a spreadsheet."
     content = dict(source=source, changes=[change._asdict() for change in changes])
     text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-    (folder / "changes.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    (folder / "changes.json").write_bytes(json_bytes(text))
     table = io.StringIO(newline="")
     csv.writer(table).writerows([Change._fields, *changes])
-    (folder / "changes.csv").write_text(table.getvalue(), encoding="utf-8-sig", errors="surrogateescape", newline="")
+    (folder / "changes.csv").write_text(table.getvalue(), encoding="utf-8-sig", errors="backslashreplace", newline="")
 
 # %% ../../../nbs/14_data.quality.fix.ipynb #c3815443
 def _check_target(
@@ -242,10 +250,7 @@ def _check_target(
     "Raise InputError when the source cannot be fixed or `dst` holds something."
     stops = [flaw.message for flaw in report.flaws if flaw.severity == "error" and flaw.kind != "too-many-flaws"]
     if stops: raise InputError(f"nothing can be fixed before this is: {stops[0]}")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise InputError(f"{dst} is there already: give a new or an empty folder")
-    if dst.is_relative_to(os.path.abspath(report.ds.root)):
-        raise InputError(f"{dst} is inside the dataset: give a folder beside it")
+    check_new_folder(dst, report.ds.root)
 
 def fix_dataset(
     report, # a CheckReport, or the path of a dataset

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...core import InputError
 from ..dataset import CROWD, IGNORE, DetDataset
+from ...runtime.files import printable
 from ...runtime.geometry import INPUT_STEP
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #f8591cc9
@@ -162,7 +163,7 @@ def dataset_stats(
 # %% ../../../nbs/14_data.quality.stats.ipynb #7d3bcd30
 def _table_row(name:str, width:int, figures:dict)->str:
     "The line of one class."
-    cells = [f"{name:{width}}", f"{figures['boxes']:>7}", f"{figures['images']:>7}"]
+    cells = [f"{printable(name):{width}}", f"{figures['boxes']:>7}", f"{figures['images']:>7}"]
     cells += [f"{n:>7}" for n in figures["splits"].values()]
     cells += [f"{figures['size'].get(p, float('nan')):>7.1f}" for p in ("p5", "p50", "p95")]
     return " ".join(cells) + "".join(f"{share:>6.0%}" for share in figures["under"].values())
@@ -172,7 +173,7 @@ def _stats_table(
     most:int=20, # classes to show, the largest first
 )->str: # lines
     "A row for each class: counts, sizes at the input, share under each stride."
-    width = max([len("class"), *(len(name) for name in stats["classes"])])
+    width = max([len("class"), *(len(printable(name)) for name in stats["classes"])])
     h, w = stats["input_size"]
     title = (f"{stats['images']} images ({stats['empty_images']} without a box, {stats['image_sizes']} sizes), sizes at"
              f" an input of {h}x{w} (height x width)")

@@ -24,13 +24,16 @@ from jetson_det.models.weights.source import (
     carry_rows,
     fill_model,
     is_counter,
-    one_line,
+    onnx_array,
+    onnx_metadata,
     plain_norm,
+    read_onnx_file,
     read_safetensors,
     recognize_shapes,
 )
-from ...runtime.contract import METADATA_KEY, Contract
-from ...runtime.files import read_json, require
+from ...runtime.contract import METADATA_KEY, Contract, check_input
+from ...runtime.files import printable, read_json
+from ...runtime.geometry import check_input_size
 
 # %% ../../../nbs/26_models.detr.weights.ipynb #6162443b
 def _rename(name, rules):
@@ -199,16 +202,17 @@ def _forms(model): # -> list of _Form
     return forms
 
 # %% ../../../nbs/26_models.detr.weights.ipynb #aa0b1142
-def _stored_arrays(graph): # -> name -> array
-    "The arrays in a graph: initializers, and what constants and copies of them are called."
-    onnx = require("onnx")
-    found = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+def _stored_arrays(graph, path): # -> name -> array
+    "The arrays in a graph: initializers, and what constants and copies of them are called. Raises InputError."
+    found = {t.name: onnx_array(t, path) for t in graph.initializer}
     for node in graph.node:
+        if not node.output: raise InputError(f"{path}: a node of its graph has no output")
         if node.op_type != "Constant": continue
         for a in node.attribute:
-            if a.name == "value": found[node.output[0]] = onnx.numpy_helper.to_array(a.t)
+            if a.name == "value": found[node.output[0]] = onnx_array(a.t, path)
     for node in graph.node: # equal arrays are stored once
-        if node.op_type == "Identity" and node.input[0] in found: found[node.output[0]] = found[node.input[0]]
+        if node.op_type == "Identity" and list(node.input)[:1] and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
     return found
 
 def _computing_nodes(graph, stored):
@@ -226,10 +230,11 @@ def _stored_pairs(node, other, ours, theirs, same): # -> list of (array of ours,
 
 def same_walk(
     a, b, # onnx.ModelProto; `b` may leave out a factor of 1 or a term of 0 that `a` has
+    path="", # of the file of `b`, for errors
 ): # list of (array of a, array of b) for each stored input of each node; None where the graphs differ
     "Walk two graphs side by side."
-    ours = _stored_arrays(a.graph)
-    theirs = _stored_arrays(b.graph)
+    ours = _stored_arrays(a.graph, "the twin's graph")
+    theirs = _stored_arrays(b.graph, path)
     same = {i.name: j.name for i, j in zip(a.graph.input, b.graph.input)}
     left = _computing_nodes(b.graph, theirs)[::-1]
     found = []
@@ -242,7 +247,7 @@ def same_walk(
         # left out in `b`: a product with 1 or a sum with 0
         stored = [i for i in node.input if i in ours]
         rest = [i for i in node.input if i not in ours]
-        if node.op_type not in ("Mul", "Add") or len(stored) != 1: return None
+        if node.op_type not in ("Mul", "Add") or len(stored) != 1 or len(rest) != 1: return None
         same[node.output[0]] = same.get(rest[0], rest[0])
         neutral = 1 if node.op_type == "Mul" else 0
         found.append((ours[stored[0]], np.full_like(ours[stored[0]], neutral)))
@@ -255,30 +260,45 @@ def read_detr_onnx(
     name:str, # the model it should be
 )->Source:
     "Such a file's weights under our names. Raises InputError."
-    onnx = require("onnx")
-    try: file = onnx.load(str(path))
-    except Exception as e: raise InputError(f"{path}: not an ONNX file, or torn: {one_line(e)}") from None
-    contract = next((p.value for p in file.metadata_props if p.key == METADATA_KEY), None)
+    file = read_onnx_file(path)
+    contract = onnx_metadata(file).get(METADATA_KEY)
     if contract is None:
         raise InputError(f"{path}: has no contract, so jetson-det did not export it; of DETRs no other graph is read")
-    contract = Contract.from_json(contract, str(path))
+    contract = Contract.from_json(contract, f"{path}: contract in the metadata")
     if contract.name != name:
-        raise WrongModel(f"{path}: not a {name}: it is a {contract.name}; use model.name={contract.name}")
+        other = f"it is a {printable(contract.name)}"
+        hint = f"; use model.name={contract.name}" if contract.name in SIZES else ""
+        raise WrongModel(f"{path}: not a {name}: {other}{hint}")
+    _check_sizes(file, contract, path)
     twin = _known_twin(family, name, contract.classes)
-    pairs = next(filter(None, (same_walk(graph, file) for graph in _graphs_of(twin, contract, file))), None)
+    pairs = next(filter(None, (same_walk(graph, file, path) for graph in _graphs_of(twin, contract, file))), None)
     if pairs is None:
         raise InputError(
             f"{path}: its graph is not the one that this version and its torch export of {name}; start from the"
             " checkpoint it was made from"
         )
     weights, folded = _name_arrays(pairs, twin)
+    for key, tensor in weights.items():
+        if not tensor.isfinite().all(): raise InputError(f"{path}: the weights of {key} hold NaN or inf")
     absent = tuple(k for k in twin.state_dict() if k not in weights and not is_counter(k))
     return Source(str(path), "onnx", weights, contract.classes, folded, absent,
                   ("an exported graph has only what the answer needs; what is missing starts anew",))
 
+_LARGEST = 4096*4096 # px: the twin is run once at the size that the file claims
+
+def _check_sizes(file, contract, path):
+    "The graph's input is what the contract says, and a network can be run at it. Raises InputError."
+    if not file.graph.input: raise InputError(f"{path}: its graph has no input")
+    image = file.graph.input[0]
+    shape = [d.dim_value if d.HasField("dim_value") else None for d in image.type.tensor_type.shape.dim]
+    try: check_input(contract, image.name, shape)
+    except InputError as e: raise InputError(f"{path}: {e}") from None
+    h, w = check_input_size(contract.input_size, f"{path}: input_size")
+    if h*w > _LARGEST: raise InputError(f"{path}: an input of {h}x{w} is larger than a graph is compared at")
+
 def _graphs_of(twin, contract, file): # generator of onnx.ModelProto
     "The twin's graph, as `export_onnx` makes it: as it was traced, or simplified."
-    opset = next(o.version for o in file.opset_import if o.domain in ("", "ai.onnx"))
+    opset = next((o.version for o in file.opset_import if o.domain in ("", "ai.onnx")), 0)
     batch = file.graph.input[0].type.tensor_type.shape.dim[0]
     traced = trace_onnx(twin, contract.input_size, opset, dynamic_batch=not batch.HasField("dim_value"))
     if any(n.op_type in ("Identity", "Shape") for n in file.graph.node): yield traced
@@ -296,7 +316,7 @@ def _name_arrays(pairs, twin): # -> ({name: tensor}, BatchNorms folded)
     found = {}
     shifts = {}
     for ours, theirs in pairs:
-        if ours.dtype.kind != "f": continue
+        if ours.dtype.kind != "f" or theirs.dtype.kind != "f": continue
         ours = torch.from_numpy(ours.copy()).float()
         theirs = torch.from_numpy(theirs.copy()).float()
         form = next((f for f in by_shape.get(tuple(ours.shape), ()) if _is_form(f, ours)), None)

@@ -7,7 +7,6 @@ __all__ = ['Conv', 'model_convs', 'OnnxConvs', 'ConvWeights', 'onnx_convs', 'con
            'read_conv_onnx']
 
 # %% ../../../nbs/22_models.weights.conv_graph.ipynb #a1444366
-import ast
 from functools import lru_cache
 from typing import NamedTuple, Optional
 
@@ -15,9 +14,17 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ...core import InputError
-from .source import Source, WrongModel, is_class_row, one_line, plain_norm
-from ...runtime.contract import METADATA_KEY, Contract
-from ...runtime.files import require
+from jetson_det.models.weights.source import (
+    Source,
+    WrongModel,
+    is_class_row,
+    one_line,
+    onnx_array,
+    onnx_classes,
+    plain_norm,
+    read_onnx_file,
+)
+from ...runtime.files import printable, require
 
 # %% ../../../nbs/22_models.weights.conv_graph.ipynb #2ddb4665
 class Conv(NamedTuple):
@@ -82,57 +89,86 @@ class ConvWeights(NamedTuple):
     norm:Optional[tuple] # (weight, bias, mean, var + eps) of the BatchNorm behind it; None: there is none
 
 # %% ../../../nbs/22_models.weights.conv_graph.ipynb #b077e09b
-def _stored_tensors(node, stored, path): # -> list of float tensors
-    "A node's weights. Raises InputError where one of them is computed."
-    onnx = require("onnx")
+def _stored_tensors(node, stored, path, n_axes, least): # -> list of float tensors
+    "A node's weights, `least` or more, with so many axes each. Raises InputError or ValueError."
     names = [i for i in node.input[1:] if i]
+    if not least <= len(names) <= len(n_axes): raise ValueError(f"it has {len(names)} weights")
     if any(name not in stored for name in names):
-        raise InputError(
-            f"{path}: the weights of {node.name or node.output[0]} are computed, not stored (a quantized file?)")
-    return [torch.tensor(onnx.numpy_helper.to_array(stored[name])).float() for name in names]
+        raise InputError(f"{path}: the weights of {_node_name(node)} are computed or missing, not stored (a quantized"
+                         " file?)")
+    found = []
+    for name, axes in zip(names, n_axes):
+        array = onnx_array(stored[name], path)
+        if array.dtype.kind != "f": raise ValueError(f"its weights are {array.dtype}, not floats")
+        tensor = torch.tensor(array).float()
+        fits = tensor.ndim == axes and tensor.numel() > 0
+        if not fits or found and len(tensor) != len(found[0]):
+            raise ValueError(f"its weights have the shape {tuple(tensor.shape)}")
+        if not tensor.isfinite().all(): raise ValueError("its weights hold NaN or inf")
+        found.append(tensor)
+    return found
+
+def _node_name(node): return printable(node.name or next(iter(node.output), "") or node.op_type)[:80]
+
+# %% ../../../nbs/22_models.weights.conv_graph.ipynb #ba149e42
+class _OnnxGraph:
+    "Collects the convolutions of a graph, node by node."
+    def __init__(self, graph, path):
+        self.path = path
+        self.stored = {i.name: i for i in graph.initializer}
+        self.convs = []
+        self.weights = []
+        self.last = {} # tensor -> indices of the convolutions it came from
+        self.made_by = {} # tensor -> index of the convolution whose output it is
+        for node in graph.node:
+            try: self._add(node)
+            except InputError: raise
+            except Exception as e:
+                what = f"{_node_name(node)} ({printable(node.op_type)[:40]})"
+                raise InputError(f"{path}: the node {what} is damaged: {one_line(e)}") from None
+
+    def _add(self, node):
+        onnx = require("onnx")
+        attr = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        before = frozenset().union(*(self.last.get(i, ()) for i in node.input))
+        if node.op_type == "Constant" and "value" in attr: self.stored[node.output[0]] = attr["value"]
+        elif node.op_type == "Identity" and node.input[0] in self.stored:
+            self.stored[node.output[0]] = self.stored[node.input[0]]
+        elif node.op_type == "Conv":
+            self._add_conv(node, attr, before)
+            before = frozenset([len(self.convs) - 1])
+        elif node.op_type == "BatchNormalization": self._add_norm(node, attr)
+        elif node.op_type in ("ConvInteger", "QLinearConv"):
+            raise InputError(f"{self.path}: a quantized file: the weights of {_node_name(node)} are integers; start"
+                             " from the file that was quantized")
+        for o in node.output: self.last[o] = before
+
+    def _add_conv(self, node, attr, before):
+        weight, *bias = _stored_tensors(node, self.stored, self.path, (4, 1), 1)
+        stride = int(attr.get("strides", [1])[0])
+        groups = int(attr.get("group", 1))
+        self.convs.append(Conv(node.name or node.output[0], tuple(weight.shape), stride, groups, before))
+        self.weights.append(ConvWeights(weight, bias[0] if bias else None, None))
+        self.made_by[node.output[0]] = len(self.convs) - 1
+
+    def _add_norm(self, node, attr):
+        scale, shift, mean, var = _stored_tensors(node, self.stored, self.path, (1, 1, 1, 1), 4)
+        var = var + float(attr.get("epsilon", 1e-5))
+        if var.min() <= 0: raise ValueError("its variance is negative")
+        i = self.made_by.get(node.input[0])
+        if i is None: return
+        if len(scale) != len(self.weights[i].weight): raise ValueError("its input has another number of channels")
+        self.weights[i] = self.weights[i]._replace(norm=(scale, shift, mean, var))
 
 def onnx_convs(
     path, # an .onnx file
 )->OnnxConvs:
     "Read an ONNX file's graph of convolutions. Raises InputError."
-    onnx = require("onnx")
-    try: model = onnx.load(str(path))
-    except Exception as e: raise InputError(f"{path}: not an ONNX file, or torn: {one_line(e)}") from None
-    if not model.graph.node: raise InputError(f"{path}: not an ONNX file, or torn: it has no graph")
-    stored = {i.name: i for i in model.graph.initializer}
-    convs = []
-    weights = []
-    last = {} # tensor -> indices of the convolutions it came from
-    made_by = {} # tensor -> index of the convolution whose output it is
-    for node in model.graph.node:
-        attr = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        before = frozenset().union(*(last.get(i, ()) for i in node.input))
-        if node.op_type == "Constant" and "value" in attr: stored[node.output[0]] = attr["value"]
-        elif node.op_type == "Identity" and node.input[0] in stored: stored[node.output[0]] = stored[node.input[0]]
-        elif node.op_type == "Conv":
-            weight, *bias = _stored_tensors(node, stored, path)
-            stride = attr.get("strides", [1])[0]
-            convs.append(Conv(node.name or node.output[0], tuple(weight.shape), stride, attr.get("group", 1), before))
-            weights.append(ConvWeights(weight, bias[0] if bias else None, None))
-            made_by[node.output[0]] = len(convs) - 1
-            before = frozenset([len(convs) - 1])
-        elif node.op_type == "BatchNormalization":
-            scale, shift, mean, var = _stored_tensors(node, stored, path)
-            if node.input[0] in made_by:
-                i = made_by[node.input[0]]
-                weights[i] = weights[i]._replace(norm=(scale, shift, mean, var + attr.get("epsilon", 1e-5)))
-        for o in node.output: last[o] = before
-    return OnnxConvs(*_without_bins(convs, weights), _onnx_classes(model, path))
+    model = read_onnx_file(path)
+    graph = _OnnxGraph(model.graph, path)
+    return OnnxConvs(*_without_bins(graph.convs, graph.weights), onnx_classes(model, path))
 
 # %% ../../../nbs/22_models.weights.conv_graph.ipynb #e6d20ae4
-def _onnx_classes(model, path): # -> tuple or None
-    "The class names in a graph's metadata."
-    metadata = {p.key: p.value for p in model.metadata_props}
-    if METADATA_KEY in metadata: return Contract.from_json(metadata[METADATA_KEY], str(path)).classes
-    try: names = ast.literal_eval(metadata["names"])
-    except (KeyError, ValueError, SyntaxError): return None
-    return tuple(str(v) for _, v in sorted(names.items())) if isinstance(names, dict) else None
-
 def _is_bins(weight): # -> bool
     n = weight.numel()
     return n > 1 and weight.shape[0] == weight.shape[2] == 1 and torch.equal(weight.flatten(), torch.arange(n).float())
@@ -199,14 +235,16 @@ def first_difference(
     for c, color, feeding in zip(convs, *_paint_forward(convs)):
         if color in our_colors: continue
         shapes = sorted({o.shape for o, f in zip(ours, our_feeding) if f == feeding})
-        if not shapes: return f"{c.name} has the weight {c.shape} and a place the model does not know"
-        return f"{c.name} has the weight {c.shape} where the model has {' or '.join(map(str, shapes))}"
+        name = printable(c.name)[:80]
+        if not shapes: return f"{name} has the weight {c.shape} and a place the model does not know"
+        if c.shape in shapes: return f"{name} has a stride of {c.stride} and {c.groups} groups, other than in the model"
+        return f"{name} has the weight {c.shape} where the model has {' or '.join(map(str, shapes))}"
     return f"it has {len(convs)} convolutions, the model {len(ours)}" if len(convs) != len(ours) else ""
 
 # %% ../../../nbs/22_models.weights.conv_graph.ipynb #38ae815c
 def _has_graph_of(read, colors, family, name): # -> bool
     ours = model_convs(family, name, max(classes_in(read.convs, family, name), 1))
-    return sorted(conv_colors(ours)) == sorted(colors)
+    return len(ours) == len(colors) and sorted(conv_colors(ours)) == sorted(colors)
 
 def _why_not(read, colors, family, name): # -> words
     for other in family.names:

@@ -18,6 +18,7 @@ from jetson_det.models.weights.source import (
     PickleOfCode,
     Source,
     WrongModel,
+    one_line,
     read_pth,
     read_safetensors,
 )
@@ -32,10 +33,11 @@ def read_source(
     name:str, # the model it should be, as `create_model` knows it
 )->Source:
     "Read weights, whatever holds them. Raises InputError."
-    from jetson_det.models.weights.download import locate, progress_mb
+    from jetson_det.downloads import progress_mb
+    from jetson_det.models.weights.download import locate
     path = locate(path, progress=progress_mb(str(path)))
     if path.is_dir(): return _read_folder(path)
-    if path.suffix == ".onnx": return family_of(name).read_onnx(path, name)
+    if path.suffix == ".onnx": return _read_onnx(path, name)
     if path.suffix == ".safetensors":
         found = read_safetensors(path)
         return Source(str(path), "safetensors", found.tensors, found.classes)
@@ -44,6 +46,14 @@ def read_source(
         f"{path}: weights come as .pth, .safetensors, .onnx or a folder, not as"
         f" {path.suffix or 'a file without a suffix'}"
     )
+
+# %% ../../../nbs/29_models.weights.load.ipynb #c827cd3b
+def _read_onnx(path, name): # -> Source
+    try: return family_of(name).read_onnx(path, name)
+    except InputError: raise
+    except Exception as e:
+        what = f"{type(e).__name__}: {one_line(e)}"
+        raise InputError(f"{path}: cannot be read as weights of {name} (a damaged graph?): {what}") from e
 
 # %% ../../../nbs/29_models.weights.load.ipynb #29ae3b92
 def _read_folder(path): # -> Source
@@ -77,43 +87,79 @@ def _read_pickle(path, name): # -> Source
         if not hint: raise
         raise InputError(f"{path}: {hint.format(path=path)}") from None
 
+# %% ../../../nbs/29_models.weights.load.ipynb #20ad00c1
+class _Arrivals:
+    "What arrives at each BatchNorm of a network, and from which convolution, while the `with` lasts."
+    def __init__(self, model):
+        self.sums = {} # BatchNorm -> (3,C) sum, sum of squares and count of its input, float64
+        self.convs = {} # BatchNorm -> the convolution whose output it takes
+        self._newest = (None, None) # a convolution and its output
+        self._layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+
+    def __enter__(self):
+        self._hooks = []
+        for m in self._layers:
+            if isinstance(m, nn.Conv2d): self._hooks.append(m.register_forward_hook(self._after_conv))
+            else: self._hooks.append(m.register_forward_pre_hook(self._before_norm))
+        return self
+
+    def __exit__(self, *_):
+        for hook in self._hooks: hook.remove()
+        self._newest = (None, None)
+
+    def _after_conv(self, conv, args, output): self._newest = (conv, output)
+
+    def _before_norm(self, norm, args):
+        conv, output = self._newest
+        if output is args[0]: self.convs[norm] = conv
+        x = args[0].double()
+        count = torch.full_like(x[0, :, 0, 0], x.numel()/x.shape[1])
+        sums = torch.stack([x.sum((0, 2, 3)), (x*x).sum((0, 2, 3)), count])
+        self.sums[norm] = self.sums.get(norm, 0) + sums
+
+# %% ../../../nbs/29_models.weights.load.ipynb #7e3db042
+def _filter_factor(filters): # float64 (C,...) -> (C,)
+    "What makes the norm of each filter 1. One of zeros stays as it is."
+    norm = filters.flatten(1).norm(dim=1)
+    return torch.where(norm > 0, 1/norm.clamp(min=1e-30), torch.ones_like(norm))
+
 # %% ../../../nbs/29_models.weights.load.ipynb #0862faa0
 @torch.no_grad()
 def restore_batchnorm(
     model:Detector, # changed in place; its evaluation stays the same
     batches, # of uint8 images (B,3,h,w), such as the first batches of the training set
 )->int: # images seen
-    "Give each BatchNorm the statistics of what arrives at it, without changing what the model computes in evaluation."
-    sums = {} # BatchNorm -> [sum, sum of squares, count] of its channels, float64
-    def watch(m, args):
-        x = args[0].double()
-        count = torch.full_like(x[0, :, 0, 0], x.numel()/x.shape[1])
-        sums[m] = sums.get(m, 0) + torch.stack([x.sum((0, 2, 3)), (x*x).sum((0, 2, 3)), count])
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    hooks = [m.register_forward_pre_hook(watch) for m in norms]
+    "Give each BatchNorm the statistics of what arrives at it, and each filter a size, with the evaluation as it was."
     device = next(model.parameters()).device
     was_training = model.training
     seen = 0
     model.eval()
     try:
-        for images in batches:
-            model(model.normalize(images.to(device)))
-            seen += len(images)
-    finally:
-        for hook in hooks: hook.remove()
-        model.train(was_training)
-    for m, (total, squares, count) in sums.items():
+        with _Arrivals(model) as arrivals:
+            for images in batches:
+                model(model.normalize(images.to(device)))
+                seen += len(images)
+    finally: model.train(was_training)
+    for norm, (total, squares, count) in arrivals.sums.items():
         mean = total/count
-        _set_statistics(m, mean, (squares/count - mean**2).clamp(min=0))
+        _set_statistics(norm, mean, (squares/count - mean**2).clamp(min=0), arrivals.convs.get(norm))
     return seen
 
-def _set_statistics(m, mean, var): # float64 (C,), (C,)
+def _set_statistics(norm, mean, var, conv): # float64 (C,), (C,); the convolution in front, or None
     "New running statistics; weight and bias follow, so that the module computes the same in evaluation."
-    scale = m.weight.double()/(m.running_var.double() + m.eps).sqrt()
-    m.bias.copy_(m.bias + (mean - m.running_mean)*scale)
-    m.weight.copy_(scale*(var + m.eps).sqrt())
-    m.running_mean.copy_(mean)
-    m.running_var.copy_(var)
+    scale = norm.weight.double()/(norm.running_var.double() + norm.eps).sqrt()
+    shift = norm.bias.double() - norm.running_mean.double()*scale
+    if conv is not None:
+        factor = _filter_factor(conv.weight.double())
+        conv.weight.copy_(conv.weight.double()*factor[:, None, None, None])
+        if conv.bias is not None: conv.bias.copy_(conv.bias.double()*factor)
+        mean = mean*factor
+        var = var*factor**2
+        scale = scale/factor
+    norm.bias.copy_(shift + mean*scale)
+    norm.weight.copy_(scale*(var + norm.eps).sqrt())
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var)
 
 # %% ../../../nbs/29_models.weights.load.ipynb #2ab9bc96
 def _recognize(weights): # -> a model's name, or ""

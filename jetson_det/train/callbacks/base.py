@@ -14,6 +14,8 @@ class Callback:
     def after_step(self, trainer): "After each optimizer step."
     def after_epoch(self, trainer): "After each epoch; `trainer.run.epoch` counts those done."
     def after_train(self, trainer): "After the last epoch."
+    def after_results(self, trainer, results): "The run is complete; `results`: split -> (DetDataset, EvalResult)."
+    def before_stop(self, trainer): "Before the training stops in the middle: what whole steps have learned is saved."
     def state(self): "What a checkpoint must keep of it (JSON values and tensors); None: nothing."
     def load(self, trainer, state): "Restore what `state` gave; before `before_train`, when a training is resumed."
     def not_finite(self, trainer, error): "A loss or gradient of `error.batches` is not finite; the training ends."

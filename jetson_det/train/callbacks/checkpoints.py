@@ -30,6 +30,10 @@ class SaveCheckpoints(Callback):
         if is_best or is_due or run.step in run.kept or run.stop_reason: self._save(trainer)
         if is_best: self._publish_best(trainer)
 
+    def before_stop(self, trainer):
+        run = trainer.run
+        if run.step and run.saved != run.step: self._save(trainer)
+
     def after_train(self, trainer):
         run = trainer.run
         last = publish_checkpoint(checkpoint_path(run.out, run.step), run.out/"last")
@@ -38,6 +42,7 @@ class SaveCheckpoints(Callback):
     def _save(self, trainer):
         run = trainer.run
         trainer.save(checkpoint_path(run.out, run.step))
+        run.saved = run.step
         stay = set(run.kept)
         if run.best: stay.add(run.best["step"])
         prune_checkpoints(run.out, trainer.cfg.train.keep, stay)

@@ -6,6 +6,7 @@
 __all__ = ['OVERFIT_AP50', 'Evaluate', 'epochs_without_gain', 'EarlyStop', 'OverfitStop']
 
 # %% ../../../nbs/35_train.callbacks.evaluate.ipynb #ac6730ba
+from ...evaluate.coco import over_limit, over_limit_text
 from .base import Callback
 from .log import duration, rows_before
 
@@ -13,6 +14,12 @@ from .log import duration, rows_before
 class Evaluate(Callback):
     "AP on the validation split every few epochs; remembers the best."
     everywhere = True # each process evaluates its share of the images
+
+    def before_train(self, trainer):
+        if trainer.val_ds is None or not trainer.world.main: return
+        limit = trainer.cfg.evaluate.max_detections
+        found = over_limit(trainer.val_ds, limit)
+        if found: trainer.say(f"val: {over_limit_text(found, limit)} (evaluate.max_detections)")
 
     def after_epoch(self, trainer):
         run = trainer.run

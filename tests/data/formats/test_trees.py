@@ -636,7 +636,7 @@ KEYS = "classes= 2\ntrain  = {0}train.txt\nvalid  = {0}valid.txt\n# a note\nname
 def test_darknet_layouts(tmp_path, folder, keys, line):
     put(tmp_path / folder, {
         **DARK,
-        "obj.names": "\ufeffs\r\n\r\np\r\n",
+        "obj.names": "\ufeffs\r\np\r\n\r\n",
         "train.txt": line.format("1.jpg") + "\r\n",
         "valid.txt": line.format("2.jpg") + "\n",
     })
@@ -807,4 +807,5 @@ def test_damaged_files(tmp_path, read, files, name):
             outcomes.add("refused")
         else: outcomes.add("read")
         assert time.perf_counter() - t < 5
-    assert outcomes == {"refused", "read"} # the damage is neither always fatal nor never seen
+    # the damage is neither always fatal nor never seen; any line of a list of names may be a name
+    assert outcomes == ({"read"} if name.startswith("ImageSets") else {"refused", "read"})

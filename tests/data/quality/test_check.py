@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from jetson_det.cli_data import _print_changes
 from jetson_det.core import InputError
+from jetson_det.data.balance import balance_table
+from jetson_det.data.open import _flaw_lines
+from jetson_det.data.quality.stats import dataset_stats
+from jetson_det.data.split import ensure_splits, split_table
 from jetson_det.data.quality.check import (_ADVICE, box_flaws, check_dataset, check_images, class_balance,
                                            _fitting_input, input_fit, odd_boxes, prepare, repeated_boxes,
                                            similar_classes)
@@ -78,6 +83,46 @@ def test_the_same_image_in_two_splits(tmp_path):
     assert "nearly the same image" in flaws[0].message and "the same file" in flaws[1].message
 
 
+def test_equal_files_with_different_labels(tmp_path):
+    "Which of them is right is for a person to say: 'keep one' would be a coin toss."
+    ds = dataset(tmp_path / "in", 8, [(3, 50, 10, 78, 30)])
+    boxes = ds.boxes.copy()
+    boxes[ds.box_image == 5] += (0, 0, 9, 9)
+    boxes[ds.box_image == 7] += .2
+    for k in (1, 3, 5, 7): (tmp_path / f"in/{k}.jpg").write_bytes(jpeg(k - 1))
+    flaws = check_images(replace(ds, boxes=boxes))
+    assert [(f.severity, f.kind, f.file, f.where) for f in flaws] == [
+        ("note", "duplicate-image", "1.jpg", "0.jpg"),
+        ("note", "conflicting-labels", "3.jpg", "2.jpg"),
+        ("note", "conflicting-labels", "5.jpg", "4.jpg"),
+        ("note", "duplicate-image", "7.jpg", "6.jpg"),
+    ]
+    assert "labeled differently (2 boxes and 1)" in flaws[1].message and "boxes are elsewhere" in flaws[2].message
+    assert "keep one" == _ADVICE["duplicate-image"] and "look at both" in _ADVICE["conflicting-labels"]
+
+
+def test_an_input_size_that_cannot_be_trained_at(tmp_path):
+    write_dataset(dataset(tmp_path / "in", 3), tmp_path / "d", "coco")
+    refused(lambda: check_dataset(tmp_path / "d", input_size=(400, 400)), "400x400", "416x416")
+
+
+def test_control_characters_are_escaped(tmp_path, capsys):
+    "Class names and file names from strangers, in everything that is printed."
+    ds = replace(dataset(tmp_path / "in", 8, [(7, 10, 10, 10, 20)]), classes=("\x1b[31mcat\u202e", ))
+    (tmp_path / "in/0.jpg").rename(tmp_path / "in/\x1b]0;title\x07.jpg")
+    ds = replace(ds, paths=["\x1b]0;title\x07.jpg", *ds.paths[1:]])
+    for k in (0, 2): (tmp_path / "in" / ds.paths[k]).write_bytes(jpeg(1))
+    copy = write_dataset(ds, tmp_path / "d", "coco")
+    report = check_dataset(tmp_path / "d", max_flawed=1)
+    split = ensure_splits(ds)
+    _print_changes(copy)
+    texts = [str(report), repr(ds), str(dataset_stats(ds)), split_table(split), balance_table(ds)]
+    texts += [capsys.readouterr().out, *_flaw_lines(report.flaws)]
+    for text in texts:
+        assert text and all(line.isprintable() for line in text.split("\n")), repr(text)
+    assert "\\x1b[31mcat\\u202e" in texts[0]
+
+
 def test_a_camera_that_looks_at_a_wall_is_one_note(tmp_path):
     ds = dataset(tmp_path, 40)
     img = cv2.imdecode(np.frombuffer(jpeg(0), np.uint8), 1)
@@ -95,11 +140,11 @@ def exif(data, orientation):
 
 def test_turned_images(tmp_path):
     "Sizes are those of the upright image: 80x60 (h, w) for a file of 60x80 that lies on its side."
-    ds = dataset(tmp_path, 5, [(1, 50, 10, 78, 30), (2, 10, 10, 20, 20), (3, 40, 70, 50, 79)])
+    ds = dataset(tmp_path / "in", 5, [(1, 50, 10, 78, 30), (2, 10, 10, 20, 20), (3, 40, 70, 50, 79)])
     sizes = ds.sizes.copy()
     sizes[1:4] = 80, 60
     ds = replace(ds, sizes=sizes)
-    for k in (1, 2, 3, 4): (tmp_path / f"{k}.jpg").write_bytes(exif(jpeg(k), 6 if k < 4 else 1))
+    for k in (1, 2, 3, 4): (tmp_path / f"in/{k}.jpg").write_bytes(exif(jpeg(k), 6 if k < 4 else 1))
     clean, flaws = prepare(ds, max_flawed=.5)
     warnings = [(f.kind, f.file) for f in flaws if f.severity == "warning"]
     assert warnings[0] == ("rotated-image", "1.jpg")
@@ -111,18 +156,20 @@ def test_turned_images(tmp_path):
 
 
 def test_unusual_images(tmp_path):
-    ds = dataset(tmp_path, 4)
+    ds = dataset(tmp_path / "in", 4)
     gray = cv2.imdecode(np.frombuffer(jpeg(0), np.uint8), 0)
-    (tmp_path / "0.jpg").write_bytes(cv2.imencode(".jpg", gray)[1].tobytes())
-    (tmp_path / "1.jpg").write_bytes(cv2.imencode(".png", cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA))[1].tobytes())
+    (tmp_path / "in/0.jpg").write_bytes(cv2.imencode(".jpg", gray)[1].tobytes())
+    (tmp_path / "in/1.jpg").write_bytes(cv2.imencode(".png", cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA))[1].tobytes())
     deep = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR).astype(np.uint16) * 200
-    (tmp_path / "2.jpg").write_bytes(cv2.imencode(".png", deep)[1].tobytes())
+    (tmp_path / "in/2.jpg").write_bytes(cv2.imencode(".png", deep)[1].tobytes())
     write_dataset(ds, tmp_path / "d", "coco")
     found = [f for f in check_dataset(tmp_path / "d").flaws if f.kind.endswith("-image") and "duplicate" not in f.kind]
     assert [(f.severity, f.kind, f.file) for f in found] == [("note", "gray-image", "images/0.jpg"),
                                                              ("note", "alpha-image", "images/1.jpg"),
                                                              ("note", "deep-image", "images/2.jpg")]
-    for k in range(4): (tmp_path / f"{k}.jpg").write_bytes(cv2.imencode(".jpg", np.roll(gray, 9 * k, 1))[1].tobytes())
+    for k in range(4):
+        rolled = np.roll(gray, 9 * k, 1)
+        (tmp_path / f"in/{k}.jpg").write_bytes(cv2.imencode(".jpg", rolled)[1].tobytes())
     write_dataset(ds, tmp_path / "all", "coco")
     flaw, = [f for f in check_dataset(tmp_path / "all").flaws if f.kind == "gray-image"]
     assert flaw.message.startswith("all images, such as")

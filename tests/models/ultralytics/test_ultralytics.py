@@ -24,7 +24,7 @@ from jetson_det.models.weights.load import load_weights  # noqa: E402
 from jetson_det.models.detector import count_gflops, count_params  # noqa: E402
 from jetson_det.models.zoo import MODELS  # noqa: E402
 
-from yolo_scenes import SCENES, scene, slow_but  # noqa: E402
+from yolo_scenes import SCENES, overfit, padded_batch, scene, slow_but  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("Sack", "Person")
@@ -376,8 +376,6 @@ def test_onnx_computes_the_same(name, tmp_path):
 
 @pytest.mark.slow
 def test_overfits_two_images(tmp_path):
-    import cv2
-
     from jetson_det.data.formats.registry import read_dataset
     from jetson_det.evaluate.coco import evaluate
     from jetson_det.models.session import torch_session
@@ -385,28 +383,13 @@ def test_overfits_two_images(tmp_path):
     torch.manual_seed(0)
     size = (96, 160)
     ds = read_dataset(write_scenes(tmp_path/"scenes", 2, size=size, splits={"train": 1.}, hard=0.))
-    images = torch.stack([torch.from_numpy(cv2.imread(str(ds.path_of(i)))).permute(2, 0, 1) for i in range(2)])
-    n = max((ds.box_image == i).sum() for i in range(2))
-    boxes = torch.zeros(2, n, 4)
-    labels = torch.full((2, n), -1)
-    for i in range(2):
-        mine = torch.from_numpy(ds.box_image == i)
-        boxes[i, :mine.sum()] = torch.from_numpy(ds.boxes)[mine]
-        labels[i, :mine.sum()] = torch.from_numpy(ds.labels)[mine].long()
+    images, boxes, labels = padded_batch(ds)
     assert (labels >= 0).sum() == 16
     model = UltralyticsDetector("yolo11n-p2-lite", ds.classes, input_size=size)
-    optimizer = torch.optim.AdamW(model.param_groups(.01), lr=2e-3)
-    steps = 300
     start = time.time()
-    for step in range(steps):
-        for g in optimizer.param_groups: g["lr"] = 2e-3*min(1, (step + 1)/10)*max(.02, 1 - step/steps)
-        optimizer.zero_grad()
-        loss = model.loss(model(model.normalize(images)), boxes, labels).total
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.)
-        optimizer.step()
+    loss = overfit(model, images, boxes, labels)
     stats = evaluate(torch_session(model.eval(), size), ds, progress=False).stats
-    print(f"\n{steps} steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, loss {loss.item():.3f},"
+    print(f"\n300 steps in {time.time() - start:.0f} s, {int((labels >= 0).sum())} boxes, loss {loss:.3f},"
           f" AP50 {stats['AP50']:.3f}, AP {stats['AP']:.3f}")
     assert stats["AP50"] > .95
 

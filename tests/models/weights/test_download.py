@@ -17,8 +17,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from jetson_det import downloads
+from jetson_det.downloads import DownloadError
 from jetson_det.models.weights import download
-from jetson_det.models.weights.download import DownloadError, fetch, locate, official_urls, remote_file
+from jetson_det.models.weights.download import fetch, locate, official_urls, remote_file
 from jetson_det.runtime.files import InputError
 from servers import Site
 
@@ -34,7 +36,8 @@ def site():
 
 @pytest.fixture
 def get(tmp_path, monkeypatch):
-    "fetch with a cache of its own, fast retries, and its lines kept."
+    "fetch with a cache of its own, fast retries, and its lines kept; as if no checksums were published."
+    monkeypatch.setattr(download, "official_sha256", lambda url: None)
     for name in ("JETSON_DET_MIRROR", "JETSON_DET_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     def run(what, **options):
@@ -198,7 +201,7 @@ def test_redirects_are_followed_with_the_range(site, get):
 def test_https_never_leads_to_http():
     import urllib.request
     with pytest.raises(DownloadError, match="from https to http:"):
-        download._Redirects().redirect_request(urllib.request.Request("https://a.example/w"), None, 302, "", {},
+        downloads._Redirects().redirect_request(urllib.request.Request("https://a.example/w"), None, 302, "", {},
                                                "http://a.example/w")
 
 
@@ -221,6 +224,7 @@ def test_sha256_given(site, get):
 
 def test_the_first_download_is_trusted_and_no_other(site, get):
     path = get(site.url)
+    assert any(hashlib.sha256(site.data).hexdigest() in line for line in get.lines)  # shown in full, the first time
     old = site.data
     path.unlink()
     site.data = random.Random(9).randbytes(600_000)
@@ -283,6 +287,55 @@ def test_a_mirror_url(site, get):
     assert get(other.url, mirror=site.base).read_bytes() == other.data
     assert any("the mirror failed" in line for line in get.lines)
     with pytest.raises(DownloadError, match="404"): get(other.url + "?c", mirror=site.base, offline=True)
+    other.close()
+
+
+def test_published_checksums(site, get, tmp_path, monkeypatch):
+    "Whatever an official file comes from, it is the one that was published."
+    shelf = tmp_path/"shelf"
+    shelf.mkdir()
+    (shelf/"yolox_s.pth").write_bytes(site.data)
+    monkeypatch.setattr(download, "official_sha256", lambda url: hashlib.sha256(b"published").hexdigest())
+    with pytest.raises(DownloadError, match="sha256 is .* is expected"): get("yolox-s", mirror=str(shelf), offline=True)
+    with pytest.raises(DownloadError, match="is expected"): get("yolox-s", mirror=site.base, offline=True)
+    (get.cache/"yolox_s.pth").write_bytes(site.data)
+    with pytest.raises(InputError, match="nothing is downloaded offline"): get("yolox-s", offline=True)
+    assert any("is not used: its sha256" in line for line in get.lines)
+    monkeypatch.setattr(download, "official_sha256", lambda url: hashlib.sha256(site.data).hexdigest())
+    assert get("yolox-s", offline=True).read_bytes() == site.data
+    (get.cache/"yolox_s.pth").unlink()
+    (shelf/"yolox_s.pth").write_bytes(site.data[::-1])
+    with pytest.raises(DownloadError, match="is expected"): get("yolox-s", mirror=str(shelf), offline=True)
+
+
+def test_the_table_of_checksums():
+    from jetson_det.models.weights.download import official_sha256
+    from jetson_det.models.zoo import MODELS
+    known = {name: model.sha256 for name, model in MODELS.items() if model.sha256}
+    assert len(set(known.values())) == len(known) > 20
+    for name, text in known.items():
+        assert len(text) == 64 and set(text) <= set("0123456789abcdef") and MODELS[name].url
+        assert official_sha256(MODELS[name].url) == text
+    # six files that no trustworthy source states a sum of
+    assert {name for name in official_urls() if name not in known} == {
+        "rtdetr-r18", "rtdetr-r34", "rtdetr-r50", "rtdetrv2-r34", "rtdetrv2-r50", "dfine-l"}
+
+
+def test_an_unencrypted_mirror_needs_a_checksum(site, get, monkeypatch):
+    monkeypatch.setenv("http_proxy", site.base) # which stands for all hosts
+    monkeypatch.setenv("no_proxy", "")
+    mirror = "http://mirror.example/shelf"
+    with pytest.raises(DownloadError, match="is not encrypted, and the checksum .* use https://"):
+        get("yolox-s", mirror=mirror, offline=True)
+    assert site.paths == []
+    right = hashlib.sha256(site.data).hexdigest()
+    assert get("yolox-s", mirror=mirror, offline=True, sha256=right).read_bytes() == site.data
+    assert site.paths == [mirror + "/yolox_s.pth"]
+    (get.cache/"yolox_s.pth").unlink() # its sum is still known
+    assert get("yolox-s", mirror=mirror, offline=True).read_bytes() == site.data
+    other = Site(random.Random(4).randbytes(1000))
+    for host in ("127.0.0.1", "localhost"): # nobody is on the way
+        get(f"{other.url}?{host}", mirror=f"http://{host}:{other.server.server_port}", offline=True)
     other.close()
 
 
@@ -373,7 +426,7 @@ def test_killed_goes_on_from_its_last_byte(site, get, after):
 @posix
 def test_killed_between_the_last_byte_and_the_name(site, get, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr(download, "_accept", lambda *a: os._exit(9))
+        m.setattr(downloads, "_accept", lambda *a: os._exit(9))
         pid = os.fork()
         if not pid:
             with contextlib.suppress(BaseException): get(site.url)
@@ -437,11 +490,11 @@ def test_no_space_left(site, get, monkeypatch):
         room[0] -= n
         return n
     with monkeypatch.context() as m:
-        m.setattr(download.os, "write", little)
+        m.setattr(downloads.os, "write", little)
         with pytest.raises(DownloadError, match="No space left on device after .* make room") as e: get(site.url)
         assert "\n" not in str(e.value)
     assert get(site.url).read_bytes() == site.data and site.asked == [0, 180_000]
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(DownloadError, match="0.0 MB are free and 0.6 MB are still to come"): get(site.url + "?d")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import time
 
 import pytest
 
@@ -12,8 +13,9 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 import huggingface_hub.constants  # noqa: E402,F811
 safetensors = pytest.importorskip("safetensors.torch")
 
+from jetson_det.downloads import DownloadError  # noqa: E402
 from jetson_det.models.weights import download  # noqa: E402
-from jetson_det.models.weights.download import DownloadError, fetch_hub, is_hub_name  # noqa: E402
+from jetson_det.models.weights.download import fetch_hub, is_hub_name  # noqa: E402
 from jetson_det.runtime.files import InputError  # noqa: E402
 from servers import HubSite  # noqa: E402
 
@@ -32,7 +34,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", site.base)
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path/"token"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path/"hub"))
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None) # the module `time` is one for all
+    monkeypatch.setattr(time, "sleep", lambda seconds: None) # the module `time` is one for all
     yield site
     site.close()
 

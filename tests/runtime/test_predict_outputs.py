@@ -1,0 +1,255 @@
+"""Predictions beside their sources: no photograph is replaced, and no name ends the run of the others."""
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from predict_sources import count_frames, digests, middle_session, put_film, put_image, visible
+
+from jetson_det.runtime import predict as module
+from jetson_det.runtime.files import InputError
+from jetson_det.runtime.outputs import MARKER
+from jetson_det.runtime.predict import check_prediction, predict
+from jetson_det.runtime.stream.sources import check_source, list_images, natural_key, open_source
+
+
+def boxes_of(folder):
+    "What predictions.json holds: name -> number of boxes, in order."
+    found = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
+    assert found["complete"] is True and found["classes"] == ["Sack", "Person"]
+    return {row["name"]: len(row["detections"]) for row in found["frames"]}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("a.jpg", "b.png", "day/a.jpg"): put_image(tmp_path / "photos" / name)
+    put_film(tmp_path / "photos" / "v.mp4", 3)
+    os.symlink(str(tmp_path / "photos"), str(tmp_path / "link"))
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("source, out", [
+    ("photos", "photos"), ("photos", "photos/"), ("photos", "./photos/day/.."), ("photos", "link"), ("link", "photos"),
+    ("photos", "."), ("photos/day", "photos"), ("photos/a.jpg", "photos"), ("photos/v.mp4", "photos"),
+    ("photos/v.mp4", "link"), ("photos/v.mp4", "."), ("photos", "photos/day"), ("photos", "photos/a.jpg"),
+    ("photos/a.jpg", "photos/a.jpg"),
+    ("photos/v.mp4", "photos/v.mp4"), ("photos/b.png", "link/day"), ("photos", "photos/a.jpg/x"),
+])
+def test_no_source_is_replaced(photos, source, out, monkeypatch):
+    monkeypatch.chdir(str(photos.parent))
+    before = digests(photos.parent)
+    for check in (lambda: check_prediction(source, out), lambda: predict(middle_session(), source, out)):
+        with pytest.raises(InputError) as e: check()
+        assert "\n" not in str(e.value) and str(Path(out)) in str(e.value)
+    assert digests(photos.parent) == before
+
+
+def test_letters_in_another_case(photos, tmp_path):
+    "On a disk that ignores case, PHOTOS is photos."
+    if not os.path.exists(str(tmp_path / "PHOTOS")): pytest.skip("this disk tells A from a")
+    with pytest.raises(InputError): predict(middle_session(), photos, tmp_path / "PHOTOS")
+
+
+def test_names_stay_apart(tmp_path):
+    src = tmp_path / "src"
+    for k, name in enumerate(("a.jpg", "a.png", "x/y.jpg", "x_y.jpg", "A.JPG", "x/Y.bmp", "a.png.jpg")):
+        put_image(src / name, 20 * k, (96, 128))
+    done = predict(middle_session(), src, tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["frames"]
+    assert done.frames == 7 and done.is_complete
+    for row in rows:  # each drawing is that of its image: its corner has the same gray
+        drawn = cv2.imread(str(tmp_path / "out" / row["image"]))
+        assert abs(int(drawn[-1, -1, 0]) - int(cv2.imread(str(src / row["name"]))[-1, -1, 0])) <= 2
+    assert len({row["image"].lower() for row in rows}) == 7
+    assert visible(tmp_path / "out") == sorted(["predictions.json"] + [row["image"] for row in rows])
+    assert {row["name"]: row["image"] for row in rows}["x/y.jpg"] == "x/y.jpg"
+
+
+def test_a_second_prediction_replaces_the_first(photos, tmp_path):
+    out = tmp_path / "out"
+    predict(middle_session(), photos, out)
+    assert visible(out) == ["a.jpg", "b.jpg", "day/a.jpg", "predictions.json"]
+    (tmp_path / "one").mkdir()
+    put_image(tmp_path / "one" / "c.png")
+    done = predict(middle_session(), tmp_path / "one", out)
+    assert done.replaced == 4 and "4 files of an earlier prediction there were replaced" in str(done)
+    assert visible(out) == ["c.jpg", "predictions.json"] and list(boxes_of(out)) == ["c.png"]
+    predict(middle_session(), photos / "v.mp4", out)
+    assert visible(out) == ["predictions.json", "v.mp4"]
+
+
+def test_a_failed_prediction_leaves_the_first(photos, tmp_path):
+    predict(middle_session(), photos, tmp_path / "out")
+    before = digests(tmp_path / "out")
+    for source in (tmp_path / "absent", tmp_path / "out" / "a.jpg"):
+        with pytest.raises(InputError): predict(middle_session(), source, tmp_path / "out")
+    assert digests(tmp_path / "out") == before
+
+
+def test_the_default_folder_inside_the_source(photos, monkeypatch):
+    "`predict MODEL .` twice: the second one doesn't see the images of the first."
+    monkeypatch.chdir(str(photos))
+    for _ in range(2):
+        done = predict(middle_session(), ".", "predictions")
+        assert list(boxes_of(photos / "predictions")) == ["a.jpg", "b.png", "day/a.jpg"]
+    assert "results of jetson-det skipped (predictions)" in str(done)
+    own = []
+    list_images(photos, own)
+    assert own == ["predictions"]
+
+
+ODD = [b"caf\xe9.jpg", "line\nbreak.jpg", "carriage\rreturn.png", "separator\u2028and\u2029.jpg",
+       "next\x85line.jpg", "tab\x0b\x0cfeed.jpg", "\x1c\x1d\x1e.jpg", "\x1b[31mred.jpg", "ü²³½.jpg",
+       "\u202egpj.exe.jpg", "  .jpg", "'\"<b>&.jpg", "-x.jpg", "%d%s{}.jpg", "z" * 241 + ".jpg",
+       "ü" * 124 + ".png", "a.b.c.jpg", "\U0001f600.jpg", "\\.jpg", "con.jpg"]
+
+
+def test_any_name(tmp_path):
+    src = os.fsencode(str(tmp_path)) + b"/src"
+    for name in ODD: put_image(src + b"/" + os.fsencode(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = predict(middle_session(), tmp_path / "src", tmp_path / "out")
+    assert done.is_complete and done.frames == len(ODD)
+    names = {os.fsencode(name) for name in boxes_of(tmp_path / "out")}
+    assert names == {os.fsencode(name) for name in ODD}
+    text = (tmp_path / "out" / "predictions.json").read_bytes()
+    rows = json.loads(text.decode("utf-8"))["frames"]  # UTF-8, whatever the names are
+    for row in rows: assert os.path.isfile(os.path.join(str(tmp_path / "out"), row["image"]))
+    str(done).encode("utf-8")  # can be printed
+
+
+def test_folders_of_any_name(tmp_path):
+    "Source and results in folders that are not UTF-8, and a film there."
+    odd = os.fsdecode(os.fsencode(str(tmp_path)) + b"/d\xe9p\xf4t\n")
+    put_image(os.path.join(odd, "src", "a.png"))
+    put_film(tmp_path / "v.mp4", 5)
+    shutil.move(str(tmp_path / "v.mp4"), os.path.join(odd, os.fsdecode(b"f\xeblm.mp4")))
+    predict(middle_session(), os.path.join(odd, "src"), os.path.join(odd, "out"))
+    done = predict(middle_session(), os.path.join(odd, os.fsdecode(b"f\xeblm.mp4")), os.path.join(odd, "film"))
+    assert done.frames == 5 and done.is_complete
+    assert sorted(os.listdir(os.path.join(odd, "out"))) == [MARKER, "a.jpg", "predictions.json"]
+    shutil.copy(os.path.join(odd, "film", os.fsdecode(b"f\xeblm.mp4")), str(tmp_path / "back.mp4"))
+    assert count_frames(tmp_path / "back.mp4") == 5
+
+
+def test_an_image_that_cannot_be_written(tmp_path, monkeypatch):
+    "The path of one result is too long: a warning, everything else is written, and the result says so."
+    deep = "/".join(["d" * 200] * 3)
+    monkeypatch.chdir(str(tmp_path))
+    put_image(tmp_path / "src" / "a.png")
+    put_image(tmp_path / "src" / deep / "b.png")
+    put_image(tmp_path / "src" / "c.png")
+    before = module._save_image
+    def save(path, image):
+        if path.name == "b.jpg": raise OSError(36, "File name too long", str(path))
+        before(path, image)
+    monkeypatch.setattr(module, "_save_image", save)
+    with pytest.warns(UserWarning, match="b.png|b.jpg.*not written: File name too long"):
+        done = predict(middle_session(), "src", "out")
+    assert done.frames == 3 and not done.is_complete and len(done.failed) == 1
+    assert len(boxes_of(tmp_path / "out")) == 3 and visible(tmp_path / "out") == ["a.jpg", "c.jpg", "predictions.json"]
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["frames"]
+    assert [row["image"] for row in rows if row["name"].endswith("b.png")] == [None]
+
+
+def test_a_path_that_is_too_long(tmp_path, monkeypatch):
+    "A tree that can be read by a short path and not written below a long one."
+    monkeypatch.chdir(str(tmp_path))
+    tail = "/".join(["d" * 250] * 15)
+    try: put_image(os.fsencode("s/" + tail + "/b.png"))
+    except OSError: pytest.skip("this system has shorter paths")
+    put_image(tmp_path / "s" / "a.png")
+    out = "o" * 200 + "/" + "p" * 200
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        done = predict(middle_session(), "s", out)
+    assert done.frames == 2 and len(done.failed) == 1 and "too long" in str(caught[-1].message)
+    assert len(boxes_of(tmp_path / out)) == 2 and (tmp_path / out / "a.jpg").exists()
+
+
+def test_links_to_folders(tmp_path):
+    put_image(tmp_path / "real" / "a.jpg")
+    (tmp_path / "src").mkdir()
+    os.symlink("../real", str(tmp_path / "src" / "linked"))
+    os.symlink(str(tmp_path / "real"), str(tmp_path / "src" / "twice"))
+    os.symlink("..", str(tmp_path / "src" / "around"))
+    done = predict(middle_session(), tmp_path / "src", tmp_path.parent / (tmp_path.name + "-out"))
+    assert done.frames == 1
+    only = tmp_path / "only"
+    only.mkdir()
+    os.symlink(str(tmp_path / "real"), str(only / "linked"))
+    predict(middle_session(), only, tmp_path / "out")
+    assert visible(tmp_path / "out") == ["linked/a.jpg", "predictions.json"]
+    assert sorted(boxes_of(tmp_path / "out")) == ["linked/a.jpg"]
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(str(tmp_path / "pipe.jpg"))
+    os.mkfifo(str(tmp_path / "pipe.mp4"))
+    os.symlink("/dev/zero", str(tmp_path / "zero.jpg"))
+    os.symlink("gone", str(tmp_path / "broken.jpg"))
+    for name in ("pipe.jpg", "pipe.mp4", "zero.jpg", "/dev/zero", "file:///dev/zero", "/dev/tty", "/dev/null"):
+        source = name if name.startswith(("/", "file:")) else str(tmp_path / name)
+        for check in (check_source, open_source, lambda s: predict(middle_session(), s, tmp_path / "out")):
+            with pytest.raises(InputError, match="not a regular file"): check(source)
+    with pytest.raises(InputError, match="no such image"): check_source(tmp_path / "broken.jpg")
+    put_image(tmp_path / "a.jpg")
+    with pytest.warns(UserWarning, match="skipped"):
+        done = predict(middle_session(), tmp_path, tmp_path.parent / "out" / tmp_path.name)
+    assert done.frames == 1 and sorted(done.unreadable) == ["broken.jpg", "pipe.jpg", "zero.jpg"]
+
+
+def test_a_folder_in_which_nothing_can_be_read(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match="no image can be read, such as a.jpg"):
+            predict(middle_session(), tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_one_bad_image_among_others(tmp_path, bad):
+    "An image on which the network fails is named, be it the first, and the others are predicted."
+    for k in range(3): put_image(tmp_path / "src" / "{}.png".format(k), 50 * k)
+    session = middle_session()
+    detect = session.infer
+    def infer(x):
+        outputs = detect(x)
+        if abs(x[0, 0, 20, 30] - 50 * bad) <= 1: outputs[0][:] = np.nan
+        return outputs
+    session.infer = infer
+    name = "{}.png".format(bad)
+    with pytest.warns(UserWarning, match=name + ": not written"):
+        done = predict(session, tmp_path / "src", tmp_path / "out")
+    assert done.failed == [name]
+    assert list(boxes_of(tmp_path / "out")) == [n for n in ("0.png", "1.png", "2.png") if n != name]
+
+
+def test_a_network_that_always_fails(tmp_path):
+    "One line, not one for each image."
+    for k in range(9): put_image(tmp_path / "src" / "{}.png".format(k))
+    session = middle_session()
+    session.infer = lambda x: [np.full((len(x), 84, 7), np.nan, np.float32)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source in (tmp_path / "src", tmp_path / "src" / "1.png"):
+            with pytest.raises(InputError, match="finite|NaN"): predict(session, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_our_own_images_as_a_source(photos, tmp_path):
+    predict(middle_session(), photos, tmp_path / "out")
+    with pytest.warns(UserWarning, match="out: results of jetson-det"):
+        assert predict(middle_session(), tmp_path / "out", tmp_path / "again").frames == 3
+
+
+def test_natural_order_of_odd_digits():
+    assert sorted(["f²", "f10", "f2", "٣", "f①"], key=natural_key)[0].startswith("f")
+    assert sorted(["b10", "b9", "B1"], key=natural_key) == ["B1", "b9", "b10"]

@@ -1,0 +1,39 @@
+"""An ONNX file's record of its origin: shown, and nothing that it names is opened."""
+import os
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="onnx writes the files of these tests")
+import onnx_files as files
+from jetson_det.core import InputError
+from jetson_det.runtime.contract import METADATA_KEY, Contract
+from jetson_det.train.lineage import lineage, lineage_text
+
+
+def write(path, origin):
+    contract = Contract("yolox", "yolox-nano", ("a", "b"), files.SIZE, "boxes_scores", extra={"origin": origin})
+    outputs = dict(boxes=np.zeros((1, 2, 4), np.float32), scores=np.zeros((1, 2, 2), np.float32))
+    return files.write_graph(path, outputs, {METADATA_KEY: contract.to_json()})
+
+
+def test_no_path_in_it_is_opened(tmp_path, monkeypatch):
+    os.mkfifo(str(tmp_path / "pipe"))
+    entry = dict(path=str(tmp_path / "pipe"), sha256="0" * 64, name="official\x1b[2J",
+                 origin=dict(path="/dev/zero", sha256=None, name="zero", origin=None))
+    chain = lineage(write(tmp_path / "m.onnx", entry)) # would wait for ever, or read for ever
+    assert [e["found"] for e in chain] == ["as it was", "not looked up", "not looked up"]
+    text = lineage_text(chain)
+    assert text.endswith("begun with random weights") and "\x1b" not in text and "official\\x1b[2J" in text
+    gone = dict(entry, path=str(tmp_path / "gone"), origin=None)
+    assert lineage(write(tmp_path / "m.onnx", gone))[1]["found"] == "gone"
+    long = dict(entry, path="x" * 100000, origin=None)
+    assert lineage(write(tmp_path / "m.onnx", long))[1]["found"] == "gone"
+
+
+@pytest.mark.parametrize("origin", [7, "text", [1], {"path": 3, "sha256": None}, {"path": "a"}, {"sha256": "a"},
+                                    {"path": "a", "sha256": 5}, {"path": "a", "sha256": None, "step": "x"},
+                                    {"path": "a", "sha256": None, "origin": 4}])
+def test_a_damaged_record_is_one_line(tmp_path, origin):
+    with pytest.raises(InputError) as e: lineage(write(tmp_path / "m.onnx", origin))
+    assert "m.onnx" in str(e.value) and "damaged" in str(e.value) and "\n" not in str(e.value)
