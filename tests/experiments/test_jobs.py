@@ -131,13 +131,16 @@ def test_the_page_shows_the_result_before_settings_and_code(trained):
     figure, table = result.index("data:image/jpeg;base64"), result.index('class="tiles"')
     assert figure < table < result.index("<summary>Parameters</summary>")
     assert result.count("data:image/") == 6, "four of the evaluation, the epochs, the latency"
+    settings = html[html.index(">Settings<"):html.index(">Training<")]
+    assert "<td>train.epochs</td>" in settings and "<td>augment.mosaic</td>" not in settings, "what was given"
 
 
 def test_code_and_long_output_are_folded_and_parameters_are_open(trained):
     html = trained.read_text(encoding="utf-8")
     cells = [c for c in nbformat.read(trained.with_suffix(".ipynb"), as_version=4).cells if c.cell_type == "code"]
     assert html.count("<details><summary>Code</summary>") == len(cells) - 2
-    assert html.count("<details open><summary>Parameters</summary>") == 2, "the defaults and what was given"
+    opened = re.findall(r'<details open(?:="")?>\s*<summary>(.*?)<', html)
+    assert opened == ["Parameters", "Parameters"], "the defaults and what was given"
     assert re.search(r"<details><summary>\d{3} lines of output</summary>", html), "the resolved settings"
 
 
