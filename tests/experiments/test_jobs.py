@@ -188,6 +188,14 @@ def test_papermill_runs_the_training_job_in_a_folder_with_other_files(tmp_path):
     assert p.returncode != 0 and "is not empty" in p.stderr, "a second run does not mix with the first"
 
 
+def test_papermill_runs_the_benchmark_job_without_parameters(tmp_path):
+    words = ["papermill", str(find_job("benchmark")), "out.ipynb", "--no-progress-bar"]
+    for name, value in (("frames", 1), ("repeats", 1), ("warmup", 0)): words += ["-p", name, str(value)]
+    p = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert p.returncode == 0, p.stderr
+    assert {f.name for f in (tmp_path / "runs" / "benchmark").iterdir()} == {"metrics.json", "untrained.onnx"}
+
+
 def test_pages_ask_no_other_host(trained):
     html = trained.read_text(encoding="utf-8")
     assert "<img" in html and "data:image/png;base64" in html
