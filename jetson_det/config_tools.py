@@ -97,13 +97,15 @@ def find_keys(
 _TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "array": "list",
           "null": "none", "object": "mapping"}
 
+def _digits(number)->str: return str(number) if isinstance(number, int) else f"{number:g}"
+
 def _range(prop:dict)->list: # of words
     "The limits of a number."
     words = []
-    if "minimum" in prop: words.append(f"from {prop['minimum']:g}")
-    elif "exclusiveMinimum" in prop: words.append(f"over {prop['exclusiveMinimum']:g}")
-    if "maximum" in prop: words.append(f"to {prop['maximum']:g}")
-    elif "exclusiveMaximum" in prop: words.append(f"under {prop['exclusiveMaximum']:g}")
+    if "minimum" in prop: words.append(f"from {_digits(prop['minimum'])}")
+    elif "exclusiveMinimum" in prop: words.append(f"over {_digits(prop['exclusiveMinimum'])}")
+    if "maximum" in prop: words.append(f"to {_digits(prop['maximum'])}")
+    elif "exclusiveMaximum" in prop: words.append(f"under {_digits(prop['exclusiveMaximum'])}")
     elif "minimum" in prop: words.append("on")
     if "multipleOf" in prop: words.append(f"in multiples of {prop['multipleOf']}")
     return words

@@ -80,7 +80,7 @@ def title_of(notebook):
     "The text of the first `# ` heading."
     for kind, source, _, _ in cells_of(notebook):
         found = re.match(r"#\s+(.+)", source) if kind == "markdown" else None
-        if found: return found[1].strip()
+        if found: return found[1].strip().replace("`", "")
     return notebook.stem
 
 
@@ -261,6 +261,7 @@ def navigation():
 def menu():
     "Stage -> [(title, page)]: the navigation with the pages that are made from the code."
     stages = {stage: [(title, page_of(nb)) for title, nb in pages] for stage, pages in navigation().items()}
+    stages["Start"][0] = ("Home", "index.md")
     for place, name in enumerate(START):
         if name in reference.PAGES: stages["Start"].insert(place, (reference.PAGES[name][0], name))
     return stages
