@@ -192,8 +192,8 @@ def sha256_bytes(
 def sha256_file(
     path, # a file
 )->str: # 64 hexadecimal digits
-    "SHA-256 of a file, read in pieces of 1 MiB."
+    "SHA-256 of a file, read in pieces of 1 MiB. Raises OSError, for a pipe or a device too."
     h = hashlib.sha256()
-    with open(str(path), "rb") as f:
+    with open_regular(path) as f:
         for piece in iter(lambda: f.read(1 << 20), b""): h.update(piece)
     return h.hexdigest()

@@ -21,7 +21,7 @@ from ..config import load_config, save_config
 from ..core import InputError, fingerprint
 from ..models.checkpoint import list_checkpoints
 from ..runtime.files import write_bytes_atomic, write_json_atomic
-from ..runtime.outputs import mark_output
+from ..runtime.outputs import final_path, mark_output
 from .environment import environment, git_states
 
 # %% ../../nbs/34_train.run_folder.ipynb #b0540238
@@ -165,7 +165,7 @@ def check_run_folder(
     resume:bool=False, # continue the run in it
 )->list: # free settings that changed, as lines
     "Look at the folder before anything is read or written. Raises InputError when it can't take this run."
-    out = Path(out)
+    out = Path(final_path(out))
     if out.exists() and not out.is_dir(): raise InputError(f"{out}: is a file; a folder for the run is needed")
     names = sorted(f.name for f in out.iterdir() if not f.name.startswith(".")) if out.exists() else []
     names = [name for name in names if not name.endswith(_MAY_BE_THERE)]
@@ -235,7 +235,7 @@ def hold_run(
     "Within it nobody else may train in the folder or roll it back. Raises InputError when somebody does already."
     try: import fcntl
     except ImportError: fcntl = None # Windows has no such lock
-    path = Path(out).absolute()/lock
+    path = Path(final_path(out)).absolute()/lock
     if path in _held: raise InputError(f"{out}: this process is at work in this run already; wait until it is done")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -249,3 +249,16 @@ print("after", flush=True)
     assert (tmp_path / "out.txt").read_bytes() == b"before\ncontent\nafter\n"
     piped = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
     assert piped == b"before\ncontent\nafter\n" and os.readlink("/dev/stdout") == before
+
+
+def test_a_way_back_through_a_missing_folder_is_no_other_place(tmp_path):
+    "`photos/new/..` is `photos` as soon as `new` is made."
+    photos = tmp_path/"photos"
+    photos.mkdir()
+    (photos/"a.jpg").write_bytes(b"a photograph")
+    for out in (photos/"new"/"..", tmp_path/"new"/".."/"photos", tmp_path/"x"/"y"/".."/".."/"photos"):
+        with pytest.raises(InputError, match="holds what is read"): OutputFolder(out, "predict", [photos])
+        with pytest.raises(InputError, match="is there already"): check_new_folder(out, photos)
+        with pytest.raises(InputError, match="would be replaced"): check_output(out/"a.jpg", [photos/"a.jpg"])
+        with pytest.raises(InputError, match="is a file of"): check_output(out/"a.jpg", [photos])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]

@@ -1,5 +1,6 @@
 """Which weights a detector was made from."""
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -68,3 +69,9 @@ def test_the_chain_of_real_trainings(tmp_path, data):
     train(config(data, "train.epochs=1", f"model.weights={tmp_path/'a'}"), tmp_path/"b", resume=True)
     assert [(e["found"], e["begins"]) for e in lineage(tmp_path/"b"/"last")] == [("as it was", ""),
                                                                                  ("as it was", "with random weights")]
+
+
+def test_a_pipe_or_a_device_has_no_lineage(tmp_path):
+    os.mkfifo(tmp_path/"weights.pth")
+    for path in (tmp_path/"weights.pth", "/dev/zero"):
+        with pytest.raises(OSError, match="not a regular file"): lineage(path)

@@ -297,3 +297,10 @@ def test_a_run_of_an_earlier_job_is_named(tmp_path):
     checkpoint_path(tmp_path/"training", 3).mkdir(parents=True)
     with pytest.raises(InputError, match=f"the run is in {tmp_path/'training'}"):
         check_run_folder(tmp_path, config("x"), resume=True)
+
+
+def test_a_way_back_through_a_missing_folder_is_refused_before_anything_is_made(tmp_path):
+    (tmp_path/"data").mkdir()
+    (tmp_path/"data"/"a.jpg").write_bytes(b"a photograph")
+    with pytest.raises(InputError, match="is not empty"): check_run_folder(tmp_path/"new"/".."/"data", None)
+    assert [p.name for p in tmp_path.iterdir()] == ["data"] and len(list((tmp_path/"data").iterdir())) == 1

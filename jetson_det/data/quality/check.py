@@ -133,9 +133,12 @@ def turned_images(
             flaws.append(_warning("rotated-image", ds.paths[i], "", f"{ds.paths[i]}: {text} alone", "dropped"))
         undecided = [i for i in undecided if not len(ds.boxes_of(i)[0])]
     text = "turned upright by its EXIF orientation, as viewers show it."
-    if ds.format in FORMATS and FORMATS[ds.format].is_relative:
-        text += " These labels do not say which of the two images they were drawn on: look at some."
-    return flaws + _for_images(ds, undecided, "exif-rotation", text)
+    is_relative = ds.format in FORMATS and FORMATS[ds.format].is_relative
+    # a size decides only where the turn exchanges height and width
+    silent = [i for i in undecided if is_relative or facts.orientation[i] < 5 or ds.sizes[i][0] == ds.sizes[i][1]]
+    decided = [i for i in undecided if i not in silent]
+    doubt = text + " These labels do not say which of the two images they were drawn on: look at some."
+    return [*flaws, *_for_images(ds, silent, "exif-rotation", doubt), *_for_images(ds, decided, "exif-rotation", text)]
 
 # %% ../../../nbs/14_data.quality.check.ipynb #46eec19a
 def _duplicate_groups(

@@ -597,3 +597,11 @@ def test_real_round_trip(data, tmp_path):
         assert np.abs(back.boxes - ds.boxes).max() < .01
         assert (back.labels == ds.labels).all()
         assert back.splits.tolist() == ds.splits.tolist()
+
+
+def test_the_readers_front_door():
+    "Scripts import the two functions from the package itself."
+    from jetson_det.data import formats
+    from jetson_det.data.formats import registry
+    assert formats.read_dataset is registry.read_dataset and formats.write_dataset is registry.write_dataset
+    with pytest.raises(AttributeError, match="no attribute 'read_datasets'"): formats.read_datasets

@@ -184,3 +184,15 @@ def test_shares_of_the_stored_image(tmp_path):
     (folder / "labels.csv").write_text("\n".join(lines))
     ds = read_dataset(folder)
     assert len(ds) == 8 and on_their_objects(ds)
+
+
+@pytest.mark.parametrize("format", ["coco", "voc", "csv", "labelme"])
+@pytest.mark.parametrize("orientations,square,is_said", [
+    ((3,), (), True), ((2, 4), (), True), ((), (6,), True), ((6,), (), False)
+])
+def test_where_no_size_tells_the_note_says_so(tmp_path, format, orientations, square, is_said):
+    "Mirrored, upside-down and square images have the same size before and after the turn."
+    stored, _ = photos(tmp_path / "photos", NEAR, orientations, square)
+    folder = written(stored, tmp_path / "labels", format)
+    notes = [f for f in check_dataset(folder).flaws if f.kind in ("exif-rotation", "rotated-image")]
+    assert notes and any("look at some" in str(f) for f in notes) == is_said, notes
