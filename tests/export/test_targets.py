@@ -28,6 +28,8 @@ def test_a_new_target_is_one_line_in_the_table(tmp_path, monkeypatch, capsys):
         return contract
     monkeypatch.setattr("jetson_det.export.onnx.export_toy", export_toy, raising=False)
     monkeypatch.setitem(TARGETS, "toy", Target("jetson_det.export.onnx", "export_toy", ".toy"))
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "manifest.json").write_text("{}")
     assert main(["export", str(tmp_path / "best"), "--to", "toy", "--size", "64x96"]) == 0
     assert (tmp_path / "best.toy").read_text() == f"{tmp_path / 'best'} (64, 96)"
     assert "wrote" in capsys.readouterr().out

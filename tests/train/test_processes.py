@@ -99,13 +99,15 @@ def test_torch_is_not_asked_to_send_objects():
 
 def rank_shares(world):
     "In a process: what comes from the others."
-    return [repr(world.gather((world.rank, "x" * world.rank, np.full(world.rank, 7)))),
-            repr(world.share({("a", 1): np.ones(2)} if world.main else "not mine"))]
+    gathered = [(rank, text, values.tolist())
+                for rank, text, values in world.gather((world.rank, "x" * world.rank, np.full(world.rank, 7)))]
+    shared = world.share({("a", 1): np.ones(2)} if world.main else "not mine")
+    return [repr(gathered), repr({key: values.tolist() for key, values in shared.items()})]
 
 
 def test_values_of_unequal_length_are_gathered_and_shared():
-    found = [(rank, "x" * rank, np.full(rank, 7)) for rank in range(2)]
-    assert together(rank_shares, 2) == [repr(found), repr({("a", 1): np.ones(2)})]
+    found = [(rank, "x" * rank, [7] * rank) for rank in range(2)]
+    assert together(rank_shares, 2) == [repr(found), repr({("a", 1): [1., 1.]})]
 
 
 # ---- nobody else

@@ -442,7 +442,7 @@ def test_real(data, name, left, boxes, kinds):
 @pytest.mark.parametrize("name, warnings, notes",
                         [("bccd", {"zero-area": 2, "duplicate-across-splits": 1}, {"doubled-box": 7, "imbalance": 1}),
                          ("kangaroo", {"truncated-image": 1}, {"duplicate-image": 1, "doubled-box": 1, "padding": 1}),
-                         ("raccoon", {}, {"duplicate-image": 4, "near-duplicate": 2, "gray-image": 3}),
+                         ("raccoon", {}, {"conflicting-labels": 4, "near-duplicate": 2, "gray-image": 3}),
                          ("plates_eu", {}, {}), ("kitti_mini", {}, {"few-boxes": 1, "padding": 1})])
 def test_real_reports(data, name, warnings, notes):
     "Everything that is said of real datasets; each was looked at and is true."
