@@ -2,6 +2,8 @@
 import hashlib
 from pathlib import Path
 
+import pytest
+
 from jetson_det.train import loop
 from jetson_det.train.callbacks.base import Callback
 from jetson_det.train.callbacks.checkpoints import SaveCheckpoints
@@ -11,6 +13,14 @@ from jetson_det.train.loop import Trainer
 def scored(monkeypatch, aps):
     "The evaluation of each epoch says what is given here; that of the end is real."
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {"AP": aps[self.run.epoch - 1], "AP50": None})
+
+
+def finished_run(cfg, out):
+    "A run of three epochs in `out`; the AP of its epochs is .2, .3, .1."
+    with pytest.MonkeyPatch.context() as m:
+        scored(m, [.2, .3, .1])
+        loop.train(cfg, out)
+    return out
 
 
 def with_callbacks(monkeypatch, *more, before=SaveCheckpoints):

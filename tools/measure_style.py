@@ -24,8 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import check_layout  # noqa: E402
 
-STAGES = {"core": 0, "yaml_file": 0, "config": 0, "config_tools": 0, "downloads": 0, "data": 1, "scenes": 1, "models": 2,
-          "evaluate": 3, "train": 4, "export": 5, "experiments": 6}
+STAGES = {"core": 0, "yaml_file": 0, "config": 0, "config_tools": 0, "downloads": 0, "data": 1, "scenes": 1,
+          "cutouts": 1, "synth": 1, "models": 2, "evaluate": 3, "train": 4, "export": 5, "experiments": 6}
 
 
 def stage(module):

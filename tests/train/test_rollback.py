@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from callback_helpers import hashes, scored
+from callback_helpers import finished_run, hashes, scored
 from train_helpers import config, result_of, scenes
 
 from jetson_det.core import InputError
@@ -24,13 +24,7 @@ def data(tmp_path_factory): return scenes(tmp_path_factory.mktemp("data")/"dock"
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    "A finished run of nine steps, every checkpoint kept; the AP of its epochs is .2, .3, .1."
-    out = tmp_path_factory.mktemp("runs")/"whole"
-    with pytest.MonkeyPatch.context() as m:
-        scored(m, [.2, .3, .1])
-        train(config(data, *KEEP), out)
-    return out
+def whole(data, tmp_path_factory): return finished_run(config(data, *KEEP), tmp_path_factory.mktemp("runs")/"whole")
 
 
 def copy_of(whole, out): return Path(shutil.copytree(whole, out))

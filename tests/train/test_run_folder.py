@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from callback_helpers import hashes, scored
+from callback_helpers import finished_run, hashes
 from train_helpers import config, scenes
 
 from jetson_det.core import InputError
@@ -29,13 +29,7 @@ def data(tmp_path_factory): return scenes(tmp_path_factory.mktemp("data")/"dock"
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    "A finished run of nine steps, every checkpoint kept; the AP of its epochs is .2, .3, .1."
-    out = tmp_path_factory.mktemp("runs")/"whole"
-    with pytest.MonkeyPatch.context() as m:
-        scored(m, [.2, .3, .1])
-        train(config(data, *KEEP), out)
-    return out
+def whole(data, tmp_path_factory): return finished_run(config(data, *KEEP), tmp_path_factory.mktemp("runs")/"whole")
 
 
 def test_a_run_folder_is_named_by_what_has_a_say(tmp_path, data):
