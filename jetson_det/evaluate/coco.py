@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'coco_of', 'parse_class_map', 'shared_classes', 'coco_results', 'over_limit', 'over_limit_text', 'EvalResult',
-           'known_ap', 'result_table', 'coco_stats', 'evaluate']
+           'known_ap', 'result_rows', 'result_notes', 'result_table', 'coco_stats', 'evaluate']
 
 # %% ../../nbs/40_evaluate.coco.ipynb #aa17beea
 import csv
@@ -340,7 +340,7 @@ def _cells(row:dict)->list:
         else: out.append(printable(v))
     return out
 
-def _rows(r:EvalResult)->list:
+def result_rows(r:EvalResult)->list:
     "The table's rows: head, classes, all."
     recalls = [c["recall50"] for c in r.per_class if c["recall50"] is not None]
     total = dict(name="all", AP=r.stats["AP"], AP50=r.stats["AP50"], AP75=r.stats["AP75"],
@@ -349,7 +349,7 @@ def _rows(r:EvalResult)->list:
     head = [h for h, _ in _COLUMNS] + ["best at"]
     return [head] + [_cells(c) for c in r.per_class] + [_cells(total)]
 
-def _notes(r:EvalResult)->list:
+def result_notes(r:EvalResult)->list:
     "Lines under the table: sizes, and what was left out."
     sizes = ", ".join(f"{s} {r.stats['AP_' + s]:.3f}" for s in SIZES[1:] if r.stats["AP_" + s] is not None)
     notes = [f"AP by size: {sizes}; {r.empty} of {r.images} images have no boxes"]
@@ -366,13 +366,13 @@ def _notes(r:EvalResult)->list:
 # %% ../../nbs/40_evaluate.coco.ipynb #7f046086
 def _plain_table(r:EvalResult)->str:
     "The table as plain text."
-    rows = _rows(r)
+    rows = result_rows(r)
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for name, *figures in rows:
         cells = [name.ljust(widths[0])] + [c.rjust(w) for c, w in zip(figures, widths[1:])]
         lines.append("  ".join(cells))
-    return "\n".join(lines + _notes(r))
+    return "\n".join(lines + result_notes(r))
 
 # %% ../../nbs/40_evaluate.coco.ipynb #9b070789
 def result_table(
@@ -380,8 +380,8 @@ def result_table(
 ): # a rich.table.Table, to be printed by rich
     "The table for a terminal."
     from rich.table import Table
-    head, *rows = _rows(r)
-    table = Table(*head, title="AP by the COCO rules", caption="\n".join(_notes(r)), caption_justify="left")
+    head, *rows = result_rows(r)
+    table = Table(*head, title="AP by the COCO rules", caption="\n".join(result_notes(r)), caption_justify="left")
     for column in table.columns[1:]: column.justify = "right"
     *classes, total = rows
     for row in classes: table.add_row(*row)

@@ -7,16 +7,14 @@ __all__ = ['Plot', 'result_plots', 'result_section', 'results_page', 'write_resu
 
 # %% ../../nbs/43_evaluate.page.ipynb #86d326d1
 import base64
-import hashlib
 import html
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
 from ..data.dataset import DetDataset
-from .coco import EvalResult, _notes, _rows
+from ..data.quality.page import csp_hash, page_part
+from .coco import EvalResult, result_notes, result_rows
 from .plots import (comparison_sheet, confusion_figure, contact_sheet, figure_bytes, plot_training,
                                        pr_figure)
 from ..runtime.files import printable, write_bytes_atomic
@@ -48,11 +46,6 @@ def result_plots(
     ]
 
 # %% ../../nbs/43_evaluate.page.ipynb #50d1b45d
-@cache
-def _part(name:str)->str:
-    "A file of the page that lies beside this module."
-    return files("jetson_det.evaluate").joinpath(name).read_text(encoding="ascii")
-
 def _text(value)->str: return html.escape(printable(value))
 
 def _image(plot:Plot)->str:
@@ -71,7 +64,7 @@ def _tiles(result:EvalResult)->str:
 
 def _table(result:EvalResult)->str:
     "The table of the classes."
-    head, *rows = _rows(result)
+    head, *rows = result_rows(result)
     lines = ["<thead><tr>" + "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head) + "</tr></thead><tbody>"]
     for row in rows: lines.append("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>")
     return "".join([*lines, "</tbody>"])
@@ -82,7 +75,7 @@ def result_section(
     plots, # list of Plot
 )->str: # HTML
     "An evaluation as a part of a page."
-    notes = "".join(f"<li>{_text(line)}</li>" for line in _notes(result))
+    notes = "".join(f"<li>{_text(line)}</li>" for line in result_notes(result))
     return (f'<section><h2>{_text(title)}</h2><ul class="tiles">{_tiles(result)}</ul>'
             f'<div class="scroll"><table>{_table(result)}</table></div><ul class="notes">{notes}</ul>'
             f'{"".join(map(_image, plots))}</section>')
@@ -94,12 +87,12 @@ def results_page(
     sections, # of HTML, as `result_section` gives it
 )->bytes: # the file
     "The page as one file."
-    style = _part("page.css")
+    style = page_part("jetson_det.evaluate", "page.css")
     rows = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts)
-    page = Template(_part("page.html")).substitute(
+    page = Template(page_part("jetson_det.evaluate", "page.html")).substitute(
         title=_text(title),
         style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode("ascii")).digest()).decode("ascii"),
+        style_hash=csp_hash(style),
         facts=rows,
         sections="\n".join(sections),
     )

@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from ..core import InputError
+from ..runtime.signals import restore_handlers, set_stop_handlers
 from .loop import train
 from .processes import (TIMEOUT, DistributedWorld, SignedStore, end_with_parent, file_store, is_private,
                                         private_folder, record_failure)
@@ -52,17 +52,13 @@ _PATIENCE = 5. # seconds that the others have to leave by themselves when one ha
 def _passing_on(ranks):
     "SIGINT, SIGTERM and SIGHUP go to the processes; the second one ends them."
     seen = []
-    old = {}
     def handle(number, _):
         for p in ranks:
             if p.pid and p.exitcode is None: os.kill(p.pid, signal.SIGKILL if seen else number)
         seen.append(number)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN: old[number] = signal.signal(number, handle)
+    before = set_stop_handlers(handle)
     try: yield seen
-    finally:
-        for number, handler in old.items(): signal.signal(number, handler)
+    finally: restore_handlers(before)
 
 def _failed(ranks): return [(rank, p.exitcode) for rank, p in enumerate(ranks) if p.exitcode]
 

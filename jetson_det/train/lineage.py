@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ..core import InputError
 from ..models.checkpoint import checkpoint_of, verify_checkpoint
-from ..models.weights.source import onnx_metadata, read_onnx_file
-from ..runtime.contract import METADATA_KEY, Contract
+from ..models.weights.source import onnx_contract, read_onnx_file
+from ..runtime.contract import Contract
 from ..runtime.files import printable, read_json, sha256_file
 
 # %% ../../nbs/34_train.lineage.ipynb #e046f1c9
@@ -26,7 +26,7 @@ def origin_of(
     path = Path(source)
     if path.is_dir(): return _origin_of_folder(path)
     known = dict(path=str(source), sha256=sha256_file(path) if path.exists() else None, name=path.name)
-    if path.suffix == ".onnx" and path.exists(): known.update(_of_contract(_onnx_contract(path)))
+    if path.suffix == ".onnx" and path.exists(): known.update(_of_contract(onnx_contract(read_onnx_file(path), path)))
     return known
 
 def _of_contract(contract)->dict:
@@ -49,10 +49,6 @@ def _origin_of_folder(path):
 def _origin_of_hub_folder(path): # as it is downloaded from the hub
     weights = sorted(f for suffix in ("*.safetensors", "*.bin") for f in path.glob(suffix))
     return dict(path=str(path), sha256=sha256_file(weights[0]) if weights else None, name=path.name)
-
-def _onnx_contract(path): # Contract or None
-    contract = onnx_metadata(read_onnx_file(path)).get(METADATA_KEY)
-    return Contract.from_json(contract, f"{path}: contract in the metadata") if contract is not None else None
 
 # %% ../../nbs/34_train.lineage.ipynb #9e5941b2
 _ENTRY = {"path": str, "sha256": (str, type(None)), "name": str, "epoch": int, "step": int,

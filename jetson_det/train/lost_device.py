@@ -8,15 +8,14 @@ __all__ = ['is_device_lost', 'continue_on_cpu']
 # %% ../../nbs/36_train.lost_device.ipynb #798649c2
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import torch
 
 from ..core import InputError
+from ..runtime.signals import restore_handlers, set_stop_handlers
 
 # %% ../../nbs/36_train.lost_device.ipynb #fcae7b6f
 # cudaError_t of driver_types.h
@@ -50,16 +49,9 @@ def continue_on_cpu(
     "Resume a run on the CPU in another process, which gets the signals of this one. Raises InputError when that fails."
     call = [sys.executable, "-m", "jetson_det.train", "--out", str(out), "--resume", "train.device=cpu", *words]
     child = subprocess.Popen(call, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is None: continue # Windows has no SIGHUP
-            if signal.getsignal(number) == signal.SIG_IGN: continue
-            handlers[number] = signal.signal(number, lambda n, _: child.send_signal(n))
+    before = set_stop_handlers(lambda number, _: child.send_signal(number))
     try: code = child.wait()
-    finally:
-        for number, handler in handlers.items(): signal.signal(number, handler)
+    finally: restore_handlers(before)
     if code:
         raise InputError(f"{out}: the training on the CPU ended with exit code {code}; what was saved before is whole")
     return json.loads((Path(out)/"metrics.json").read_text(encoding="utf-8"))

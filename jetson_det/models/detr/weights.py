@@ -25,13 +25,13 @@ from jetson_det.models.weights.source import (
     fill_model,
     is_counter,
     onnx_array,
-    onnx_metadata,
+    onnx_contract,
     plain_norm,
     read_onnx_file,
     read_safetensors,
     recognize_shapes,
 )
-from ...runtime.contract import METADATA_KEY, Contract, check_input
+from ...runtime.contract import check_input
 from ...runtime.files import printable, read_json
 from ...runtime.geometry import check_input_size
 
@@ -261,10 +261,9 @@ def read_detr_onnx(
 )->Source:
     "Such a file's weights under our names. Raises InputError."
     file = read_onnx_file(path)
-    contract = onnx_metadata(file).get(METADATA_KEY)
+    contract = onnx_contract(file, path)
     if contract is None:
         raise InputError(f"{path}: has no contract, so jetson-det did not export it; of DETRs no other graph is read")
-    contract = Contract.from_json(contract, f"{path}: contract in the metadata")
     if contract.name != name:
         other = f"it is a {printable(contract.name)}"
         hint = f"; use model.name={contract.name}" if contract.name in SIZES else ""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['one_line', 'PickleOfCode', 'read_pth', 'SafeTensors', 'read_safetensors', 'read_onnx_file', 'onnx_array',
-           'onnx_metadata', 'onnx_classes', 'Source', 'shapes_of', 'is_class_row', 'is_counter', 'misfits',
+           'onnx_contract', 'onnx_classes', 'Source', 'shapes_of', 'is_class_row', 'is_counter', 'misfits',
            'recognize_shapes', 'carry_rows', 'LoadReport', 'WrongModel', 'row_names', 'fill_model', 'plain_norm']
 
 # %% ../../../nbs/21_models.weights.source.ipynb #b47aec52
@@ -133,21 +133,24 @@ def onnx_array(
         raise InputError(f"{path}: the weights {printable(tensor.name)[:80]!r} are damaged: {one_line(e)}") from None
 
 # %% ../../../nbs/21_models.weights.source.ipynb #0f15b580
-def onnx_metadata(
-    model, # onnx.ModelProto
-)->dict: # key -> text
-    "The texts in an ONNX file."
+def _onnx_metadata(model)->dict: # key -> text
     return {p.key: p.value for p in model.metadata_props}
+
+def onnx_contract(
+    model, # onnx.ModelProto
+    path, # of the file, for errors
+)->Optional[Contract]: # None where the file has none
+    "The contract in an ONNX file. Raises InputError for a damaged one."
+    text = _onnx_metadata(model).get(METADATA_KEY)
+    return None if text is None else Contract.from_json(text, f"{path}: contract in the metadata")
 
 def onnx_classes(
     model, # onnx.ModelProto
     path, # of the file, for errors
 )->Optional[tuple]: # None where the file does not say
     "The class names in an ONNX file. Raises InputError for a damaged contract."
-    metadata = onnx_metadata(model)
-    contract = metadata.get(METADATA_KEY)
-    if contract is None: return names_in_text(metadata.get("names"))
-    return Contract.from_json(contract, f"{path}: contract in the metadata").classes
+    contract = onnx_contract(model, path)
+    return contract.classes if contract else names_in_text(_onnx_metadata(model).get("names"))
 
 # %% ../../../nbs/21_models.weights.source.ipynb #9e4870fa
 class Source(NamedTuple):

@@ -10,6 +10,7 @@ import os
 import signal
 from functools import partial
 
+from ...runtime.signals import restore_handlers, set_stop_handlers
 from .base import Callback
 from ..state import Stopped
 
@@ -21,24 +22,17 @@ class StopOnSignal(Callback):
     def __init__(self): self.handlers = {} # signal -> its handler of before
 
     def before_train(self, trainer):
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is None: continue # Windows has no SIGHUP
-            if signal.getsignal(number) == signal.SIG_IGN:
-                if name == "SIGINT" and trainer.world.main:
-                    trainer.say("Ctrl-C does not reach this training, which was started in the background with SIGINT"
-                                f" ignored; to stop it after a step: kill {os.getpid()}")
-                continue
-            try: self.handlers[number] = signal.signal(number, partial(self._asked, trainer, name))
-            except ValueError: pass # only the main thread may set them
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and trainer.world.main:
+            trainer.say("Ctrl-C does not reach this training, which was started in the background with SIGINT"
+                        f" ignored; to stop it after a step: kill {os.getpid()}")
+        self.handlers = set_stop_handlers(partial(self._asked, trainer))
 
-    def _asked(self, trainer, name, *_):
-        trainer.stop(name)
+    def _asked(self, trainer, number, _):
+        trainer.stop(signal.Signals(number).name)
         self._restore()
 
     def _restore(self):
-        "Back to the handlers of before."
-        for number, handler in self.handlers.items(): signal.signal(number, handler)
+        restore_handlers(self.handlers)
         self.handlers = {}
 
     def after_step(self, trainer):
