@@ -162,7 +162,8 @@ class _Builder:
         if not isinstance(event, yaml.ScalarEvent) or event.tag is not None or event.anchor:
             raise _Wrong("not valid YAML: a key must be a plain text or number", line)
         self.add(1, line)
-        is_number = event.implicit[0] and _tag_of(event.value) == "int"
+        if event.style: return event.value # in quotes
+        is_number = _tag_of(event.value) == "int"
         try: return _scalar(event.value, "int" if is_number else "str")
         except ValueError as e: raise _Wrong(f"not valid YAML: {e}", line) from None
 
@@ -232,9 +233,14 @@ def _first_bad_line(data:bytes)->int: # from 1
     return 1
 
 # %% ../nbs/00_yaml_file.ipynb #a96726c1
+_FOLDED = re.compile("[\x85\u2028\u2029]") # line breaks of YAML 1.1 alone
+
 class _Dumper(yaml.SafeDumper):
     "A dumper that puts a text into quotes where this page's rule or YAML 1.1's would not read it as text."
+    def represent_str(self, text):
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _FOLDED.search(text) else None)
 
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _tag, _pattern in _CORE:
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern.pattern})$"), None)
 

@@ -132,12 +132,14 @@ def test_as_many_values_as_a_large_data_set_has_classes():
 WORDS = ["no", "Yes", "on", "OFF", "y", "true", "null", "~", "007", "0o7", "0x1F", "1_000", "12:30", "1e3", "1.50",
          "+7", ".5", "2026-11-26", "2001-99-99", "<<", "=", "", " a", "a: b", "- a", "# a", "ü", "a\tb",
          "99999999999999999999"]
+BREAKS = ["a\x85b", "\x85", " \u2028", "a\u2029\u2029b", "a\r\n\tb", "\ufeffa", "\x00\x1b"]
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", WORDS + BREAKS)
 def test_what_is_written_is_read_back_by_both_versions_of_yaml(word):
-    text = dump_yaml({"names": [word]})
-    assert parse_yaml(text)[0] == yaml.safe_load(text) == {"names": [word]}
+    values = {"names": [word], word: None, "last": word}
+    text = dump_yaml(values)
+    assert parse_yaml(text)[0] == yaml.safe_load(text) == values
 
 
 @pytest.mark.parametrize("word", [w for w in WORDS if w.strip() == w and w and not set(w) & set(":#") and w != "- a"])
