@@ -11,10 +11,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= runs/demo
 # processes of pytest; each file's tests stay in one
 WORKERS ?= 2
+# how many times `make fuzz` draws
+SEEDS ?= 5
 # Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/89_cli.ipynb).
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: help demo test test-quick layout lint-web bench docs readme sync notebooks-test pytest test-runtime36 test-wheel lab notebooks env env-dev env-bench clean
+.PHONY: help demo test test-quick layout lint-web bench gpu-check docs readme sync notebooks-test pytest fuzz test-runtime36 test-wheel lab notebooks env env-dev env-bench clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,22 +26,20 @@ demo: env ## the whole flow on generated scenes: train, evaluate, export, measur
 	$(BIN)/jetson-det demo --out $(OUT)
 
 test: env-dev ## everything a CPU can test
-	@echo "== 1/6 notebooks and package in sync, layout, web files"
+	@echo "== 1/5 notebooks and package in sync, layout, web files"
 	@$(MAKE) --no-print-directory sync layout lint-web
-	@echo "== 2/6 the notebooks' own examples"
+	@echo "== 2/5 the notebooks' own examples"
 	@$(MAKE) --no-print-directory notebooks-test
-	@echo "== 3/6 runtime under Python 3.6"
+	@echo "== 3/5 runtime under Python 3.6"
 	@$(MAKE) --no-print-directory test-runtime36
-	@echo "== 4/6 the built wheel under each Python found"
+	@echo "== 4/5 the built wheel under each Python found"
 	@$(MAKE) --no-print-directory test-wheel
-	@echo "== 5/6 the site"
-	@$(MAKE) --no-print-directory docs
-	@echo "== 6/6 pytest"
+	@echo "== 5/5 pytest; it builds the site too"
 	@$(MAKE) --no-print-directory pytest
 
 test-quick: env-dev ## what daily work needs, in under 5 minutes: sync, layout, and the tests without trainings and browsers
 	@$(MAKE) --no-print-directory sync layout
-	$(BIN)/python -m pytest tests -q -n $(WORKERS) --dist loadfile -m "not browser" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n $(WORKERS) --dist loadfile -m "not browser" \
 	  --ignore tests/train --ignore tests/models --ignore tests/site --ignore tests/export
 
 layout: env-dev
@@ -53,10 +53,16 @@ sync: env-dev
 	@$(BIN)/python tools/build_site.py --check
 
 notebooks-test: env-dev
-	@cd nbs && JETSON_DET_CACHE=$$(mktemp -d) ../$(BIN)/nbdev_test --n_workers 2 --do_print
+	@cd nbs && OMP_NUM_THREADS=1 JETSON_DET_CACHE=$$(mktemp -d) ../$(BIN)/nbdev_test --n_workers 2 --do_print
 
+# One thread for each process: the processes share the cores already.
 pytest: env-dev
-	$(BIN)/python -m pytest tests -q -rs --durations=10 -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -rs --durations=10 -n $(WORKERS) --dist loadfile
+
+fuzz: env-dev ## the tests that Hypothesis draws examples for, with other examples each time; SEEDS=100: a hundred times
+	@for seed in $$(shuf -i 1-1000000000 -n $(SEEDS)); do echo "== --hypothesis-seed=$$seed"; \
+	  HYPOTHESIS_PROFILE=random OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m hypothesis -n $(WORKERS) \
+	  --hypothesis-seed=$$seed || exit 1; done
 
 test-runtime36: env-dev
 	@bash tools/test_runtime36.sh
@@ -66,6 +72,9 @@ test-wheel: env-dev
 
 bench: env-bench ## speed against the peers, as ratios, interleaved in one run
 	@failed=0; for f in bench/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || failed=1; done; exit $$failed
+
+gpu-check: env-dev ## what only a GPU can show, in under ten minutes; ARGS=--cpu: a dry run on the CPU
+	$(BIN)/python tools/gpu_check.py $(ARGS)
 
 docs: env-dev ## the site, into site/
 	@$(BIN)/python tools/build_site.py --out site

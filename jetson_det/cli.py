@@ -231,6 +231,10 @@ def train(
     "Train a detector. The run folder keeps the settings, the log, the checkpoints and the figures."
     import os
     from jetson_det.config import load_config
+    from jetson_det.runtime.outputs import check_folder
+    for path in (config, data):
+        if path and Path(path).exists(): existing(path) # not a pipe
+    if out: check_folder(out)
     if offline: os.environ["JETSON_DET_OFFLINE"] = "1"
     if config is None and resume and out and (Path(out)/"config.yaml").exists(): config = Path(out)/"config.yaml"
     cfg = load_config(config, list(overrides or []) + (["data.strict=true"] if strict else []))
@@ -276,18 +280,21 @@ def rollback(
 
 @app.command(rich_help_panel=TRAINING)
 def verify(
-    path:Annotated[str, typer.Argument(metavar="PATH", help="run folder, or checkpoint folder")],
+    path:Annotated[str, typer.Argument(metavar="PATH", help="run folder, checkpoint folder, or ONNX file")],
     json_file:JsonFile=None,
 ):
-    "Read every byte of a checkpoint, or of all in a run. Exit code 1 where one is torn or altered."
+    "Read every byte of a checkpoint, of all in a run, or of an ONNX file. Exit code 1 where one is torn or altered."
     existing(path)
     from jetson_det.models.checkpoint import verify as verify_all
+    from jetson_det.runtime.files import printable
     check_files(json_file, sources=[path])
-    found = verify_all(path)
-    for folder, wrong in found.items(): print(wrong or f"{folder}: whole")
+    found = verify_all(path, say=lambda line: print(printable(line)))
+    for place, wrong in found.items(): print(printable(wrong or f"{place}: whole"))
     torn = sum(map(bool, found.values()))
-    print(f"{len(found) - torn} of {len(found)} checkpoints are whole")
-    write_figures(json_file, {"checkpoints": {str(folder): wrong or "whole" for folder, wrong in found.items()}})
+    is_file = Path(path).is_file()
+    if not is_file: print(f"{len(found) - torn} of {len(found)} checkpoints are whole")
+    kind = "files" if is_file else "checkpoints"
+    write_figures(json_file, {kind: {str(place): wrong or "whole" for place, wrong in found.items()}})
     if torn: raise typer.Exit(1)
 
 @app.command(rich_help_panel=TRAINING)
@@ -297,8 +304,8 @@ def lineage(
 ):
     "Show which weights a detector was made from, back to the first."
     existing(path)
-    from jetson_det.train.lineage import lineage as chain_of, lineage_text
     check_files(json_file, sources=[path])
+    from jetson_det.train.lineage import lineage as chain_of, lineage_text
     chain = chain_of(path)
     print(lineage_text(chain))
     write_figures(json_file, {"lineage": chain})
@@ -359,8 +366,9 @@ def evaluate(
     if html_file:
         from jetson_det.runtime.files import require
         require("matplotlib") # for the page's plots: known before the long work
-    from jetson_det.data.open import open_evaluation
+    from jetson_det.data.open import check_split, open_evaluation
     from jetson_det.evaluate.coco import evaluate as run, parse_class_map
+    check_split(split)
     check_files(json_file, html_file, sources=[artifact, data, splits])
     pairs = parse_class_map(class_map)
     session = _open(artifact, contract, device, tiles, overlap, classes, size)
@@ -380,8 +388,8 @@ def predict(
     artifact:_Artifact,
     source:Annotated[str, typer.Argument(metavar="SOURCE", help="image, folder, video, camera number or rtsp://")],
     out:Annotated[Path, typer.Option(
-        help="folder for images and predictions.json; what an earlier prediction left there is replaced")
-        ]=Path("predictions"),
+        help="folder for images and predictions.json; what an earlier prediction left there is replaced, unless it was"
+        " changed since")]=Path("predictions"),
     frames:Annotated[Optional[int], typer.Option(min=1, help="stop after so many frames")]=None,
     seconds:Annotated[Optional[float], typer.Option(min=0,
         help="stop after so many seconds, of a video or on the clock")]=None,
@@ -427,7 +435,9 @@ def bench(
     "Measure the latency of each stage: p50, p95, p99 in milliseconds."
     from jetson_det.experiments.report import sample_frames
     from jetson_det.runtime.bench import bench as run
+    from jetson_det.runtime.stream.sources import check_source
     check_files(json_file, sources=[artifact, source])
+    if source: check_source(source)
     session = _open(artifact, contract, device, tiles, overlap, classes, size)
     report = run(session, sample_frames(source or "", count=frames), repeats=repeats)
     print(report)
@@ -450,8 +460,8 @@ def export(
     from jetson_det.models.checkpoint import checkpoint_of
     target = export_target(to)
     input_size = parse_input_size(size) if size else None
-    checkpoint_of(checkpoint)
     check_files(json_file, sources=[checkpoint])
+    checkpoint_of(checkpoint)
     path = out or Path(checkpoint.rstrip("/") + target.suffix)
     contract = target.export(checkpoint, path, input_size=input_size, opset=opset, dynamic_batch=dynamic)
     height, width = contract.input_size

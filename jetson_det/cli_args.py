@@ -20,11 +20,13 @@ from .data.formats.catalog import FORMATS
 def existing(
     path, # a file or a folder, as the user wrote it
 ): # the same
-    "A source that is there. Raises InputError."
-    from jetson_det.runtime.files import InputError
+    "A source that is there, and is a file or a folder. Raises InputError."
+    from jetson_det.runtime.files import InputError, why_not_regular
     try: found = Path(path).exists()
     except (OSError, ValueError): found = False # a name that no file can have
     if not found: raise InputError(f"{path}: no such file or folder")
+    problem = why_not_regular(path)
+    if problem: raise InputError(f"{path}: {problem}")
     return path
 
 # %% ../nbs/80_cli_args.ipynb #0e3ba600
@@ -65,10 +67,16 @@ def check_files(
     *files, # that the verb will write; None: none
     sources=(), # files and folders that it reads
 ):
-    "Raise InputError for a file that can't be written, or would replace what is read."
+    "Raise InputError for a file that can't be written, would replace what is read, or is named twice."
+    import os
+    from jetson_det.runtime.files import InputError, is_device
     from jetson_det.runtime.outputs import check_output
+    places = set()
     for file in files:
-        if file is not None: check_output(file, sources)
+        if file is None: continue
+        place = os.path.realpath(check_output(file, sources))
+        if place in places: raise InputError(f"{file}: is named for two outputs; give each its own")
+        if not is_device(file): places.add(place)
 
 # %% ../nbs/80_cli_args.ipynb #a7eaaa9b
 def write_figures(

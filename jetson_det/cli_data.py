@@ -6,6 +6,7 @@
 __all__ = ['data_app', 'data_download', 'data_check', 'data_stats', 'data_view', 'data_convert', 'data_split', 'data_tile']
 
 # %% ../nbs/80_cli_data.ipynb #a1b3a8a0
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -36,9 +37,16 @@ def _one_of(target:Optional[str], out:Optional[str])->str:
     return target or out
 
 def _read(folder, format):
-    "The dataset at a path."
+    "The dataset at a path; what is wrong with it goes to standard error."
     from jetson_det.data.index import read_indexed
-    return read_indexed(folder, format, say=lambda line: None)
+    from jetson_det.data.quality.check import reader_flaws
+    ds = read_indexed(folder, format, say=lambda line: None)
+    flaws = [f for f in reader_flaws(ds) if f.severity != "note"]
+    for f in flaws[:_NAMED]: print(f"{f.severity}: {f.message} ({f.action})", file=sys.stderr)
+    if len(flaws) > _NAMED: print(f"and {len(flaws) - _NAMED} more flaws: data check lists them", file=sys.stderr)
+    return ds
+
+_NAMED = 10 # flaws of a dataset that is read for something else
 
 def _check_new_folder(target, folder):
     "Raise InputError for a folder to write that is not new, or lies in the dataset."
@@ -192,26 +200,31 @@ _LISTS = ("train", "val", "test")
 def _check_lists(
     out:Path, # folder for the lists
     folder, # of the dataset
-)->bool: # whether it is outside of the dataset, and new, empty or from an earlier `data split`
+): # OutputFolder; None where the lists are to stand in the dataset, or beside other files
     "Raise InputError where a list can't be written or would replace one of somebody else, such as the dataset's own."
     from jetson_det.runtime.files import InputError
-    from jetson_det.runtime.outputs import check_output, is_inside, is_own_output
+    from jetson_det.runtime.outputs import OutputFolder, check_output, is_inside, is_own_output
     is_within = is_inside(out, folder) # lists within a dataset are part of it: no mark hides them from the readers
-    is_ours = not is_within and (is_own_output(out) or not out.exists() or out.is_dir() and not any(out.iterdir()))
-    for name in _LISTS:
-        file = check_output(out/f"{name}.txt", [folder] if is_within else [])
-        if file.exists() and not is_ours: raise InputError(f"{file} is there already: give a new folder (--out)")
-    return is_ours
+    files = [check_output(out/f"{name}.txt", [folder] if is_within else []) for name in _LISTS]
+    is_new = not out.exists() or out.is_dir() and not any(out.iterdir())
+    if not is_within and (is_new or is_own_output(out)):
+        return OutputFolder(out, "data split", names=[file.name for file in files])
+    for file in files:
+        if file.exists(): raise InputError(f"{file} is there already: give a new folder (--out)")
 
-def _mark_lists(
-    out:Path, # folder of our own
-    written:dict, # split -> file
-):
-    "Mark the folder as ours, and remove the list of a split that the data has no longer."
-    from jetson_det.runtime.outputs import mark_output
-    for name in _LISTS:
-        if name not in written: (out/f"{name}.txt").unlink(missing_ok=True)
-    mark_output(out, "data split")
+def _write_lists(ds, out:Path, output)->list: # names of the files
+    "Write what `_check_lists` has checked; the lists of an earlier `data split` go."
+    from contextlib import closing
+    from jetson_det.data.split import split_lists, write_split_lists
+    if output is None:
+        out.mkdir(parents=True, exist_ok=True)
+        return [file.name for file in write_split_lists(ds, out).values()]
+    lists = split_lists(ds)
+    output.begin()
+    with closing(output):
+        for name, data in lists.items():
+            with output.open(name) as f: f.write(data)
+    return list(lists)
 
 # %% ../nbs/80_cli_data.ipynb #04c3f3db
 @data_app.command("split")
@@ -231,18 +244,15 @@ def data_split(
     "Divide the images into train, val and test, as lists."
     from dataclasses import replace
     from jetson_det.data.images.facts import inspect_images
-    from jetson_det.data.split import ensure_splits, split_table, write_split_lists
-    is_ours = _check_lists(out, folder)
+    from jetson_det.data.split import ensure_splits, split_table
+    output = _check_lists(out, folder)
     check_files(json_file, sources=[folder])
     ds = _read(folder, format)
     if anew: ds = replace(ds, splits=None)
     facts = inspect_images(ds, progress=progress_line("looking at images"))
     ds = ensure_splits(ds, val, test, seed, by, group_by, facts)
     print(split_table(ds, facts))
-    out.mkdir(parents=True, exist_ok=True)
-    written = write_split_lists(ds, out)
-    if is_ours: _mark_lists(out, written)
-    names = ", ".join(f"{name}.txt" for name in ds.split_names if name)
+    names = ", ".join(_write_lists(ds, out, output))
     print(f"wrote {names} into {out}: train with data.splits={out}")
     counts = {name: int((ds.splits == name).sum()) for name in ds.split_names if name}
     write_figures(json_file, {"folder": str(out), "images": counts})

@@ -8,7 +8,6 @@ __all__ = ['Section', 'DataConfig', 'ModelConfig', 'AugmentConfig', 'TrainConfig
            'describe']
 
 # %% ../nbs/01_config.ipynb #db47972f
-import html
 import re
 from pathlib import Path
 from typing import Dict, List, Optional, Union
@@ -16,6 +15,7 @@ from typing import Dict, List, Optional, Union
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .core import did_you_mean, fingerprint
+from .runtime.display import Block, Html, as_html, fold, or_text, table, title
 from .runtime.files import InputError, write_bytes_atomic
 from .runtime.geometry import check_input_size, nearest_input_size
 from .yaml_file import dump_yaml, parse_yaml, read_yaml
@@ -158,6 +158,10 @@ class AugmentConfig(Section):
 # %% ../nbs/01_config.ipynb #af03a4a3
 class TrainConfig(Section):
     "How the model is trained."
+    recipe:str = Field("auto", pattern="^(auto|scratch|finetune|none)$",
+        description="which recipe fills in the settings that you leave out: finetune (from trained weights), scratch"
+            " (as the network's authors published it), auto (the one of the two that model.weights calls for) or none"
+            " (the defaults as they stand here)")
     epochs:int = Field(100, ge=1, le=100_000, description="times every training image is seen")
     batch_size:int = Field(8, ge=1, le=4096, description="images in one micro-batch on one device")
     accumulate:int = Field(1, ge=1, le=4096,
@@ -185,6 +189,12 @@ class TrainConfig(Section):
         description="warm-up in optimizer steps, instead of warmup_epochs")
     warmup_shape:str = Field("quadratic", pattern="^(quadratic|linear)$",
         description="how the learning rate rises: quadratic (YOLOX) or linear (the DETRs)")
+    warmup_bias_lr:float = Field(0., ge=0, le=1000,
+        description="rate of the biases at the first step, as a share of the full one, to which it falls in the"
+            " warm-up (Ultralytics' SGD: 10); 0: they rise with the others")
+    warmup_momentum:Optional[float] = Field(None, ge=0, lt=1,
+        description="momentum of SGD at the first step, from which it rises in the warm-up (Ultralytics: 0.8); none:"
+            " momentum")
     min_lr_ratio:float = Field(.05, gt=0, le=1, description="final learning rate, as a share of the highest")
     no_aug_epochs:int = Field(15, ge=0, le=100_000,
         description="last epochs without mosaic and mixup, with the L1 loss, at the lowest learning rate")
@@ -290,18 +300,26 @@ class Config(Section):
         "A short hash of every value."
         return fingerprint(self.model_dump(mode="json"))
 
-    def _repr_html_(self):
-        "The settings that differ from the defaults, as a table for a notebook."
-        usual = Config().model_dump(mode="json")
-        rows = []
-        for name, section in self.model_dump(mode="json").items():
-            for key, value in section.items():
-                if value == usual[name][key]: continue
-                cells = [f"{name}.{key}", *(html.escape(str(v)) for v in (value, usual[name][key]))]
-                rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-        head = "<tr><th>setting</th><th>value</th><th>default</th></tr>"
-        if not rows: return "<p>all settings have their defaults</p>"
-        return f"<table>{head}{''.join(rows)}</table><p>all others have their defaults</p>"
+    @or_text
+    def _repr_html_(self): return _settings_page(self)._repr_html_()
+
+def _settings_page(cfg)->Block:
+    "The settings that differ from the defaults, and, folded, all of them with these marked."
+    usual = Config().model_dump(mode="json")
+    differing = []
+    lines = []
+    for name, section in cfg.model_dump(mode="json").items():
+        for key, value in section.items():
+            default = usual[name][key]
+            line = as_html(f"{name}.{key} = {value}")
+            if value != default:
+                differing.append([f"{name}.{key}", str(value), str(default)])
+                line = Html(f"<b>{line}</b>")
+            lines.append(line)
+    listing = Html('<pre style="color:inherit;background:none">{}</pre>'.format("\n".join(lines)))
+    everything = fold(f"all {len(lines)} settings", listing)
+    if not differing: return Block(title("All settings have their defaults"), everything)
+    return Block(table(["setting", "value", "default"], differing, len(lines)), everything)
 
 # %% ../nbs/01_config.ipynb #9abf310e
 # lists whose items are texts, whatever they look like

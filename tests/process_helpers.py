@@ -1,11 +1,10 @@
 """Trainings in several processes, for the tests: how they are started, and what happens in them."""
-import multiprocessing
 import os
 import signal
 import time
 
 import torch
-from train_helpers import PRELOAD, fitted
+from train_helpers import fitted, forkserver
 
 from jetson_det.train import loop
 from jetson_det.train.callbacks.base import Callback
@@ -21,7 +20,7 @@ FROZEN = [
 
 def preload():
     "Processes of these tests begin with the modules imported."
-    multiprocessing.get_context("forkserver").set_forkserver_preload([*PRELOAD, "process_helpers"])
+    forkserver()
 
 
 def together(target, processes, *args, **kw): return launch(target, processes, *args, start="forkserver", **kw)

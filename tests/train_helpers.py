@@ -3,9 +3,12 @@ thread."""
 import csv
 import hashlib
 import importlib.util
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +24,7 @@ QUICK = [
     "data.input_size=[96,96]", "data.workers=0", "train.threads=1", "train.batch_size=2", "train.accumulate=2",
     "train.epochs=3", "train.no_aug_epochs=1", "train.warmup_epochs=1", "train.eval_every=1", "train.device=cpu",
     "augment.multiscale=1", "augment.multiscale_every=2", "train.save_minutes=0.000001", "train.ema_tau=50",
-    "model.weights=none",
+    "model.weights=none", "train.recipe=none",
     "train.report=false"
 ]
 
@@ -41,9 +44,25 @@ PACKAGES = {name: NEEDED[folder] for name, folder in FOLDERS.items() if folder i
 # what processes of the tests begin with; `families` brings in the packages of networks
 PRELOAD = [
     "jetson_det.cli", "jetson_det.train.loop", "jetson_det.models.yolox.loss", "jetson_det.evaluate.coco",
-    "jetson_det.models.session", "faster_coco_eval", "torch._dynamo", "torch.utils.tensorboard", "train_helpers",
-    "families"
+    "jetson_det.evaluate.page", "jetson_det.models.session", "faster_coco_eval", "matplotlib.figure", "onnxruntime",
+    "torch._dynamo", "torch.utils.tensorboard", "train_helpers", "process_helpers", "families"
 ]
+
+
+@lru_cache(1)
+def forkserver():
+    """The context of processes that begin with the modules imported. The first call starts the process that imports
+    them, and waits for it. It must find the modules of the tests: Python 3.11 gives it their path by the environment
+    alone."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("PYTHONPATH", os.fspath(Path(__file__).parent), prepend=os.pathsep)
+        multiprocessing.forkserver.ensure_running()
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    return context
 
 
 def installed(name): return name not in PACKAGES or importlib.util.find_spec(PACKAGES[name]) is not None

@@ -13,6 +13,7 @@ import time
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -65,15 +66,26 @@ def _to_bytes(
     "Pack header and arrays into one file."
     out = io.BytesIO()
     np.savez(out, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
-    return out.getvalue() + blake2b(out.getbuffer(), digest_size=_DIGEST).digest()
+    with out.getbuffer() as content: digest = blake2b(content, digest_size=_DIGEST).digest()
+    out.seek(0, os.SEEK_END)
+    out.write(digest)
+    return out.getvalue()
 
-def _from_bytes(
-    data:bytes, # a file's content
+def _from_file(
+    file, # open for reading bytes
 )->tuple: # header, arrays; two empty ones when it is damaged
-    "Unpack what `_to_bytes` packed."
-    content = memoryview(data)[:-_DIGEST]
-    if blake2b(content, digest_size=_DIGEST).digest() != data[-_DIGEST:]: return {}, {}
-    with np.load(io.BytesIO(content), allow_pickle=False) as file: arrays = {name: file[name] for name in file.files}
+    "Unpack what `_to_bytes` packed. The content is read piece by piece: only the arrays stay in memory."
+    left = file.seek(0, os.SEEK_END) - _DIGEST
+    file.seek(0)
+    digest = blake2b(digest_size=_DIGEST)
+    while left > 0:
+        piece = file.read(min(left, 1 << 20))
+        if not piece: return {}, {} # it is being cut
+        digest.update(piece)
+        left -= len(piece)
+    if file.read() != digest.digest(): return {}, {}
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as packed: arrays = {name: packed[name] for name in packed.files}
     return json.loads(arrays.pop("header").tobytes()), arrays
 
 # %% ../../nbs/13_data.index.ipynb #1f866085
@@ -190,15 +202,16 @@ def load_index(
     "Open a dataset from its index."
     file = index_file(path, format, classes)
     try:
-        header, arrays = _from_bytes(file.read_bytes())
+        with open(file, "rb") as f: header, arrays = _from_file(f)
         if header.get("readers") != _readers() or header["request"] != _request(path, format, classes): return None
         root = _root_of(Path(path), header["root"])
         if _states(path, root, header["max_files"])[0] != header["states"]: return None
         os.utime(file) # used now, so it is not the first to be trimmed
         return _dataset_of(root, header, arrays)
-    except (OSError, ValueError, KeyError, TypeError): return None
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile): return None
 
 # %% ../../nbs/13_data.index.ipynb #6f2fe7cb
+_UNREAD = ("unread-file", "unreadable-folder")
 _DISK_TICK = 20_000_000 # ns; the clock of a disk ticks every few ms
 
 def keep_index(
@@ -210,6 +223,7 @@ def keep_index(
 )->bool: # whether it was written
     "Write the index, unless a file was changed while it was read. Raises OSError when it cannot be written."
     if any(p.startswith("../") or os.path.isabs(p) for p in ds.paths): return False
+    if any(f.kind in _UNREAD for f in ds.flaws): return False # a permission changes nothing that the digest sees
     max_files = 10 * len(ds) + 100_000
     states, newest = _states(path, ds.root, max_files)
     if "" in states or newest > start - _DISK_TICK: return False

@@ -280,15 +280,18 @@ class TrainLoader:
         for number in self.maker.numbers:
             if number >= start: yield self._make(BatchKey(epoch, number, augment))
 
-    def fill_cache(self):
+    def fill_cache(self,
+        share=None, # World.once_on_machine: all processes of a training do this together; None: a process alone
+    ):
         "Decode all images, where settings want them kept and they are not yet. The first batch does this."
         maker = self.maker
+        if self.device is not None and maker.pixels is not None: return
         cache = maker.cache
         # the device has a copy of its own, so memory for a second one would be lost
         wanted = "none" if self._cache == "ram" and self.device is not None else self._cache
-        if cache.store is None: cache.store = open_store(wanted, maker.ds, cache.detail, self._say)
+        if cache.store is None: cache.store = open_store(wanted, maker.ds, cache.detail, self._say, share)
         if self.device is not None and maker.pixels is None:
-            maker.pixels = DevicePixels(maker.ds, cache.detail, self.device, self._say, cache.store)
+            maker.pixels = DevicePixels(maker.ds, cache.detail, self.device, self._say, cache.store, share)
             cache.store = None
 
     def _make(self, key):

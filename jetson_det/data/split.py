@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'rank_of', 'with_groups', 'tied', 'split_units', 'split_counts', 'random_split', 'stratified_split',
-           'ensure_splits', 'made_splits', 'eval_split', 'split_table', 'split_digest', 'write_split_lists',
-           'read_split_lists']
+           'ensure_splits', 'made_splits', 'eval_split', 'split_table', 'split_digest', 'split_lists',
+           'write_split_lists', 'read_split_lists']
 
 # %% ../../nbs/15_data.split.ipynb #9278a91a
 import hashlib
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..core import InputError, did_you_mean
 from .dataset import DetDataset, Flaw
-from .formats.parse import read_bytes
+from .formats.parse import is_outside, read_bytes
 from .images.duplicates import clusters, near_duplicates
 from ..runtime.files import printable, write_bytes_atomic
 
@@ -526,17 +526,23 @@ def split_digest(
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 # %% ../../nbs/15_data.split.ipynb #acb06f97
+def split_lists(
+    ds:DetDataset, # with splits
+)->dict: # file name -> bytes
+    "train.txt, val.txt, test.txt: sorted relative paths, one a line."
+    lists = {}
+    for s in ds.split_names:
+        if not s: continue
+        text = "".join(f"{_on_one_line(p)}\n" for p in sorted(ds.paths[ds.splits == s]))
+        lists[f"{s}.txt"] = text.encode("utf-8", "surrogateescape")
+    return lists
+
 def write_split_lists(
     ds:DetDataset, # with splits
     folder, # an existing folder
 )->dict: # split -> file written
-    "Write train.txt, val.txt, test.txt: sorted relative paths, one a line."
-    written = {}
-    for s in ds.split_names:
-        if not s: continue
-        text = "".join(f"{_on_one_line(p)}\n" for p in sorted(ds.paths[ds.splits == s]))
-        written[s] = write_bytes_atomic(Path(folder)/f"{s}.txt", text.encode("utf-8", "surrogateescape"))
-    return written
+    "Write the lists."
+    return {Path(name).stem: write_bytes_atomic(Path(folder)/name, data) for name, data in split_lists(ds).items()}
 
 def _on_one_line(
     path:str, # of an image
@@ -557,11 +563,14 @@ def read_split_lists(
     for s in SPLITS:
         file = Path(folder) / f"{s}.txt"
         if not file.is_file(): continue
+        is_foreign = is_outside(file, folder) and is_outside(file, ds.root) # a link: its lines are not shown
         for k, p in enumerate(read_bytes(file).decode("utf-8-sig", "surrogateescape").split("\n"), 1):
             p = p if p in row else p.strip()
             if not p: continue
             found = True
-            if p not in row: raise InputError(f"{file}, line {k}: {printable(p)} is not in {ds.root}")
+            if p not in row:
+                shown = f"a line of {os.path.realpath(file)}" if is_foreign else printable(p)
+                raise InputError(f"{file}, line {k}: {shown} is not in {ds.root}")
             before = splits[row[p]]
             if before == s: raise InputError(f"{file}, line {k}: {p} stands twice")
             if before: raise InputError(f"{file}, line {k}: {p} is in {before}.txt too")

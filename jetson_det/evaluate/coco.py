@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core import InputError, and_more, did_you_mean, match_classes
+from ..core import InputError, and_more, did_you_mean, match_classes, plural
 from ..data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
+from ..runtime.display import Block, Html, as_html, dimmed, or_text, table, title
 from ..runtime.geometry import Detections
 from ..runtime.files import printable, require, write_json_atomic
 
@@ -306,6 +307,9 @@ class EvalResult:
     def save_detections(self, path): return write_json_atomic(path, coco_results(self.detections, self.image_ids))
     def __repr__(self): return _plain_table(self)
 
+    @or_text
+    def _repr_html_(self): return _result_page(self)._repr_html_()
+
 # %% ../../nbs/40_evaluate.coco.ipynb #05868842
 def _to_dict(
     r:EvalResult,
@@ -373,6 +377,29 @@ def _plain_table(r:EvalResult)->str:
         cells = [name.ljust(widths[0])] + [c.rjust(w) for c, w in zip(figures, widths[1:])]
         lines.append("  ".join(cells))
     return "\n".join(lines + result_notes(r))
+
+# %% ../../nbs/40_evaluate.coco.ipynb #b6e7e2da
+_CLASSES_SHOWN = 30
+
+def _result_page(r:EvalResult)->Block:
+    "The twelve numbers, a row for each class, and the notes."
+    names = list(r.stats)
+    twelve = []
+    for some in (names[:6], names[6:]):
+        head = [name.replace("_", " ") for name in some]
+        twelve.append(table(head, [[r.stats[name] for name in some]]))
+    largest = sorted(range(len(r.per_class)), key=lambda k: -r.per_class[k]["boxes"])[:_CLASSES_SHOWN]
+    rows = []
+    for k in sorted(largest):
+        row = r.per_class[k]
+        rows.append([row[key] for _, key in _COLUMNS] + [row["best"]["confidence"]])
+    classes = table([head for head, _ in _COLUMNS] + ["best at"], rows, _CLASSES_SHOWN, len(r.per_class), "class")
+    first = f"AP {r.stats['AP']:.3f} by the COCO rules: {plural(r.images, 'image')}, {plural(r.boxes, 'box')}"
+    return Block(title(first), *twelve, classes, *map(_note_line, result_notes(r)))
+
+def _note_line(text:str)->Html:
+    "A line below the table."
+    return Html(f"<div>{dimmed(as_html(text, 400))}</div>")
 
 # %% ../../nbs/40_evaluate.coco.ipynb #9b070789
 def result_table(

@@ -15,7 +15,7 @@ import numpy as np
 from ..core import InputError, rng_for
 from ..models.graph import simplify_onnx, trace_onnx
 from ..models.session import TorchInfer, checkpoint_of, load_detector
-from ..runtime.contract import METADATA_KEY, Contract
+from ..runtime.contract import GRAPH_KEY, METADATA_KEY, Contract
 from ..runtime.files import read_json, require, sha256_bytes, write_bytes_atomic
 from ..runtime.geometry import check_input_size
 from ..runtime.outputs import check_output
@@ -155,6 +155,7 @@ def export_onnx(
         raise RuntimeError(f"the exported graph does not compute what the network does: differences {over}, allowed"
                            f" {_TOLERANCE}; nothing was written")
     contract = contract._replace(parity=found)
-    onnx.helper.set_model_props(graph, {METADATA_KEY: contract.to_json()})
+    digits = sha256_bytes(graph.graph.SerializeToString())
+    onnx.helper.set_model_props(graph, {GRAPH_KEY: digits, METADATA_KEY: contract.to_json()})
     write_bytes_atomic(path, graph.SerializeToString())
     return contract

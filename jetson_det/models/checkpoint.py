@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from .. import __version__
+from ..core import and_more
 from ..runtime.contract import Contract
-from ..runtime.files import InputError, fsync_dir, read_json, sha256_bytes
+from ..runtime.files import InputError, fsync_dir, read_json, sha256_bytes, why_not_regular
 
 # %% ../../nbs/28_models.checkpoint.ipynb #403aae81
 def pack(
@@ -60,9 +61,13 @@ def _tensor_bytes(
     tensors, # a module, or {name: tensor}
 )->bytes: # a safetensors file
     "Tensors as a file's content, whatever their device and memory layout. The same tensors give the same bytes."
-    from safetensors.torch import save
+    from safetensors.numpy import save
+    from safetensors.torch import save as save_tensors
     if hasattr(tensors, "state_dict"): tensors = tensors.state_dict()
-    return save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+    tensors = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+    try: arrays = {k: t.numpy() for k, t in tensors.items()}
+    except TypeError: return save_tensors(tensors) # numpy has no bfloat16; the same bytes, in three times the time
+    return save(arrays)
 
 def _json_bytes(obj)->bytes:
     "An object as indented UTF-8 JSON; ValueError on NaN and infinities."
@@ -320,18 +325,43 @@ def checkpoint_of(
 
 # %% ../../nbs/28_models.checkpoint.ipynb #b313a136
 def verify(
-    path, # a checkpoint folder, or a run's folder
-)->dict: # checkpoint folder -> what is wrong with it; "": it is whole
-    "Check every byte of a checkpoint, or of each checkpoint in a run's folder. Raises InputError when there is none."
+    path, # a checkpoint folder, a run's folder, or an ONNX file
+    say=lambda line: None, # called with each line about an ONNX file
+)->dict: # checkpoint folder, or the file -> what is wrong with it; "": it is whole
+    "Check an ONNX file, or every byte of each checkpoint in a folder. Raises InputError for anything else."
     path = Path(path)
-    if not path.is_dir(): raise InputError(f"{path}: no such folder")
+    if path.is_file() and path.suffix.lower() == ".onnx": return {path: _wrong_in_onnx(path, say)}
+    if not path.is_dir(): raise InputError(f"{path}: {_what_it_is(path)}; {_TAKES}")
     found = {}
     for folder in _checkpoints_in(path):
         try: verify_checkpoint(folder)
         except InputError as e: found[folder] = str(e)
         else: found[folder] = ""
-    if not found: raise InputError(f"{path}: no checkpoint, and no run's folder with one in it")
+    if not found: raise InputError(f"{path}: {_what_is_in(path)}; {_TAKES}")
     return found
+
+_TAKES = "verify takes a run's folder, a checkpoint folder, or an ONNX file"
+
+def _wrong_in_onnx(path, say)->str: # "" where it is whole
+    from jetson_det.runtime.sessions import verify_onnx
+    try: lines = verify_onnx(path)
+    except InputError as e: return str(e)
+    for line in lines: say(f"{path}: {line}")
+    return ""
+
+def _what_it_is(path)->str:
+    "What is there where no folder is."
+    if not path.exists(): return "no such file or folder"
+    return why_not_regular(path) or "is no artifact"
+
+def _what_is_in(path)->str:
+    "What a folder without a checkpoint holds."
+    names = sorted(f.name for f in path.iterdir())
+    if not names: return "an empty folder"
+    runs = [name for name in names if list_checkpoints(path/name) or (path/name/"best"/MANIFEST).exists()]
+    if runs: return f"a folder of runs ({and_more(runs, 4)}), one of which is to be named"
+    if "config.yaml" in names: return "a run without a checkpoint: it ended before the first one"
+    return f"no checkpoint is in it, but {and_more(names, 4)}"
 
 def _checkpoints_in(path):
     "The folder itself where it is a checkpoint, else those of the run."

@@ -87,14 +87,19 @@ def torch_session(
 )->Session: # whose contract is the network's
     "A session that runs the network in torch. Raises InputError."
     torch = require("torch")
+    engine = f"PyTorch {torch.__version__}"
     if isinstance(source, torch.nn.Module):
-        return Session(source.contract(check_input_size(input_size)), TorchInfer(source))
+        session = Session(source.contract(check_input_size(input_size)), TorchInfer(source))
+        session.engine = engine
+        return session
     device = _device(device)
     model, contract = load_detector(source)
     size = check_input_size(contract.input_size if input_size is None else input_size)
     contract = rename_classes(contract, classes)._replace(input_size=size)
     session = Session(contract, TorchInfer(model.to(device, memory_format=torch.channels_last)))
     session.device = str(device)
+    session.engine = engine
+    session.path = Path(source)
     return session
 
 # %% ../../nbs/29_models.session.ipynb #708d2bfc

@@ -10,19 +10,24 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from .files import InputError
+from .files import InputError, why_not_regular
 from .outputs import is_own_output
 
 # %% ../../nbs/61_runtime.folders.ipynb #bf968d68
-# macOS archives, thumbnails and bins of Synology and QNAP, the bin and the restore points of Windows
-_SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
+# macOS archives, thumbnails and bins of Synology and QNAP, the bin and the restore points of Windows, parts of files
+# that a repair of an ext disk found
+_SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information",
+                   "lost+found"}
 
 def walk_entries(
     root, # a folder
     own_outputs:list=None, # gets the folders of our own results that were stepped over, relative to `root`
+    unreadable:list=None, # gets (folder relative to `root`, why) for each folder that cannot be read
 ): # yields (folder relative to `root`, None) as a folder begins, then (folder, os.DirEntry) for each file in it
-    "Each visible file of each folder under `root`, every folder once. Raises InputError when `root` is not a folder."
-    if not Path(root).is_dir(): raise InputError("{}: no such folder".format(root))
+    "Each visible file of each folder under `root`, every folder once. Raises InputError when `root` cannot be read."
+    if not Path(root).is_dir():
+        missing = "is a file, not a folder" if os.path.isfile(str(root)) else "no such folder"
+        raise InputError("{}: {}".format(root, why_not_regular(root) or missing))
     todo = [""]
     seen = set()
     while todo:
@@ -41,7 +46,10 @@ def walk_entries(
                     if e.name[0] == ".": continue
                     if not _is_folder(e): yield rel, e
                     elif e.name.lower() not in _SYSTEM_FOLDERS: todo.append(rel + "/" + e.name if rel else e.name)
-        except OSError: continue # a folder without permission to read
+        except OSError as e: # mostly a folder without permission to read
+            reason = e.strerror or str(e)
+            if not rel: raise InputError("{}: cannot be read: {}".format(root, reason))
+            if unreadable is not None: unreadable.append((rel, reason))
 
 @contextmanager
 def _scan(
@@ -66,6 +74,8 @@ def _is_folder(
 def walk_files(
     root, # a folder
     own_outputs:list=None, # as for `walk_entries`
+    unreadable:list=None, # as for `walk_entries`
 )->list: # of str, relative to `root`, forward slashes, sorted
     "Every visible file under `root`. Raises InputError when there is no such folder."
-    return sorted(rel + "/" + e.name if rel else e.name for rel, e in walk_entries(root, own_outputs) if e)
+    entries = walk_entries(root, own_outputs, unreadable)
+    return sorted(rel + "/" + e.name if rel else e.name for rel, e in entries if e)

@@ -8,6 +8,7 @@ __all__ = ['read_literal', 'names_in_text', 'Metadata', 'read_metadata', 'read_c
 
 # %% ../../nbs/63_runtime.foreign.ipynb #ae3618f7
 import ast
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
@@ -24,7 +25,7 @@ from jetson_det.runtime.contract import (
     output_named,
     preset,
 )
-from .files import InputError, printable, read_json
+from .files import InputError, printable, read_json, why_not_regular
 
 # %% ../../nbs/63_runtime.foreign.ipynb #8969394a
 _WORDS = {"True", "False", "None", "u"}
@@ -38,7 +39,7 @@ def read_literal(
     if not isinstance(text, str) or len(text) > _LONGEST: return None
     bare = _STRING.sub(" ", text) # without the quoted words
     if not set(re.findall(r"[^\W\d]+", bare)) <= _WORDS: return None
-    if re.search(r"[^\w\s.,:{}\[\]()]", bare): return None
+    if re.search(r"[^\w\s.,:{}\[\]()]|\d{19}", bare): return None
     depth = 0
     for bracket in re.findall(r"[{}\[\]()]", bare):
         depth += 1 if bracket in "{[(" else -1
@@ -51,24 +52,57 @@ def _names_in(
     value, # what `read_literal` gives
 )->Optional[tuple]: # class names, by label; None where the value is something else
     "Class names as exporters write them."
-    if isinstance(value, dict):
-        try: value = {int(key): name for key, name in value.items()}
-        except (TypeError, ValueError): return None
-        if sorted(value) != list(range(len(value))): return None
-        value = [value[label] for label in range(len(value))]
+    if isinstance(value, dict): value = _by_label(value)
     if not isinstance(value, (list, tuple)) or not value: return None
     if not all(isinstance(name, (str, int)) for name in value): return None
     names = tuple(str(name) for name in value)
     has_names = all(name.strip() for name in names) and len(set(names)) == len(names)
-    return names if has_names else None
+    if not has_names or any("\ud800" <= c <= "\udfff" for c in "".join(names)): return None # half a character
+    return names
+
+def _by_label(value:dict)->Optional[list]:
+    "The names in a dict of label -> name, or of name -> label; None where the labels are not 0, 1, 2, ..."
+    try: by_label = {int(key): name for key, name in value.items()}
+    except (TypeError, ValueError): by_label = {label: key for key, label in value.items() if isinstance(label, int)}
+    if len(by_label) < len(value) or sorted(by_label) != list(range(len(value))): return None
+    return [by_label[label] for label in range(len(value))]
+
+def _distinct(pairs)->dict:
+    "A JSON object; ValueError where a key is there twice."
+    found = dict(pairs)
+    if len(found) < len(pairs): raise ValueError("a key is there twice")
+    return found
+
+def _short_int(digits)->int:
+    "An integer; ValueError for one of thousands of digits, which takes its time."
+    if len(digits) > 18: raise ValueError("too many digits")
+    return int(digits)
+
+def _from_json(text): # what it means; None where it is no JSON
+    "JSON from a stranger's text."
+    try: return json.loads(text, object_pairs_hook=_distinct, parse_int=_short_int)
+    except (ValueError, RecursionError): return None
+
+def _listed(text)->Optional[list]:
+    "Names in a text without brackets: one a line, or with commas; None where it is no list."
+    text = text.strip()
+    if re.search(r"[\[\]{}():=\"]", text): return None # a torn literal, a setting, a sentence
+    separator = "\n" if "\n" in text else ","
+    names = [name.strip() for name in text.split(separator)]
+    is_list = len(names) > 1 and max(map(len, names)) <= 100
+    return names if is_list else None
 
 def names_in_text(
-    text, # Python or JSON
+    text, # JSON, Python, or a plain list
 )->Optional[tuple]: # class names, by label; None where the text holds none
     "Class names in the text of an exporter's note. A label that is there twice is none."
-    names = read_literal(text)
-    if isinstance(names, dict) and _STRING.sub(" ", text).count(":") != len(names): return None
-    return _names_in(names)
+    if not isinstance(text, str) or len(text) > _LONGEST: return None
+    names = _names_in(_from_json(text))
+    if names is not None: return names
+    literal = read_literal(text)
+    if literal is None: return _names_in(_listed(text))
+    if isinstance(literal, dict) and _STRING.sub(" ", text).count(":") != len(literal): return None
+    return _names_in(literal)
 
 def _size_in(value): # (h, w), or None
     "An input size as exporters write it: one number, or two."
@@ -78,6 +112,8 @@ def _size_in(value): # (h, w), or None
     return tuple(value) if is_size else None
 
 # %% ../../nbs/63_runtime.foreign.ipynb #a7016219
+_NAME_KEYS = ("names", "class_names", "class_labels", "classes", "labels")
+
 class Metadata(NamedTuple):
     "What an exporter's notes say. A field is None where they say nothing, or nothing that can be meant."
     names: Optional[Tuple[str, ...]]       # class names, by label
@@ -88,31 +124,45 @@ class Metadata(NamedTuple):
     author: Optional[str]
     ends_in_boxes: bool                    # is NMS, or what replaces it, in the graph?
     unread: Tuple[str, ...]                # keys whose text means nothing here
+    names_key: Optional[str] = None        # where the class names stand
+    other_names: Tuple[str, ...] = ()      # keys with class names that differ from these
+
+def _find_names(texts)->tuple: # (key or None, class names by key, keys that can't be read)
+    "Class names under any of the keys that exporters use."
+    found = {key: names_in_text(texts[key]) for key in _NAME_KEYS if key in texts}
+    readable = {key: names for key, names in found.items() if names is not None}
+    key = next(iter(readable), None)
+    is_number = re.compile(r"\s*\d+\s*") # how many there are
+    unread = [key for key in found if key not in readable and not is_number.fullmatch(str(texts[key]))]
+    return key, readable, unread
 
 def read_metadata(
     texts, # key -> text, of an ONNX file
 )->Metadata:
-    "Read what is known of Ultralytics' keys; all others are left alone."
+    "Read class names under any usual key, and what is known of Ultralytics' keys; all others are left alone."
     found = {}
-    if "names" in texts: found["names"] = names_in_text(texts["names"])
+    key, names, unread = _find_names(texts)
+    others = tuple(other for other in names if names[other] != names[key])
     if "imgsz" in texts: found["imgsz"] = _size_in(read_literal(texts["imgsz"]))
     if "stride" in texts:
         stride = read_literal(texts["stride"])
         found["stride"] = stride if isinstance(stride, int) and 0 < stride <= 1024 else None
     words = {}
-    for key in ("task", "head", "author"):
-        text = texts.get(key)
-        words[key] = text if isinstance(text, str) and 0 < len(text) < 100 else None
-    unread = tuple(key for key, value in found.items() if value is None)
+    for word in ("task", "head", "author"):
+        text = texts.get(word)
+        words[word] = text if isinstance(text, str) and 0 < len(text) < 100 else None
+    unread += [key for key, value in found.items() if value is None]
     options = read_literal(texts.get("args"))
     has_nms = isinstance(options, dict) and options.get("nms") is True
-    return Metadata(found.get("names"), found.get("imgsz"), found.get("stride"), words["task"], words["head"],
-                    words["author"], has_nms or texts.get("end2end") == "True", unread)
+    return Metadata(names.get(key), found.get("imgsz"), found.get("stride"), words["task"], words["head"],
+                    words["author"], has_nms or texts.get("end2end") == "True", tuple(unread), key, others)
 
 # %% ../../nbs/63_runtime.foreign.ipynb #96afa34e
 def _names_in_file(path)->list:
     "The names in a text file, one a line, or in a JSON list. Raises `InputError`."
-    if not path.is_file(): raise InputError("{}: no such file with class names".format(path))
+    if not path.is_file():
+        missing = "is a folder" if path.is_dir() else "no such file with class names"
+        raise InputError("{}: {}".format(path, why_not_regular(path) or missing))
     if path.suffix.lower() == ".json":
         names = _names_in(read_json(path))
         if names is None: raise InputError("{}: not a list of different class names".format(path))
@@ -128,6 +178,11 @@ def _names_in_file(path)->list:
         raise InputError("{}, line {}: a blank line among the class names".format(path, names.index("") + 1))
     return names
 
+def _exists(path)->bool:
+    "Is something there? Not for a name that no file can have."
+    try: return path.exists()
+    except (OSError, ValueError): return False
+
 def read_classes(
     given, # "cat,dog", the path of a file with one name a line (.txt, .names, .json), or a list of names
 )->tuple: # class names, by label
@@ -135,7 +190,7 @@ def read_classes(
     if isinstance(given, (str, Path)):
         given = str(given)
         path = Path(given)
-        is_file = path.suffix.lower() in (".txt", ".names", ".json", ".yaml", ".yml") or "/" in given and path.is_file()
+        is_file = path.suffix.lower() in (".txt", ".names", ".json", ".yaml", ".yml") or "/" in given and _exists(path)
         names = _names_in_file(path) if is_file else [name.strip() for name in given.split(",")]
         where = str(path) if is_file else "classes {!r}".format(given[:60])
     else:
@@ -226,7 +281,7 @@ def preset_of(
     fits:dict,       # what `fitting_presets` gives
 ): # a preset's name, or None
     "The preset that the notes and the shapes agree on."
-    is_known = facts.author == "Ultralytics" or (facts.names and facts.stride)
+    is_known = facts.author == "Ultralytics" or (facts.names_key == "names" and facts.stride)
     if not is_known: return None
     is_detr = "rtdetr" in (facts.head or "").lower()
     names = ["ultralytics", "ultralytics-end2end", "rtdetr-ultralytics-end2end", "rtdetr-ultralytics"]
@@ -277,6 +332,7 @@ def _count_shown(name, outputs)->str: # such as "output 'output0' [1, 7, 8400] h
         output, list(shapes[output]), parts, "rows" if axis == 1 else "columns", count, "" if count == 1 else "es")
 
 def _named(names)->str: # the first of them
+    names = [printable(name)[:60] for name in names[:6]]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 def _columns_of(name, names, count): # class_columns, or None; () where names and columns do not agree
@@ -302,11 +358,15 @@ def classes_for(
         listed = "{} names".format(len(names)), _named(names)
         if source == "given": raise InputError("{}, but {} were given ({})".format(shown, *listed))
         if source == "metadata": raise InputError("{}, but its metadata has {} ({}); {}".format(shown, *listed, hint))
-        why = "the names in its metadata can't be read" if "names" in facts.unread else "the file has no names for them"
+        is_unread = any(key in facts.unread for key in _NAME_KEYS)
+        why = "the names in its metadata can't be read" if is_unread else "the file has no names for them"
         raise InputError("{}, and {}; {}".format(shown, why, hint))
     notes = []
     if source == "given" and facts.names and names != facts.names:
         notes.append("its metadata names the classes {}; they are called {}".format(_named(facts.names), _named(names)))
+    if source == "metadata" and facts.other_names:
+        notes.append("its metadata has other class names under {}; those under {} are used ({})".format(
+            ", ".join(facts.other_names), facts.names_key, _named(names)))
     if source == "preset" and not count and len(names) > 1:
         notes.append("neither its metadata nor its outputs tell the classes; COCO's 80 are taken (--classes names"
                      " others)")
@@ -325,11 +385,18 @@ _SPLIT_RULES = { # key of the record, does its value hold?, what would be right
     "splits": (_is_word, "a word"),
     "digest": (lambda v: v is None or _is_word(v), "a fingerprint"),
     "marks": (lambda v: isinstance(v, list) and all(map(_is_word, v)), "a list of fingerprints"),
+    "files": (lambda v: isinstance(v, list) and all(map(_is_word, v)), "a list of fingerprints"),
 }
+
+def _names_its_files(record)->bool:
+    "Whether a record has the marks of image files by which its data is recognized."
+    marks = record.get("marks", [])
+    files = record.get("files", [])
+    return bool(marks) and len(files) == len(marks) and all(files)
 
 def split_record(
     record, # `extra["split"]` of a contract in a file's metadata
-)->tuple: # (the record, or None; lines for the person)
+)->tuple: # (the record, or None; lines for the person); "withheld" stands for what is not believed
     "How a training split its data, as far as a stranger's file is believed. Raises `InputError`."
     if record is None: return None, []
     if not isinstance(record, dict):
@@ -339,11 +406,17 @@ def split_record(
         holds, right = _SPLIT_RULES[key]
         if not holds(value):
             raise InputError("extra: split: {} is {:.80}; it must be {}".format(key, repr(value), right))
-    if known.get("group_by", "") in ("", "folder") and not known.get("splits"): return known, []
-    made = "lists in a folder" if known.get("splits") else "a pattern for groups"
+    lists = known.get("splits", "")
+    has_pattern = known.get("group_by", "") not in ("", "folder")
+    is_elsewhere = lists.startswith(("//", "\\\\")) or "://" in lists # a computer on the network
+    may_look = not lists or _names_its_files(known) and not is_elsewhere
+    if lists and may_look: return dict(known, group_by=""), [] # lists go before everything else
+    if may_look and not has_pattern: return known, []
+    made = "lists in a folder" if lists else "a pattern for groups"
     note = ("its training made the splits with {}, which is not taken from a file's metadata: give the folder of the"
             " lists with --splits to evaluate on images that were kept apart".format(made))
-    return None, [note]
+    kept = {key: known[key] for key in ("digest", "marks", "files") if key in known}
+    return dict(kept, withheld=True), [note]
 
 # %% ../../nbs/63_runtime.foreign.ipynb #71636a9b
 def _check_size(name, outputs, size):
@@ -365,8 +438,8 @@ def _chosen(given, facts, fits, outputs, size): # (preset, lines)
             what = printable(", ".join(filter(None, known)))
             return name, ["read as --contract {}, as its metadata ({}) and its outputs say".format(name, what)]
         hint = likely_text(fits) or "give one with --contract, a JSON file or a preset ({})".format(", ".join(PRESETS))
-        raise InputError("no contract in its metadata, so its colors and classes are unknown; {} (in Python:"
-                         " contract=)".format(hint))
+        raise InputError("no contract in its metadata, so {}; {} (in Python: contract=)".format(
+            _unknown_text(facts.names, fits), hint))
     name = PRESET_ALIASES.get(given, given)
     if name in fits: return name, []
     family = PRESETS[name]["family"]
@@ -374,6 +447,15 @@ def _chosen(given, facts, fits, outputs, size): # (preset, lines)
     if len(same) == 1:
         return same[0], ["its outputs are those of {}, not of {}; read as --contract {}".format(same[0], name, same[0])]
     return name, []
+
+def _unknown_text(names, fits)->str:
+    "What is missing where a file has no contract, and what its metadata's class names say beside its outputs."
+    if not names: return "its colors and classes are unknown"
+    text = "its colors are unknown; its metadata names {} classes ({})".format(len(names), _named(names))
+    counts = sorted(set(fits.values()))
+    fit = [name for name, count in fits.items() if count in (0, len(names)) or _columns_of(name, names, count)]
+    if fit or not counts: return text
+    return "{}, its outputs hold {}".format(text, " or ".join(map(str, counts)))
 
 def _stride_note(facts, name, outputs, input_size)->list:
     "A line where the metadata's stride is not that of the outputs."

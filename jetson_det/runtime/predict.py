@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import cv2
 
-from .files import InputError, json_bytes, open_atomic, printable, write_bytes_atomic
+from .files import InputError, json_bytes, printable
 from .geometry import detection_rows
 from .outputs import OutputFolder, output_names
 from .signals import StopSignals
@@ -48,9 +48,9 @@ class _BoxLines:
 
     def close(self): self.file.close()
 
-def _write_json(lines_path, path, head):
-    "One JSON file from the lines: `head`, then the frames; the layout is that of `write_json_atomic`."
-    with open_atomic(path) as out, open(str(lines_path), "rb") as lines:
+def _write_json(lines_path, out, head): # out: a file that is open
+    "One JSON text from the lines: `head`, then the frames; the layout is that of `write_json_atomic`."
+    with open(str(lines_path), "rb") as lines:
         out.write(json_bytes(json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)[:-2] + ',\n "frames": ['))
         before = "\n  "
         for line in lines:
@@ -60,12 +60,12 @@ def _write_json(lines_path, path, head):
         out.write(b"]\n}\n" if before == "\n  " else b"\n ]\n}\n")
 
 # %% ../../nbs/69_runtime.predict.ipynb #22497426
-def _save_image(path, image):
-    "Write a JPEG, whole or not at all. Raises OSError."
+def _save_image(folder, name, image):
+    "Write a JPEG into a folder of results, whole or not at all. Raises OSError."
     try: ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
     except cv2.error: ok = False
-    if not ok: raise OSError(errno.EINVAL, "{}x{} pixels are no JPEG".format(image.shape[1], image.shape[0]), str(path))
-    write_bytes_atomic(path, data.tobytes())
+    if not ok: raise OSError(errno.EINVAL, "{}x{} pixels are no JPEG".format(image.shape[1], image.shape[0]), name)
+    with folder.open(name) as f: f.write(data.tobytes())
 
 # %% ../../nbs/69_runtime.predict.ipynb #518a1338
 def _check_film(
@@ -83,6 +83,7 @@ def _check_film(
 
 # %% ../../nbs/69_runtime.predict.ipynb #4544c792
 _ROOM = 1 << 20 # bytes that must be free for a film to go on
+_PART = ".part.mp4" # name of a film that is not whole yet
 
 class _Film:
     "Drawn frames as .mp4. Another size of frame begins another film, and so does `most`."
@@ -112,7 +113,7 @@ class _Film:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._name())
 
     def _begin(self, image):
-        self.part = self.folder.add(".part.mp4")
+        self.part = self.folder.add(_PART)
         self.size = image.shape[:2]
         self.frames = 0
         self.number += 1
@@ -135,7 +136,7 @@ class _Film:
         try:
             _check_film(self.part, self.frames)
             while os.path.lexists(str(self.folder.path/self._name())): self.number += 1
-            self.part.replace(self.folder.add(self._name()))
+            self.folder.rename(_PART, self._name())
         except OSError as e:
             self.discard()
             raise OSError(e.errno, e.strerror, self._name())
@@ -175,6 +176,7 @@ class Prediction(NamedTuple):
     cut_frames: int = 0 # frames with more boxes than the session's `max_detections`
     cut: list = () # (name, boxes left out) of the first of them
     replaced: int = 0 # files of an earlier prediction that were removed
+    kept: list = () # files of an earlier prediction that somebody has changed since: they stay
     def __str__(self):
         rate = self.frames / max(self.seconds, 1e-9)
         text = self.source
@@ -186,6 +188,7 @@ class Prediction(NamedTuple):
                 self.cut_frames, "" if self.cut_frames == 1 else "s", names,
                 ", ..." if self.cut_frames > len(self.cut) else "")
         if self.replaced: text += "; {} files of an earlier prediction there were replaced".format(self.replaced)
+        if self.kept: text += "; changed since an earlier prediction and kept: " + _some(self.kept)
         if self.stopped: text += "; stopped by {}, and what was predicted by then is whole".format(self.stopped)
         return "{}\n{} frames, {} boxes in {:.1f} s ({:.1f} frames/s, drawing and writing included): {}".format(
             text, self.frames, self.boxes, self.seconds, rate, printable(self.out))
@@ -196,6 +199,7 @@ class Prediction(NamedTuple):
         return not self.failed and not self.stopped
 
 # %% ../../nbs/69_runtime.predict.ipynb #4ffd0f79
+_BOXES = ("predictions.json", "predictions.jsonl")
 _NAMED = 8 # images in a line about the cap
 _WARNED = 20 # images that could not be written get a warning each; the others are in the list
 
@@ -214,7 +218,7 @@ class _Results:
         self.cut = []
         self.images = {} # name of an image -> name of its drawing
         self.film_stem = ""
-        names = ["predictions.json", "predictions.jsonl"]
+        names = list(_BOXES)
         files = []
         if hasattr(frames, "files"):
             self.images = dict(zip(frames.files, output_names(frames.files, ".jpg")))
@@ -242,6 +246,7 @@ class _Results:
             if len(self.cut) < _NAMED: self.cut.append((str(frame.name), cut))
         row["detections"] = detection_rows(found, self.classes)
         self.lines.add(row)
+        self.folder.touch()
         self.count += 1
         self.boxes += len(row["detections"])
         self.fail_refused()
@@ -265,7 +270,7 @@ class _Results:
 
     def _save(self, name, image): # its name, or None
         try:
-            _save_image(self.folder.add(name), image)
+            _save_image(self.folder, name, image)
             return name
         except OSError as e: self.fail(name, e.strerror or e)
 
@@ -284,7 +289,7 @@ class _Results:
             self.lines.close()
             head = {"classes": list(self.classes), "confidence": self.confidence,
                     "max_detections": getattr(self.session, "max_detections", None), "complete": complete}
-            _write_json(self.lines.path, self.folder.add("predictions.json"), head)
+            with self.folder.open("predictions.json") as f: _write_json(self.lines.path, f, head)
             if not self.is_live: self.lines.path.unlink()
         finally: self.folder.close()
 
@@ -296,7 +301,8 @@ class _Results:
         "Leave at once: no film is left half written; the lines stay."
         if self.film: self.film.discard()
         if self.lines: self.lines.close()
-        self.folder.close()
+        try: self.folder.close()
+        except OSError: pass # what ended it is the one to tell
 
 # %% ../../nbs/69_runtime.predict.ipynb #a34bcae9
 _WINDOW = "jetson-det: press q to stop"
@@ -352,7 +358,7 @@ def check_prediction(
 ):
     "What can be known before a model is loaded. Raises `InputError`; writes nothing."
     path = check_source(source)
-    OutputFolder(out, "predict", [] if path is None else [path])
+    OutputFolder(out, "predict", [] if path is None else [path], _BOXES)
 
 # %% ../../nbs/69_runtime.predict.ipynb #4c95e144
 def predict(
@@ -376,14 +382,22 @@ def predict(
             if frames.live and most is None and seconds is None and not stop.hears_ctrl_c:
                 warnings.warn("started in the background with SIGINT ignored; to end it: kill {}".format(os.getpid()))
             _predict_all(session, frames, results, stop, limit, show_frame, progress, total)
-    except OSError as e: raise InputError("{}: cannot be written: {}".format(e.filename or out, e.strerror or e))
+    except OSError as e: raise InputError(_not_written(out, e))
     finally: frames.close()
     unreadable = getattr(frames, "unreadable", [])
     if not results.count and not stop.reason:
         if results.refused: raise results.refused[0][1]
         raise InputError("{}: no image can be read, such as {}".format(source, (unreadable + results.failed)[0]))
     return Prediction(results.count, results.boxes, time.time() - start, str(frames), unreadable, str(out),
-                      results.failed, stop.reason, results.cut_frames, results.cut, results.folder.removed)
+                      results.failed, stop.reason, results.cut_frames, results.cut, results.folder.removed,
+                      results.folder.kept)
+
+def _not_written(out, error)->str:
+    "An error's line: the folder as it was given, and the file in it."
+    file = str(error.filename or "")
+    is_inside = file and os.path.abspath(file) != os.path.abspath(str(out))
+    what = "{} cannot be written there".format(os.path.basename(file)) if is_inside else "cannot be written"
+    return "{}: {}: {}".format(out, what, error.strerror or error)
 
 def _predict_all(session, frames, results, stop, limit, show_frame, progress, total):
     "Predict frame by frame, and finish what was begun however it ends."

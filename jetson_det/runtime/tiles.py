@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .draw import FrameDetections
 from .geometry import as_detections, box_area, clip_boxes
 from .nms import cap_detections, nms
 from .files import InputError
@@ -222,6 +223,7 @@ class Tiled:
         self.size = tile_size(tuple(session.contract.input_size) if size is None else size)
         self.timings = {}
         self.cut = [] # boxes that `max_detections` took, for each frame of the last call
+        self._frame = None # of the last call: the detections know it weakly
         tile_grid(self.size, self.size, overlap) # refuses an impossible overlap
 
     @property
@@ -261,8 +263,15 @@ class Tiled:
         frames, # one frame (h,w,3) BGR uint8 or what `as_bgr` takes; or a list of them, sizes may differ
     ): # `Detections`; for a list, a list of them
         "Detect. Raises `InputError` as the session does."
-        if not isinstance(frames, (list, tuple)): return self([frames])[0]
-        frames = [as_bgr(f) for f in frames]
+        self._frame = None
+        if not isinstance(frames, (list, tuple)):
+            self._frame = frames
+            return self._detect([frames])[0]
+        return self._detect(frames)
+
+    def _detect(self, given):
+        "Every frame of a list."
+        frames = [as_bgr(f) for f in given]
         grids = [self.windows(f.shape[:2]) for f in frames]
         crops = []
         for frame, grid in zip(frames, grids):
@@ -274,12 +283,12 @@ class Tiled:
         start = time.perf_counter()
         merged = []
         self.cut = []
-        for frame, grid in zip(frames, grids):
+        for whole, frame, grid in zip(given, frames, grids):
             mine = found[:len(grid)]
             found = found[len(grid):]
             one = mine[0] if len(grid) == 1 else merge_tiles(mine, grid, frame.shape[:2], self.iou)
             one, cut = cap_detections(one, limit)
-            merged.append(one)
+            merged.append(FrameDetections.of(one, whole, self.contract.classes))
             self.cut.append(cut)
         self.timings = dict(self.session.timings or {})
         if "postprocess" in self.timings: self.timings["postprocess"] += time.perf_counter() - start

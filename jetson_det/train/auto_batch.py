@@ -17,8 +17,9 @@ import torch
 
 from ..core import InputError
 from ..data.loader import Batch, scaled_size
+from .distill import make_distiller
 from .network import build_model, pick_device
-from .oom import TooLarge
+from .oom import is_out_of_memory
 from .step import Stepper
 from .world import World
 
@@ -134,6 +135,7 @@ class Trial:
         classes:int,
         boxes:int, # in each image
         local_rank:int=0, # number of the GPU where there are several processes
+        names=None, # of the classes, which a teacher must know; None: their numbers
     ):
         self.device = pick_device(cfg.train.device, cfg.train.precision)
         if self.device.type == "cuda":
@@ -144,9 +146,9 @@ class Trial:
         self.size = _largest_size(cfg.data.input_size, cfg.augment.multiscale)
         self.classes = classes
         self.boxes = boxes
-        names = [str(c) for c in range(classes)]
+        names = names or [str(c) for c in range(classes)]
         model = build_model(cfg.model, cfg.train, names, self.device, say=lambda line: None)
-        self.stepper = Stepper(model, cfg.train, 1)
+        self.stepper = Stepper(model, cfg.train, 1, distiller=make_distiller(cfg.distill, model))
 
     def __call__(self, n:int)->float: # bytes over what was taken before the network was built
         "Take a step with a micro-batch of one and one of `n` images."
@@ -156,9 +158,12 @@ class Trial:
             torch.cuda.reset_peak_memory_stats(self.device)
         one = noise_batch(1, self.size, self.classes, self.boxes)
         many = noise_batch(n, self.size, self.classes, self.boxes)
+        self.stepper.skipped_in_row = 0 # what overflows in fp16 is no matter here
         try:
             for group in ([one], [one, many]): self.stepper.step(group, 0., l1=True)
-        except (TooLarge, torch.OutOfMemoryError): return float("inf")
+        except (RuntimeError, MemoryError) as e: # TooLarge is a MemoryError
+            if not is_out_of_memory(e): raise
+            return float("inf")
         if on_cuda: return torch.cuda.max_memory_reserved(self.device)
         return _resident("VmHWM") - self.before
 
@@ -227,13 +232,15 @@ def auto_batch(
     t = cfg.train
     effective = t.batch_size * t.accumulate
     boxes = _usual_boxes(ds, cfg.augment.mosaic > 0)
-    trial = TrialProcess(cfg, classes=len(ds.classes), boxes=boxes, local_rank=world.local_rank)
+    more = dict(names=list(ds.classes)) if cfg.distill.teacher else {}
+    trial = TrialProcess(cfg, classes=len(ds.classes), boxes=boxes, local_rank=world.local_rank, **more)
     try:
         total, free = trial.room
         usable = free - (1 - t.memory_share) * total
         if t.device == "cpu": usable = usable / world.size # they share the memory
         fit = _fit_batch(trial, effective, usable - held)
     finally: trial.close()
+    world.meet() # one may have tried for longer than the time limit of a sum
     size = min(world.gather(fit.size))
     cfg = cfg.model_copy(deep=True)
     cfg.train.batch_size = size

@@ -17,6 +17,8 @@ from ..models.session import torch_session
 from .callbacks.base import Callback
 from .data import make_loader
 from .ema import BestSteps, ModelSWA, average_weights, learning_norms, refresh_batchnorm, swa_due
+from .oom import TooLarge, free_memory_of_the_dead, is_out_of_memory, memory_message
+from .state import TrainingError
 from .world import World
 
 # %% ../../nbs/37_train.averages.ipynb #4d16dd9e
@@ -28,11 +30,19 @@ def evaluate_weights(
     device="cpu", # torch.device, or its name
     world=None, # World; each of its processes takes a share of the images
 ): # evaluate.coco.EvalResult
-    "COCO average precision at the settings of the section `evaluate`."
+    "COCO average precision at the settings of the section `evaluate`. Raises TooLarge when it twice does not fit."
     world = world or World()
-    session = torch_session(source, tuple(input_size), str(device))
     progress = sys.stderr.isatty() and world.main
-    return evaluate_shared(world, session, ds, cfg.confidence, cfg.iou, cfg.max_detections, progress=progress)
+    for _ in range(2): # once more when all is freed that the first time has left
+        try:
+            session = torch_session(source, tuple(input_size), str(device))
+            return evaluate_shared(world, session, ds, cfg.confidence, cfg.iou, cfg.max_detections, progress=progress)
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e): raise
+            message = memory_message(e)
+        session = None
+        free_memory_of_the_dead()
+    raise TooLarge(f"{message}, in the evaluation")
 
 # %% ../../nbs/37_train.averages.ipynb #b3fc759a
 _REFRESH_IMAGES = 512 # from which BatchNorm's statistics are measured
@@ -75,8 +85,9 @@ class Averages(Callback):
         trainer.world.active = 1 # each process measures the same statistics for itself
         for name, model in self._candidates(trainer):
             refresh_batchnorm(model, _first_inputs(trainer, model), learning_norms(trainer.stepper.model))
-            ap = evaluate_weights(model, trainer.val_ds, trainer.cfg.evaluate, trainer.cfg.data.input_size,
-                                  trainer.stepper.device, trainer.world).stats["AP"]
+            try: ap = evaluate_weights(model, trainer.val_ds, trainer.cfg.evaluate, trainer.cfg.data.input_size,
+                                       trainer.stepper.device, trainer.world).stats["AP"]
+            except TooLarge as e: raise TrainingError(f"{name}: not evaluated: {e}") from e
             is_better = run.best is None or ap > run.best["AP"]
             verdict = "better than the best epoch: it ships" if is_better else "not better than the best so far"
             trainer.say(f"{name}: AP {ap:.4f}, {verdict}")

@@ -130,10 +130,11 @@ def _is_part_of_repository(package)->bool:
     return True
 
 # %% ../../nbs/34_train.environment.ipynb #ea977fa8
-@lru_cache(1) # half a second
+@lru_cache(1) # a file is parsed for each package
 def _package_versions()->dict: # name -> version, in alphabetical order
     "Every installed package."
-    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    headers = [d.metadata for d in distributions()]
+    found = {h["Name"]: h["Version"] for h in headers if h["Name"]}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 def environment(

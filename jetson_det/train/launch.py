@@ -9,6 +9,7 @@ __all__ = ['launch', 'train_processes', 'world_of_environment']
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -23,20 +24,22 @@ import torch.distributed as dist
 from ..core import InputError
 from ..runtime.signals import restore_handlers, set_stop_handlers
 from .loop import train
-from .processes import (TIMEOUT, DistributedWorld, SignedStore, end_with_parent, file_store, is_private,
-                                        private_folder, record_failure)
+from .callbacks.log import print_line
+from .processes import (TIMEOUT, DistributedWorld, SignedStore, end_with_parent, file_store, gpu_of,
+                                        is_private, private_folder, record_failure)
 from .state import Stopped, TrainingError, how_to_go_on
 from .world import World
 
 # %% ../../nbs/39_train.launch.ipynb #fb8ae288
-def _run_rank(target, rank, size, folder, timeout, parent, args):
+def _run_rank(target, rank, size, folder, timeout, parent, gpus, args):
     "A process's life."
     os.setpgrp()
     world = None
     store = file_store(folder)
     if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(max((os.cpu_count() or 1) // size, 1))
     try:
-        with end_with_parent(parent): world = DistributedWorld(store, rank, size, rank, timeout, parent=parent)
+        gpu = gpu_of(rank, size) if gpus else None
+        with end_with_parent(parent): world = DistributedWorld(store, rank, size, rank, timeout, parent=parent, gpu=gpu)
         value = target(world, *args)
         if world.main: store.set("result", json.dumps(value))
         world.close()
@@ -97,13 +100,14 @@ def launch(
     *args, # what can be pickled
     timeout:float=TIMEOUT, # seconds for a sum or a barrier
     start:str="spawn", # how processes begin; fork does not work with CUDA
+    gpus:bool=True, # each takes the GPU of its number, where there is one for each
 ): # what `target` returned in the first process: JSON values
     "Run a function in several processes. Raises the error of the one that failed; by then all have ended."
     context = multiprocessing.get_context(start)
     folder = private_folder()
     ranks = []
     for rank in range(processes):
-        call = (target, rank, processes, folder, timeout, os.getpid(), args)
+        call = (target, rank, processes, folder, timeout, os.getpid(), gpus, args)
         ranks.append(context.Process(target=_run_rank, args=call, name=f"rank-{rank}"))
     try:
         with _passing_on(ranks) as signals:
@@ -119,19 +123,40 @@ def launch(
     finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/39_train.launch.ipynb #7d5f8e82
-def _train_rank(world, cfg, out, resume): return train(cfg, out, resume, world)
+def _train_rank(world, cfg, out, resume, callbacks): return train(cfg, out, resume, world, callbacks)
+
+def _check_callbacks(callbacks):
+    "Raise InputError where one can't be sent to another process."
+    for callback in callbacks:
+        try: pickle.dumps(callback)
+        except Exception as e:
+            name = type(callback).__name__
+            raise InputError(f"callback {name}: it can't be sent to the processes of the training ({e}); its class must"
+                             " be in a module, and what it holds must be picklable") from None
+
+def _processes_line(processes, device)->str: # empty where each has a GPU
+    "What processes without a GPU run on, for the person."
+    if device not in ("auto", "cpu") or (device == "auto" and torch.cuda.is_available()): return ""
+    why = "train.device is cpu" if device == "cpu" else "torch sees no GPU on this machine"
+    threads = os.environ.get("OMP_NUM_THREADS") or max((os.cpu_count() or 1) // processes, 1)
+    return f"{why}: {processes} processes train on the CPU, with {threads} threads each (train.threads)"
 
 def train_processes(
     cfg, # Config
     out=None, # run folder: a new one, or with `resume` that of the run; None: a new one in runs/
     resume:bool=False, # continue from the newest whole checkpoint; the number of processes may be another one
     processes:int=2, # on this machine; with CUDA each takes a GPU
+    callbacks=(), # your own, beside the usual ones; each process gets a copy, and runs those with `everywhere = True`
     **kw # timeout, start: as in `launch`
 )->dict: # split -> figures of the weights that ship, as `train` gives them
     "`train` in several processes. Raises InputError or TrainingError."
     if processes < 1: raise InputError(f"{processes} processes: there must be at least 1")
-    if processes == 1: return train(cfg, out, resume)
-    try: return launch(_train_rank, processes, cfg, str(out) if out else None, resume, **kw)
+    if processes == 1: return train(cfg, out, resume, callbacks=callbacks)
+    _check_callbacks(callbacks)
+    line = _processes_line(processes, cfg.train.device)
+    if line: print_line(line)
+    kw = dict(gpus=cfg.train.device != "cpu", **kw)
+    try: return launch(_train_rank, processes, cfg, str(out) if out else None, resume, list(callbacks), **kw)
     except Stopped as e:
         if not out or "go on with" in str(e): raise
         raise Stopped(f"{e}; {how_to_go_on(out)}") from None
@@ -182,4 +207,6 @@ def world_of_environment(
         folder = _shared_folder(store, rank) if one_machine else ""
         store = file_store(folder) if one_machine else _signed_store(store)
         local_rank = int(os.environ.get("LOCAL_RANK", rank))
-        return DistributedWorld(store, rank, size, local_rank, timeout, report, one_machine=one_machine, folder=folder)
+        gpu = gpu_of(local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        return DistributedWorld(store, rank, size, local_rank, timeout, report, one_machine=one_machine, folder=folder,
+                                gpu=gpu)

@@ -6,6 +6,7 @@
 __all__ = ['LossNotFinite', 'DeviceLost', 'default_callbacks', 'Trainer', 'RunLog', 'final_figures', 'train']
 
 # %% ../../nbs/38_train.loop.ipynb #70b49e0f
+import os
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from ..core import InputError
 from ..data.augment.on_device import pixel_table
 from ..data.augment.plan import detail_of
+from ..data.balance import repeat_factors
 from ..data.loader import SampleError, scaled_size
 from ..data.workers import WorkerLost
 from ..models.checkpoint import list_checkpoints, load_checkpoint, newest_whole, save_checkpoint
@@ -37,14 +39,17 @@ from .distill import make_distiller
 from .lineage import origin_of
 from .lost_device import continue_on_cpu, is_device_lost
 from .network import build_model, check_batchnorm, pick_device
-from .oom import TooLarge
+from .oom import (TooLarge, explain_memory, free_memory_of_the_dead, is_out_of_memory,
+                                   memory_message)
+from .optim import set_warmup
 from .preflight import check_before
-from .resolved import resolved_rows, rows_text
+from .recipes import with_recipe
+from .resolved import resolved_rows, rows_text, saved_recipe
 from .resume import contract_of, newest_finite, restore, training_state
 from .run_folder import (check_run_folder, check_same_data, default_run_folder, hold_run,
                                          write_run_folder)
-from .schedule import lr_at, make_schedule, plan_phases, warmup_epochs
-from .state import Interrupted, LossMeter, RunState, Stopped, TrainingError
+from .schedule import lr_at, make_schedule, plan_phases, warmup_at, warmup_epochs
+from .state import Interrupted, LossMeter, RunState, Stopped, TrainingError, not_written
 from .step import NotFinite, Stepper
 from .sync_batchnorm import plan_rounds
 from .trackers import Tracking
@@ -65,6 +70,14 @@ def default_callbacks()->list:
     return [Progress(), Evaluate(), EpochLine(), MetricsTable(), EarlyStop(), OverfitStop(), Tracking(), Averages(),
             SaveCheckpoints(), SaveBadBatch(), DiskWatch(), ResourceLog(), StopOnSignal(), Report()]
 
+def _with_own(
+    callbacks=(), # your own
+)->list:
+    "The usual callbacks and your own, which come before a checkpoint is saved: it holds their `state`."
+    found = default_callbacks()
+    at = next((i for i, c in enumerate(found) if isinstance(c, SaveCheckpoints)), len(found))
+    return found[:at] + list(callbacks) + found[at:]
+
 @contextmanager
 def _explained(trainer):
     "Turn a failure of training into a TrainingError of one line, and close everything at the end."
@@ -78,6 +91,7 @@ def _explained(trainer):
                             " train.precision=fp32 may help") from None
     except _NoBatch as e: raise _without_a_batch(trainer, e.error) from e.error
     except RuntimeError as e:
+        if is_out_of_memory(e): raise TrainingError(f"{memory_message(e)}; {run.how_to_go_on}") from e
         if operation := not_deterministic(e):
             raise TrainingError(f"train.deterministic: {operation} has no deterministic form on"
                                 f" {trainer.stepper.device}; train.deterministic=false, or train.device=cpu") from e
@@ -88,9 +102,7 @@ def _explained(trainer):
         raise TrainingError(f"step {run.step + 1}: a micro-batch of one image leaves BatchNorm one value a channel; a"
                             " larger data.input_size, a smaller augment.multiscale or train.freeze_bn=true may help;"
                             f" {run.how_to_go_on}") from e
-    except OSError as e:
-        raise TrainingError(f"{e}; what was saved before is whole; make room, then go on with:"
-                            f" {run.resume_command}") from e
+    except OSError as e: raise not_written(e, run.out) from e
     finally:
         for callback in trainer.callbacks: callback.finish(trainer)
         trainer.loader.close()
@@ -113,13 +125,19 @@ class Trainer:
     def fit(self):
         "Train to the end. Raises TrainingError when that fails; checkpoints saved by then stay valid."
         with _explained(self):
+            if self.world.size > 1: self.loader.fill_cache(self.world.once_on_machine)
             self.call("before_train")
             while self.run.epoch < self.run.epochs:
+                too_large = ""
                 try: self.train_epoch()
-                except TooLarge as e: # use smaller pieces and repeat the step
-                    t = self.cfg.train
-                    self.say(self.stepper.pieces.use_smaller(e, t.batch_size, self.run.step + 1, t.freeze_bn))
+                except TooLarge as e: too_large = str(e) # the error itself holds on to what fills the memory
+                if too_large: self._use_smaller_pieces(too_large)
             self.call("after_train")
+
+    def _use_smaller_pieces(self, message):
+        "The step that did not fit is repeated in smaller pieces. Raises TrainingError."
+        t = self.cfg.train
+        self.say(self.stepper.pieces.use_smaller(TooLarge(message), t.batch_size, self.run.step + 1, t.freeze_bn))
 
     def train_epoch(self):
         "Take the steps of an epoch, or what is left of them after a resume."
@@ -127,6 +145,7 @@ class Trainer:
         self._begin_epoch()
         for group in steps_of(self.world, self._batches(), run.batch, run.batches, run.group):
             run.lr = run.lr_factor * lr_at(run.step, self.schedule)
+            self._warm_up()
             meter = self.stepper.step(group, run.lr, l1=run.in_tail)
             run.count(meter, time.perf_counter() - self.clock)
             run.stop_reason = self.world.stop_reason
@@ -140,8 +159,17 @@ class Trainer:
         run = self.run
         run.in_tail = run.epoch >= run.epochs - self.phases.tail
         self.stepper.model.progress = run.epoch / max(self.cfg.train.epochs - 1, 1)
+        self.stepper.model.epoch_keys = self.cfg.train.seed, run.epoch
         thawed = self.stepper.freezer.apply(run.epoch)
         if thawed: self.say(f"epoch {run.epoch + 1}: {', '.join(thawed)} learn from now on")
+
+    def _warm_up(self):
+        "The biases' rate and the momentum, where the settings warm them up."
+        t = self.cfg.train
+        if not t.warmup_bias_lr and t.warmup_momentum is None: return
+        bias_lr, momentum = warmup_at(self.run.step, self.schedule, t)
+        if bias_lr is not None: bias_lr *= self.run.lr_factor
+        set_warmup(self.stepper.optimizer, bias_lr, momentum)
 
     def _batches(self):
         "What is left of the epoch. Raises _NoBatch."
@@ -155,7 +183,7 @@ class Trainer:
         self.clock = time.perf_counter()
 
     def __init__(self,
-        cfg, # Config
+        cfg, # Config, taken as it stands; `train` fills in what a recipe chooses
         ds, # DetDataset, every image in a split
         out, # run folder; nothing is written before `fit`
         checkpoint=None, # Checkpoint to resume from
@@ -225,11 +253,15 @@ class Trainer:
 
     def evaluate(self)->dict: # "AP", "AP50", ...; empty where the network is too young to be evaluated
         "Evaluate the averaged weights on val."
+        self.stepper.optimizer.zero_grad() # gradients take as much memory as the weights
         try: return evaluate_weights(self.stepper.shipped, self.val_ds, self.cfg.evaluate, self.cfg.data.input_size,
                                      self.stepper.device, self.world).stats
-        except InputError as e:
-            self.say(f"no evaluation after epoch {self.run.epoch}: {e}")
-            return {}
+        except InputError as e: why = str(e)
+        except TooLarge as e:
+            why = str(e)
+            if self.world.size > 1: raise TrainingError(f"no evaluation after epoch {self.run.epoch}: {why}") from e
+        self.say(f"no evaluation after epoch {self.run.epoch}: {why}")
+        return {}
 
     def save(self, path):
         "Write a checkpoint."
@@ -241,6 +273,14 @@ class Trainer:
         state = dict(epoch=self.run.epoch, step=self.run.step, best=self.run.best)
         save_checkpoint(self.run.out/"best", model, None, None, state, contract_of(self))
 
+    def release(self):
+        "Let go of all that takes memory. The trainer can't go on; its settings and progress stay."
+        self.model = None
+        self.stepper = None
+        self.loader = None
+        self.callbacks = []
+        free_memory_of_the_dead()
+
     def stop(self, reason:str):
         "Stop after this step; of several processes all stop after the next."
         self.world.ask_to_stop(reason)
@@ -248,10 +288,11 @@ class Trainer:
 
 # %% ../../nbs/38_train.loop.ipynb #8c0d96a2
 class RunLog:
-    "Print lines, and append them to a file as soon as there is one."
+    "Print lines, and append them to a file as soon as there is one. Where that is full, they wait until there is room."
     def __init__(self):
         self.lines = []
         self.path = None
+        self.is_waiting = False
 
     def __call__(self, line:str):
         print_line(line)
@@ -262,9 +303,24 @@ class RunLog:
     def write_to(self, path):
         "Append the lines so far to this file, and every later one."
         self.path = Path(path)
-        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as f:
-            f.write("".join(line + "\n" for line in self.lines))
-        self.lines = []
+        text = "".join(line + "\n" for line in self.lines)
+        try: _append(self.path, text.encode("utf-8", "backslashreplace"))
+        except OSError as e:
+            if not self.is_waiting: print_line(f"warning: {self.path}: {e.strerror}; its lines wait for room")
+            self.is_waiting = True
+        else:
+            self.lines = []
+            self.is_waiting = False
+
+def _append(path, data:bytes):
+    "Add to a file, all or nothing. Raises OSError."
+    with open(path, "ab", buffering=0) as f:
+        end = f.seek(0, os.SEEK_END)
+        try:
+            while data: data = data[f.write(data):]
+        except OSError:
+            f.truncate(end)
+            raise
 
 # %% ../../nbs/38_train.loop.ipynb #e8782536
 def _with_fitting_batch(cfg, ds, checkpoint, world, say):
@@ -280,7 +336,7 @@ def _with_fitting_batch(cfg, ds, checkpoint, world, say):
         held = 4 * pixel_table(train_ds, detail_of(cfg.data.input_size, cfg.augment)).total
     return auto_batch(cfg, train_ds, held, world, say)
 
-def _fit_to_the_end(trainer)->Trainer: # the one that finished; a new one after a rollback
+def _fit_to_the_end(trainer, callbacks=())->Trainer: # the one that finished; a new one after a rollback
     "Train; with `train.on_nan: rollback`, return to the newest checkpoint and halve the learning rate, up to 3 times."
     while True:
         try:
@@ -288,12 +344,19 @@ def _fit_to_the_end(trainer)->Trainer: # the one that finished; a new one after 
             return trainer
         except LossNotFinite as e:
             if trainer.cfg.train.on_nan != "rollback" or trainer.run.lr_factor < .2: raise
-            factor = trainer.run.lr_factor / 2
-            checkpoint = newest_finite(trainer.run.out, trainer.say)
-            trainer.say(f"{e}; rolled back to step {checkpoint.state['step']}, training continues with {factor:g} of"
-                        " the learning rate")
-            trainer = Trainer(trainer.cfg, trainer.ds, trainer.run.out, checkpoint, say=trainer.say)
-            trainer.run.lr_factor = factor
+            why = str(e) # the error itself holds on to the step that failed
+        trainer = _rolled_back(trainer, why, callbacks)
+
+def _rolled_back(trainer, why, callbacks)->Trainer:
+    "A trainer at the newest checkpoint with half the learning rate; the old one lets go of its memory first."
+    factor = trainer.run.lr_factor / 2
+    checkpoint = newest_finite(trainer.run.out, trainer.say)
+    trainer.say(f"{why}; rolled back to step {checkpoint.state['step']}, training continues with {factor:g} of"
+                " the learning rate")
+    trainer.release()
+    again = Trainer(trainer.cfg, trainer.ds, trainer.run.out, checkpoint, _with_own(callbacks), trainer.say)
+    again.run.lr_factor = factor
+    return again
 
 # %% ../../nbs/38_train.loop.ipynb #7c4d2c14
 def final_figures(
@@ -311,7 +374,8 @@ def final_figures(
         if part is None: continue
         try: result = evaluate_weights(run.out/"best", part, cfg.evaluate, cfg.data.input_size, trainer.stepper.device,
                                        trainer.world)
-        except InputError as e: raise TrainingError(f"the trained detector cannot be evaluated on {name}: {e}") from e
+        except (InputError, TooLarge) as e:
+            raise TrainingError(f"the trained detector cannot be evaluated on {name}: {e}") from e
         results[name] = (part, result)
         figures[name] = result.to_json()
         trainer.say(f"{name}:\n{result}")
@@ -327,12 +391,19 @@ def _write_figures(path, figures):
     write_json_atomic(path, figures)
 
 # %% ../../nbs/38_train.loop.ipynb #0a6bec43
-def _open_run_folder(trainer, cfg, resume, changed, saved):
+def _filled_in(cfg, ds, world)->tuple: # Config, rows for the table
+    "The settings with what the recipe chooses for this data."
+    train_ds = labeled_split(ds, "train")
+    images = len(train_ds)
+    if cfg.data.balance == "repeat": images = round(repeat_factors(train_ds, cfg.data.balance_threshold).sum())
+    return with_recipe(cfg, images, len(ds.classes), world.size)
+
+def _open_run_folder(trainer, cfg, resume, changed, saved, recipe):
     "Write the settings, the data and the resolved values of this run, and start its log file."
     check_run_folder(trainer.run.out, cfg, resume)
     if resume and list_checkpoints(trainer.run.out)[-1].name != saved:
         raise InputError(f"{trainer.run.out}: another process has trained in this run meanwhile; resume once more")
-    rows = resolved_rows(trainer)
+    rows = resolved_rows(trainer, recipe)
     write_run_folder(trainer.run.out, cfg, trainer.ds, rows)
     trainer.say(rows_text(rows))
     trainer.say.write_to(trainer.run.out/"log.txt")
@@ -345,6 +416,8 @@ def train(
     out=None, # run folder: a new one, or with `resume` an existing one; None: a new one in runs/, named by its settings
     resume:bool=False, # continue from the newest whole checkpoint
     world=None, # World; None: the one that this process has joined, or a process alone
+    callbacks=(), # your own, called beside the usual ones; of several processes the first runs them, all of them those
+                  # that say `everywhere = True`
 )->dict: # split -> figures of the weights that ship, and the duration; also written to metrics.json
     "Train a detector. Raises InputError before anything is written, TrainingError when training fails."
     world = world or current_world()
@@ -358,19 +431,25 @@ def train(
     world.barrier() # every process has checked before the first one writes
     # data, network, checkpoint
     with main_first(world): ds = training_data(cfg, out, say)
+    if resume: recipe = saved_recipe(out)
+    else: cfg, recipe = _filled_in(cfg, ds, world)
     out = Path(out or world.share(str(default_run_folder(cfg, ds))))
     if resume and (out/"dataset.tsv").exists(): check_same_data(out/"dataset.tsv", ds)
     saved = list_checkpoints(out)[-1].name if resume else ""
     checkpoint = load_checkpoint(newest_whole(out, say)) if resume else None
     fitting = _with_fitting_batch(cfg, ds, checkpoint, world, say)
-    trainer = Trainer(fitting, ds, out, checkpoint, say=say, world=world)
+    with explain_memory("before the first step"):
+        trainer = Trainer(fitting, ds, out, checkpoint, _with_own(callbacks), say, world)
+    checkpoint = None # as large as the training itself
     # from here on files are written
     try:
         with hold_run(out) if world.main else nullcontext():
-            if world.main: _open_run_folder(trainer, cfg, resume, changed, saved)
-            return final_figures(_fit_to_the_end(trainer))
+            if world.main: _open_run_folder(trainer, cfg, resume, changed, saved, recipe)
+            return final_figures(_fit_to_the_end(trainer, callbacks))
     except KeyboardInterrupt: raise Interrupted(f"interrupted; {trainer.run.how_to_go_on}") from None
+    except OSError as e: raise not_written(e, out) from e
     except DeviceLost as e:
         if cfg.train.fallback != "cpu" or not list_checkpoints(out): raise
-        say(f"{e}; training continues on the CPU")
+        lost = ", without your own callbacks" if callbacks else ""
+        say(f"{e}; training continues on the CPU{lost}")
         return continue_on_cpu(out)

@@ -11,7 +11,7 @@ from itertools import islice
 import torch
 from torch import nn
 
-from ..core import InputError
+from ..core import InputError, plural
 from ..runtime.foreign import read_classes
 from ..models.prune import prune_model, rebuild_pruned
 from ..models.weights.download import start_of
@@ -37,8 +37,10 @@ def pick_device(
         raise InputError(f"train.device: {name} is one device; for {world.size} processes it is auto, cpu or cuda")
     if world.size > 1 and device.type == "cuda": device = torch.device("cuda", world.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        others = ", the first is cuda:0" if count else "; train.device=cpu trains without one"
         raise InputError(
-            f"train.device: {str(device)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+            f"train.device: {str(device)!r} is not there: torch sees {plural(count, 'CUDA device')}{others}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("train.device: 'mps' is not there: it takes a Mac with Apple silicon")
     if precision == "fp16" and device.type == "cpu":

@@ -8,9 +8,12 @@ __all__ = ['check_before']
 # %% ../../nbs/36_train.preflight.ipynb #b19df044
 from pathlib import Path
 
+from ..config import load_config
 from ..core import InputError
 from ..models.zoo import check_model_name
+from ..runtime.foreign import read_classes
 from .data import resolve_settings
+from .recipes import fill_from_run
 from .run_folder import check_run_folder
 from .trackers import make_trackers
 
@@ -25,8 +28,10 @@ def check_before(
     if resume and not out: raise InputError("to resume, say which run: its folder (--out)")
     resolve_settings(cfg, processes)
     check_model_name(cfg.model.name)
+    if resume and (Path(out)/"config.yaml").is_file(): fill_from_run(cfg, load_config(Path(out)/"config.yaml"))
     changed = check_run_folder(out, cfg, resume) if out else []
     if cfg.data.path and not Path(cfg.data.path).exists():
         raise InputError(f"data.path: {cfg.data.path}: no such file or folder")
+    if cfg.model.weights_classes: read_classes(cfg.model.weights_classes)
     make_trackers(cfg.train.trackers, cfg.train.project) # a package may be missing; TensorBoard's takes a second
     return changed

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMEOUT', 'PeerLost', 'process_lives', 'record_failure', 'end_with_parent', 'encode', 'decode', 'private_folder',
-           'is_private', 'file_store', 'use_loopback', 'SignedStore', 'DistributedWorld']
+           'is_private', 'file_store', 'use_loopback', 'SignedStore', 'gpu_of', 'DistributedWorld']
 
 # %% ../../nbs/33_train.processes.ipynb #51c62c07
 import hashlib
@@ -216,6 +216,14 @@ class SignedStore(dist.Store):
 # %% ../../nbs/33_train.processes.ipynb #7b7d53c0
 TIMEOUT = 1800. # seconds for a sum or a barrier
 
+def gpu_of(
+    local_rank:int, # number of a process on its machine
+    local_size:int, # processes on it
+): # torch.device; None where there is not a GPU for each
+    "The GPU that a process takes."
+    if not torch.cuda.is_available() or not dist.is_nccl_available(): return None
+    return torch.device("cuda", local_rank) if local_size <= torch.cuda.device_count() else None
+
 def _identity()->tuple: # (host and space of process numbers, process number)
     "What another process needs to see whether this one lives."
     space = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""
@@ -233,6 +241,7 @@ class DistributedWorld(World):
         parent:int=0, # number of the process that started it all; 0: this one's parent
         one_machine:bool=True, # are all processes on it? Then nothing goes over another network
         folder:str="", # in which the processes have met; the first removes it at the end
+        gpu=None, # torch.device that this process takes, of `gpu_of`; None: all train on CPUs
     ):
         if one_machine: use_loopback()
         self.folder = folder
@@ -247,12 +256,16 @@ class DistributedWorld(World):
         self.groups = {} # number of processes -> their group, for BatchNorm
         self.lock = threading.Lock()
         self.code = None # exit code, once this process has failed
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=dist.PrefixStore("sums", store), rank=rank, world_size=size,
-                                timeout=timedelta(seconds=timeout))
+        self.meetings = 0 # so far: names of entries in the store
+        if gpu is not None:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8") # for `train.deterministic`: CUDA starts here
+            torch.cuda.set_device(gpu) # whatever says only "cuda" means this one
+        dist.init_process_group("gloo" if gpu is None else "cpu:gloo,cuda:nccl", store=dist.PrefixStore("sums", store),
+                                rank=rank, world_size=size, timeout=timedelta(seconds=timeout), device_id=gpu)
         host = _identity()[0]
-        identities = enumerate(self.gather(_identity()))
-        peers = {r: pid for r, (their_host, pid) in identities if their_host == host and r != rank}
+        here = {r: pid for r, (their_host, pid) in enumerate(self.gather(_identity())) if their_host == host}
+        self.first_here = min(here)
+        peers = {r: pid for r, pid in here.items() if r != rank}
         self.watch = _PeerWatch(peers, lambda e: os._exit(self.fail(e)), parent)
         self.watch.start()
 
@@ -265,6 +278,28 @@ class DistributedWorld(World):
         for t in tensors: dist.broadcast(t, 0)
 
     def barrier(self): self.gather(None)
+
+    def meet(self):
+        self.meetings += 1
+        name = f"meeting/{self.meetings}"
+        if self.store.add(name, 1) == self.size: self.store.set(f"{name}/all", "1")
+        self._wait_for(f"{name}/all")
+
+    def once_on_machine(self, do, use):
+        name = f"once/{self.meetings}/{self.first_here}"
+        if self.rank == self.first_here: self.store.set(name, json.dumps(do()))
+        self._wait_for(name)
+        found = use(json.loads(self.store.get(name)))
+        self.meet()
+        return found
+
+    def _wait_for(self, name):
+        "Wait for an entry of the store. Raises PeerLost when another process has failed."
+        pause = .01
+        while not self.store.check([name]):
+            if self.store.check(["failed"]): raise PeerLost("another process has failed")
+            time.sleep(pause)
+            pause = min(1.5 * pause, _INTERVAL)
 
     def gather(self, value)->list:
         mine = torch.frombuffer(bytearray(encode(value)), dtype=torch.uint8)

@@ -31,10 +31,12 @@ def training_state(
     state["micro"] = [trainer.cfg.train.batch_size, trainer.cfg.train.accumulate]
     state["peak"] = max(run.peak, peak_memory(stepper.device))
     state["epoch_meter"] = asdict(run.epoch_meter if run.batch else LossMeter())
-    state["callbacks"] = {type(c).__name__: c.state() for c in trainer.callbacks if c.state()}
+    states = {type(c).__name__: c.state() for c in trainer.callbacks}
+    state["callbacks"] = {name: kept for name, kept in states.items() if kept is not None}
     state["distiller"] = stepper.distiller.state_dict() if stepper.distiller else None
     state["ema_updates"] = stepper.ema.updates if stepper.ema else 0
     state["scaler"] = stepper.scaler.state_dict()
+    state["skipped_in_row"] = stepper.skipped_in_row
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     state["rng"] = dict(cpu=torch.get_rng_state(), cuda=cuda)
     return state
@@ -83,6 +85,7 @@ def restore(
         stepper.ema.module.load_state_dict(ckpt.ema)
         stepper.ema.updates = state["ema_updates"]
     stepper.scaler.load_state_dict(state["scaler"])
+    stepper.skipped_in_row = state.get("skipped_in_row", 0)
     torch.set_rng_state(state["rng"]["cpu"])
     if len(state["rng"]["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["rng"]["cuda"])
     for name in (*_COUNTS, "peak"): setattr(run, name, state[name])

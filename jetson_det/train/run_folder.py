@@ -191,8 +191,10 @@ def write_run_folder(
     ds, # DetDataset with its splits
     resolved:list, # (name, value, rule) rows
 ):
-    "Write down what is about to run; what a resumed run finds there stays. Raises InputError when that fails."
+    """Write down what is about to run; what a resumed run finds there stays. Raises InputError when that fails; a new
+    run leaves nothing behind then."""
     out = Path(out)
+    before = set(out.iterdir()) if out.is_dir() else set()
     states = git_states()
     facts = environment(states)
     facts["data"] = dict(path=str(ds.root), fingerprint=ds.fingerprint(), images=len(ds), boxes=len(ds.boxes))
@@ -205,7 +207,18 @@ def write_run_folder(
         saved = [p.name for p in list_checkpoints(out)]
         known = {key: facts[key] for key in ("host", "jetson_det", "commit", "torch", "command")}
         journal(out, "resumed" if begun else "began", **known, checkpoint=saved[-1] if saved else None)
-    except OSError as e: raise InputError(f"{out}: the run folder cannot be written: {e.strerror or e}") from None
+    except OSError as e:
+        if not list_checkpoints(out): _take_back(out, before)
+        raise _not_written(e, out) from None
+
+def _not_written(error, out)->Exception: # to be raised
+    from jetson_det.train.state import not_written # which takes torch
+    return not_written(error, out)
+
+def _take_back(out, before):
+    "Remove the files of a run that has not begun."
+    for path in set(out.iterdir() if out.is_dir() else ()) - before:
+        if path.is_file(): path.unlink()
 
 def _remove_parts(out):
     "Remove what a killed process left half written."
@@ -227,6 +240,13 @@ def _write_once(out, cfg, ds, states, facts):
 # %% ../../nbs/34_train.run_folder.ipynb #3ebbb7d7
 _held = set() # locks that this process has
 
+def _write_pid(file:int):
+    "Say in the lock who has it. On a full disk it holds without a name."
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())
+    except OSError: pass
+
 @contextmanager
 def hold_run(
     out, # run folder; made when it is not there
@@ -240,7 +260,7 @@ def hold_run(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")
-    except OSError as e: raise InputError(f"{out}: the run folder cannot be written: {e.strerror or e}") from None
+    except OSError as e: raise _not_written(e, out) from None
     with file:
         try:
             if fcntl: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -249,9 +269,7 @@ def hold_run(
             pid = file.read().strip() or "?"
             raise InputError(f"{out}: process {pid} is at work in this run; wait for it, or end it") from None
         except OSError: pass # a file system without locks
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        _write_pid(file.fileno())
         _held.add(path)
         try: yield
         finally: _held.discard(path)

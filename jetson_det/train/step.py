@@ -6,8 +6,8 @@
 __all__ = ['NotFinite', 'all_finite', 'summed', 'Stepper']
 
 # %% ../../nbs/36_train.step.ipynb #d8b5654c
-from contextlib import nullcontext
-from math import isfinite
+from contextlib import contextmanager, nullcontext
+from math import isfinite, log2
 
 import torch
 
@@ -15,9 +15,9 @@ from .allocator import settle_memory
 from .distill import StudentWithAdapters
 from .ema import ModelEMA
 from .freeze import Freezer, plan_freeze
-from .oom import Pieces
+from .oom import Pieces, is_out_of_memory, memory_message
 from .optim import build_optimizer, clip_gradients, gradients, set_lr
-from .state import LossMeter
+from .state import LossMeter, TrainingError
 from .sync_batchnorm import share_statistics, sync_batchnorm
 from .world import World, broadcast_state, sum_step
 
@@ -77,6 +77,34 @@ def _figures_of(meter)->dict:
     normalizers = {("normalizer", name): v for name, v in meter.normalizers.items()}
     return {**losses, **normalizers, ("count", "images"): meter.images, ("count", "batches"): meter.batches}
 
+# %% ../../nbs/36_train.step.ipynb #9a760628
+_MOST_SKIPPED = 20 # steps in a row; the scale has sunk to a millionth by then
+
+def _changes(optimizer)->int:
+    "A number that grows whenever a weight, or an average that the optimizer had already, is changed in place."
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    for state in optimizer.state.values(): tensors += [v for v in state.values() if isinstance(v, torch.Tensor)]
+    return sum(t._version for t in tensors)
+
+@contextmanager
+def _undone_without_memory(stepper, done):
+    "A lack of memory behind the gradients: undo the step and raise TooLarge, or say that it is too late for that."
+    optimizer = stepper.optimizer
+    known = list(optimizer.state)
+    before = _changes(optimizer)
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not is_out_of_memory(e): raise
+        message = memory_message(e)
+    else: return
+    for p in set(optimizer.state) - set(known): del optimizer.state[p] # half made
+    if stepper.world.size > 1 or _changes(optimizer) != before:
+        raise TrainingError(f"{message}, in the middle of the optimizer's step, which can't be undone; a smaller"
+                            " train.batch_size or model, or train.optimizer=sgd may help; what was saved before is"
+                            " whole")
+    stepper.forget_unscaling()
+    stepper.pieces.give_up(done, message)
+
 # %% ../../nbs/36_train.step.ipynb #064cb0ac
 class Stepper:
     "A network with its optimizer, its moving average and its precision."
@@ -84,22 +112,45 @@ class Stepper:
         "One optimizer step over the micro-batches of `group`. Raises NotFinite and TooLarge before the weights change."
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad()
+        self.divisor = 0. # of this step's loss, in fp16
         done = [] # (figures, micro-batch) of each
         failure = ""
         try:
             for batch in self.pieces.begin(group): done.append((self.backward(batch, l1), batch))
-        except torch.OutOfMemoryError as e: failure = str(e) or "out of memory"
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e): raise
+            failure = memory_message(e)
         self.pieces.end(done, failure) # raises TooLarge, with the step undone
-        meter = self._sum_over_processes(summed(done), l1)
+        with _undone_without_memory(self, done):
+            meter = self._sum_over_processes(summed(done), l1)
+            self._divide(meter)
+            norm = clip_gradients(self.optimizer, self.cfg.clip)
+            if norm.isfinite(): self._update()
+            else: meter.skipped = self._skip(done)
+        self.pieces.close()
+        return meter
+
+    def _divide(self, meter):
+        "The one division of the gradients' sums."
         self.scaler.unscale_(self.optimizer)
-        for part in meter.normalizers: # the one division
+        for part in meter.normalizers:
             torch._foreach_div_(gradients(self.optimizer, part), meter.divisor(part))
-        norm = clip_gradients(self.optimizer, self.cfg.clip)
-        if not self.scaler.is_enabled() and not norm.isfinite(): raise NotFinite("the gradient", [b for _, b in done])
-        self.scaler.step(self.optimizer) # skips the step where fp16 overflowed
+
+    def _update(self):
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema: self.ema.update()
-        return meter
+        self.skipped_in_row = 0
+
+    def _skip(self, done)->int: # 1: a step was skipped
+        "A gradient is not finite: fp16 tries the next step with half the scale; otherwise it is an error."
+        batches = [batch for _, batch in done]
+        if not self.scaler.is_enabled(): raise NotFinite("the gradient", batches)
+        self.skipped_in_row += 1
+        if self.skipped_in_row == _MOST_SKIPPED:
+            raise NotFinite(f"the gradient of {_MOST_SKIPPED} steps in a row", batches)
+        self.scaler.update()
+        return 1
 
     def backward(self, batch, l1:bool)->dict: # ("loss", name), ("normalizer", part) -> scalar tensor
         "Forward, loss and backward of a micro-batch. Its gradients are added to those of the step so far."
@@ -114,7 +165,9 @@ class Stepper:
             teacher_sums = self.distiller.losses(images, outputs) if self.distiller else {}
         loss = self.model.loss(outputs, boxes, labels, l1=l1)
         sums = {**loss.sums, **teacher_sums}
-        self.scaler.scale(sum(sums.values())).backward()
+        total = sum(sums.values())
+        if self.scaler.is_enabled(): total = total / self._loss_divisor(len(images), loss.normalizers)
+        self.scaler.scale(total).backward()
         figures = {("loss", name): v.detach() for name, v in sums.items()}
         return figures | {("normalizer", part): v for part, v in loss.normalizers.items()}
 
@@ -130,7 +183,8 @@ class Stepper:
         self.device = next(model.parameters()).device
         self.layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
         self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.precision)
-        self.scaler = torch.GradScaler(self.device.type, init_scale=2.**10, enabled=cfg.precision == "fp16")
+        self.scaler = self._new_scaler()
+        self.skipped_in_row = 0 # steps, since the last one that was taken
         self.world = world or World()
         self.distiller = distiller
         for module in (model, distiller):
@@ -139,7 +193,7 @@ class Stepper:
         self.optimizer = build_optimizer(StudentWithAdapters(model, distiller) if distiller else model, cfg, images)
         self.ema = ModelEMA(model, cfg.ema_decay, cfg.ema_tau) if cfg.ema else None
         self.synced = sync_batchnorm(model, self.world) # the average has its plain copy by now
-        self.pieces = Pieces(model, self.world, self.optimizer.zero_grad, self.synced)
+        self.pieces = Pieces(model, self.world, self._throw_away, self.synced)
         if self.device.type == "cpu": settle_memory(self.optimizer)
 
     @property
@@ -147,8 +201,31 @@ class Stepper:
         "The weights to evaluate and to save as `best`: the moving average, if there is one."
         return self.ema.module if self.ema else self.model
 
+    def _throw_away(self):
+        "Let go of the gradients, and of the maps that the teacher's part keeps of a forward pass."
+        self.optimizer.zero_grad()
+        if self.distiller: self.distiller.maps = []
+
+    def _new_scaler(self):
+        return torch.GradScaler(self.device.type, init_scale=2.**10, enabled=self.cfg.precision == "fp16")
+
+    def forget_unscaling(self):
+        "Gradients that were thrown away count as never unscaled."
+        state = self.scaler.state_dict()
+        self.scaler = self._new_scaler()
+        self.scaler.load_state_dict(state)
+
+    def _loss_divisor(self, images, normalizers)->float:
+        "A power of two about as large as the sums are; all micro-batches of a step have that of the first."
+        if not self.divisor:
+            sizes = [float(images), *map(float, normalizers.values())]
+            self.divisor = 2.**round(log2(max(size for size in sizes if isfinite(size))))
+        return self.divisor
+
     def _sum_over_processes(self, meter, l1)->LossMeter:
         "Sum gradients and figures over all processes."
+        if self.scaler.is_enabled() and meter.batches: # exact: the divisor is a power of two
+            torch._foreach_mul_(gradients(self.optimizer), self.divisor)
         if self.world.size == 1: return meter
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         figures = sum_step(self.world, parameters, _figures_of(meter), key=l1)

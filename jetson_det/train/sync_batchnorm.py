@@ -53,6 +53,8 @@ class _Summed(torch.autograd.Function):
         return grad, None
 
 # %% ../../nbs/33_train.sync_batchnorm.ipynb #e72a0f28
+def _has_kernels(x)->bool: return x.is_cuda
+
 class _SyncedForward:
     "The `forward` of a BatchNorm layer over the images of all processes that have some."
     def __init__(self, layer, world):
@@ -65,9 +67,9 @@ class _SyncedForward:
         "Normalize; in evaluation, when frozen and in a round of one process as ever."
         layer = self.layer
         if not layer.training or self.world.active == 1: return _of_one_process(layer, x)
-        group = self.world.groups.get(self.world.active)
+        group = self.world.groups.get(self.world.active, dist.group.WORLD) # torch's layer takes no None for all
         layer.num_batches_tracked.add_(1)
-        if x.is_cuda: return self._on_cuda(x, group)
+        if _has_kernels(x): return self._on_cuda(x, group)
         # mean: sums of values and their number, over all processes
         f = x.float()
         count = f.new_tensor([f.numel() / f.shape[1]])

@@ -32,6 +32,13 @@ class Tracker:
     def finish(self, status): 'At the end. `status`: "finished", "stopped" (by a signal) or "failed".'
 
 # %% ../../nbs/35_train.trackers.ipynb #c940e1de
+def _without_traceback(report):
+    "`threading.excepthook` for TensorBoard's own thread, whose error is raised by its next call too."
+    def hook(args):
+        if not type(args.thread).__module__.startswith("tensorboard."): report(args)
+    hook.is_quiet = True
+    return hook
+
 class TensorBoardTracker(Tracker):
     "Event files in `tensorboard/`."
     name = "tensorboard"
@@ -41,6 +48,8 @@ class TensorBoardTracker(Tracker):
             # now, and not in a thread beside which the loader forks its workers
             import torch.utils.tensorboard # noqa: F401
         except ImportError: pass # reported by `start`
+        hook = threading.excepthook
+        if not getattr(hook, "is_quiet", False): threading.excepthook = _without_traceback(hook)
 
     def start(self, run, config):
         from torch.utils.tensorboard import SummaryWriter

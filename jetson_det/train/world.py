@@ -33,7 +33,14 @@ class World:
         self.stop_reason = reason
     def all_sum(self, tensors): "Add tensors up over the processes, in place."
     def broadcast(self, tensors): "The first process's values in all, in place."
-    def barrier(self): "Wait for all."
+    def barrier(self): "Wait for all, who come within the time limit."
+    def meet(self): "Wait for all, however long that takes."
+    def once_on_machine(self,
+        do, # called in one process of each machine: what takes long; returns JSON values
+        use, # called with what it returned, in all processes of that machine
+    ): # what `use` returned
+        "Do something once on each machine; the others wait for it, however long that takes."
+        return use(do())
     def gather(self, value)->list:
         "Everyone's value, in the order of the ranks."
         return [value]
@@ -141,7 +148,8 @@ def checksum(
 def main_first(
     world:World,
 ):
-    "The first process goes through the block alone, then the others, which find its files."
-    if not world.main: world.barrier()
+    "The first process goes through the block alone, then the others, which find its files. All leave it together."
+    if not world.main: world.meet()
     yield
-    if world.main: world.barrier()
+    if world.main: world.meet()
+    world.meet()

@@ -4,12 +4,7 @@ import subprocess
 import sys
 
 import pytest
-
-
-def run(*words, cwd=None):
-    "The verb in a process of its own."
-    command = [sys.executable, "-c", "import sys; from jetson_det.cli import main; sys.exit(main())", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=280)
+from command_helpers import run_command as run
 
 
 def one_line(result, *parts):

@@ -2,19 +2,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 
 import pytest
+from command_helpers import run_command as run
 
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.scenes.docks import write_scenes
-
-
-def run(*words, cwd=None):
-    command = [sys.executable, "-c", "import sys; from jetson_det.cli import main; sys.exit(main())", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=280)
 
 
 def ok(*words, cwd=None):
@@ -86,7 +80,7 @@ def test_other_splits_than_those_of_the_training_are_reported(scenes, tmp_path):
     (loose / "labels.json").write_text(json.dumps(labels))
     for i in range(len(ds)): shutil.copy(ds.path_of(i), loose / "images")
     small = ["data.input_size=[64,96]", "data.workers=0", "train.epochs=1", "train.threads=1", "augment.multiscale=0",
-             "model.weights=none"]
+             "model.weights=none", "train.report=false"]
     ok("train", "--data", loose, "--out", tmp_path / "run", *small)
     assert "not those of the training" not in ok("evaluate", tmp_path / "run", "--data", loose)
     d = json.loads((loose / "labels.json").read_text())
@@ -130,3 +124,19 @@ def test_a_mistake_is_one_line(scenes, tmp_path, words, parts):
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     for part in parts: assert part.replace("DIR", str(scenes)) in lines[0], lines
     assert tree(scenes) == before and not [p for p in tmp_path.iterdir() if p.name != "splits"]
+
+
+def test_what_is_no_dataset_is_named(tmp_path):
+    "A pipe or a device is there, and is no folder: one line says so, and nothing waits for it."
+    os.mkfifo(tmp_path / "pipe")
+    for words, reason in ((("check", tmp_path / "pipe"), "is a named pipe"), (("stats", "/dev/zero"), "is a device")):
+        done = run("data", *words)
+        assert done.returncode == 2 and reason in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_was_not_read_is_said_by_every_verb(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "d")
+    os.mkfifo(tmp_path / "d/annotations/more.json")
+    words = ["data", "convert", tmp_path / "d", tmp_path / "out", "--to", "yolo"]
+    done = run(*words)
+    assert done.returncode == 0 and "warning: annotations/more.json is a named pipe" in done.stderr

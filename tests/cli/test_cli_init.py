@@ -11,12 +11,15 @@ import pytest
 from signals import hear_ctrl_c
 
 from jetson_det import cli, cli_init
-from jetson_det.cli_init import FAMILY, PUBLISHED, choose_model, config_text, measured, plan_lines
+from jetson_det.cli_init import (FAMILY, PUBLISHED, choose_model, config_text, for_few_images, measured, plan_lines,
+                                 time_line)
 from jetson_det.config import load_config
 from jetson_det.data.index import read_indexed
+from jetson_det.models.zoo import MODELS
 from jetson_det.runtime.boards import BOARDS
 from jetson_det.runtime.files import InputError
 from jetson_det.scenes.docks import write_scenes
+from jetson_det.train.recipes import finetune_epochs, with_recipe
 
 posix = pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal of a POSIX system")
 CALL = "import sys; from jetson_det import cli; sys.exit(cli.main())"
@@ -103,7 +106,10 @@ def test_questions_with_wrong_answers_first(scenes, tmp_path, terminal):
     t.until("Jetson Nano 4GB").until("by name or number [orin-nano]: ").type("orin-nanu\n")
     t.until("did you mean 'orin-nano'?").until("by name or number").type("9\n")
     t.until("[30]: ").type("fast\n").until("over 0 up to 1000").until("[30]: ").type("25\n")
-    t.until("input_size").until("File to write [config.yaml]: ").type("\n")
+    t.until("such as 8-cores").until("Training machine [this]: ").type("rtx-3061\n")
+    t.until("did you mean 'rtx-3060'?").until("Training machine [this]: ").type("8 cores\n")
+    t.until("Training takes about").until("a rough guess for 8 CPU cores").until("input_size")
+    t.until("File to write [config.yaml]: ").type("\n")
     t.until("wrote config.yaml; next: jetson-det train -c config.yaml")
     assert t.end() == 0
     assert list(BOARDS)[8] == "orin-nx"
@@ -116,14 +122,15 @@ def test_questions_with_wrong_answers_first(scenes, tmp_path, terminal):
 @posix
 def test_what_is_given_is_not_asked_and_a_file_is_kept(scenes, tmp_path, terminal):
     (tmp_path/"config.yaml").write_text("mine")
-    t = terminal("init", "--data", scenes, "--board", "nano", "--fps", "10", cwd=tmp_path)
+    t = terminal("init", "--data", scenes, "--board", "nano", "--fps", "10", "--machine", "t4", cwd=tmp_path)
     t.until("File to write [config.yaml]: ").type("\n")
     t.until("config.yaml exists already. Replace it? [n]: ").type("\n")
     t.until("name another file").until("File to write [config.yaml]: ").type("sub/x.yaml\n")
     t.until("sub: no such folder").until("File to write").type("new.yaml\n").until("wrote new.yaml")
     assert t.end() == 0 and "Board" not in t.output and "Frames" not in t.output and "Folder" not in t.output
+    assert "Training machine" not in t.output and "Training takes" in t.output
     assert (tmp_path/"config.yaml").read_text() == "mine" and load_config(tmp_path/"new.yaml").data.path == str(scenes)
-    t = terminal("init", "--data", scenes, "--board", "nano", "--fps", "10", cwd=tmp_path)
+    t = terminal("init", "--data", scenes, "--board", "nano", "--fps", "10", "--machine", "t4", cwd=tmp_path)
     t.until("File to write").type("config.yaml\n").until("Replace it?").type("maybe\n")
     t.until("y or n?").type("y\n").until("wrote config.yaml")
     assert t.end() == 0 and load_config(tmp_path/"config.yaml") == load_config(tmp_path/"new.yaml")
@@ -131,10 +138,11 @@ def test_what_is_given_is_not_asked_and_a_file_is_kept(scenes, tmp_path, termina
 
 @posix
 @pytest.mark.parametrize("key", ["\x03", "\x04"], ids=["ctrl-c", "ctrl-d"])
-@pytest.mark.parametrize("question", [0, 1, 3])
+@pytest.mark.parametrize("question", [0, 1, 4])
 def test_ctrl_c_leaves_nothing(scenes, tmp_path, terminal, key, question):
     t = terminal("init", cwd=tmp_path)
-    dialog = [("labels: ", f"{scenes}\n"), ("number [", "1\n"), ("want [30]: ", "\n"), ("File to write [", "\n")]
+    dialog = [("labels: ", f"{scenes}\n"), ("number [", "1\n"), ("want [30]: ", "\n"),
+              ("machine [this]: ", "t4\n"), ("File to write [", "\n")]
     for i, (text, answer) in enumerate(dialog):
         t.until(text)
         if i == question: break
@@ -146,7 +154,7 @@ def test_ctrl_c_leaves_nothing(scenes, tmp_path, terminal, key, question):
 
 def test_flags_alone(scenes, tmp_path):
     done = run("init", "--data", scenes, "--board", "orin-nano", "--fps", "30", "--out", "config.yaml", "--yes",
-               cwd=tmp_path)
+               "--machine", "t4", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "" and "wrote config.yaml" in done.stdout
     text = (tmp_path/"config.yaml").read_text()
     load_config(tmp_path/"config.yaml")
@@ -166,6 +174,8 @@ def test_flags_alone(scenes, tmp_path):
     (("--data", "DIR", "--yes", "--board", "orin-nanu"), "did you mean 'orin-nano'"),
     (("--data", "DIR", "--yes", "--fps", "0"), "over 0 up to 1000"),
     (("--data", "DIR", "--yes", "--fps", "nan"), "over 0 up to 1000"),
+    (("--data", "DIR", "--yes", "--machine", "rtx-4091"), "did you mean 'rtx-4090'"),
+    (("--data", "DIR", "--yes", "--machine", "0 cores"), "cores of a CPU, such as 8-cores"),
     (("--data", "DIR", "--yes", "--out", "no/such/x.yaml"), "no such folder"),
     (("--data", "DIR", "--yes", "--out", "."), "is a folder"),
     (("--data", "DIR", "--yes", "--weights", "gone.pth"), "gone.pth"),
@@ -240,11 +250,46 @@ def plan(scenes, board_name="orin-nano", fps=30, **kw):
 
 
 def test_length_and_batch_follow_the_images():
-    for images, epochs, batch in ((5, 300, 2), (40, 300, 4), (205, 80, 8), (1000, 50, 8), (118_000, 50, 8)):
-        lines = {l.key: l.value for l in cli_init._training_lines(images, "yolox-tiny", False)}
-        assert (lines["epochs"], lines["batch_size"]) == (epochs, batch), images
-    lines = {l.key: l.value for l in cli_init._training_lines(1000, "yolox-s", True)}
-    assert lines == {"epochs": 300, "batch_size": 8, "mosaic_scale": [.1, 2.], "mixup": 1.}
+    for images, batch in ((5, 2), (40, 4), (205, 8), (1000, 8), (118_000, 8)):
+        lines = {line.key: line.value for line in cli_init._training_lines(images, False)}
+        assert lines == {"recipe": "finetune", "epochs": finetune_epochs(images), "batch_size": batch}, images
+    lines = {line.key: line.value for line in cli_init._training_lines(1000, True)}
+    assert lines == {"recipe": "scratch", "epochs": 300, "batch_size": 8}
+
+
+@pytest.mark.parametrize("count", [6, 18, 40])
+def test_few_images_get_a_small_network_and_a_mild_fine_tuning(tmp_path, count):
+    ds = read_indexed(write_scenes(tmp_path/"few", count, (96, 160)))
+    for board_name in ("orin-nano", "agx-orin", "thor", "nano"):
+        lines, advice = plan_lines(ds, "d", board_name, 10)
+        found = by_key(lines)
+        assert MODELS[found["model.name"].value].card.params < 6 and found["train.epochs"].value <= 100
+        assert found["train.recipe"].value == "finetune"
+        (tmp_path/"c.yaml").write_text(config_text(lines, advice, ["x"]))
+        cfg, _ = with_recipe(load_config(tmp_path/"c.yaml"), count, len(ds.classes))
+        assert cfg.augment.mixup == 0 and cfg.augment.mosaic_scale == [.5, 1.5]
+        assert cfg.train.optimizer == "adamw" and cfg.train.warmup_epochs <= .1*cfg.train.epochs
+
+
+def test_the_number_of_images_alone_makes_a_network_smaller():
+    for board_name in PUBLISHED:
+        choice = choose_model(board_name, 10, (640, 640))
+        sizes = [FAMILY.index(for_few_images(choice, n).name) for n in (1, 99, 100, 499, 500, 5000, 100_000)]
+        assert sizes == sorted(sizes) and for_few_images(choice, 100_000) == choice
+        if FAMILY.index(choice.name) > 1:
+            few = for_few_images(choice, 18)
+            assert "18 images are few" in few.why and choice.name in few.why and few.fits == choice.fits
+
+
+def test_the_time_is_guessed_or_measured_and_says_which(scenes):
+    ds = read_indexed(scenes)
+    lines, _ = plan_lines(ds, "d", "orin-nano", 30)
+    guess = time_line(ds, lines, "8-cores")
+    assert "a rough guess for 8 CPU cores" in guess and "not measured" in guess
+    small = [line._replace(value=[64, 96]) if line.key == "input_size" else line for line in lines]
+    assert "measured here" in time_line(ds, small, "this")
+    epochs = by_key(lines)["train.epochs"].value
+    for text in (guess, time_line(ds, small, "t4")): assert f"{epochs} epochs of 9 images" in text
 
 
 def test_weights_and_splits(scenes, tmp_path):

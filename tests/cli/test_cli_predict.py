@@ -77,9 +77,9 @@ def test_a_stop_is_exit_code_1_and_no_error(run, photos, monkeypatch):
 def test_an_image_that_cannot_be_written_is_exit_code_1(run, photos, monkeypatch):
     from jetson_det.runtime import predict as module
     save = module._save_image
-    def fail(path, image):
-        if path.name == "b.jpg": raise OSError(28, "No space left on device", str(path))
-        save(path, image)
+    def fail(folder, name, image):
+        if name == "b.jpg": raise OSError(28, "No space left on device", name)
+        save(folder, name, image)
     monkeypatch.setattr(module, "_save_image", fail)
     code, out, err = run("predict", "m.onnx", "photos")
     assert code == 1 and "not written: b.jpg" in out and err == "warning: b.jpg: not written: No space left on device\n"
@@ -162,6 +162,9 @@ def test_lists_of_splits(run, scenes, tmp_path):
     assert visible("splits") == ["test.txt", "train.txt", "val.txt"]
     assert run("data", "split", scenes, "--anew", "--val", ".5", "--test", "0")[0] == 0
     assert visible("splits") == ["train.txt", "val.txt"]  # no list of the first run stays
+    (tmp_path / "splits" / "val.txt").write_text("mine\n")
+    one_line(run("data", "split", scenes, "--anew"), "val.txt was changed since data split wrote it")
+    assert (tmp_path / "splits" / "val.txt").read_text() == "mine\n"
 
 
 def test_predictions_inside_a_dataset_are_no_data(run, scenes, monkeypatch):
@@ -173,6 +176,100 @@ def test_predictions_inside_a_dataset_are_no_data(run, scenes, monkeypatch):
     assert not [f for f in flaws if f["file"].startswith("predictions/")] and "6 images" in out
     code, out, _ = run("predict", "m.onnx", ".")
     assert code == 0 and "6 frames" in out and "results of jetson-det skipped (predictions)" in out
+
+
+OUTPUTS = {  # verb -> (what it needs to begin, its options that name a file)
+    "doctor": ([], ["--json"]),
+    "verify": (["m.onnx"], ["--json"]),
+    "lineage": (["m.onnx"], ["--json"]),
+    "evaluate": (["m.onnx", "--data", "empty"], ["--json", "--html"]),
+    "bench": (["m.onnx"], ["--json"]),
+    "export": (["empty"], ["--json"]),
+    "data download": (["coco", "new"], ["--json"]),
+    "data check": (["empty"], ["--json", "--html"]),
+    "data stats": (["empty"], ["--json", "--plot"]),
+    "data view": (["empty"], ["--html"]),
+    "data convert": (["empty", "new", "--to", "yolo"], ["--json"]),
+    "data split": (["empty"], ["--json"]),
+    "data tile": (["empty", "new"], ["--json"]),
+    "config explain": (["-c", "broken.yaml"], ["--json"]),
+    "config diff": (["broken.yaml", "broken.yaml"], ["--json"]),
+}
+
+
+def verbs_of(command, name=""):
+    "Each verb below a command of click, with its options."
+    if not hasattr(command, "commands"):
+        yield name, {option for parameter in command.params for option in parameter.opts}
+        return
+    for word, below in command.commands.items(): yield from verbs_of(below, (name + " " + word).strip())
+
+
+def test_the_table_of_outputs_is_complete():
+    import typer
+    found = {}
+    for verb, options in verbs_of(typer.main.get_command(cli.app)):
+        files = sorted(options & {"--json", "--html", "--plot"})
+        if files: found[verb] = files
+    assert found == {verb: sorted(options) for verb, (_, options) in OUTPUTS.items()}
+
+
+@pytest.mark.parametrize("verb", sorted(OUTPUTS))
+def test_a_file_that_cannot_be_written_is_known_before_the_work(run, tmp_path, monkeypatch, verb):
+    "The inputs are worth nothing, so that work which had begun would end with a line about them."
+    if not sys.platform.startswith("linux"): pytest.skip("not a Linux")
+    monkeypatch.setattr(cli, "_open", None)
+    (tmp_path / "m.onnx").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.yaml").write_text(": [")
+    os.symlink("/dev/full", str(tmp_path / "full"))
+    words, options = OUTPUTS[verb]
+    for option in options:
+        if option == "--plot":  # a device has no suffix
+            one_line(run(*verb.split(), *words, option, "/sys/x.png"), "error: /sys/x.png: cannot be written")
+            continue
+        for path, why in (("/dev/full", "No space left on device"), ("full", "No space left on device"),
+                          ("/sys/x.json", "no file can be made in /sys"), ("empty", "is a folder"),
+                          ("m.onnx/x.json", "m.onnx is not a folder")):
+            one_line(run(*verb.split(), *words, option, path), f"error: {path}: ", why)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.yaml", "empty", "full", "m.onnx"]
+
+
+def test_two_outputs_in_one_file(run, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    for verb in ("evaluate", "data check"):
+        words = [*verb.split(), *OUTPUTS[verb][0], "--json", "x", "--html", "./x"]
+        one_line(run(*words), "x: is named for two outputs")
+        os.symlink("x", str(tmp_path / "link"))
+        one_line(run(*words[:-1], "link"), "is named for two outputs")
+        (tmp_path / "link").unlink()
+
+
+@pytest.mark.parametrize("words", [
+    ["predict", "pipe", "photos"], ["predict", "m.onnx", "pipe"], ["bench", "m.onnx", "--source", "pipe"],
+    ["evaluate", "m.onnx", "--data", "pipe"], ["lineage", "pipe"], ["verify", "pipe"], ["import-pt", "pipe"],
+    ["train", "--data", "pipe"], ["train", "-c", "pipe"], ["train", "--out", "pipe"],
+    ["predict", "m.onnx", "photos", "--out", "pipe"],
+])
+def test_a_pipe_is_called_a_pipe(photos, monkeypatch, capsys, words):
+    monkeypatch.chdir(photos.parent)
+    for name in ("m.onnx", "empty.txt"): (photos.parent / name).write_bytes(b"")
+    os.mkfifo("pipe")
+    code = cli.main(words)
+    one_line((code, *capsys.readouterr()), "error: pipe: is a named pipe, not a regular file")
+
+
+@pytest.mark.parametrize("out", ["m.onnx", "m.onnx/run", "/sys/run"])
+def test_a_run_folder_that_cannot_be_written_is_known_before_the_data_is_read(run, tmp_path, out):
+    (tmp_path / "m.onnx").write_bytes(b"")
+    one_line(run("train", "--data", ".", "--out", out), f"error: {out}: ")
+
+
+def test_a_split_in_another_case(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_open", None)
+    (tmp_path / "m.onnx").write_bytes(b"")
+    one_line(run("evaluate", "m.onnx", "--data", ".", "--split", "TEST"), "split 'TEST': did you mean 'test'?")
 
 
 @pytest.mark.parametrize("path, why", [("/dev/full", "No space left on device"), ("/proc/x.json", "/proc/x.json")])

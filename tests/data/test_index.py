@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -239,6 +240,24 @@ def test_damage_is_no_index(scenes):
         assert load_index(scenes) is None
     same(opened(scenes)[0], first)
     assert opened(scenes)[1]
+
+
+def test_opening_takes_the_memory_of_the_columns(tmp_path):
+    "Neither the file nor a copy of it is in memory beside the arrays."
+    root = tmp_path / "d"
+    root.mkdir()
+    n = 100_000
+    boxes = np.tile([1., 2., 30., 40.], (n, 1))
+    ds = DetDataset(root, ("a",), ["a.jpg"], [(50, 60)], np.zeros(n), boxes, np.zeros(n), areas=np.full(n, 7.))
+    assert keep_index(ds, time.time_ns() + 10**9, root)
+    columns = (ds.box_image, ds.boxes, ds.labels, ds.flags, ds.areas)
+    tracemalloc.start()
+    try:
+        back = load_index(root)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    same(back, ds)
+    assert peak < 1.5 * sum(column.nbytes for column in columns) + (2 << 20)
 
 
 def test_a_cache_that_cannot_be_written(scenes, tmp_path, monkeypatch):

@@ -93,20 +93,30 @@ def test_starting_late_makes_nothing_earlier(ds):
 REPEATS = np.random.default_rng(1).uniform(.3, 3, 150)
 
 
+EVERYTHING = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=3, copy_paste=.3, crop=.3, mosaic=.7)
+
+
+@pytest.fixture(scope="module")
+def plain(ds):
+    "For each kind of repeats: the batches of epoch 1, and the last three of epoch 2, made without workers and caches."
+    made = []
+    for repeats in None, REPEATS:
+        loader = TrainLoader(ds, SIZE, EVERYTHING, 8, seed=1, workers=0, repeats=repeats)
+        made.append((repeats, list(loader.epoch(1)), list(loader.epoch(2, augment=False))[-3:]))
+    return made
+
+
 @pytest.mark.parametrize("workers", [0, 2, 8])
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
-def test_neither_caches_nor_workers_nor_starts_change_a_batch(ds, tmp_path, monkeypatch, cache, workers):
+def test_neither_caches_nor_workers_nor_starts_change_a_batch(ds, plain, tmp_path, monkeypatch, cache, workers):
     monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path))
-    augment = AugmentConfig(mixup=.5, multiscale=1, multiscale_every=3, copy_paste=.3, crop=.3, mosaic=.7)
-    for repeats in None, REPEATS:
-        plain = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=0, repeats=repeats)
-        loader = TrainLoader(ds, SIZE, augment, 8, seed=1, workers=workers, repeats=repeats, cache=cache,
+    for repeats, whole, tail in plain:
+        loader = TrainLoader(ds, SIZE, EVERYTHING, 8, seed=1, workers=workers, repeats=repeats, cache=cache,
                              say=lambda line: None)
-        assert len(loader) == len(plain)
-        whole = list(plain.epoch(1))
+        assert len(loader) == len(whole)
         assert_same(whole, loader.epoch(1))
         assert_same(whole[7:], loader.epoch(1, start=7))
-        assert_same(list(plain.epoch(2, augment=False))[-3:], loader.epoch(2, start=len(plain) - 3, augment=False))
+        assert_same(tail, loader.epoch(2, start=len(whole) - 3, augment=False))
         loader.close()
 
 

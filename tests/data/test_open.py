@@ -11,6 +11,7 @@ from jetson_det.config import DataConfig
 from jetson_det.core import InputError, rng_for
 from jetson_det.data.augment.plan import training_boxes
 from jetson_det.data.open import open_data, open_evaluation, split_settings
+from jetson_det.runtime.foreign import split_record
 
 
 def coco_folder(root, images, splits=(), seed=0, size=(48, 64)):
@@ -74,13 +75,123 @@ def test_the_data_of_the_training_keeps_its_split(tmp_path):
     assert len(found) == 20 and "no val: the 20 images of train" in lines
 
 
+def mirror(image): return image[:, ::-1]
+def darken(image): return image // 2
+def invert(image): return 255 - image
+
+
+def changed_copy(root, to, change, share=1.):
+    "The dataset with the same names and labels and other pixels."
+    shutil.copytree(root, to)
+    files = sorted((to / "images").iterdir())
+    for file in files[:round(share * len(files))]: cv2.imwrite(str(file), change(cv2.imread(str(file))))
+    return to
+
+
+@pytest.mark.parametrize("change", [mirror, darken, invert])
+def test_other_images_under_the_same_names_are_other_data(tmp_path, change):
+    root = coco_folder(tmp_path / "a", 20)
+    made, ds = trained(root)
+    copy = changed_copy(root, tmp_path / "b", change)
+    found, lines = opened(copy, made=made)
+    assert len(found) == 20 and "all 20 images: the data has no splits" in lines and "kept apart;" not in lines
+    assert "14 of 14 images of the training" in lines and "14 of them are other files: this is taken for other" in lines
+    assert "too good" not in lines and "only saved anew, --split test or val takes" in lines
+    # asked for by name, it is that of the training: who saved the images anew can evaluate as before
+    found, lines = opened(copy, "test", made)
+    assert names(found) == names(ds.split("test")) and "by a split made for this" in lines and "other files" in lines
+    assert names(opened(root, made=made)[0]) == names(ds.split("test"))
+
+
+def test_mirrored_images_with_mirrored_labels(tmp_path):
+    root = coco_folder(tmp_path / "a", 20)
+    made, _ = trained(root)
+    copy = changed_copy(root, tmp_path / "b", mirror)
+    labels = json.loads((copy / "labels.json").read_text())
+    for row in labels["annotations"]: row["bbox"][0] = round(64 - row["bbox"][0] - row["bbox"][2], 2)
+    (copy / "labels.json").write_text(json.dumps(labels))
+    found, lines = opened(copy, made=made)
+    assert len(found) == 20 and "all 20 images: the data has no splits" in lines
+
+
+def test_a_few_changed_images_do_not_make_other_data(tmp_path):
+    root = coco_folder(tmp_path / "a", 20)
+    made, ds = trained(root)
+    found, lines = opened(changed_copy(root, tmp_path / "b", darken, .3), made=made)
+    assert names(found) == names(ds.split("test")) and "which the training kept apart" in lines
+
+
+def test_changed_images_with_splits_of_their_own(tmp_path):
+    "The data's own splits hold, as in any other data, and the line says whose they are."
+    root = coco_folder(tmp_path / "a", 12, ("train", "val", "test"))
+    made, _ = trained(root)
+    assert "which the training kept apart" in opened(root, made=made)[1]
+    found, lines = opened(changed_copy(root, tmp_path / "b", mirror), made=made)
+    assert len(found) == 4 and "test: 4 of 12 images, by a split of the data" in lines and "other files" in lines
+
+
+@pytest.mark.parametrize("word, near", [("TEST", "test"), ("Val", "val"), ("tets", "test"), ("ALL", "all")])
+def test_a_split_by_another_word_is_refused_before_the_data_is_read(word, near):
+    with pytest.raises(InputError, match=f"split '{word}': did you mean '{near}'"): open_evaluation("/nowhere", word)
+
+
+def of_a_file(made):
+    "The record as it comes from the metadata of an ONNX file."
+    return split_record(json.loads(json.dumps(made)))
+
+
+def test_a_file_trained_with_lists_is_evaluated_like_its_checkpoint(tmp_path):
+    root = coco_folder(tmp_path / "a", 20)
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    paths = names(open_data(DataConfig(path=str(root)), say=lambda line: None))
+    for split, some in (("train", paths[:12]), ("val", paths[12:16]), ("test", paths[16:])):
+        (lists / f"{split}.txt").write_text("\n".join(some))
+    made, ds = trained(root, splits=str(lists))
+    record, notes = of_a_file(made)
+    assert not notes
+    for split in ("", "train", "val", "test", "all"):
+        theirs, said = opened(root, split, record)
+        ours, lines = opened(root, split, made)
+        assert names(theirs) == names(ours) and said == lines
+    assert names(opened(root, made=record)[0]) == paths[16:]
+    # other data: the folder that the file names is not opened
+    other = coco_folder(tmp_path / "b", 12, seed=1)
+    for name in ("train", "val", "test"): (lists / f"{name}.txt").write_text("secret")
+    for data in (other, changed_copy(root, tmp_path / "c", invert)):
+        found, lines = opened(data, made=record)
+        assert len(found) in (12, 20) and ": the data has no splits" in lines and "secret" not in lines
+    assert "only saved anew, --splits with the folder of its lists takes" in lines
+    shutil.rmtree(lists)
+    for either in (made, record):
+        with pytest.raises(InputError, match="give their folder with --splits"): open_evaluation(root, made=either)
+
+
+def test_a_file_trained_with_a_pattern_for_groups_says_what_it_learned_from(tmp_path):
+    "The pattern is not run; the marks tell that the images are those of the training."
+    root = coco_folder(tmp_path / "a", 20)
+    made, ds = trained(root, group_by=r"(\d+)\.png", split_by="group")
+    record, notes = of_a_file(made)
+    assert "--splits" in notes[0] and "group_by" not in record
+    found, lines = opened(root, made=record)
+    assert len(found) == 20 and "of 14 images of the training that were looked up, 14 are among these" in lines
+    # data with splits of its own: no pattern was needed
+    root = coco_folder(tmp_path / "b", 12, ("train", "val", "test"))
+    record, _ = of_a_file(trained(root, group_by=r"(\d+)\.png")[0])
+    found, lines = opened(root, made=record)
+    assert len(found) == 4 and "which the training kept apart" in lines
+    # the pattern of a checkpoint is for the names of its own data
+    other = coco_folder(tmp_path / "c", 12, seed=1)
+    assert 0 < len(opened(other, "val", dict(made, group_by="(camera_.*)/"))[0]) < 12
+
+
 def test_grown_data_is_known_by_its_marks(tmp_path):
     root = coco_folder(tmp_path / "a", 20)
     made, ds = trained(root)
     more = coco_folder(tmp_path / "b", 24) # the first 20 are the same
     found, lines = opened(more, made=made)
     assert len(found) < 12 and "not those of the training" in lines
-    assert len(made["marks"]) == 14 and json.loads(json.dumps(made)) == made
+    assert len(made["marks"]) == len(made["files"]) == 14 and json.loads(json.dumps(made)) == made
 
 
 def test_a_part_of_the_training_is_said(tmp_path):

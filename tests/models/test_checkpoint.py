@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+import onnx
+import onnx_files
 import pytest
 import torch
 from torch import nn
 
 import jetson_det.models.checkpoint as checkpoint
 from jetson_det.cli import main
-from jetson_det.runtime.contract import Contract
-from jetson_det.runtime.files import InputError
+from jetson_det.runtime.contract import GRAPH_KEY, METADATA_KEY, Contract
+from jetson_det.runtime.files import InputError, sha256_bytes
 from jetson_det.models.checkpoint import (MANIFEST, checkpoint_of, checkpoint_path, list_checkpoints, load_checkpoint,
                                           newest_whole, pack, prune_checkpoints, publish_checkpoint, save_checkpoint,
                                           unpack, verify, verify_checkpoint)
@@ -271,10 +274,98 @@ def test_a_manifest_that_is_none_is_found(tmp_path, text):
     assert verify(run)[run/"best"]
 
 
-def test_verify_of_something_else_is_refused(tmp_path, capsys):
-    (tmp_path/"photos").mkdir()
-    for path in (tmp_path/"photos", tmp_path/"nowhere"): assert main(["verify", str(path)]) == 2
-    assert capsys.readouterr().err.count("error: ") == 2
+def test_verify_of_something_else_is_refused_by_what_it_is(tmp_path, capsys):
+    a_run(tmp_path/"runs"/"a")
+    (tmp_path/"empty").mkdir()
+    (tmp_path/"job").mkdir()
+    for name in ("benchmark.ipynb", "metrics.json"): (tmp_path/"job"/name).write_text("{}")
+    (tmp_path/"early").mkdir()
+    (tmp_path/"early"/"config.yaml").write_text("")
+    (tmp_path/"photo\x1b[31m.jpg").write_bytes(b"x")
+    for name in ("pipe", "pipe.onnx"): os.mkfifo(tmp_path/name)
+    cases = {"nowhere": "no such file or folder", "nowhere.onnx": "no such file or folder", "empty": "an empty folder",
+             "job": "no checkpoint is in it, but benchmark.ipynb, metrics.json",
+             "runs": "a folder of runs (a), one of which is to be named",
+             "early": "a run without a checkpoint: it ended before the first one",
+             "photo\x1b[31m.jpg": "is no artifact", "pipe": "is a named pipe", "pipe.onnx": "is a named pipe",
+             "/dev/zero": "is a device"}
+    for name, what in cases.items():
+        assert main(["verify", str(tmp_path/name)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "\x1b" not in error and what in error, error
+        is_there = "nowhere" not in name and what not in ("is a named pipe", "is a device")
+        if is_there: assert "verify takes a run's folder, a checkpoint folder, or an ONNX file" in error
+
+
+# ---- ONNX files
+
+def an_onnx(path, **more):
+    "A file as the exporter writes it."
+    boxes = np.zeros((1, 5, 4), np.float32)
+    scores = np.zeros((1, 5, 2), np.float32)
+    contract = CONTRACT._replace(**{"made_from": "ab" * 32, **more}).to_json()
+    onnx_files.write_graph(path, dict(boxes=boxes, scores=scores), shape=(1, 3, 64, 96))
+    graph = onnx.load(str(path))
+    digits = sha256_bytes(graph.graph.SerializeToString())
+    onnx.helper.set_model_props(graph, {METADATA_KEY: contract, GRAPH_KEY: digits})
+    onnx.save(graph, str(path))
+    return path
+
+
+def altered(path):
+    "Another number among its weights: it opens and runs all the same."
+    graph = onnx.load(str(path))
+    weights = onnx.numpy_helper.to_array(graph.graph.initializer[-1]).copy()
+    weights[0, 0, 0] += .25
+    graph.graph.initializer[-1].CopyFrom(onnx.numpy_helper.from_array(weights, graph.graph.initializer[-1].name))
+    onnx.save(graph, str(path))
+
+def cut(path): path.write_bytes(path.read_bytes()[:-50])
+def no_graph(path): path.write_bytes(b"an image")
+
+def with_contract(text):
+    def harm(path):
+        graph = onnx.load(str(path))
+        onnx.helper.set_model_props(graph, {METADATA_KEY: text})
+        onnx.save(graph, str(path))
+    return harm
+
+OTHER_SIZE = with_contract(CONTRACT._replace(input_size=(32, 32)).to_json())
+OTHER_CLASSES = with_contract(CONTRACT._replace(classes=("a", "b", "c")).to_json())
+
+
+def test_verify_takes_an_onnx_file(tmp_path, capsys):
+    path = an_onnx(tmp_path/"best.onnx")
+    assert main(["verify", str(path), "--json", str(tmp_path/"found.json")]) == 0
+    out = capsys.readouterr().out
+    for text in ("yolox-nano, 64x96, 2 classes; opens, agrees", "its graph is as it was exported",
+                 "sha256 abababababab\n", f"{path}: whole"): assert text in out
+    assert json.loads((tmp_path/"found.json").read_text())["files"] == {str(path): "whole"}
+    save(tmp_path/"best") # another training's
+    assert main(["verify", str(path)]) == 0
+    assert "which are no longer those of" in capsys.readouterr().out
+    sha = verify_checkpoint(tmp_path/"best")["files"]["ema.safetensors"]["sha256"]
+    an_onnx(path, made_from=sha)
+    assert main(["verify", str(path)]) == 0
+    assert "those of" in (out := capsys.readouterr().out) and "no longer" not in out
+
+
+@pytest.mark.parametrize("harm, why", [
+    (altered, "altered: the SHA-256"), (cut, "cannot open"), (no_graph, "cannot open"),
+    (with_contract("{"), "not valid JSON"), (OTHER_SIZE, "needs [batch, 3, 32, 32]"),
+    (OTHER_CLASSES, "3 classes) needs")])
+def test_verify_says_what_is_wrong_with_an_onnx_file(tmp_path, capsys, harm, why):
+    path = an_onnx(tmp_path/"best.onnx")
+    harm(path)
+    assert main(["verify", str(path)]) == 1
+    said = capsys.readouterr()
+    assert why in said.out and said.out.count("\n") == 1 and said.err == ""
+
+
+def test_an_onnx_file_from_elsewhere_has_nothing_to_be_compared_with(tmp_path, capsys):
+    path = onnx_files.write_graph(tmp_path/"a.onnx", dict(o=np.zeros((1, 126, 7), np.float32)), shape=(1, 3, 64, 96))
+    assert main(["verify", str(path)]) == 0
+    assert "no contract of jetson_det" in capsys.readouterr().out
 
 
 def test_to_find_and_verify_checkpoints_takes_no_torch():

@@ -9,13 +9,13 @@ import torch
 from train_helpers import (
     FAMILIES,
     PACKAGES,
-    PRELOAD,
     Watch,
     config,
     distance,
     each_family,
     family_words,
     fitted,
+    forkserver,
     installed,
     scenes,
     small_detrs,
@@ -76,10 +76,8 @@ def rank_fitted(world, data, names, tmp):
 @pytest.fixture(scope="module")
 def two(data, tmp_path_factory):
     "Where two processes with 16 images each have left what they came to."
-    import multiprocessing
-
     from jetson_det.train.launch import launch
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    forkserver()
     tmp = tmp_path_factory.mktemp("two")
     launch(rank_fitted, 2, data, HERE, str(tmp), start="forkserver")
     return tmp
@@ -165,7 +163,8 @@ def test_trains_on_what_there_is(name, case, tmp_path, small, monkeypatch):
     watch = Watch()
     usual = loop.default_callbacks
     monkeypatch.setattr(loop, "default_callbacks", lambda: [watch, *usual()])
-    words = family_words(name, "data.input_size=[64,96]", "train.epochs=2", "train.trackers=[]", *words)
+    words = family_words(name, "data.input_size=[64,96]", "train.epochs=2", "train.trackers=[]",
+                         "train.save_minutes=60", *words)
     figures = train(config(folder, *words), tmp_path/"run")
     normalizers = [min(step[1]) for step in watch.steps]
     losses = [step[2] for step in watch.steps]

@@ -292,7 +292,7 @@ def test_hostile_metadata_is_one_line(tmp_path):
     own = own._replace(extra={"split": {"split_by": "group", "group_by": "(a+)+$"}})
     files.write_graph(path, outputs, {METADATA_KEY: own.to_json()})
     session = open_session(path, threads=1)
-    assert session.contract.extra["split"] is None and "a pattern for groups" in session.notes[0]
+    assert session.contract.extra["split"] == {"withheld": True} and "a pattern for groups" in session.notes[0]
 
 
 def test_text_that_is_not_utf8(tmp_path):
@@ -374,3 +374,27 @@ def test_coco_stands_in_only_where_its_count_fits(tmp_path):
     rows = np.concatenate([boxes, scores[:, None], labels[:, None]], 1)[None]
     session = open_session(files.write_graph(path, {"output0": rows}), "yolo26", threads=1)
     assert "COCO's 80 are taken" in session.notes[0]
+
+
+def not_utf8(path):
+    "A byte of a name that no text has."
+    path.write_bytes(path.read_bytes().replace(b"images", b"im\xe9ges"))
+
+
+def cut_weights(path):
+    model = onnx.load(str(path))
+    model.graph.initializer[0].raw_data = b"abc"
+    onnx.save(model, str(path))
+
+
+def no_graph(path): path.write_bytes(b"<html>")
+
+
+@pytest.mark.parametrize("harm", [not_utf8, cut_weights, no_graph])
+def test_a_damaged_file_is_one_line_and_onnx_runtime_adds_none(tmp_path, capfd, harm):
+    path = files.write_graph(tmp_path / "m.onnx", {"output": files.yolox_raw(files.dense(2, True))[None]})
+    harm(path)
+    capfd.readouterr()
+    with pytest.raises(InputError) as e: open_session(path, "yolox", threads=1, classes="a,b")
+    assert str(e.value).startswith(str(path)) and str(e.value).isprintable()
+    assert capfd.readouterr() == ("", "")

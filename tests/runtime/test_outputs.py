@@ -58,6 +58,21 @@ def test_what_can_be_known_before_the_work(photos, tmp_path):
     assert check_output("/dev/stdout") and check_output("/dev/null")
 
 
+def test_devices_and_folders_that_take_nothing(tmp_path):
+    "Known before the work, whoever asks: root passes every check of permissions."
+    if not os.path.isdir("/sys") or not os.path.exists("/dev/full"): pytest.skip("not a Linux")
+    os.symlink("/dev/full", str(tmp_path / "full.json"))
+    for path in ("/dev/full", tmp_path / "full.json", "/dev/fd/99", "/proc/x.json", "/sys/x.json"):
+        with pytest.raises(InputError, match="^{}: cannot be written".format(path)): check_output(path)
+    for check in (check_new_folder, lambda path: OutputFolder(path, "predict")):
+        with pytest.raises(InputError, match="^/sys/new: cannot be written"): check("/sys/new")
+    os.mkfifo(str(tmp_path / "pipe"))
+    assert check_output(tmp_path / "pipe") == tmp_path / "pipe"  # nobody reads it yet, and nothing waits here
+    (tmp_path / "empty").mkdir()
+    check_output(tmp_path / "empty" / "x.json")
+    assert os.listdir(str(tmp_path / "empty")) == []
+
+
 def test_no_permission(photos, tmp_path):
     "Root may write anywhere but where the disk is read-only."
     if hasattr(os, "geteuid") and os.geteuid() == 0: pytest.skip("root may write everywhere")
@@ -160,6 +175,72 @@ def test_a_second_run_replaces_the_first(tmp_path):
     fill(tmp_path / "out", ["z.jpg"])
     found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert found == [MARKER, "day/mine.txt", "z.jpg"] and not (tmp_path / "out" / "day" / "deep").exists()
+
+
+def put_another(path, how, photo):
+    "What a person may do to a file of results."
+    size = path.stat().st_size
+    if how != "as long": path.unlink()
+    if how == "as long":
+        path.write_bytes(b"?" * size)
+        os.utime(str(path), (2e9, 2e9))  # clocks of files tick slowly
+    elif how == "longer": path.write_bytes(b"?" * size * 2)
+    elif how == "link": os.symlink(str(photo), str(path))
+    elif how == "hard link": os.link(str(photo), str(path))
+    else: path.mkdir()
+
+
+@pytest.mark.parametrize("how", ["as long", "longer", "link", "hard link", "folder"])
+@pytest.mark.parametrize("grows", [False, True])
+def test_what_was_changed_since_is_somebodys(tmp_path, how, grows):
+    "The same name, another file: it stays, and a run that needs the name is refused."
+    (tmp_path / "photo.jpg").write_bytes(b"only copy")
+    out = OutputFolder(tmp_path / "out", "predict")
+    out.begin()
+    for name in ("a.jpg", "b.jpg"):
+        if grows: out.add(name).write_bytes(b"boxes")
+        else:
+            with out.open(name) as f: f.write(b"boxes")
+    out.close()
+    file = tmp_path / "out" / "a.jpg"
+    put_another(file, how, tmp_path / "photo.jpg")
+    with pytest.raises(InputError, match="a.jpg was changed since predict wrote it"):
+        OutputFolder(tmp_path / "out", "predict", (), ["a.jpg"])
+    before = os.lstat(str(file))
+    for _ in range(2):  # for the run after the next it is a file of somebody from the start
+        again = OutputFolder(tmp_path / "out", "predict", (), ["c.jpg"])
+        again.begin()
+        with pytest.raises(OSError, match="another file has that name"): again.add("a.jpg")
+        with pytest.raises(OSError, match="another file has that name"):
+            with again.open("a.jpg"): pass
+        again.close()
+    after = os.lstat(str(file))
+    assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
+    assert (tmp_path / "photo.jpg").read_bytes() == b"only copy" and not (tmp_path / "out" / "b.jpg").exists()
+
+
+def test_a_copy_of_the_results_is_still_theirs(tmp_path):
+    "Other times, the same content: as after a copy, or on a disk with a coarse clock."
+    fill(tmp_path / "out", ["a.jpg", "day/b.jpg"])
+    for name in ("a.jpg", "day/b.jpg"): os.utime(str(tmp_path / "out" / name), (1, 1))
+    fill(tmp_path / "out", ["a.jpg"])
+    assert sorted(os.listdir(str(tmp_path / "out"))) == [MARKER, "a.jpg"]
+
+
+def test_a_run_that_was_killed(tmp_path):
+    "What grew is replaced, unless somebody changed it afterwards."
+    for changed in (False, True):
+        out = OutputFolder(tmp_path / "out", "predict")
+        out.begin()
+        path = out.add("lines.jsonl")
+        path.write_bytes(b"{}\n")
+        out.touch()
+        out._marker.close()  # without `close`, as after SIGKILL
+        if changed: os.utime(str(path), (path.stat().st_mtime + 60,) * 2)
+        again = OutputFolder(tmp_path / "out", "predict")
+        again.begin()
+        again.close()
+        assert path.exists() == changed and again.kept == ["lines.jsonl"] * changed
 
 
 def test_a_folder_of_somebody_else(photos, tmp_path):

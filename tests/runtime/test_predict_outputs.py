@@ -82,6 +82,46 @@ def test_a_second_prediction_replaces_the_first(photos, tmp_path):
     assert visible(out) == ["predictions.json", "v.mp4"]
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "day/a.jpg", "predictions.json"])
+def test_what_a_person_changed_is_not_replaced(photos, tmp_path, name):
+    "A second prediction that would write a file of that name does not begin; another one leaves it where it is."
+    out = tmp_path / "out"
+    predict(middle_session(), photos, out)
+    shutil.copy(str(photos / "b.png"), str(out / name))
+    before = digests(out)
+    with pytest.raises(InputError, match=name + " was changed since predict wrote it.*another folder"):
+        predict(middle_session(), photos, out)
+    assert digests(out) == before
+    if name == "predictions.json":
+        with pytest.raises(InputError, match="was changed since"): check_prediction(photos, out)  # before a model
+        return
+    done = predict(middle_session(), photos / "v.mp4", out)
+    assert done.kept == [name] and "changed since an earlier prediction and kept: " + name in str(done)
+    assert visible(out) == sorted([name, "predictions.json", "v.mp4"]) and digests(out)[name] == before[name]
+
+
+def test_an_error_names_what_was_typed(photos, tmp_path, monkeypatch):
+    "The folder as it was given, and no file that nobody named."
+    monkeypatch.chdir(str(tmp_path))
+    for check in (check_prediction, lambda source, out: predict(middle_session(), source, out)):
+        with pytest.raises(InputError) as e: check("photos", "photos/a.jpg/deep")
+        assert str(e.value).startswith("photos/a.jpg/deep: cannot be written: ") and "deep/x" not in str(e.value)
+    def full(self, row): raise OSError(28, "No space left on device", str(self.path))
+    monkeypatch.setattr(module._BoxLines, "add", full)
+    with pytest.raises(InputError, match="^new: predictions.jsonl cannot be written there: No space left"):
+        predict(middle_session(), "photos", "new")
+
+
+@pytest.mark.parametrize("names, count", [(["a.mp4"], "1 video"), (["b.MOV", "day/a.avi", "notes.txt"], "2 videos")])
+def test_a_folder_of_videos(tmp_path, names, count):
+    for name in names:
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "films" / name).write_bytes(b"")
+    with pytest.raises(InputError, match="films: holds {} and no images.*such as ".format(count)) as e:
+        predict(middle_session(), tmp_path / "films", tmp_path / "out")
+    assert str(e.value).endswith(str(tmp_path / "films" / names[0])) and not (tmp_path / "out").exists()
+
+
 def test_a_failed_prediction_leaves_the_first(photos, tmp_path):
     predict(middle_session(), photos, tmp_path / "out")
     before = digests(tmp_path / "out")
@@ -145,9 +185,9 @@ def test_an_image_that_cannot_be_written(tmp_path, monkeypatch):
     put_image(tmp_path / "src" / deep / "b.png")
     put_image(tmp_path / "src" / "c.png")
     before = module._save_image
-    def save(path, image):
-        if path.name == "b.jpg": raise OSError(36, "File name too long", str(path))
-        before(path, image)
+    def save(folder, name, image):
+        if name.endswith("/b.jpg"): raise OSError(36, "File name too long", name)
+        before(folder, name, image)
     monkeypatch.setattr(module, "_save_image", save)
     with pytest.warns(UserWarning, match="b.png|b.jpg.*not written: File name too long"):
         done = predict(middle_session(), "src", "out")
@@ -193,6 +233,8 @@ def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(str(tmp_path / "pipe.mp4"))
     os.symlink("/dev/zero", str(tmp_path / "zero.jpg"))
     os.symlink("gone", str(tmp_path / "broken.jpg"))
+    for name in ("pipe.jpg", "pipe.mp4"):
+        with pytest.raises(InputError, match=name + ": is a named pipe, not"): check_source(tmp_path / name)
     for name in ("pipe.jpg", "pipe.mp4", "zero.jpg", "/dev/zero", "file:///dev/zero", "/dev/tty", "/dev/null"):
         source = name if name.startswith(("/", "file:")) else str(tmp_path / name)
         for check in (check_source, open_source, lambda s: predict(middle_session(), s, tmp_path / "out")):

@@ -245,7 +245,7 @@ def test_boxes_that_do_not_fit_end_the_run(camera, tmp_path, small_files):
     "One line, whole lines on the disk, no half of a JSON file."
     camera.append(Camera(2000, size=(8, 8)))
     small_files()
-    with pytest.raises(InputError, match="predictions.jsonl: cannot be written: File too large"):
+    with pytest.raises(InputError, match="out: predictions.jsonl cannot be written there: File too large"):
         predict(middle_session(), 7, tmp_path / "out")
     assert len(rows_of(tmp_path / "out")) > 300 and not (tmp_path / "out" / ".part.mp4").exists()
 

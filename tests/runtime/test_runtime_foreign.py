@@ -1,9 +1,18 @@
 """What an ONNX file from elsewhere says of itself: names, sizes and presets, and texts that mean harm."""
 import json
+import os
 
 import pytest
 
-from jetson_det.runtime.contract import COCO_COLUMNS, PRESETS, Contract
+from jetson_det.runtime.contract import (
+    COCO_COLUMNS,
+    PRESETS,
+    Contract,
+    check_input,
+    check_outputs,
+    load_contract,
+    preset,
+)
 from jetson_det.runtime.files import InputError, printable
 from jetson_det.runtime.foreign import (
     classes_for,
@@ -38,9 +47,42 @@ def test_no_text_is_run_or_brings_the_reader_down(text):
     ('{"1": "dog", "0": "cat"}', ("cat", "dog")), ("('cat', 'dog')", ("cat", "dog")), ("{0: 0, 1: 1}", ("0", "1")),
     ("[u'cat', u'dog']", ("cat", "dog")), ("{0: \"it's\", 1: 'a\\\\b{['}", ("it's", "a\\b{[")),
     ("{0: 'cat', 2: 'dog'}", None), ("{1: 'cat'}", None), ("['cat', 'cat']", None), ("['cat', '']", None),
-    ("[['cat']]", None), ("'cat'", None), ("7", None), ("[]", None), ("{'a': 'cat'}", None), ("cat, dog", None)])
+    ("[['cat']]", None), ("'cat'", None), ("7", None), ("[]", None), ("{'a': 'cat'}", None),
+    ("cat, dog", ("cat", "dog")),
+    ("cat\ntraffic light\n", ("cat", "traffic light")), ("cat", None), ("cat,,dog", None), ("cat,cat", None),
+    ("['cat', 'dog'", None), ("a: cat, b: dog", None), ('{"person": 1, "cat": 0}', ("cat", "person")),
+    ('{"0": "cat", "0": "dog"}', None), ("{'a': 0, 'b': 0}", None), ('["S\\u00e4cke", "\\ud83d\\ude9a"]',
+                                                                     ("S\u00e4cke", "\U0001f69a")),
+    ('["a\\/b", "c"]', ("a/b", "c")), ('["\\ud83d", "c"]', None), ('["cat", null]', None), ("1" * 99999 + ",2", None),
+    ("[" + "1" * 99999 + "]", None)])
 def test_names_as_exporters_write_them(text, names):
     assert read_metadata({"names": text}).names == names
+
+
+@pytest.mark.parametrize("key", ["names", "class_names", "class_labels", "classes", "labels"])
+@pytest.mark.parametrize("text", ['["cat", "dog"]', "['cat', 'dog']", "{0: 'cat', 1: 'dog'}",
+                                  '{"0": "cat", "1": "dog"}', "cat,dog", "cat\ndog"])
+def test_names_count_under_every_usual_key_whatever_else_stands_there(key, text):
+    for others in ({}, {"classes": "2", "labels": "coco.txt"}, {"author": "someone", "stride": "?"}):
+        contract, _ = foreign_contract("yolox", dict(others, **{key: text}), [1, 3, 64, 64], [("o", [1, 84, 7])])
+        assert contract.classes == ("cat", "dog")
+    with pytest.raises(InputError, match=r"5 \+ 3 columns: 3 classes, but its metadata has 2 names \(cat, dog\)"):
+        foreign_contract("yolox", {key: text}, [1, 3, 64, 64], [("o", [1, 84, 8])])
+    with pytest.raises(InputError, match=r"names 2 classes \(cat, dog\), its outputs hold 3 or 4; it looks like yolox"):
+        foreign_contract(None, {key: text}, [1, 3, 64, 64], [("o", [1, 84, 8])])
+
+
+def test_names_that_contradict_or_cannot_be_read_are_said():
+    two = [("o", [1, 84, 7])]
+    texts = {"names": "['a', 'b']", "labels": "c,d", "classes": "a,b"}
+    _, notes = foreign_contract("yolox", texts, [1, 3, 64, 64], two)
+    assert notes == ["its metadata has other class names under labels; those under names are used (a, b)"]
+    with pytest.raises(InputError, match="the names in its metadata can't be read"):
+        foreign_contract("yolox", {"labels": "coco.txt"}, [1, 3, 64, 64], two)
+    _, notes = foreign_contract("yolox", {"names": "['a', 'b'", "classes": "a,b"}, [1, 3, 64, 64], two)
+    assert notes == ["not understood in its metadata: names"]
+    assert read_metadata({"classes": "80", "names": "a,b"}).unread == ()
+    assert preset_of(read_metadata({"labels": "a,b", "stride": "32"}), {"yolov5": 2}) is None # no file of YOLOv5
 
 
 @pytest.mark.parametrize("text, size", [("[320, 640]", (320, 640)), ("320", (320, 320)), ("(64, 32)", (64, 32)),
@@ -189,15 +231,22 @@ def test_names_from_the_person(tmp_path):
     (tmp_path / "n.json").write_text('["a", "b"]')
     assert read_classes(str(tmp_path / "n.txt")) == ("traffic light", "S\u00e4cke")
     for given in (str(tmp_path / "n.names"), tmp_path / "n.json", "a, b"): assert read_classes(given) == ("a", "b")
+    assert read_classes("x" * 5000 + "/y") == ("x" * 5000 + "/y", )
     assert read_classes("car/truck") == ("car/truck", ) and read_classes(["x"]) == ("x", )
     (tmp_path / "gap.txt").write_text("a\n\nb\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "data.yaml").write_text("names: [a]")
     (tmp_path / "map.json").write_text('{"a": 1}')
-    for given, message in ((tmp_path / "gap.txt", "gap.txt, line 2: a blank line"),
+    for folder in ("names", "folder.txt"): (tmp_path / folder).mkdir()
+    for pipe in ("pipe", "pipe.txt"): os.mkfifo(str(tmp_path / pipe))
+    for given, message in ((tmp_path / "names", "names: is a folder"), (tmp_path / "folder.txt", "is a folder"),
+                           (tmp_path / "pipe", "is a named pipe"), (tmp_path / "pipe.txt", "is a named pipe"),
+                           ("/dev/zero", "/dev/zero: is a device"), ("/dev/urandom", "is a device"),
+                           (tmp_path / "gap.txt", "gap.txt, line 2: a blank line"),
                            (tmp_path / "latin.txt", "not UTF-8"), (tmp_path / "empty.txt", "no name"),
                            (tmp_path / "gone.txt", "no such file with class names"),
+                           ("/dev/zero", "is a device"), (tmp_path, "is a folder"),
                            (tmp_path / "data.yaml", "one name a line"), (tmp_path / "map.json", "not a list"),
                            ("a,,b", "no name"), ("a,b,a", "'a' is there twice"), ("", "no name"), ("/dev/zero.txt",
                                                                                                    "no such file")):
@@ -233,9 +282,13 @@ def test_a_record_of_splits_runs_and_opens_nothing():
              "marks": ["a"]}
     assert split_record(plain) == (plain, []) and split_record(None) == (None, [])
     assert split_record(dict(plain, group_by="folder"))[0]["group_by"] == "folder"
-    for harm in ({"group_by": "(a+)+$"}, {"splits": "/etc"}, {"splits": "/dev"}):
+    for harm in ({"group_by": "(a+)+$"}, {"splits": "/etc"}, {"splits": "/dev"}, {"splits": "//host/x", "files": ["b"]},
+                 {"splits": "\\\\host\\x", "files": ["b"]}, {"splits": "/etc", "files": [""]}):
         kept, notes = split_record(dict(plain, **harm))
-        assert kept is None and "--splits" in notes[0]
+        assert kept.pop("withheld") and "--splits" in notes[0]
+        assert set(kept) <= {"digest", "marks", "files"} and kept["marks"] == ["a"]
+    lists = dict(plain, splits="lists", files=["b"])  # opened only for data that bears the marks: test_open.py
+    assert split_record(lists) == (lists, []) and split_record(dict(lists, group_by="(a+)+$"))[0]["group_by"] == ""
     assert "path" not in split_record(dict(plain, path="/etc"))[0]
     for wrong in ({"val": "x"}, {"val": 1}, {"seed": -1}, {"seed": .5}, {"marks": [1]}, {"splits": 3},
                   {"group_by": "x" * 9999}):
@@ -266,3 +319,40 @@ def test_every_preset_can_be_meant():
     for name in PRESETS:
         graph = special.get(name, outputs[PRESETS[name]["output"]])
         assert foreign_contract(name, {"names": "['a', 'b']"}, [1, 3, 64, 64], graph)[0].name == name
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\u202eb", "a\nb", "a\x9b2J"])
+def test_names_of_strangers_are_escaped_in_every_message(tmp_path, name):
+    "Of classes, inputs and outputs, presets, keys and files."
+    names = json.dumps([name, "b", "c"])
+    two = [("o", [1, 84, 7])]
+    odd = [(name, [1, 84, 9]), (name + "2", [1, 84, 4])]
+    size = [1, 3, 64, 64]
+    dock = DOCK._replace(name=name, classes=(name, "b"))
+    fields = json.loads(DOCK.to_json())
+    calls = [
+        lambda: foreign_contract("yolox", {"names": names}, size, two),
+        lambda: foreign_contract(None, {"names": names}, size, two),
+        lambda: foreign_contract(None, {"task": name}, size, two),
+        lambda: foreign_contract("yolox", {}, size, two, classes=(name, "b", "c")),
+        lambda: foreign_contract("yolox", {}, size, odd),
+        lambda: foreign_contract("yolox", {}, [1, name, "h", "w", 3], two),
+        lambda: foreign_contract("yolox", {}, size, [(name, [1, 3, 8, 8, 7]), ("b", [1, 3, 4, 4, 7])]),
+        lambda: foreign_contract("yolox", {}, [1, 3, name, 64], two, input_size=(32, 32)),
+        lambda: read_classes(name + "," + name),
+        lambda: read_classes(str(tmp_path / (name + ".txt"))),
+        lambda: load_contract(name),
+        lambda: preset(name),
+        lambda: check_input(dock, name, [1, 3, name, 4]),
+        lambda: check_outputs(dock, odd),
+        lambda: check_outputs(dock, [(name, [1, 4, name]), ("b", [name])]),
+        lambda: Contract.from_json(json.dumps(dict(fields, **{name: 1})), name),
+        lambda: Contract.from_json("{" + name, name),
+        lambda: Contract.from_json(json.dumps(dict(fields, fit=name)), name),
+        lambda: split_record({"val": name}),
+    ]
+    for call in calls:
+        with pytest.raises(InputError) as e: call()
+        assert str(e.value).isprintable(), str(e.value)
+    _, notes = foreign_contract("yolox", {"names": json.dumps([name, "b"]), "labels": "c,d"}, size, two)
+    assert all(note.isprintable() for note in notes)

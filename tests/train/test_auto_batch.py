@@ -65,6 +65,33 @@ def test_a_trial_measures_real_steps_and_they_lie_on_a_line():
     assert _expected_peak({n: peaks[n] for n in (8, 16)}, 32) == pytest.approx(peaks[32], rel=.25)
 
 
+def test_a_teacher_takes_part_in_the_trials(tmp_path, monkeypatch):
+    "Its weights, and its share of a step; the process of the trials has it too."
+    teacher = tmp_path/"teacher"
+    train(config(scenes(tmp_path/"data"), "train.epochs=1", "data.input_size=[64,96]"), teacher)
+    cfg = quick(f"distill.teacher={teacher}")
+    trial = Trial(cfg, classes=2, boxes=3, names=["Sack", "Person"])
+    asked = []
+    real = trial.stepper.distiller.ask_teacher
+    def ask_teacher(images):
+        asked.append(len(images))
+        return real(images)
+    monkeypatch.setattr(trial.stepper.distiller, "ask_teacher", ask_teacher)
+    assert trial(2) > 0 and asked == [1, 1, 2]
+    lines = []
+    cfg.train.batch_size = 2
+    cfg.train.accumulate = 1
+    auto_batch(cfg, Named(), say=lines.append)
+    assert lines[0].startswith("train.auto_batch: micro-batch 2 x accumulation 1")
+
+
+def test_a_library_without_memory_ends_a_trial_as_torch_does(monkeypatch):
+    trial = Trial(quick(), classes=2, boxes=3)
+    def step(*args, **kw): raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+    monkeypatch.setattr(trial.stepper, "step", step)
+    assert trial(2) == float("inf")
+
+
 def test_a_trial_that_dies_did_not_fit_and_the_next_one_begins_anew(monkeypatch):
     trial = TrialProcess(quick(), classes=2, boxes=3)
     try:
@@ -87,7 +114,7 @@ def with_share(*words):
     cfg = quick(*words)
     train = SimpleNamespace(**{**cfg.train.model_dump(), "memory_share": .85})
     made = lambda train: SimpleNamespace(
-        train=train, augment=cfg.augment, model_copy=lambda deep: made(deepcopy(train)))
+        train=train, augment=cfg.augment, distill=cfg.distill, model_copy=lambda deep: made(deepcopy(train)))
     return made(train)
 
 
@@ -96,6 +123,10 @@ class Images:
     boxes = (1, 7, 0, 4)
     def __len__(self): return 4
     def boxes_of(self, i): return (np.zeros((self.boxes[i], 4)), np.zeros(self.boxes[i]))
+
+
+class Named(Images):
+    classes = ("Sack", "Person")
 
 
 class Fake:
@@ -125,7 +156,7 @@ def test_the_product_of_batch_and_accumulation_stays(monkeypatch):
 
 def test_of_several_processes_the_smallest_counts(monkeypatch):
     monkeypatch.setattr(fitting, "TrialProcess", Fake)
-    world = SimpleNamespace(size=2, local_rank=1, gather=lambda n: [n, 3])
+    world = SimpleNamespace(size=2, local_rank=1, gather=lambda n: [n, 3], meet=lambda: None)
     cfg = with_share("train.batch_size=4", "train.accumulate=6", "train.device=auto")
     assert auto_batch(cfg, Images(), world=world,
                       say=lambda line: None).train.batch_size == 3 and Fake.words["local_rank"] == 1

@@ -49,6 +49,12 @@ def test_patience_without_a_val_split_is_said():
     assert said == ["train.patience has no effect: there is no val split with boxes"]
 
 
+def test_a_training_that_finds_nothing_loses_patience_too(tmp_path, data, monkeypatch):
+    scored(monkeypatch, [0., 0., 0., .3, .3])
+    assert train(config(data, "train.epochs=5", "train.patience=2"), tmp_path/"run")["epochs"] == 3
+    assert "stopped early after epoch 3 of 5: AP is 0 for 2 epochs" in (tmp_path/"run"/"log.txt").read_text()
+
+
 def test_patience_is_a_setting(tmp_path, data, monkeypatch):
     scored(monkeypatch, [.3, .2, .1, .1, .1])
     assert train(config(data, "train.epochs=5", "train.patience=1"), tmp_path/"run")["epochs"] == 2

@@ -1,5 +1,4 @@
 """Train = train + kill -9 + resume for each family, bit for bit; and a disk that is full."""
-import multiprocessing
 import random
 import subprocess
 import time
@@ -8,12 +7,12 @@ import pytest
 from train_helpers import (
     FAMILIES,
     PACKAGES,
-    PRELOAD,
     QUICK,
     command_in_child,
     config,
     each_family,
     family_words,
+    forkserver,
     in_a_save,
     installed,
     killed_when,
@@ -42,8 +41,7 @@ def small(monkeypatch): small_detrs(monkeypatch.setitem)
 @pytest.fixture(scope="module")
 def child():
     "Starts `jetson-det` in a process of its own; the modules are imported once."
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = forkserver()
     def start(*args):
         process = context.Process(target=command_in_child, args=args)
         process.start()

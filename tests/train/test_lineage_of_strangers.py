@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="onnx writes the files of these tests")
 import onnx_files as files
+from jetson_det.cli import main
 from jetson_det.core import InputError
 from jetson_det.runtime.contract import METADATA_KEY, Contract
 from jetson_det.train.lineage import lineage, lineage_text
@@ -37,3 +38,19 @@ def test_no_path_in_it_is_opened(tmp_path, monkeypatch):
 def test_a_damaged_record_is_one_line(tmp_path, origin):
     with pytest.raises(InputError) as e: lineage(write(tmp_path / "m.onnx", origin))
     assert "m.onnx" in str(e.value) and "damaged" in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\u202eb", "a\nb", "a\x9b2J"])
+def test_names_of_strangers_are_escaped(tmp_path, capsys, name):
+    "In the record, and of the files that are named."
+    (tmp_path / name).mkdir()
+    path = write(tmp_path / name / "m.onnx", dict(path=name, sha256=None, name=name, origin=None))
+    (tmp_path / name / "torn.onnx").write_bytes(b"x")
+    (tmp_path / name / "a.txt").write_bytes(b"x")
+    for verb in ("lineage", "verify"):
+        for file in (path, tmp_path / name / "torn.onnx", tmp_path / name / "a.txt", tmp_path / name, tmp_path / "no"):
+            assert main([verb, str(file)]) in (0, 1, 2)
+    said = capsys.readouterr()
+    for line in (said.out + said.err).split("\n"): assert line.isprintable(), line
+    with pytest.raises(InputError) as e: lineage(write(path, dict(path=name, sha256=7)))
+    assert str(e.value).isprintable()

@@ -140,6 +140,9 @@ def test_what_a_run_leaves(run, data):
     rows = list(csv.DictReader(open(out/"metrics.csv")))
     assert [r["epoch"] for r in rows] == ["1", "2", "3"] and [r["step"] for r in rows] == ["3", "6", "9"]
     assert rows[0]["l1"] == "" and float(rows[2]["l1"]) > 0 and all(float(r["loss"]) > 0 for r in rows)
+    # the trace of the plain defaults (train.recipe=none) at seed 0, from before there were recipes
+    assert [float(r["loss"]) for r in rows] == pytest.approx([10.6968, 10.60353, 12.97720], rel=1e-4)
+    assert [float(r["lr"]) for r in rows] == pytest.approx([2.777778e-4, 1.796875e-4, 3.125e-5], rel=1e-6)
     assert json.loads(
         (out/"metrics.json").read_text()) == figures and set(figures) >= {"val", "steps", "epochs", "best", "seconds"}
     assert len(list_checkpoints(out)) <= 3 and newest_whole(out).name == "step-00000009"

@@ -66,5 +66,5 @@ def test_out_of_memory_is_taken_again_in_halves(tmp_path, data, monkeypatch, fro
 def test_out_of_memory_twice_ends_with_advice(tmp_path, data, monkeypatch):
     monkeypatch.setattr(loop.Stepper, "backward", memory_ends(range(1, 99))[0])
     with pytest.raises(TrainingError,
-                       match="^CUDA out of memory, in pieces of 1 images, in step 1; a smaller train.batch_size"):
+                       match="^CUDA out of memory, with one image at a time, in step 1; a smaller model or input"):
         fitted(config(data), str(tmp_path))

@@ -62,6 +62,121 @@ def test_one_that_hangs_is_found_by_the_time_limit(tmp_path):
     assert gone([int((tmp_path/str(r)).read_text()) for r in (0, 1)], 1)
 
 
+# ---- waiting without a limit
+
+def rank_waits(world, folder):
+    "In a process: the first one takes longer than the time limit, then one after the other."
+    from jetson_det.train.world import main_first
+    seen = []
+    with main_first(world):
+        if world.main: time.sleep(4)
+        seen.append(sorted(os.listdir(folder)))
+        if not world.main: time.sleep(4)
+        open(f"{folder}/{world.rank}", "w").close()
+    def work():
+        time.sleep(4)
+        open(f"{folder}/once.{world.rank}", "w").close()
+        return world.rank
+    doers = world.once_on_machine(work, lambda rank: [rank, sorted(os.listdir(folder))])
+    return [world.gather(seen), world.gather(doers)]
+
+
+def test_what_takes_longer_than_the_time_limit_is_waited_for(tmp_path):
+    seen, doers = together(rank_waits, 2, str(tmp_path), timeout=3.)
+    assert seen == [[[]], [["0"]]] and doers == [[0, ["0", "1", "once.0"]]] * 2
+
+
+def rank_fails_first(world):
+    "In a process: the first fails while the second waits for it."
+    from jetson_det.train.world import main_first
+    with main_first(world):
+        if world.main: raise InputError("data.path: 'x' is not there")
+
+
+def test_who_waits_hears_of_a_failure():
+    with pytest.raises(InputError, match="^data.path: 'x' is not there$"): together(rank_fails_first, 2)
+
+
+# ---- one GPU a process
+
+def test_a_process_is_bound_to_its_gpu(monkeypatch):
+    bound, options = [], {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", bound.append)
+    def init(backend, **more):
+        options.update(more, backend=backend)
+        raise KeyboardInterrupt # far enough
+    monkeypatch.setattr(dist, "init_process_group", init)
+    second = processes.gpu_of(1, 2)
+    with pytest.raises(KeyboardInterrupt): processes.DistributedWorld(dist.HashStore(), 1, 2, 1, gpu=second)
+    assert bound == [torch.device("cuda", 1)] and options["device_id"] == bound[0]
+    assert options["backend"] == "cpu:gloo,cuda:nccl"
+    assert processes.gpu_of(1, 3) is None # more processes than GPUs: the CPU, or an error by `train.device`
+    with pytest.raises(KeyboardInterrupt): processes.DistributedWorld(dist.HashStore(), 1, 2, 1)
+    assert options["device_id"] is None and options["backend"] == "gloo" and len(bound) == 1
+
+
+# ---- memory that all share
+
+def rank_fills(world, data, kind):
+    "In a process: a loader with a cache of all images; what was said, which memory the pixels are in, the first batch."
+    from train_helpers import config
+    from jetson_det.data.loader import TrainLoader
+    from jetson_det.train.data import training_data
+    torch.set_num_threads(1)
+    cfg = config(data)
+    ds = training_data(cfg, "", lambda line: None).split("train")
+    where = dict(augment_on="device", device="cpu") if kind == "device" else dict(cache=kind)
+    said = []
+    loader = TrainLoader(ds, (64, 64), cfg.augment, 4, workers=1, say=said.append, **where)
+    loader.fill_cache(world.once_on_machine)
+    pixels = loader.maker.pixels.pixels.numpy() if kind == "device" else loader.maker.cache.store._pixels
+    address = pixels.ctypes.data
+    maps = [line.split() for line in open("/proc/self/maps")]
+    spans = [(*(int(end, 16) for end in line[0].split("-")), line[4]) for line in maps]
+    inode, = [number for low, high, number in spans if low <= address < high]
+    batch = next(loader.epoch(0))
+    loader.close()
+    digest = [float(batch.images.double().mean()), batch.indices.tolist()]
+    return world.gather([said, inode, digest, next(TrainLoader(ds, (64, 64), cfg.augment, 4, workers=0).epoch(0))
+                         .indices.tolist()])
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk", "device"])
+def test_decoded_images_are_held_once_by_all_processes(tmp_path, monkeypatch, kind):
+    "One decodes and says so; both read the same memory, and draw the same samples. Nothing is left behind."
+    from train_helpers import scenes
+    monkeypatch.setenv("JETSON_DET_CACHE", str(tmp_path/"cache"))
+    before = set(os.listdir("/dev/shm"))
+    first, second = together(rank_fills, 2, str(scenes(tmp_path/"data")), kind)
+    assert len(first[0]) == 1 and second[0] == [] and first[1] == second[1] != "0"
+    assert first[2] == second[2] and first[2][1] == first[3]
+    assert {n for n in set(os.listdir("/dev/shm")) - before if "jetson" in n} == set()
+
+
+def rank_dies_with_the_memory(world, folder):
+    "In a process: the one that made the memory is killed; the other still reads it."
+    from jetson_det.data.augment.pixel_store import SharedMemory, map_shared
+    made = []
+    def make():
+        made.append(SharedMemory(1 << 20))
+        made[0].memory[:5] = b"pixel"
+        return made[0].path
+    taken = world.once_on_machine(make, map_shared)
+    if world.main: os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(.2)
+    open(f"{folder}/read", "wb").write(taken[:5])
+    world.barrier()
+
+
+def test_shared_memory_outlives_who_made_it_and_not_the_last(tmp_path):
+    with pytest.raises(TrainingError, match="^process 0 was ended by SIGKILL"):
+        together(rank_dies_with_the_memory, 2, str(tmp_path))
+    assert (tmp_path/"read").read_bytes() == b"pixel"
+
+
 # ---- without pickle
 
 VALUES = [None, 3, 2.5, float("inf"), "Säcke\n", b"\0raw", True, [1, [2]], (1, (None, "a")), {},

@@ -1,11 +1,10 @@
 """Train = train + kill -9 + resume, bit for bit, whenever the kill comes."""
-import multiprocessing
 import random
 import shutil
 import time
 
 import pytest
-from train_helpers import config, in_a_save, killed_when, result_of, scenes, train_in_child
+from train_helpers import config, forkserver, in_a_save, killed_when, result_of, scenes, train_in_child
 
 from jetson_det.runtime.files import InputError
 from jetson_det.models.checkpoint import list_checkpoints, newest_whole, verify_checkpoint
@@ -28,11 +27,7 @@ def whole(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def child():
     "Starts a training in a process of its own; the modules are imported once."
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([
-        "jetson_det.train.loop", "jetson_det.evaluate.coco", "jetson_det.models.session", "torch.utils.tensorboard",
-        "train_helpers"
-    ])
+    context = forkserver()
     def start(*args, **kw):
         process = context.Process(target=train_in_child, args=args, kwargs=kw)
         process.start()

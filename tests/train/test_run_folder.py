@@ -1,23 +1,28 @@
 """What a run writes down: its folder, its settings, its journal, its lock."""
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from callback_helpers import finished_run, hashes
+from command_helpers import run_command
 from train_helpers import config, scenes
 
 from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
-from jetson_det.models.checkpoint import checkpoint_path
+from jetson_det.models.checkpoint import checkpoint_path, list_checkpoints, verify
 from jetson_det.train import environment, loop, run_folder
 from jetson_det.train.data import training_data
 from jetson_det.train.environment import git_state
 from jetson_det.train.loop import train
 from jetson_det.train.rollback import rollback
+from jetson_det.train.state import NotWritten, TrainingError, not_written
 from jetson_det.train.run_folder import (check_run_folder, check_same_data, default_run_folder, hold_run, journal,
                                          read_journal)
 
@@ -298,3 +303,86 @@ def test_a_way_back_through_a_missing_folder_is_refused_before_anything_is_made(
     (tmp_path/"data"/"a.jpg").write_bytes(b"a photograph")
     with pytest.raises(InputError, match="is not empty"): check_run_folder(tmp_path/"new"/".."/"data", None)
     assert [p.name for p in tmp_path.iterdir()] == ["data"] and len(list((tmp_path/"data").iterdir())) == 1
+
+
+# ---- a disk that gets full
+
+@contextmanager
+def file_limit(size):
+    "Within it a file of this process has at most so many bytes: a write beyond them fails as on a full disk."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_a_training_with_one_line_and_it_goes_on_when_there_is_room(whole, tmp_path):
+    "Real processes, in a folder whose name has a space."
+    run = shutil.copytree(whole, tmp_path/"my run")
+    shutil.rmtree(run/"last")
+    (run/"metrics.json").unlink()
+    shutil.rmtree(checkpoint_path(run, 9))
+    before = hashes(run/"checkpoints")
+    ended = run_command("train", "--out", run, "--resume", file_limit=200_000)
+    assert ended.returncode == 2
+    line = (f"error: {run}/checkpoints/step-00000009 could not be written: File too large; make room; what was saved"
+            f" before is whole; go on with: jetson-det train --out '{run}' --resume\n")
+    assert ended.stderr == line
+    assert hashes(run/"checkpoints") == before and not any(verify(run).values())
+    assert not [p for p in run.rglob("*") if p.name.endswith(".part")]
+    ended = run_command("train", "--out", run, "--resume")
+    assert ended.returncode == 0, ended.stderr
+    assert hashes(run/"last") & hashes(whole/"last") and not any(verify(run).values())
+
+
+@pytest.mark.parametrize("limit", [10, 1000, 3000]) # the mark and the settings; the settings; the environment
+def test_a_run_that_could_not_begin_leaves_nothing_behind(tmp_path, data, limit):
+    cfg = config(data)
+    ds = training_data(cfg, tmp_path)
+    with hold_run(tmp_path/"run"):
+        with pytest.raises(NotWritten) as e, file_limit(limit):
+            run_folder.write_run_folder(tmp_path/"run", cfg, ds, [])
+        assert str(e.value).startswith(f"{tmp_path}/run/")
+        assert str(e.value).endswith(": File too large; make room; nothing was saved yet: begin again")
+        assert isinstance(e.value, InputError) and isinstance(e.value, TrainingError)
+        assert [p.name for p in (tmp_path/"run").iterdir()] == [".lock"]
+        assert check_run_folder(tmp_path/"run", cfg) == []
+        run_folder.write_run_folder(tmp_path/"run", cfg, ds, [])
+
+
+def test_the_log_waits_for_room(tmp_path, capsys):
+    "A line is in the file whole or not at all, and none is lost."
+    log = loop.RunLog()
+    log.write_to(tmp_path/"log.txt")
+    log("first")
+    with file_limit((tmp_path/"log.txt").stat().st_size + 15):
+        for line in ("second", "third"): log(line)
+    assert [line.split(" ", 2)[2] for line in (tmp_path/"log.txt").read_text().splitlines()] == ["first"]
+    log("fourth")
+    lines = [line.split(" ", 2)[2] for line in (tmp_path/"log.txt").read_text().splitlines()]
+    assert lines == ["first", "second", "third", "fourth"]
+    assert capsys.readouterr().out.count("log.txt: File too large; its lines wait for room") == 1
+
+
+def test_a_lock_without_room_for_its_name_holds_all_the_same(tmp_path):
+    (tmp_path/".lock").write_text("123456789")
+    with file_limit(0), hold_run(tmp_path): pass
+
+
+@pytest.mark.parametrize("error, text", [
+    (OSError(errno.ENOSPC, "No space left on device", "RUN/metrics.csv"),
+     "RUN/metrics.csv: No space left on device; make room; "),
+    (OSError(errno.EDQUOT, "RUN/last could not be written: Disk quota exceeded"),
+     "RUN/last could not be written: Disk quota exceeded; make room; "),
+    (OSError(errno.ENOSPC, "No space left on device"), "RUN: No space left on device; make room; "),
+    (OSError(errno.EIO, "Input/output error", "RUN/log"), "RUN/log: Input/output error; "), (OSError("?"), "RUN: ?; ")
+])
+def test_the_line_names_the_file_and_what_to_do(tmp_path, monkeypatch, error, text):
+    monkeypatch.chdir(tmp_path)
+    assert str(not_written(error, "RUN")) == text + "nothing was saved yet: begin again"
+    (tmp_path/"RUN").mkdir()
+    (tmp_path/"RUN"/"config.yaml").touch()
+    assert str(not_written(error, "RUN")).endswith("begin again in another folder (--out)")
+    checkpoint_path("RUN", 3).mkdir(parents=True)
+    assert len(list_checkpoints("RUN")) == 1 and str(not_written(error, "RUN")) == (
+        text + "what was saved before is whole; go on with: jetson-det train --out RUN --resume")

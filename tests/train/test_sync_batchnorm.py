@@ -49,6 +49,47 @@ def test_synced_batchnorm_is_batchnorm_of_the_joint_batch():
     assert together(rank_normalized, 2) < 1e-5
 
 
+# ---- CUDA's kernels, played on the CPU
+
+def play_kernels():
+    "What torch's kernels for BatchNorm over processes compute."
+    per_channel = (0, 2, 3)
+    def shaped(v): return v.view(1, -1, 1, 1)
+    def stats(x, eps):
+        return x.mean(per_channel), (x.var(per_channel, unbiased=False) + eps).rsqrt()
+    def gather(x, means, invstds, running_mean, running_var, momentum, eps, counts):
+        n = counts.view(-1, 1)
+        mean = (means * n).sum(0) / n.sum()
+        squares = invstds**-2 - eps + means.square()
+        var = (squares * n).sum(0) / n.sum() - mean.square()
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * n.sum() / (n.sum() - 1), momentum)
+        return mean, (var + eps).rsqrt()
+    def elemt(x, weight, bias, mean, invstd, eps):
+        return (x - shaped(mean)) * shaped(invstd * weight) + shaped(bias)
+    def reduce(grad, x, mean, invstd, weight, *needed):
+        sums = grad.sum(per_channel), (grad * (x - shaped(mean))).sum(per_channel)
+        return *sums, sums[1] * invstd, sums[0]
+    def backward(grad, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts):
+        n = counts.sum()
+        centered = (x - shaped(mean)) * shaped(invstd.square() * sum_dy_xmu / n)
+        return (grad - shaped(sum_dy / n) - centered) * shaped(invstd * weight)
+    kernels = dict(batch_norm_stats=stats, batch_norm_gather_stats_with_counts=gather, batch_norm_elemt=elemt,
+                   batch_norm_backward_reduce=reduce, batch_norm_backward_elemt=backward)
+    for name, kernel in kernels.items(): setattr(torch, name, kernel)
+
+
+def rank_normalized_by_kernels(world):
+    "In a process: `rank_normalized` by torch's own layer for GPUs, its kernels played on the CPU."
+    from jetson_det.train import sync_batchnorm as syncing
+    play_kernels()
+    syncing._has_kernels = lambda x: True
+    return rank_normalized(world)
+
+
+def test_the_layer_for_gpus_is_batchnorm_of_the_joint_batch(): assert together(rank_normalized_by_kernels, 2) < 1e-5
+
+
 # ---- a single value a channel
 
 def one_value(layers):

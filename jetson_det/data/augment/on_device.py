@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ...core import InputError
-from .pixel_store import decode_all, free_memory, gib, reductions, store_shapes
+from .pixel_store import (SharedMemory, can_share, decode_all, free_memory, gib, map_shared,
+                                                 reductions, store_shapes)
 
 # %% ../../../nbs/18_data.augment.on_device.ipynb #498ba9f5
 # Copies of an image, each half as large as the one before. Five are enough for an image that is drawn at 1/32 of the
@@ -50,6 +51,13 @@ def _fits(
     "Whether pixels may live on the device."
     return device.type != "cuda" or nbytes <= _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
 
+def _pinned(
+    pixels:torch.Tensor, # on the CPU, in memory that is not torch's
+)->torch.Tensor: # the same
+    "Lock memory for transfers to the GPU. Where the system does not allow that, they are slower."
+    torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.nbytes, 0)
+    return pixels
+
 class DevicePixels:
     "A dataset's pixels where batches are drawn."
     def __init__(self,
@@ -58,23 +66,53 @@ class DevicePixels:
         device, # "cpu", "cuda", "cuda:1", ...
         say=print, # called with each line for the person
         store=None, # a PixelStore that has the images decoded, or None
+        share=None, # World.once_on_machine: all processes of a training do this together; None: a process alone
     ):
         self.device = torch.device(device)
         self.detail = tuple(detail)
         self.table = pixel_table(ds, detail)
+        self.resident = _fits(4 * self.table.total, self.device)
+        if share is None or not can_share():
+            self._check_room(ds, say)
+            pixels = torch.empty(self.table.total, dtype=torch.int32, pin_memory=not self.resident)
+            self._fill(ds, pixels.numpy(), say, store)
+            self.pixels = pixels.to(self.device) if self.resident else pixels
+        else: self.pixels = self._share(ds, say, store, share)
+        self._sent = None # on the device: the images of the last batch, where they are sent
+
+    def _check_room(self, ds, say):
+        "Say what the pixels take. Raises InputError when it is too much."
         nbytes = 4 * self.table.total
         free = free_memory()
-        self.resident = _fits(nbytes, self.device)
         if nbytes > _HOST_SHARE * free:
             raise InputError(f"data.augment_on=device: {len(ds)} images take {gib(nbytes)} of {gib(free)} of free"
                              " memory: use data.augment_on=cpu")
         where = f"on {self.device}"
         if not self.resident: where = f"in pinned memory (more than half of what is free on {self.device})"
         say(f"pixels: {len(ds)} images, {gib(nbytes)} {where}")
-        pixels = torch.empty(self.table.total, dtype=torch.int32, pin_memory=not self.resident)
-        self._fill(ds, pixels.numpy(), say, store)
-        self.pixels = pixels.to(self.device) if self.resident else pixels
-        self._sent = None # on the device: the images of the last batch, where they are sent
+
+    def _share(self, ds, say, store, share)->torch.Tensor: # on the device, or shared and pinned beside it
+        "One process of the machine decodes the images into memory that all of them map."
+        made = []
+        nbytes = self.table.shapes.nbytes
+        def parts(memory): # the true shapes, and the pixels behind them
+            shapes = np.frombuffer(memory, np.int32, self.table.shapes.size).reshape(self.table.shapes.shape)
+            return shapes, np.frombuffer(memory, np.int32, self.table.total, nbytes)
+        def decode():
+            self._check_room(ds, say)
+            made.append(SharedMemory(nbytes + 4 * self.table.total))
+            shapes, pixels = parts(made[0].memory)
+            self._fill(ds, pixels, say, store)
+            shapes[...] = self.table.shapes
+            return made[0].path
+        def take(path):
+            shapes, pixels = parts(made[0].memory if made else map_shared(path))
+            self.table.shapes[...] = shapes
+            pixels = torch.from_numpy(pixels)
+            return pixels.to(self.device) if self.resident else _pinned(pixels)
+        pixels = share(decode, take)
+        if made: made[0].close()
+        return pixels
 
     def _fill(self, ds, pixels, say, store):
         "Write every copy of every image to its place, and its true shape to the table."

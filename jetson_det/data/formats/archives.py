@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...core import InputError, cache_dir
+from .parse import is_below
 
 # %% ../../../nbs/11_data.formats.archives.ipynb #a935756d
 _ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -125,21 +126,14 @@ def _make_links(
         for name, to, base in waiting:
             path = target.place(name)
             goal = os.path.normpath(os.path.join(root, _safe_name(base), to))
-            if os.path.isabs(to) or "\0" in to or not _is_below(goal, root): raise _link_leads_out(name)
+            if os.path.isabs(to) or "\0" in to or not is_below(goal, root): raise _link_leads_out(name)
             real = os.path.realpath(goal)
             if not os.path.exists(real): later.append((name, to, base)) # perhaps another link, not made yet
-            elif not _is_below(real, root): raise _link_leads_out(name)
+            elif not is_below(real, root): raise _link_leads_out(name)
             else: _link(real, path)
         if len(later) in (0, len(waiting)): break
         waiting = later
     if later: raise InputError(f"the link {_shown(later[0][0])} leads to nothing in the archive")
-
-def _is_below(
-    path:str,
-    root:str,
-)->bool:
-    "Whether a path is the root or below it."
-    return (path + os.sep).startswith(root + os.sep)
 
 def _link_leads_out(
     name:str, # of the link

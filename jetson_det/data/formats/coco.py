@@ -140,6 +140,7 @@ def _declared_size(
 def _images(
     d:dict, # the COCO dictionary
     file:Path, # for errors
+    files:Files, # the folder
 )->dict: # id (as `id_key` gives it) -> _Image
     "The images as the JSON has them. Raises InputError for a missing id or name, and for an id that appears twice."
     def fail(k, message): raise InputError(f"{file}, line {json_line(file, 'images', k)}: {message}")
@@ -153,14 +154,15 @@ def _images(
             fail(k, f"image {key}: file_name must be a text, not {shown(name)}")
         if key in found: fail(k, f"two images have the id {shown(key)}")
         split = split_of(im["split"]) if isinstance(im.get("split"), str) else ""
-        found[key] = _Image(_cleaned(name), _declared_size(im), str(im.get("group") or ""), split or None)
+        found[key] = _Image(_cleaned(name, files), _declared_size(im), str(im.get("group") or ""), split or None)
     return found
 
 def _cleaned(
     name:str, # a `file_name`
+    files:Files, # the folder
 )->str:
-    "Forward slashes, and no `./` in front."
-    return name.replace("\\", "/").removeprefix("./")
+    "Forward slashes, unless a file here has a backslash in its name, and no `./` in front."
+    return files.reading(name).removeprefix("./")
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #c0a920af
 def _image_path(
@@ -192,7 +194,7 @@ def _add_images(
     split:str, # its split; "" for the only file
 )->dict: # image id (as `id_key` gives it) -> row, None where the image was left out
     "Find and add the images of one file. Raises InputError when not one is there and their sizes are not known."
-    images = _images(d, files.root / file)
+    images = _images(d, files.root / file, files)
     have = set(files.images)
     names = [im.name for im in images.values()]
     base = None if not split and _spread(names, files) else image_base(names, files, file, split)
@@ -344,7 +346,7 @@ def _add_columns(
     return True
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #90ce8272
-_KEYS = (b'"images"', b'"annotations"', b'"categories"')
+_KEYS = ('"images"', '"annotations"', '"categories"')
 _OTHER_TASKS = ("person_keypoints_", "captions_", "stuff_", "panoptic_")
 
 def _count_keys(
@@ -354,7 +356,8 @@ def _count_keys(
     try:
         with open_regular(path) as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
             if m.find(b'"shapes"', 0, 4096) >= 0: return 0
-            return sum(m.find(key) >= 0 for key in _KEYS)
+            encoding = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}.get(m[:2], "ascii")
+            return sum(m.find(key.encode(encoding)) >= 0 for key in _KEYS)
     except (OSError, ValueError): return 0 # cannot be read, or empty
 
 def _is_other_task(
@@ -385,7 +388,8 @@ def _find_coco(
     "The COCO files of a folder; other JSON is skipped. Raises InputError for COCO that is cut or damaged."
     found = {}
     for f, keys in _coco_files(files, most).items():
-        d = load_coco(files.root / f) if keys == len(_KEYS) else load_json(files.root / f)
+        load = load_coco if keys == len(_KEYS) else load_json
+        d = load(files.root / f, files.encodings)
         if is_coco(d): found[f] = d
     return found
 
@@ -413,7 +417,7 @@ def _image_names(
     "The images that a COCO file names."
     names = []
     for im in d["images"]:
-        if isinstance(im, dict) and isinstance(im.get("file_name"), str): names.append(_cleaned(im["file_name"]))
+        if isinstance(im, dict) and isinstance(im.get("file_name"), str): names.append(_cleaned(im["file_name"], files))
     base = image_base(names, files, f, split_of(f))
     return {f"{base}/{name}" if base else name for name in names}
 
@@ -457,7 +461,7 @@ def read_coco(
     if path.is_file():
         root = path.parent.parent if path.parent.name.lower() in ("annotations", "labels", "annots") else path.parent
         files = Files(root)
-        d = load_coco(path)
+        d = load_coco(path, files.encodings)
         if not is_coco(d):
             raise InputError(
                 f"{path}, line 1: not COCO labels: it needs lists of images, annotations (with bbox) and categories")

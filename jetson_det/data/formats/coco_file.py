@@ -204,6 +204,7 @@ def _parse_columns(
 
 def load_coco(
     path:Path, # a JSON file
+    encodings:dict=None, # as for `load_json`
 )->dict: # its content; the annotations as `Columns` where they are regular
     "Parse COCO JSON. Raises InputError with file and line."
-    return _parse_columns(read_bytes(path)) or load_json(path)
+    return _parse_columns(read_bytes(path)) or load_json(path, encodings)

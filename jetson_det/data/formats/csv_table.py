@@ -68,7 +68,7 @@ def _class_order(
     names = set(names)
     if "classes.txt" in files.all:
         source = "classes.txt"
-        fixed = class_list(files.root / "classes.txt")
+        fixed = class_list(files.root / "classes.txt", files)
     else: source, fixed = _class_csv(files)
     if not fixed: return sorted(names, key=_alphabetical)
     for name in sorted(names - set(fixed)):

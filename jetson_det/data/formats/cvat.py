@@ -214,7 +214,7 @@ def _read_images(
     for el in images:
         if not el.get("name"): raise x.error(el, "<image> has no name")
     whole = (x.tree.findtext("meta/task/subset") or "").strip()
-    named = [(el.get("name").replace("\\", "/"), (el.get("subset") or whole).strip()) for el in images]
+    named = [(files.reading(el.get("name")), (el.get("subset") or whole).strip()) for el in images]
     for el, (name, subset), path in zip(images, named, _cvat_images(files, x, named)):
         shapes = [(s, x.label(s)) for s in el if s.tag != "attribute"]
         if not path:

@@ -45,10 +45,11 @@ def _kitti_line(
 # %% ../../../nbs/12_data.formats.kitti.ipynb #65d69b47
 def _read_file(
     path:Path, # a label file
+    encodings:dict=None, # as for `read_text`
 )->list: # of _Object
     "The objects of one label file. Raises InputError with file and line."
     found = []
-    for k, line in enumerate(read_text(path).split("\n"), 1):
+    for k, line in enumerate(read_text(path, encodings).split("\n"), 1):
         words = line.split()
         if not words: continue
         try: found.append(_kitti_line(words))
@@ -62,7 +63,7 @@ def _label_files(
     "The text files that hold labels."
     texts = files.ending(".txt")
     below = [f for f in texts if any(part.startswith("label") for part in posixpath.dirname(f).lower().split("/"))]
-    if below: return below
+    if below or not texts: return below
     images = {(posixpath.dirname(p), stem_of(p).lower()) for p in files.images}
     return [f for f in texts if (posixpath.dirname(f), stem_of(f).lower()) in images]
 
@@ -125,7 +126,7 @@ def read_kitti(
     if not names:
         raise InputError(f"{files.root}: no KITTI labels: looked for text files in label_2/ or beside the images")
     for f in names:
-        objects = _read_file(files.root / f)
+        objects = _read_file(files.root / f, files.encodings)
         image = _kitti_image(files, f)
         if not image:
             rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")

@@ -81,7 +81,7 @@ def _labelme_image(
     hint:str, # its imagePath; may be empty or wrong
 )->str: # the image's path, or "" when there is none
     "The image of a LabelMe file. Raises InputError when two could be meant."
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(label), hint.replace("\\", "/")))
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(label), files.reading(hint)))
     name = posixpath.basename(path) if hint else ""
     if name and path in files.by_name.get(name.lower(), ()): return path
     return image_for(files, label, name)
@@ -222,7 +222,7 @@ def read_labelme(
     found = False
     names = files.ending(".json")
     for f in names:
-        d = load_json(files.root / f)
+        d = load_json(files.root / f, files.encodings)
         if not _is_labelme(d): continue
         found = True
         _read_file(rows, files, f, d)

@@ -42,7 +42,7 @@ def _class_descriptions(
     for f in files.ending(".csv"):
         if "class-descriptions" not in f.rsplit("/", 1)[-1].lower(): continue
         path = files.root / f
-        for line, row in table_rows(read_text(path), ",", path):
+        for line, row in table_rows(read_text(path, files.encodings), ",", path):
             if len(row) != 2 or not all(row):
                 raise InputError(f"{path}, line {line}: a class id and its name are right, not {', '.join(row)[:80]!r}")
             class_id, name = row

@@ -99,7 +99,7 @@ def _read_plate_list(
 )->LabelTable:
     "Read one list. Raises InputError with file and line for a line that is not a plate."
     place = files.root / file
-    text = read_text(place)
+    text = read_text(place, files.encodings)
     if _is_headed(text): return read_table(files, file, "", label)
     table = LabelTable(file, "corner")
     if not text.strip(): # a photo without plates

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ...core import InputError
-from .parse import lines_of, path_lines, stem_of
+from .parse import lines_of, path_lines, path_readings, stem_of
 from ...runtime.files import printable
 from ...runtime.images import IMAGE_SUFFIXES
 
@@ -53,7 +53,7 @@ def split_of(
     name:str, # of a file or a folder, or a path
 )->str: # "train", "val", "test", or ""
     "The split that a name says: the last part of a path that is called so, else the last that has the word in it."
-    found = [_split_of_part(part) for part in reversed(name.replace("\\", "/").split("/"))]
+    found = [_split_of_part(part) for part in reversed(name.split("/"))]
     exact = [split for split, is_exact in found if is_exact]
     return next(iter(exact + [split for split, _ in found if split]), "")
 
@@ -105,7 +105,7 @@ def _images_named(
     file:str="", # the list
 )->list: # of image paths
     "The images that a line names by a path, with folders too many in front perhaps, a name or a stem."
-    parts = line.replace("\\", "/").lower().split("/")
+    parts = files.reading(line).lower().split("/")
     hits = files.by_name.get(parts[-1]) or files.by_stem.get(stem_of(parts[-1]), [])
     if len(hits) < 2: return hits
     near = file.lower().split("/")[:-1]
@@ -145,7 +145,7 @@ def _add_line(
         if images or other == line: continue
         images = _images_named(files, other, file)
         line = other
-    name = stem_of(line)
+    name = stem_of(path_readings(line)[-1])
     places = [(found.splits, path) for path in images] or [(found.lost, name)]
     for table, key in places:
         before, other = table.setdefault(key, (split, file))
@@ -213,4 +213,4 @@ def _split_in_names(
     if not split and not path.startswith("/"): split = split_of(_folder(path))
     return split
 
-def _folder(path:str)->str: return path.replace("\\", "/").rpartition("/")[0]
+def _folder(path:str)->str: return path.rpartition("/")[0]

@@ -133,11 +133,12 @@ def find_image(
     split:str="", # its split, where that is known
 )->str: # the image's path, "" when there is none
     "The image that a row names. Raises InputError, without file and line, when two could be meant."
-    parts = [p for p in name.replace("\\", "/").lower().split("/") if p not in ("", ".", "..")]
+    path = files.reading(name)
+    parts = [p for p in path.lower().split("/") if p not in ("", ".", "..")]
     if not parts: return ""
     hits = files.by_name.get(parts[-1], ()) or files.by_stem.get(stem_of(parts[-1]), ())
     if len(hits) < 2: return hits[0] if hits else ""
-    own_name = re.split(r"[\\/]", name)[-1]
+    own_name = path.rsplit("/", 1)[-1]
     def same_folders(f): # how many folders agree, from the last one up
         folders = f.lower().split("/")
         k = 1
@@ -244,7 +245,7 @@ def read_table(
 )->LabelTable:
     "Read one table. Raises InputError with file and line for a wrong row."
     path = files.root / file
-    text, skipped = without_sep(read_text(path))
+    text, skipped = without_sep(read_text(path, files.encodings))
     layout = find_layout(text, bool(label))
     if not layout: raise _not_a_table(text, path)
     kind, sides = box_kind(layout.roles)

@@ -137,7 +137,7 @@ def _read_voc_rows(
     for f in files.ending(".xml"):
         file = os.path.join(files.root, f)
         data = read_bytes(file)
-        tree = parse_xml(data, file, "annotation", "a Pascal VOC file")
+        tree = parse_xml(data, file, "annotation", "a Pascal VOC file", files.encodings)
         path = image_for(files, f, (tree.findtext("filename") or "").strip())
         objects = _voc_objects(tree, file, data)
         if fixed is not None: _check_classes(objects, fixed, file, data)
@@ -180,7 +180,7 @@ def read_voc(
     "Read Pascal VOC XML. Raises InputError with file and line for a wrong label; lesser flaws are in `.flaws`."
     if Path(root).is_file(): raise InputError(f"{root}: Pascal VOC has a file for each image: give the folder")
     files = files or Files(root)
-    fixed = class_list(files.root / "classes.txt") if "classes.txt" in files.all else None
+    fixed = class_list(files.root / "classes.txt", files) if "classes.txt" in files.all else None
     return number_labels(_read_voc_rows(files, fixed), fixed)
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #5a298602

@@ -16,8 +16,10 @@ import numpy as np
 
 from ...core import InputError, class_key, match_classes
 from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset
-from .parse import lines_of, path_lines, plain_text, read_text
-from .reader import Files, Rows, stem_of, text_lines, walk_files
+from .parse import (
+    is_below, leads_out, lines_of, load_json, path_lines, path_readings, plain_text, read_text)
+from .reader import (
+    CLASS_FILES, Files, Rows, check_class_file, stem_of, text_lines, walk_files)
 from .splits import split_of
 from .writers import loss, lost_areas, lost_groups
 from ...runtime.files import printable
@@ -76,11 +78,13 @@ def _yolo_line(
     size:tuple, # (height, width) of the image, pixels
     classes:int, # how many classes there are
     keypoints:bool=False, # the numbers after the fifth are keypoints
+    is_shown:bool=True, # an error may show the words
 )->_Line:
     "What one line says. Raises InputError, without file and line."
-    shown = printable(" ".join(parts)[:80])
+    shown = printable(" ".join(parts)[:80]) if is_shown else "a line in a file outside of the dataset"
     try: v = [float(p) for p in parts]
     except ValueError: raise InputError(f"{shown!r} is not a row of numbers") from None
+    first = parts[0][:40] if is_shown else "of a line"
     if keypoints: v = v[:5]
     n = len(v)
     fits, fills = _box_with_points(v[1:]) if n > 6 else (False, False)
@@ -88,7 +92,7 @@ def _yolo_line(
         raise InputError(f"{n} numbers: a box has 5 (class x y width height), an outline 7, 9, 11, ...")
     if not all(map(math.isfinite, v)): raise InputError(f"a number that is not finite: {shown}")
     if v[0] != int(v[0]) or not 0 <= v[0] < classes:
-        raise InputError(f"class {parts[0][:40]}: there are {classes} classes, 0 to {classes - 1}")
+        raise InputError(f"class {first}: there are {classes} classes, 0 to {classes - 1}")
     if min(v[1:]) < -1 or max(v[1:]) > 2:
         raise InputError(f"{shown}: coordinates must be relative to the image, 0 to 1; are these pixels?")
     h, w = size
@@ -106,18 +110,25 @@ _LABEL_FOLDERS = ("labels", "Labels", "labels_txt")
 
 class _LabelFolders:
     "Finds the label file of an image, listing each folder once."
-    def __init__(self): self.names = {} # folder -> {name ending in .txt: the file's own name}
+    def __init__(self):
+        self.names = {} # folder -> {name ending in .txt: the file's own name}
+        self.unreadable = {} # folder -> why
 
     def find(self, folder:str, name:str)->str:
         "The text file of that name, its suffix in any case; '' when there is none."
         if folder not in self.names:
-            listed = os.listdir(folder) if os.path.isdir(folder) else ()
+            try: listed = os.listdir(folder) if os.path.isdir(folder) else ()
+            except OSError as e:
+                listed = ()
+                self.unreadable[folder] = e.strerror or e
             self.names[folder] = {f[:-4] + ".txt": f for f in listed if f[-4:].lower() == ".txt"}
         found = self.names[folder].get(name)
         return os.path.join(folder, found) if found else ""
 
     def of(self, image:str)->str:
-        "The label file of an image (absolute paths), or '' when it has none."
+        """The label file of an image (absolute paths), or '' when it has none.
+
+        Raises InputError when there is none and a folder of labels cannot be read."""
         folder, file = os.path.split(image)
         parts = folder.split(os.sep)
         image_folders = [k for k, p in enumerate(parts) if p.lower() in _IMAGE_FOLDERS]
@@ -129,6 +140,8 @@ class _LabelFolders:
         for t in tries:
             label = self.find(t, stem_of(file) + ".txt")
             if label: return label
+        for t in tries:
+            if t in self.unreadable: raise InputError(f"{t}: the folder of labels cannot be read: {self.unreadable[t]}")
         return ""
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #383def29
@@ -178,9 +191,10 @@ _TEXTS = [(key,) for key in ("names", *_SPLIT_KEYS)] # below which all words are
 
 def _load_yaml(
     file:Path, # data.yaml
+    encodings:dict=None, # as for `read_text`
 )->dict: # its content, names as a list
     "Read data.yaml. Raises InputError when it is not YAML, or when names and nc contradict each other."
-    d, lines = parse_yaml(read_text(file), file, texts=_TEXTS, aliases=False)
+    d, lines = parse_yaml(read_text(file, encodings), file, texts=_TEXTS, aliases=False)
     if not isinstance(d, dict) or "names" not in d:
         raise InputError(f"{file}, line 1: not a data.yaml: it has no names")
     def line_of(k): return f"{file}, line {lines.get(('names', k)) or lines.get(('names', str(k)), 1)}"
@@ -199,10 +213,11 @@ class _Names(NamedTuple):
 def _read_names(
     path, # a text file with a name on each line
     count:int=0, # how many names there are, where another file says it
+    encodings:dict=None, # as for `read_text`
 )->_Names:
     "The names of a text file. Raises InputError for a name that stands twice or is no text."
     names = []
-    for k, line in enumerate(lines_of(read_text(path)), 1):
+    for k, line in enumerate(lines_of(read_text(path, encodings)), 1):
         try: names.append(plain_text(line, "class") if line.strip() else "")
         except InputError as e: raise InputError(f"{path}, line {k}: {e}") from None
     while names and not names[-1]: names.pop()
@@ -212,6 +227,18 @@ def _read_names(
     _check_once(names, path)
     return _Names(names, str(path))
 
+_NOTES = "notes.json" # of Label Studio, beside its classes.txt
+
+def _read_notes(
+    path, # a notes.json
+): # _Names, or None when it has none
+    "The names that Label Studio writes down beside its export. Raises InputError when it is not JSON."
+    d = load_json(path)
+    found = d.get("categories") if isinstance(d, dict) and "images" not in d else None
+    if not isinstance(found, list) or not found: return None
+    if not all(isinstance(c, dict) and isinstance(c.get("id"), int) and "name" in c for c in found): return None
+    return _Names(_class_names({c["id"]: c["name"] for c in found}, f"{path}, line 1"), str(path))
+
 # %% ../../../nbs/12_data.formats.yolo.ipynb #b89cc390
 def _resolve(
     entry:str, # a path as a list or data.yaml has it
@@ -220,14 +247,15 @@ def _resolve(
     within:str="", # where nothing outside a folder may be read: its real path
 )->str: # absolute, or "" when it is not there
     "The file or folder of an entry, under the first of the bases where it exists."
-    parts = entry.replace("\\", "/").split("/")
-    if tails: most = len(parts) - 1
-    else: most = 1 if parts[0] == ".." else 0
-    for skipped in range(most + 1):
-        for base in bases:
-            path = os.path.join(base, "/".join(parts[skipped:]))
-            if within and not (os.path.realpath(path) + os.sep).startswith(within + os.sep): continue
-            if os.path.exists(path): return os.path.normpath(path)
+    for reading in path_readings(entry):
+        parts = reading.split("/")
+        if tails: most = len(parts) - 1
+        else: most = 1 if parts[0] == ".." else 0
+        for skipped in range(most + 1):
+            for base in bases:
+                path = os.path.join(base, "/".join(parts[skipped:]))
+                if within and not is_below(os.path.realpath(path), within): continue
+                if os.path.exists(path): return os.path.normpath(path)
     return ""
 
 def _entry_images(
@@ -236,6 +264,7 @@ def _entry_images(
     tails:bool, # as in `_resolve`
     missing:list, # (listed image that is not there, list file) is added to it
     within:str, # as in `_resolve`
+    root:str, # the dataset's folder: lines of a list that is a link to outside are not shown
 )->list: # of str, absolute
     "The images of one entry of data.yaml. Raises InputError for a file that is no list; its lines are not shown."
     if os.path.dirname(path) == path: raise InputError(f"{path}: the root of a disk is not a dataset")
@@ -244,12 +273,14 @@ def _entry_images(
     found = []
     bases = [os.path.dirname(path), *bases]
     lines = 0
+    is_foreign = leads_out(path, root)
     for k, line in enumerate(path_lines(path), 1):
         if not line or os.path.basename(line).startswith("."): continue # hidden, such as the ._7.jpg of macOS
         lines += 1
         image = _resolve(line, bases, tails, within)
         if os.path.isfile(image) and image.lower().endswith(IMAGE_SUFFIXES): found.append(image)
-        elif line.lower().endswith(IMAGE_SUFFIXES): missing.append((line[:200], os.path.basename(path)))
+        elif line.lower().endswith(IMAGE_SUFFIXES) and not is_foreign:
+            missing.append((line[:200], os.path.basename(path)))
         else: missing.append((f"line {k}", os.path.basename(path)))
     if lines and not found and all(not name.lower().endswith(IMAGE_SUFFIXES) for name, _ in missing[-lines:]):
         raise InputError(f"{path}, line 1: read as a list of images, and no line of it ends like the name of one")
@@ -287,7 +318,7 @@ def _yaml_splits(
                 raise InputError(f"{_at(file, key)}: {entry[:200]!r} leads out of the archive: nothing outside is read")
             if not path:
                 raise InputError(f"{_at(file, key)}: {entry[:200]!r} is not there (looked in {', '.join(bases)})")
-            images += _entry_images(path, bases, tails, missing, within)
+            images += _entry_images(path, bases, tails, missing, within, folder)
             entries.append(path)
         if images and images not in lists.values(): lists[split] = list(dict.fromkeys(images))
     if not lists:
@@ -336,6 +367,7 @@ def _darknet_keys(
 def _load_darknet(
     file:Path, # obj.data
     within:str="", # as in `_resolve`
+    encodings:dict=None, # as for `read_text`
 )->tuple: # {names:_Names, train, val, test}, folders that paths are relative to
     "Read Darknet's obj.data. Raises InputError when its names are not there, or not as many as it says."
     d = _darknet_keys(file)
@@ -344,13 +376,26 @@ def _load_darknet(
     names_file = _resolve(d["names"], bases, True, within) if d.get("names") else ""
     if not os.path.isfile(names_file):
         raise InputError(f"{_at(file, 'names')}: the file of names {d.get('names', '')[:200]!r} is not there")
+    check_class_file(names_file, folder)
     count = d.get("classes", "")
-    names = _read_names(names_file, int(count) if re.fullmatch("[0-9]{1,6}", count) else 0)
+    names = _read_names(names_file, int(count) if re.fullmatch("[0-9]{1,6}", count) else 0, encodings)
     if count and count != str(len(names.names)):
         raise InputError(f"{_at(file, 'classes')}: classes is {printable(count[:40])}, and {names_file} has"
                          f" {len(names.names)} names")
     lists = {"train": d.get("train"), "val": d.get("valid") or d.get("val"), "test": d.get("test")}
     return {"names": names, **lists}, bases
+
+def _check_darknet(
+    names:_Names, # of data.yaml
+    files:Files, # the folder
+    within:str, # as in `_resolve`
+):
+    "Raise InputError when an obj.data beside data.yaml has other names."
+    for f in files.ending(".data"):
+        if f.count("/") > 1 or b"names" not in files.head(f, _HEAD): continue
+        try: other = _load_darknet(files.root / f, within)[0]["names"]
+        except InputError: continue # it is not the one that is read
+        _check_same_names(names, other)
 
 def _lists_beside(
     names_file:Path, # a file of names
@@ -367,7 +412,6 @@ def _lists_beside(
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #c48b4ec5
 _MAIN_FILES = ("data.yaml", "dataset.yaml")
-_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
 
 def _base(
     path:str, # with forward slashes
@@ -386,12 +430,26 @@ def _names_file(
     if len(named) > 1:
         raise InputError(
             f"{files.root}: {named[0]} and {named[1]} could both describe it: give one of them as the path")
-    if not named:
-        by_depth = sorted(files.all, key=lambda f: f.count("/"))
-        named = [f for f in by_depth if _base(f) in _NAME_FILES or f.lower().endswith(".names")]
+    if not named: named = _class_lists(files)
     return named[0] if named else ""
 
 _HEAD = 2**16 # bytes of a file that are searched for a key
+
+def _class_lists(
+    files:Files, # the folder
+)->list: # of str: paths of the lists of names, those near the top first
+    "The lists of names; where there is none, the notes of Label Studio."
+    by_depth = sorted(files.all, key=lambda f: f.count("/"))
+    lists = [f for f in by_depth if _base(f) in CLASS_FILES or f.lower().endswith(".names")]
+    if lists: return lists
+    return [f for f in by_depth if _base(f) == _NOTES and _is_notes(files.root / f)]
+
+def _is_notes(
+    path:Path, # a notes.json
+)->bool:
+    "Whether it has names."
+    try: return _read_notes(path) is not None
+    except InputError: return False
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #dae90e9a
 def _check_same_names(
@@ -399,20 +457,38 @@ def _check_same_names(
     b:_Names, # of a text file
 ):
     "Raise InputError when a number has two names. One list may be longer."
+    k = _first_difference(a, b)
+    if k is None: return
+    raise InputError(f"{b.file}, line {k + 1}: class {k} is {b.names[k]!r} here and {a.names[k]!r} in {a.file}:"
+                     " one of them is wrong")
+
+def _first_difference(
+    a:_Names,
+    b:_Names,
+): # the first number that has two names, or None
+    "Where two lists contradict each other."
     for k, (x, y) in enumerate(zip(a.names, b.names)):
-        if x != y and x and y and class_key(x) != class_key(y):
-            raise InputError(f"{b.file}, line {k + 1}: class {k} is {y!r} here and {x!r} in {a.file}:"
-                             " one of them is wrong")
+        if x != y and x and y and class_key(x) != class_key(y): return k
+    return None
 
 def _names_in(
     folder:str, # a path
     any_name:bool, # also a file such as coco.names, which may be of something else
+    root:str, # the dataset's folder
+    encodings:dict=None, # as for `read_text`
 ): # _Names, or None when the folder has no such file
     "The list of names in a folder. Raises InputError when there are two, and they contradict each other."
-    listed = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
-    own = [f for f in listed if f in _NAME_FILES and f != _TEMPLATE]
+    try: listed = sorted(f for f in os.listdir(folder) if os.path.isfile(os.path.join(folder, f)))
+    except OSError: return None # not there, or not to be listed
+    own = [f for f in listed if f in CLASS_FILES and f != _TEMPLATE]
     if any_name and not own: own = [f for f in listed if f.lower().endswith(".names") and f[0] != "."]
-    found = [_read_names(os.path.join(folder, f)) for f in own if os.path.isfile(os.path.join(folder, f))]
+    found = []
+    for name in own:
+        path = os.path.join(folder, name)
+        check_class_file(path, root)
+        found.append(_read_names(path, encodings=encodings))
+    notes = os.path.join(folder, _NOTES)
+    if _NOTES in listed and _is_notes(Path(notes)): found.append(_read_notes(notes))
     if not found: return None
     longest = max(found, key=lambda names: len(names.names))
     merged = list(longest.names)
@@ -430,8 +506,14 @@ class _ClassLists:
         root:Path, # the dataset's folder
         main:_Names, # those of labels without a list of their own
         is_fixed:bool, # other lists must agree with it
+        elsewhere:list=(), # of str: folders with a list of names, absolute
+        encodings:dict=None, # as for `read_text`
+        home:str="", # the folder that was given, absolute; "": the dataset's
     ):
         self.root = str(root)
+        self.home = home or self.root
+        self.elsewhere = elsewhere
+        self.encodings = encodings
         self.main = main
         self.is_fixed = is_fixed
         self.classes = [] # of str
@@ -457,23 +539,55 @@ class _ClassLists:
         "The list in a folder or the nearest one above, up to the root."
         inside = folder == self.root or folder.startswith(self.root + os.sep)
         while True:
-            if folder not in self.own: self.own[folder] = _names_in(folder, not self.is_fixed)
-            names = self.own[folder]
+            names = self.names_in(folder)
             if names or not inside or folder == self.root: return names
             folder = os.path.dirname(folder)
 
-    def of(self, label):
+    def names_in(self, folder):
+        "What `_names_in` gives, each folder looked into once."
+        if folder not in self.own:
+            self.own[folder] = _names_in(folder, not self.is_fixed, self.root, self.encodings)
+        return self.own[folder]
+
+    def beside_labels(self, folder, images):
+        "The list of names for the labels of a folder, whose images are in another. Raises InputError when two differ."
+        names = self.nearest(folder)
+        others = self.nearest(images)
+        if not names or not others: return names or others
+        is_own = not is_below(folder, os.path.dirname(others.file)) # it is of these images, not of all
+        if is_own: _check_same_names(names, others)
+        return names
+
+    def from_elsewhere(self, folder):
+        "The list of names for labels without one: that of the other folders. Raises InputError when theirs differ."
+        if not self.main.file: return self.main # it was given
+        longest = self.main
+        for other in self.elsewhere:
+            names = self.names_in(other)
+            if not names: continue
+            difference = _first_difference(longest, names)
+            if difference is not None:
+                raise InputError(
+                    f"{folder}: labels without a list of classes, and two lists beside them differ: class {difference}"
+                    f" is {longest.names[difference]!r} in {longest.file} and {names.names[difference]!r} in"
+                    f" {names.file}: copy the one that these labels were made with into their folder")
+            if len(names.names) > len(longest.names): longest = names
+        return longest
+
+    def of(self, label, image):
         "The names that a label file's numbers mean, and the number of each in `classes`."
         folder = os.path.dirname(label)
-        if folder not in self.of_folder:
-            names = self.nearest(folder) or self.main
-            if self.is_fixed and names is not self.main:
+        images = os.path.dirname(image)
+        if (folder, images) not in self.of_folder:
+            names = self.beside_labels(folder, images)
+            if self.is_fixed and names:
                 _check_same_names(self.main, names)
                 names = self.main
+            if not names: names = self.main if self.is_fixed else self.from_elsewhere(folder)
             numbers = self.add(names)
             if numbers != list(range(len(numbers))) and names.file != self.main.file: self.others[names.file] = names
-            self.of_folder[folder] = names, numbers
-        return self.of_folder[folder]
+            self.of_folder[folder, images] = names, numbers
+        return self.of_folder[folder, images]
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #0120c604
 def _read_label(
@@ -486,12 +600,13 @@ def _read_label(
 ):
     "Add the boxes of one label file. Raises InputError with file and line."
     size = rows.label_size(row)
-    names, numbers = lists.of(label)
-    for k, line in enumerate(lines_of(read_text(label)), 1):
+    names, numbers = lists.of(label, os.path.join(rows.root, rows.paths[row]))
+    is_shown = is_below(label, lists.home) # a list may name images, and so labels, anywhere
+    for k, line in enumerate(lines_of(read_text(label, rows.encodings)), 1):
         parts = line.split()
         if not parts: continue
         try:
-            found = _yolo_line(parts, size, len(numbers), keypoints)
+            found = _yolo_line(parts, size, len(numbers), keypoints, is_shown)
             if numbers[found.label] < 0: raise _no_name(names, found.label)
         except InputError as e:
             message = f"{label}, line {k}: {e}"
@@ -549,7 +664,7 @@ def _lost_labels(
     for folder in sorted({os.path.dirname(p) for p in used}):
         for name in sorted(os.listdir(folder)):
             path = os.path.join(folder, name)
-            if path in used or name in _NAME_FILES or not os.path.isfile(path): continue
+            if path in used or name in CLASS_FILES or not os.path.isfile(path): continue
             if not name.lower().endswith(".txt") or name.startswith("."): continue
             try: lines = text_lines(path)
             except InputError: continue
@@ -577,7 +692,8 @@ def detect_yolo(
         if b"names" in keys and keys & {b"train", b"val", b"valid", b"test"}: return f
     folders = _LabelFolders()
     for image in files.images[:200]:
-        label = folders.of(str(files.root.absolute() / image))
+        try: label = folders.of(str(files.root.absolute() / image))
+        except InputError: continue # a folder that cannot be read
         if label and _is_label(label, files.head(label, _HEAD)): return label
     return ""
 
@@ -598,6 +714,7 @@ def _sources(
     path:Path, # as given to `read_yolo`, absolute
     files:Files, # the folder, or None
     classes, # class names, or None
+    encodings:dict=None, # as for `read_text`
 )->_Sources:
     "What the dataset consists of, from data.yaml, obj.data, a file of names and lists, or the folder alone."
     if path.is_file(): file = path
@@ -608,13 +725,14 @@ def _sources(
     suffix = file.suffix.lower() if file else ""
     within = os.path.realpath(files.root) if files and files.is_closed else ""
     if suffix in (".yaml", ".yml"):
-        d = _load_yaml(file)
+        d = _load_yaml(file, encodings)
         names = _Names(d["names"], str(file))
+        if files: _check_darknet(names, files, within)
         return _yaml_splits(file, d, within=within)._replace(names=names, is_fixed=True, keypoints="kpt_shape" in d)
     if suffix == ".data":
-        d, bases = _load_darknet(file, within)
+        d, bases = _load_darknet(file, within, encodings)
         return _yaml_splits(file, d, bases, True, within)._replace(names=d["names"], is_fixed=True)
-    names = _read_names(file) if file else _Names(list(classes or ()))
+    names = _main_names(file, files, encodings) if file else _Names(list(classes or ()))
     if not names.names: raise _nameless(files)
     lists = _lists_beside(file) if file else {}
     if lists:
@@ -624,17 +742,28 @@ def _sources(
     images = [os.path.join(path, f) for f in files.images]
     return _Sources(path, {None: images} if images else {}, [], names)
 
+def _main_names(
+    file:Path, # a list of names, or the notes of Label Studio
+    files:Files, # the folder; None when the list itself was given
+    encodings:dict, # as for `read_text`
+)->_Names:
+    "The names that count where no other list is nearer. Raises InputError as `_read_names` does."
+    if file.name == _NOTES: return _read_notes(file)
+    check_class_file(file, files.root if files else file.parent)
+    return _read_names(file, encodings=encodings)
+
 def _nameless(
     files:Files, # the folder
 )->InputError:
     "The error of labels without class names; it names a data.yaml that has none."
+    unread = "".join(f"; {name} {reason}" for name, reason in list(files.unread.items())[:3])
     where = str(files.root)
     for f in files.all:
-        if _base(f) in _MAIN_FILES:
+        if _base(f) in _MAIN_FILES and f not in files.unread:
             where = f"{files.root / f}, line 1"
             break
     return InputError(
-        f"{where}: YOLO labels without class names: add a data.yaml or a classes.txt, or give classes=[...]")
+        f"{where}: YOLO labels without class names: add a data.yaml or a classes.txt, or give classes=[...]{unread}")
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #1cb626ef
 def read_yolo(
@@ -643,10 +772,14 @@ def read_yolo(
     classes=None, # class names, for a folder that does not have them
 )->DetDataset: # the columns
     "Read YOLO labels. Raises InputError with file and line for a wrong label; lesser flaws are in `.flaws`."
-    sources = _sources(Path(os.path.abspath(path)), files, classes)
+    encodings = {} if files is None else files.encodings
+    sources = _sources(Path(os.path.abspath(path)), files, classes, encodings)
     rows = Rows(sources.root, "yolo", files)
+    rows.encodings = encodings
     folders = _LabelFolders()
-    lists = _ClassLists(sources.root, sources.names, sources.is_fixed)
+    elsewhere = [] if files is None else [os.path.abspath((files.root / f).parent) for f in _class_lists(files)]
+    lists = _ClassLists(sources.root, sources.names, sources.is_fixed, elsewhere, encodings,
+                        os.path.abspath(path if files is not None or os.path.isdir(path) else Path(path).parent))
     long_lines = _LongLines()
     used = {} # label file -> the image it was first used for
     for split, images in sources.splits.items():

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from ...core import InputError, and_more, class_key, plural
-from ..dataset import CROWD, IGNORE, DetDataset, Flaw
+from ..dataset import CROWD, IGNORE, DetDataset, Flaw, dataset_summary
 from ..formats.catalog import FORMATS
-from ..formats.registry import known_format, read_dataset
+from ..formats.registry import check_path, known_format, read_dataset
 from ..images.duplicates import clusters, near_duplicates, same_image
 from ..images.facts import ImageFacts, decode_jpeg, inspect_image, inspect_images
 from ..formats.writers import portable_name
+from ...runtime.display import Block, Html, as_html, dimmed, fold, or_text, swatch, table, title
 from ...runtime.files import printable
 from ...runtime.geometry import INPUT_STEP, check_input_size
 
@@ -529,7 +530,8 @@ def _too_many_flaws(
     return f"{ds.root}: {len(bad)} of {total} images have flaws, {rule}: {shown}"
 
 # %% ../../../nbs/14_data.quality.check.ipynb #caed0377
-_WARNINGS = ("size-mismatch", "shared-label") # kinds that stay warnings though nothing was left out
+# kinds that stay warnings though nothing was left out
+_WARNINGS = ("size-mismatch", "shared-label", "unreadable-folder", "unread-file", "encoding")
 
 def reader_flaws(
     ds:DetDataset, # as it was read
@@ -632,7 +634,10 @@ _ADVICE = {
     "unused-parent": "nothing",
     "unnamed-class": "write its name into the list or the table of class names",
     "class-lists": "nothing, unless one is missed",
-    "class-order": "nothing; look at some boxes of the folder",
+    "class-order": "look at some boxes of the folder; one order in all lists ends this line",
+    "encoding": "save it as UTF-8 to be rid of this line",
+    "unreadable-folder": "give yourself permission to read it (chmod), or move it out of the dataset",
+    "unread-file": "put a file there, or remove it",
     # the whole
     "thin-image": "cut it into tiles, or leave it out",
     "padding": "set the input to the shape named",
@@ -641,7 +646,7 @@ _ADVICE = {
 }
 
 # %% ../../../nbs/14_data.quality.check.ipynb #61da1ec3
-@dataclass
+@dataclass(repr=False)
 class CheckReport:
     "What the check of one dataset found."
     path:str # what was checked
@@ -684,6 +689,10 @@ class CheckReport:
         return report
 
     def __str__(self): return _report_text(self)
+    def __repr__(self): return _report_title(self)
+
+    @or_text
+    def _repr_html_(self): return _report_page(self)._repr_html_()
 
 # %% ../../../nbs/14_data.quality.check.ipynb #6b3fea54
 def _report_text(
@@ -704,6 +713,42 @@ def _report_text(
     for n, word in ((report.errors, "error"), (report.warnings, "warning"), (report.notes, "note")):
         counts.append(f"{n} {word}" if n == 1 else f"{n} {word}s")
     return "\n".join([*lines, ", ".join(counts)])
+
+# %% ../../../nbs/14_data.quality.check.ipynb #147aacaf
+_SEVERITY_COLORS = {"error": (60, 60, 220), "warning": (30, 150, 235), "note": (150, 150, 150)} # (b, g, r)
+_KINDS_SHOWN = 60
+
+def _report_page(
+    report:CheckReport,
+    most:int=5, # findings of each kind to show
+)->Block:
+    "The dataset, and the kinds of findings with their numbers and advice."
+    parts = [title(_report_title(report))]
+    if report.ds is not None: parts.insert(0, dataset_summary(replace(report.ds, flaws=[])))
+    kinds = {}
+    for f in report.flaws: kinds.setdefault((f.severity, f.kind, f.action), []).append(f.message)
+    rows = []
+    for (severity, kind, action), messages in list(kinds.items())[:_KINDS_SHOWN]:
+        mark = swatch(_SEVERITY_COLORS.get(severity, (150, 150, 150)), severity)
+        rows.append([mark, _findings(report, kind, messages, most), len(messages), action, _ADVICE.get(kind, "")])
+    if rows: parts.append(table(["", "kind", "count", "", "what to do"], rows, _KINDS_SHOWN, len(kinds), "kind"))
+    return Block(*parts)
+
+def _report_title(report)->str:
+    "What was checked, and how much was found."
+    counts = [plural(report.errors, "error"), plural(report.warnings, "warning"), plural(report.notes, "note")]
+    place = report.path.rstrip("/").rsplit("/", 1)[-1]
+    return f"Check of {printable(place)}: {', '.join(counts) if report.flaws else 'no flaws'}"
+
+def _findings(report, kind:str, messages:list, most:int)->Html:
+    "A kind that opens and shows its first messages."
+    shown = []
+    for message in messages[:most]:
+        if report.ds is not None:
+            message = message.replace(f"{report.ds.root}/", "").replace(str(report.ds.root), report.ds.root.name)
+        shown.append(f"<div>{as_html(message, 400)}</div>")
+    if len(messages) > most: shown.append(f"<div>{dimmed(f'and {len(messages) - most} more')}</div>")
+    return fold(kind, Html("".join(shown)))
 
 # %% ../../../nbs/14_data.quality.check.ipynb #25b11eb2
 def _dataset_flaws(
@@ -751,7 +796,7 @@ def check_dataset(
     progress=None, # called with (images done, images in all)
 )->CheckReport: # print it, or take `.to_dict()` and `.exit_code`
     "Read a dataset with its images, and report what is wrong or odd. Raises InputError when there is no such path."
-    if not Path(path).exists(): raise InputError(f"{path}: no such file or folder")
+    check_path(path)
     known_format(format)
     input_size = check_input_size(input_size)
     def stop(kind, message): return Flaw("error", kind, str(path), "", message, "stops")

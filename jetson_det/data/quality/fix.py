@@ -21,6 +21,7 @@ import numpy as np
 from ...core import InputError, class_key, plural
 from ..dataset import DetDataset
 from ..formats.catalog import FORMATS, WRITERS
+from ..formats.parse import leads_out
 from ..formats.reader import walk_files
 from ..formats.registry import read_dataset, with_classes, write_dataset
 from ..images.facts import ImageFacts, inspect_image, stack_facts
@@ -37,7 +38,7 @@ from jetson_det.data.quality.check import (
     turned_images,
 )
 from ...runtime.files import json_bytes
-from ...runtime.images import upright
+from ...runtime.images import IMAGE_SUFFIXES, upright
 from ...runtime.outputs import check_new_folder
 
 # %% ../../../nbs/14_data.quality.fix.ipynb #0539c052
@@ -169,9 +170,22 @@ def _mirror(
         if file in turned:
             done = _remove_orientation(root / file, folder / file)
             changes.append(Change(file, "", "rotated-image", "with an EXIF orientation", done, turned[file].message))
-        else:
-            os.symlink(os.path.abspath(root / file), folder / file)
+        else: _link(root / file, folder / file, root)
     return changes
+
+def _link(
+    src:Path, # a file of the dataset
+    dst:Path, # its place in the mirror
+    root:Path, # the dataset's folder
+):
+    "A link; a hard one for a label file, which so stays a file inside of its dataset."
+    src = Path(os.path.abspath(src))
+    if not src.name.lower().endswith(IMAGE_SUFFIXES) and not leads_out(src, root):
+        try:
+            os.link(os.path.realpath(src), dst)
+            return
+        except OSError: pass # another disk, or a link to nothing
+    os.symlink(src, dst)
 
 def _read_mirror(
     report:CheckReport,

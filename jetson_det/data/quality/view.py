@@ -17,6 +17,7 @@ import numpy as np
 
 from ...core import InputError, rng_for
 from ..dataset import DetDataset
+from ..formats.parse import path_readings
 from ..formats.reader import stem_of
 from .check import CheckReport
 from .page import page_html
@@ -70,7 +71,9 @@ def _locate(
     for path, i in by_path.items(): by_stem.setdefault(stem_of(path).lower(), []).append(i)
     subjects = []
     for row in rows:
-        same_stem = by_stem.get(stem_of(row["file"]).lower(), []) if row["file"] else []
+        same_stem = []
+        for path in path_readings(row["file"]):
+            if path and not same_stem: same_stem = by_stem.get(stem_of(path).lower(), [])
         image = by_path.get(row["file"], same_stem[0] if len(same_stem) == 1 else -1)
         box, other = -1, ""
         if image >= 0:

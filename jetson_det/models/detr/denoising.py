@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ...core import rng_for
+
 # %% ../../../nbs/26_models.detr.denoising.ipynb #c91f0163
 _POSITIVES = 100 # an image
 _LABEL_NOISE = .5 # half of it is the share of labels that are replaced
@@ -28,12 +30,13 @@ def _noisy_queries(
     boxes:np.ndarray, # (n,4) float32 xyxy, 0..1
     labels:np.ndarray, # (n,) int64
     classes:int, # how many there are
+    keys:tuple=(0, 0), # the training's seed and epoch
 )->_Noisy:
-    "Positives and negatives, group by group; the noise is a function of the boxes and labels."
+    "Positives and negatives, group by group; the noise is a function of the boxes, the labels and the keys."
     n = len(boxes)
     groups = max(_POSITIVES//max(n, 1), 1)
     content = np.ascontiguousarray(boxes).tobytes() + np.ascontiguousarray(labels).tobytes()
-    rng = np.random.default_rng(zlib.crc32(content))
+    rng = rng_for(*keys, zlib.crc32(content))
     k = 2*n*groups
     negative = np.tile(np.repeat([False, True], n), groups)
     slot = np.tile(np.arange(n), 2*groups)
@@ -58,6 +61,7 @@ def denoising_of(
     labels:torch.Tensor, # (B,G), -1 pads
     input_size, # (h, w) px
     classes:int, # how many there are
+    keys:tuple=(0, 0), # the training's seed and epoch
 )->Denoising: # on the device of the boxes
     "The noisy queries of each image, one row an image."
     h, w = input_size
@@ -67,7 +71,7 @@ def denoising_of(
     images = []
     for image_boxes, image_labels in zip(boxes, labels):
         real = np.flatnonzero(image_labels >= 0)
-        noisy = _noisy_queries(image_boxes[real], image_labels[real], classes)
+        noisy = _noisy_queries(image_boxes[real], image_labels[real], classes, keys)
         # the queries know the real boxes by their order; the loss by their index among the padded ones
         if len(real): noisy = noisy._replace(slot=np.where(noisy.slot < 0, -1, real[noisy.slot]))
         images.append(noisy)

@@ -20,6 +20,7 @@ from .deformable import DeformableAttention, rows_at
 from .denoising import attention_mask, denoising_of
 from .loss import DETROutputs, GAINS, Layers, detr_loss, xyxy
 from .loss_dfine import DFINE_GAINS, bin_values, boxes_from_sides, dfine_loss
+from .recipe import detr_epochs, detr_recipe
 from .sizes import SIZES, DETRSize
 
 # %% ../../../nbs/27_models.detr.network.ipynb #a2091471
@@ -197,6 +198,7 @@ class RTDETR(Detector):
     family = "rtdetr"
     names = tuple(name for name, size in SIZES.items() if size.kind != "d_fine")
     own_gains = GAINS
+    published_optimizer = "adamw"
     needs_targets = True
     output = "queries"
     class_rows = r"\.(class_embed|enc_score_head|denoising_class_embed)\."
@@ -274,7 +276,8 @@ class RTDETR(Detector):
             memory = memory.float()
             chosen, logits, start = self.propose(memory, sizes)
             noise = None
-            if self.training and boxes is not None: noise = denoising_of(boxes, labels, size, len(self.classes))
+            if self.training and boxes is not None:
+                noise = denoising_of(boxes, labels, size, len(self.classes), self.epoch_keys)
             layers = self.run_decoder(chosen.detach(), start.detach(), memory, sizes, noise)
         if not self.training: return DETROutputs(layers, size)
         noisy, queries = _split_queries(layers, chosen.shape[1])
@@ -346,6 +349,11 @@ class RTDETR(Detector):
                                                lr_scale=self.published.lr_scale if part == "backbone" else 1.)
             groups[part, is_weight]["params"].append(p)
         return list(groups.values())
+
+    @classmethod
+    def published_epochs(cls, name): return detr_epochs(name)
+    @classmethod
+    def recipe(cls, name, size, finetune=False): return detr_recipe(name, size, finetune)
 
     def teacher_layers(self)->list: # modules, finest map first
         "The decoder's projections take the encoder's maps."

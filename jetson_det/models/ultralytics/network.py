@@ -16,6 +16,7 @@ from .graphs import YOLO26_NAMES, YOLO_NAMES, graph_of
 from .loss import GAINS, YOLOOutputs, decode_boxes, yolo_loss
 from .loss_yolo26 import GAINS26, YOLO26Outputs, yolo26_loss
 from .package import package_folder, ultralytics_tasks
+from .recipe import EPOCHS, ultralytics_recipe
 
 # %% ../../../nbs/25_models.ultralytics.network.ipynb #7d2149d4
 LICENSE = ("Ultralytics is under the AGPL-3.0: a program that ships or serves this network falls under it, unless"
@@ -129,6 +130,11 @@ class UltralyticsDetector(Detector):
     def stages(self)->dict: # name -> list of modules, from the input to the output
         "The parts that can be frozen one after the other."
         return dict(backbone=[*self.model[:self.neck_at]], neck=[*self.model[self.neck_at:-1]], head=[self.model[-1]])
+
+    @classmethod
+    def published_epochs(cls, name): return EPOCHS
+    @classmethod
+    def recipe(cls, name, size, finetune=False): return ultralytics_recipe(name, size, finetune)
 
     def teacher_layers(self)->list: # modules, finest map first
         "The first convolutions of the head take the neck's maps."

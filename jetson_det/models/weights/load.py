@@ -6,6 +6,7 @@
 __all__ = ['read_source', 'restore_batchnorm', 'load_weights']
 
 # %% ../../../nbs/29_models.weights.load.ipynb #b8acc295
+import re
 from pathlib import Path
 
 import torch
@@ -19,10 +20,12 @@ from jetson_det.models.weights.source import (
     Source,
     WrongModel,
     one_line,
+    onnx_contract,
+    read_onnx_file,
     read_pth,
     read_safetensors,
 )
-from ..zoo import families, family_of
+from ..zoo import MODELS, families, family_of
 from ...runtime.files import read_json, sha256_file
 
 # %% ../../../nbs/29_models.weights.load.ipynb #e2f8b11c
@@ -50,10 +53,28 @@ def read_source(
 # %% ../../../nbs/29_models.weights.load.ipynb #c827cd3b
 def _read_onnx(path, name): # -> Source
     try: return family_of(name).read_onnx(path, name)
+    except WrongModel as e:
+        right = "" if _USE.search(str(e)) else _recognize_onnx(path, name)
+        if not right: raise
+        raise WrongModel(f"{path}: not a {name}: its graph is that of {right}; use model.name={right}") from None
     except InputError: raise
     except Exception as e:
         what = f"{type(e).__name__}: {one_line(e)}"
         raise InputError(f"{path}: cannot be read as weights of {name} (a damaged graph?): {what}") from e
+_USE = re.compile(r"use model\.name=([\w.-]+)$") # how a family says which of its models a file is of
+
+def _recognize_onnx(path, name)->str: # a model's name, or ""
+    "Which model of any other family an ONNX file's graph is that of."
+    contract = onnx_contract(read_onnx_file(path), path)
+    if contract and contract.name in MODELS: return contract.name if contract.name != name else ""
+    for family in families():
+        if family is family_of(name): continue
+        try: family.read_onnx(path, family.names[0])
+        except Exception as e: # a package is missing, the graph is none of this family's
+            found = _USE.search(str(e))
+            if found: return found[1]
+        else: return family.names[0]
+    return ""
 
 # %% ../../../nbs/29_models.weights.load.ipynb #29ae3b92
 def _read_folder(path): # -> Source

@@ -20,7 +20,7 @@ import torch
 from ...core import InputError, match_classes
 from ..detector import Detector
 from ...runtime.contract import COCO_CLASSES, METADATA_KEY, Contract
-from ...runtime.foreign import names_in_text
+from ...runtime.foreign import names_in_text, read_metadata
 from ...runtime.files import open_regular, printable, require
 
 # %% ../../../nbs/21_models.weights.source.ipynb #d2020bb1
@@ -150,7 +150,7 @@ def onnx_classes(
 )->Optional[tuple]: # None where the file does not say
     "The class names in an ONNX file. Raises InputError for a damaged contract."
     contract = onnx_contract(model, path)
-    return contract.classes if contract else names_in_text(_onnx_metadata(model).get("names"))
+    return contract.classes if contract else read_metadata(_onnx_metadata(model)).names
 
 # %% ../../../nbs/21_models.weights.source.ipynb #9e4870fa
 class Source(NamedTuple):
@@ -244,13 +244,13 @@ class LoadReport(NamedTuple):
     notes:tuple=() # lines that say why something was not taken
 
     def __str__(self):
-        lines = [f"{self.kind} {self.source}: {len(self.loaded)} weights loaded"]
+        lines = [f"{self.kind} {printable(self.source)}: {len(self.loaded)} weights loaded"]
         if self.missing: lines.append(f"missing: {_few(self.missing)}")
         if self.unexpected: lines.append(f"unexpected: {_few(self.unexpected)}")
         classes = f"classes carried over: {_few(self.carried) or 'none'}"
         if self.fresh: classes += f"; new: {_few(self.fresh)}"
         if self.left: classes += f"; {len(self.left)} of the file not used"
-        lines += [classes, *self.notes]
+        lines += [classes, *map(printable, self.notes)]
         if self.folded:
             lines.append(
                 f"{self.folded} BatchNorms were folded into the convolutions: restore_batchnorm before training")

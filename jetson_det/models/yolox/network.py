@@ -18,6 +18,7 @@ from ..detector import Detector
 from .anchors import LARGEST, YOLOXOutputs, anchors_for, decode_cxcywh
 from .cpu_speed import concat, focus_conv, upsample
 from .loss import GAINS, yolox_loss
+from .recipe import EPOCHS, yolox_recipe
 
 # %% ../../../nbs/23_models.yolox.network.ipynb #da42f436
 class ConvBlock(nn.Module):
@@ -283,6 +284,11 @@ class YOLOX(Detector):
         neck = [m for name, m in self.backbone.named_children() if name != "backbone"]
         return dict(stem=[body.stem], dark2=[body.dark2], dark3=[body.dark3], dark4=[body.dark4], dark5=[body.dark5],
                     neck=neck, head=[self.head])
+
+    @classmethod
+    def published_epochs(cls, name): return EPOCHS
+    @classmethod
+    def recipe(cls, name, size, finetune=False): return yolox_recipe(name, size, finetune)
 
     def teacher_layers(self)->list: # modules, finest map first
         "The layers that take the neck's maps: the stems of the head."

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..files import InputError, open_regular, printable
-from ..folders import walk_entries
+from ..files import InputError, open_regular, printable, why_not_regular
+from ..folders import walk_entries, walk_files
 from ..images import IMAGE_SUFFIXES, read_image
 from ..outputs import is_own_output
 
@@ -46,10 +46,12 @@ def list_images(
     "Image files below a folder."
     images = []
     others = 0
-    for below, entry in walk_entries(folder, own_outputs):
+    unreadable = []
+    for below, entry in walk_entries(folder, own_outputs, unreadable):
         if entry is None: continue
         if entry.name.lower().endswith(IMAGE_SUFFIXES): images.append(os.path.join(below, entry.name))
         else: others += 1
+    for below, reason in unreadable: warnings.warn("skipped the folder {}: {}".format(printable(below), reason))
     return sorted(images, key=natural_key), others
 
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #403407b6
@@ -210,8 +212,27 @@ def check_source(
         try: open_regular(text).close()
         except OSError as e: raise InputError("{}: cannot be read: {}".format(path, e.strerror or e))
         return path
-    if os.path.exists(text): raise InputError("{}: not a regular file (a pipe, a device or a socket)".format(path))
+    problem = why_not_regular(text)
+    if problem: raise InputError("{}: {}".format(path, problem))
     raise InputError("{}: no such image, folder or video".format(path))
+
+# %% ../../../nbs/66_runtime.stream.sources.ipynb #596ab3c5
+_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts",
+                   ".mts", ".m2ts")
+
+def _why_no_images(
+    folder, # without an image in it
+    others:int, # its files
+    own_outputs, # folders of our own results, which were skipped
+)->str: # the end of an error line
+    "What a folder holds instead of images."
+    videos = [name for name in walk_files(folder) if name.lower().endswith(_VIDEO_SUFFIXES)]
+    if videos:
+        first = os.path.join(str(folder), min(videos, key=natural_key))
+        return "holds {} video{} and no images; give one video as the source, such as {}".format(
+            len(videos), "" if len(videos) == 1 else "s", first)
+    return "no images in this folder ({} other files{}); image files end in {}".format(
+        others, "; results of jetson-det are none" if own_outputs else "", " ".join(IMAGE_SUFFIXES))
 
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #2052a61a
 def open_source(
@@ -228,9 +249,7 @@ def open_source(
         own = []
         if is_own_output(path): warnings.warn("{}: results of jetson-det, with boxes drawn on them".format(path))
         files, others = list_images(path, own)
-        if not files:
-            raise InputError("{}: no images in this folder ({} other files{}); image files end in {}".format(
-                path, others, "; results of jetson-det are none" if own else "", " ".join(IMAGE_SUFFIXES)))
+        if not files: raise InputError("{}: {}".format(path, _why_no_images(path, others, own)))
         return ImageSource(files, path, others, own)
     if path.name.lower().endswith(IMAGE_SUFFIXES): return ImageSource([path.name], path.parent)
     return VideoSource(str(path), path.name, live=False)

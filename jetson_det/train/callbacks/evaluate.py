@@ -36,14 +36,14 @@ class Evaluate(Callback):
 # %% ../../../nbs/35_train.callbacks.evaluate.ipynb #b6b47779
 def epochs_without_gain(
     history, # (epoch, AP or None where there was no evaluation), in order
-)->int: # 0 when the last evaluation was the best, or none has found anything yet
+)->int: # 0 when the last evaluation was the best, or there was none
     "Epochs between the first evaluation with the highest AP and the last evaluation."
-    best = 0.
+    best = -1.
     best_epoch = 0
     last_epoch = 0
     for epoch, ap in history:
         if ap is None: continue
-        if ap > best or not best:
+        if ap > best:
             best = ap
             best_epoch = epoch
         last_epoch = epoch
@@ -76,7 +76,8 @@ class EarlyStop(Callback):
         run = trainer.run
         waited = epochs_without_gain(self.history)
         if not self.patience or waited < self.patience or run.epoch >= run.epochs: return
-        trainer.say(f"stopped early after epoch {run.epoch} of {run.epochs}: AP has not risen for {waited} epochs"
+        what = "has not risen" if any(ap for _, ap in self.history) else "is 0"
+        trainer.say(f"stopped early after epoch {run.epoch} of {run.epochs}: AP {what} for {waited} epochs"
                     f" (train.patience {self.patience})")
         run.epochs = run.epoch
 

@@ -143,4 +143,6 @@ class EpochLine(Callback):
         for name in ("AP", "AP50"):
             if run.metrics.get(name) is not None: line += f", {name} {run.metrics[name]:.4f}"
         if run.best and run.best["step"] == run.step: line += " (best so far)"
+        skipped = run.epoch_meter.skipped
+        if skipped: line += f", {skipped} {'step' if skipped == 1 else 'steps'} skipped: fp16 overflowed"
         trainer.say(f"{line}, {run.speed:.1f} images/s, {duration(run.seconds)}")

@@ -201,3 +201,71 @@ def test_open_images_names_that_contradict(tmp_path):
     assert read_dataset(tmp_path).classes == ("Cat",)
     put(tmp_path, {"train-class-descriptions.csv": "/m/02,Dog\n/m/01,Dog\n"})
     refused(lambda: read_dataset(tmp_path), "class-descriptions.csv, line 2: '/m/01' is 'Dog' here and 'Cat' above")
+
+
+def three_folders(root, lists):
+    "Two folders of labels with lists of names, and one without."
+    for folder in ("a", "b", "c"): yolo(root, folder, folder, 0, 1)
+    put(root, lists)
+
+
+@pytest.mark.parametrize("first, second", [
+    ("a/classes.txt", "b/classes.txt"), ("b/classes.txt", "a/classes.txt"), ("c/classes.txt", "a/classes.txt"),
+    ("a/obj.names", "b/classes.txt"), ("a/my.names", "c/_darknet.labels"), ("deep/x/classes.txt", "b/classes.txt"),
+    ("a/classes.txt", "images/classes.txt"),
+])
+def test_a_folder_without_a_list_beside_two_that_differ(tmp_path, first, second):
+    three_folders(tmp_path, {first: "dog\ncat\n", second: "cat\ndog\n"})
+    refused(lambda: read_dataset(tmp_path, "yolo"), first, second, "'dog'", "'cat'", "copy the one that these labels")
+    put(tmp_path, {second: "dog\ncat\nbird\n"})
+    assert read_dataset(tmp_path, "yolo").classes == ("dog", "cat", "bird")
+
+
+def test_a_list_above_or_the_only_one_is_for_all(tmp_path):
+    three_folders(tmp_path / "one", {"b/classes.txt": "dog\ncat\n"})
+    assert read_dataset(tmp_path / "one").flaws == []
+    three_folders(tmp_path / "above", {"classes.txt": "dog\ncat\n", "b/classes.txt": "cat\ndog\n"})
+    ds = read_dataset(tmp_path / "above")
+    assert named(ds) == {"a/a.jpg": ["dog", "cat"], "b/b.jpg": ["cat", "dog"], "c/c.jpg": ["dog", "cat"]}
+
+
+def test_the_longest_list_is_for_folders_without_one(tmp_path):
+    three_folders(tmp_path, {"a/classes.txt": "dog\n", "b/classes.txt": "dog\ncat\n", "a/a.txt": LINE.format(0)})
+    assert named(read_dataset(tmp_path))["c/c.jpg"] == ["dog", "cat"]
+
+
+def two_trees(root, lists):
+    for split in ("train", "val"):
+        put(root, {f"images/{split}/{split}.jpg": image_bytes(), f"labels/{split}/{split}.txt": LINE.format(0)})
+    put(root, lists)
+
+
+def test_a_list_beside_the_images(tmp_path):
+    "It counts for their labels, which lie elsewhere, and may not contradict a list beside the labels."
+    two_trees(tmp_path, {"images/train/classes.txt": "dog\ncat\n", "images/val/classes.txt": "cat\ndog\n"})
+    assert named(read_dataset(tmp_path)) == {"images/train/train.jpg": ["dog"], "images/val/val.jpg": ["cat"]}
+    put(tmp_path, {"labels/classes.txt": "dog\ncat\n"})
+    refused(lambda: read_dataset(tmp_path), "images/val/classes.txt, line 1", "labels/classes.txt")
+
+
+NOTES = {"categories": [{"id": 1, "name": "cat"}, {"id": 0, "name": "dog"}], "info": {"year": 2024}}
+
+
+def test_notes_of_label_studio(tmp_path):
+    two_trees(tmp_path, {"notes.json": NOTES})
+    assert read_dataset(tmp_path).classes == ("dog", "cat")
+    put(tmp_path, {"classes.txt": "dog\ncat\n"})
+    assert read_dataset(tmp_path).flaws == []
+    put(tmp_path, {"classes.txt": "cat\ndog\n"})
+    refused(lambda: read_dataset(tmp_path), "notes.json", "classes.txt", "one of them is wrong")
+    for other in ({"categories": []}, {"categories": [{"name": "dog"}]}, [1], {"my": "notes"}):
+        put(tmp_path, {"notes.json": other})
+        assert read_dataset(tmp_path).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("other", [{"notes.json": NOTES}, {"obj.names": "dog\ncat\n"}, {"labels/classes.txt": "dog\n"},
+                                   {"obj.data": "classes = 2\nnames = my.list\n", "my.list": "dog\ncat\n"},
+                                   {"images/classes.txt": "dog\ncat\n"}])
+def test_no_file_of_names_may_contradict_data_yaml(tmp_path, other):
+    two_trees(tmp_path, {"data.yaml": "train: images/train\nval: images/val\nnames: [cat, dog]\n", **other})
+    refused(lambda: read_dataset(tmp_path), "data.yaml", "one of them is wrong")

@@ -17,6 +17,7 @@ from jetson_det.core import match_classes  # noqa: E402
 from jetson_det.models.yolox.network import YOLOX  # noqa: E402
 from jetson_det.models.zoo import create_model  # noqa: E402
 from jetson_det.runtime.contract import COCO_CLASSES, METADATA_KEY  # noqa: E402
+from train_helpers import small_detrs  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("sack", "person", "truck")
@@ -308,6 +309,45 @@ def test_onnx_of_another_size_and_of_no_yolox(tmp_path):
             InputError,
             match=r"not a yolox-nano: .*Conv.* has the weight \(8, 3, 3, 3\) where the model has \(16, 12, 3, 3\)"):
         load_weights(create_model("yolox-nano", CLASSES), tmp_path/"other.onnx")
+
+
+@pytest.mark.parametrize("name, package, has_contract", [("yolo11n", "ultralytics", False),
+                                                         ("rtdetr-r18", "transformers", True)])
+def test_onnx_of_another_family_names_the_model(monkeypatch, tmp_path, name, package, has_contract):
+    "By its graph, or by its contract."
+    pytest.importorskip(package, reason=f"the package {package} is not installed")
+    small_detrs(monkeypatch.setitem)
+    theirs = trained()
+    export(Decoded(theirs), tmp_path/"nano.onnx", contract=theirs.contract((64, 96)) if has_contract else None)
+    with pytest.raises(InputError, match=f"not a {name}: its graph is that of yolox-nano; use model.name=yolox-nano$"):
+        load_weights(create_model(name, CLASSES), tmp_path/"nano.onnx")
+
+
+def test_names_of_strangers_are_escaped(tmp_path):
+    "In files, folders, classes and layers."
+    name = "a\x1b[31mb\u202ec\nd\x9b2J"
+    model = create_model("yolox-nano", CLASSES)
+    folder = tmp_path/name
+    folder.mkdir()
+    (folder/"torn.pth").write_bytes(b"x")
+    (folder/"torn.onnx").write_bytes(b"x")
+    (folder/"torn.safetensors").write_bytes(b"x")
+    torch.save({name: torch.zeros(3)}, folder/"strange.pth")
+    torch.save({"model": trained(classes=("p", "q")).state_dict()}, folder/"w.pth")
+    export(Raw(trained()), folder/"nano.onnx")
+    graph = onnx.load(str(folder/"nano.onnx"))
+    for node in graph.graph.node:
+        node.name = name
+        del node.attribute[:]
+    onnx.save(graph, str(folder/"nano.onnx"))
+    (folder/"config.json").write_text('{"model_type": "\\u001b[31m\\u202e"}')
+    said = []
+    for source, classes in (("torn.pth", None), ("torn.onnx", None), ("torn.safetensors", None), ("strange.pth", None),
+                            ("nano.onnx", None), ("w.pth", [name, "x", "y"]), ("gone.pth", None), (".", None)):
+        with pytest.raises(InputError) as e: load_weights(model, folder/source, classes)
+        said.append(str(e.value))
+    said.append(str(load_weights(model, folder/"w.pth", [name, "q"])).replace("\n  ", ""))
+    for text in said: assert text.isprintable(), text
 
 
 def test_first_difference_in_the_middle():
