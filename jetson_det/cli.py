@@ -259,12 +259,12 @@ def import_pt(
 ):
     "Turn a pickled Ultralytics network into plain tensors."
     existing(file)
-    from jetson_det.core import and_more
+    from jetson_det.core import and_more, plural
     from jetson_det.models.ultralytics.import_pt import import_pt as run
     from jetson_det.models.weights.source import read_safetensors
     path = run(file, out, trust)
     tensors, names, _ = read_safetensors(path)
-    print(f"wrote {path}: {len(tensors)} tensors, {len(names)} classes: {and_more(names, 5)}")
+    print(f"wrote {path}: {plural(len(tensors), 'tensor')}, {plural(len(names), 'class')}: {and_more(names, 5)}")
     print(f"next: model.weights={path}")
 
 # %% ../nbs/89_cli.ipynb #96cf87b6
@@ -351,6 +351,8 @@ def evaluate(
         help="the best of each class in an image that count (COCO's maxDets)")]=100,
     class_map:Annotated[str, typer.Option("--map", metavar="MODEL=DATA,...",
         help="the model's and the data's name for one class, where they differ: aeroplane=airplane,van=car")]="",
+    confidence:Annotated[float, typer.Option(min=0, max=1,
+        help="lowest score of a box that counts; COCO's own tables use about .001, which takes longer")]=.01,
     tiles:_Tiles="",
     overlap:_Overlap=.2,
     contract:_ContractName=None,
@@ -366,18 +368,22 @@ def evaluate(
     if html_file:
         from jetson_det.runtime.files import require
         require("matplotlib") # for the page's plots: known before the long work
-    from jetson_det.data.open import check_split, open_evaluation
+    from jetson_det.core import plural
+    from jetson_det.data.open import check_split, evaluation_data
     from jetson_det.evaluate.coco import evaluate as run, parse_class_map
     check_split(split)
     check_files(json_file, html_file, sources=[artifact, data, splits])
     pairs = parse_class_map(class_map)
     session = _open(artifact, contract, device, tiles, overlap, classes, size)
-    ds = open_evaluation(data, split, session.contract.extra.get("split"), format, splits=splits)
+    chosen = evaluation_data(data, split, session.contract.extra.get("split"), format, splits=splits, artifact=artifact)
+    ds = chosen.ds
     part = split or " and ".join(filter(None, ds.split_names)) or "all"
-    print(f"{artifact} on {len(ds)} images of {data}: {part}")
-    result = run(session, ds, max_detections=max_detections, progress=sys.stderr.isatty(), class_map=pairs)
+    print(f"{artifact} on {plural(len(ds), 'image')} of {data}: {part}; boxes with a score of {confidence:g} or more")
+    result = run(session, ds, confidence, max_detections=max_detections, progress=sys.stderr.isatty(),
+                 class_map=pairs)
     print(result)
-    write_figures(json_file, {"artifact": artifact, "data": data, "split": ds.split_names, **result.to_dict()})
+    figures = {"artifact": artifact, "data": data, "split": ds.split_names, **chosen.to_dict(), **result.to_dict()}
+    write_figures(json_file, figures)
     if html_file is None: return
     from jetson_det.evaluate.page import write_results
     print(f"wrote {write_results(html_file, artifact, data, part, ds, result, session.contract)}")
@@ -444,6 +450,11 @@ def bench(
     write_figures(json_file, {"artifact": artifact, "source": source or "generated scenes", **report.to_dict()})
 
 # %% ../nbs/89_cli.ipynb #d9e20fae
+def _parity_text(parity:dict)->str: # part of a line
+    "How far the file's outputs are from the network's."
+    apart = f"boxes within {parity['boxes_px']:.2g} px and scores within {parity['scores']:.2g}"
+    return f"{apart} of {parity['reference']}, compared in {parity['compared']}"
+
 @app.command(rich_help_panel=SHIPPING)
 def export(
     checkpoint:Annotated[str, typer.Argument(metavar="CKPT", help="checkpoint folder, such as runs/train/best")],
@@ -456,6 +467,7 @@ def export(
     json_file:JsonFile=None,
 ):
     "Write a file that runs elsewhere, with decoded boxes and its contract. Its outputs are compared with torch's."
+    from jetson_det.core import plural
     from jetson_det.export.targets import export_target
     from jetson_det.models.checkpoint import checkpoint_of
     target = export_target(to)
@@ -463,9 +475,11 @@ def export(
     check_files(json_file, sources=[checkpoint])
     checkpoint_of(checkpoint)
     path = out or Path(checkpoint.rstrip("/") + target.suffix)
+    if path.suffix == target.suffix: check_files(path) # of another name the target says what is wrong
     contract = target.export(checkpoint, path, input_size=input_size, opset=opset, dynamic_batch=dynamic)
     height, width = contract.input_size
-    print(f"wrote {path}: {contract.name}, {height}x{width}, {len(contract.classes)} classes, parity {contract.parity}")
+    print(f"wrote {path}: {contract.name}, {height}x{width}, {plural(len(contract.classes), 'class')};"
+          f" {_parity_text(contract.parity)}")
     write_figures(json_file, {"file": str(path), "contract": contract._asdict()})
 
 # %% ../nbs/89_cli.ipynb #af6104e4

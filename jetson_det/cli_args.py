@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['START', 'DATA', 'TRAINING', 'MEASURING', 'SHIPPING', 'Format', 'JsonFile', 'HtmlFile', 'InputSize', 'existing',
-           'parse_size', 'parse_input_size', 'check_files', 'write_figures', 'progress_line']
+           'html_name', 'parse_size', 'parse_input_size', 'check_files', 'write_figures', 'progress_line']
 
 # %% ../nbs/80_cli_args.ipynb #e60d7208
 import sys
@@ -29,6 +29,23 @@ def existing(
     if problem: raise InputError(f"{path}: {problem}")
     return path
 
+# %% ../nbs/80_cli_args.ipynb #58615f27
+def _checked_name(path, option, suffixes):
+    "Raise InputError for a file whose suffix is that of something else."
+    from jetson_det.runtime.files import InputError, is_device
+    if path is None or not path.suffix or path.suffix.lower() in suffixes or is_device(path): return path
+    raise InputError(f"{option} {path}: the name must end in {' or '.join(suffixes)}")
+
+def _json_name(value:Optional[Path])->Optional[Path]:
+    "The file of `--json`. Raises InputError."
+    return _checked_name(value, "--json", (".json",))
+
+def html_name(
+    value:Optional[Path], # as the user wrote it
+)->Optional[Path]: # the same
+    "The file of `--html`. Raises InputError."
+    return _checked_name(value, "--html", (".html", ".htm"))
+
 # %% ../nbs/80_cli_args.ipynb #0e3ba600
 START = "Start" # panels of --help
 DATA = "Data"
@@ -37,8 +54,8 @@ MEASURING = "Measuring"
 SHIPPING = "Export and prediction"
 
 Format = Annotated[str, typer.Option("--format", help="label format: auto, or " + ", ".join(FORMATS))]
-JsonFile = Annotated[Optional[Path], typer.Option("--json", help="write the figures as JSON")]
-HtmlFile = Annotated[Optional[Path], typer.Option("--html", help="write them as a page to browse")]
+JsonFile = Annotated[Optional[Path], typer.Option("--json", callback=_json_name, help="write the figures as JSON")]
+HtmlFile = Annotated[Optional[Path], typer.Option("--html", callback=html_name, help="write them as a page to browse")]
 InputSize = Annotated[str, typer.Option("--size", help="network input, height x width, multiples of 32")]
 
 # %% ../nbs/80_cli_args.ipynb #d688c6bb
@@ -66,15 +83,18 @@ def parse_input_size(
 def check_files(
     *files, # that the verb will write; None: none
     sources=(), # files and folders that it reads
+    suffixes=(), # that the names may have; none: any
+    force:bool=False, # replace whatever file is there
 ):
-    "Raise InputError for a file that can't be written, would replace what is read, or is named twice."
+    "Raise InputError for a file that can't be written, would replace what isn't ours, or is named twice."
     import os
     from jetson_det.runtime.files import InputError, is_device
-    from jetson_det.runtime.outputs import check_output
+    from jetson_det.runtime.outputs import check_output, check_replaced
     places = set()
     for file in files:
         if file is None: continue
-        place = os.path.realpath(check_output(file, sources))
+        place = os.path.realpath(check_output(file, sources, suffixes))
+        if not force: check_replaced(file)
         if place in places: raise InputError(f"{file}: is named for two outputs; give each its own")
         if not is_device(file): places.add(place)
 

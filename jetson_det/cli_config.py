@@ -46,13 +46,15 @@ def _explain(
     json_file:JsonFile=None,
 ):
     "Show what settings mean, their valid values, and where their values come from."
-    from jetson_det.config_tools import explain
+    from jetson_det.config_tools import explain, find_keys
     check_files(json_file, sources=[config])
     words = list(overrides or [])
     if "=" in key:
         words = [key, *words]
         key = ""
-    settings = explain(key, config, words)
+    find_keys(key) # a wrong one is known before the next import
+    from jetson_det.train.recipes import RECIPE_KEYS
+    settings = explain(key, config, words, RECIPE_KEYS)
     for setting in settings: print(setting)
     write_figures(json_file, {"settings": [setting._asdict() for setting in settings]})
 

@@ -12,8 +12,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from .cli_args import (Format, InputSize, JsonFile, check_files, parse_input_size, parse_size, progress_line,
-                                 write_figures)
+from .cli_args import (Format, InputSize, JsonFile, check_files, html_name, parse_input_size, parse_size,
+                                 progress_line, write_figures)
 from .data.formats.catalog import WRITERS
 
 # %% ../nbs/80_cli_data.ipynb #f847eb9c
@@ -54,9 +54,22 @@ def _check_new_folder(target, folder):
     check_new_folder(target, folder)
 
 def _print_changes(ds):
-    "One line for everything that was left out or changed on the way."
+    "One line for everything that was left out or changed on the way, for the first ten of a kind."
     from jetson_det.runtime.files import printable
-    for flaw in ds.flaws: print(f"{flaw.severity}: {printable(flaw.message)} ({flaw.action})")
+    lines = {}
+    for flaw in ds.flaws:
+        line = f"{flaw.severity}: {printable(flaw.message)} ({flaw.action})"
+        lines.setdefault((flaw.kind, flaw.action), []).append(line)
+    for same in lines.values():
+        print("\n".join(same[:_NAMED]))
+        if len(same) > _NAMED: print(f"and {len(same) - _NAMED} more of this kind")
+
+def _changes_text(changes, folder)->str:
+    "How many changes of each kind, and where they are listed."
+    from collections import Counter
+    from jetson_det.core import plural
+    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(change.kind for change in changes).items())
+    return f"{plural(len(changes), 'change')}{f' ({kinds})' if kinds else ''}, listed in {Path(folder)/'changes.csv'}"
 
 # %% ../nbs/80_cli_data.ipynb #c3ade734
 @data_app.command("download")
@@ -90,7 +103,8 @@ def data_check(
     strict:Annotated[bool, typer.Option("--strict", help="report every flaw as an error")]=False,
     fix:Annotated[Optional[str], typer.Option(metavar="DST",
         help="write a cleaned copy and changes.csv into a new folder")]=None,
-    html_file:Annotated[Optional[Path], typer.Option("--html", help="write the findings with images as one page")]=None,
+    html_file:Annotated[Optional[Path], typer.Option("--html", callback=html_name,
+        help="write the findings with images as one page")]=None,
     json_file:JsonFile=None,
     workers:Annotated[int, typer.Option(min=1, max=256, help="threads")]=2,
 ):
@@ -110,19 +124,27 @@ def data_check(
         print(f"wrote {page}")
     if fix:
         from jetson_det.data.quality.fix import fix_dataset
-        count = len(fix_dataset(report, fix))
-        print(f"wrote {fix}: {count} change{'' if count == 1 else 's'}, listed in {Path(fix)/'changes.csv'}")
+        print(f"wrote {fix}: {_changes_text(fix_dataset(report, fix), fix)}")
     if report.errors: raise typer.Exit(1)
 
 # %% ../nbs/80_cli_data.ipynb #82a219ee
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+
+_MADE_BY = "Made by jetson-det data stats" # in each plot, so that the next one may replace it
+
+def _plot_mark(kind:str)->dict: # options of matplotlib's `savefig`
+    "Where a file of this kind says who made it."
+    if kind in ("png", "svg"): return {"metadata": {"Description": _MADE_BY}}
+    if kind == "pdf": return {"metadata": {"Subject": _MADE_BY}}
+    return {"pil_kwargs": {"comment" if kind in ("jpg", "jpeg") else "xmp": _MADE_BY.encode("ascii")}}
 
 def _save_plot(fig, path):
     "Write a figure of matplotlib, whole or not at all."
     import io
     from jetson_det.runtime.files import write_bytes_atomic
     content = io.BytesIO()
-    fig.savefig(content, format=path.suffix[1:].lower())
+    kind = path.suffix[1:].lower()
+    fig.savefig(content, format=kind, **_plot_mark(kind))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(path, content.getvalue())
 
@@ -137,11 +159,10 @@ def data_stats(
     "Show classes, splits, the sizes of boxes at the input, and the settings that follow from them."
     from jetson_det.data.quality.stats import dataset_stats, plot_stats
     from jetson_det.runtime.files import require
-    from jetson_det.runtime.outputs import check_output
     input_size = parse_input_size(size)
     check_files(json_file, sources=[folder])
     if plot:
-        check_output(plot, [folder], _PLOT_SUFFIXES)
+        check_files(plot, sources=[folder], suffixes=_PLOT_SUFFIXES)
         require("matplotlib")
     ds = _read(folder, format)
     stats = dataset_stats(ds, input_size=input_size)
@@ -157,7 +178,8 @@ def data_view(
     folder:_DataFolder,
     format:Format="auto",
     size:InputSize="416x416",
-    html_file:Annotated[Optional[Path], typer.Option("--html", help="file to write; none: NAME.html here")]=None,
+    html_file:Annotated[Optional[Path], typer.Option("--html", callback=html_name,
+        help="file to write; none: NAME.html here")]=None,
     most:Annotated[int, typer.Option(min=1, help="most images on the page; those with findings are always on it")]=2000,
 ):
     "Write a page to browse the images, their boxes and the findings of the check."
@@ -186,13 +208,18 @@ def data_convert(
     "Write the dataset in another format into a new folder."
     from jetson_det.core import plural
     from jetson_det.data.formats.registry import write_dataset
+    from jetson_det.data.quality.fix import write_changes, written_changes
     target = _one_of(target, out)
     _check_new_folder(target, folder)
     check_files(json_file, sources=[folder])
     new = write_dataset(_read(folder, format), target, to, images)
     _print_changes(new)
-    print(f"wrote {plural(len(new), 'image')}, {plural(len(new.boxes), 'box')} as {to} into {target}")
-    write_figures(json_file, {"folder": target, "format": to, "images": len(new), "boxes": len(new.boxes)})
+    changes = written_changes(new.flaws)
+    if changes: write_changes(Path(target), folder, changes)
+    listed = f": {_changes_text(changes, target)}" if changes else ""
+    print(f"wrote {plural(len(new), 'image')}, {plural(len(new.boxes), 'box')} as {to} into {target}{listed}")
+    write_figures(json_file, {"folder": target, "format": to, "images": len(new), "boxes": len(new.boxes),
+                              "changes": [change._asdict() for change in changes]})
 
 # %% ../nbs/80_cli_data.ipynb #8699af03
 _LISTS = ("train", "val", "test")
@@ -243,17 +270,24 @@ def data_split(
 ):
     "Divide the images into train, val and test, as lists."
     from dataclasses import replace
+    from jetson_det.core import plural
     from jetson_det.data.images.facts import inspect_images
-    from jetson_det.data.split import ensure_splits, split_table
+    from jetson_det.data.split import ensure_splits, kept_splits, split_table
     output = _check_lists(out, folder)
     check_files(json_file, sources=[folder])
     ds = _read(folder, format)
     if anew: ds = replace(ds, splits=None)
+    kept = kept_splits(ds, val, test, seed, by, group_by)
     facts = inspect_images(ds, progress=progress_line("looking at images"))
     ds = ensure_splits(ds, val, test, seed, by, group_by, facts)
     print(split_table(ds, facts))
+    if kept: print(kept)
+    replaced = [f"{name}.txt" for name in _LISTS if (out/f"{name}.txt").exists()]
     names = ", ".join(_write_lists(ds, out, output))
-    print(f"wrote {names} into {out}: train with data.splits={out}")
+    instead = f" (in place of {', '.join(replaced)} of an earlier split)" if replaced else ""
+    unlisted = int((ds.splits == "").sum())
+    if unlisted: print(f"{plural(unlisted, 'image')} in no split: in none of the lists; --anew divides all images")
+    print(f"wrote {names} into {out}{instead}: train with data.splits={out}")
     counts = {name: int((ds.splits == name).sum()) for name in ds.split_names if name}
     write_figures(json_file, {"folder": str(out), "images": counts})
 

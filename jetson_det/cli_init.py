@@ -185,7 +185,7 @@ def _training_lines(
 # %% ../nbs/81_cli_init.ipynb #5151f9f9
 def _weights_line(classes, model:str)->Line:
     "The official weights, and which classes they know."
-    from jetson_det.core import and_more, match_classes
+    from jetson_det.core import and_more, match_classes, plural
     from jetson_det.runtime.contract import COCO_CLASSES
     carried = [c for c, row in zip(classes, match_classes(classes, COCO_CLASSES)) if row is not None]
     known = "no class of the data is one of COCO's; the features help all the same"
@@ -207,7 +207,7 @@ def plan_lines(
     by_topic = {a.topic: a for a in advice}
     splits = [s for s in ds.split_names if s]
 
-    size = f"{len(ds)} images, {len(ds.boxes)} boxes"
+    size = f"{plural(len(ds), 'image')}, {plural(len(ds.boxes), 'box')}"
     lines = [Line("data", "path", path, f"{size}; relative to the folder in which jetson-det is called")]
     if format != "auto": lines.append(Line("data", "format", format, "from --format"))
     lines.append(Line("data", "classes", list(ds.classes),
@@ -314,10 +314,11 @@ def _default_board()->str:
 # %% ../nbs/81_cli_init.ipynb #3f0cafdc
 def _read(path:str, format:str):
     "The dataset, with a line about it on the terminal. Raises InputError."
-    from jetson_det.core import and_more
+    from jetson_det.core import and_more, plural
     from jetson_det.data.index import read_indexed
     ds = read_indexed(os.path.expanduser(path), format)
-    counts = f"{len(ds)} images, {len(ds.boxes)} boxes of {len(ds.classes)} classes"
+    counts = (f"{plural(len(ds), 'image')}, {plural(len(ds.boxes), 'box')} of"
+              f" {plural(len(ds.classes), 'class')}")
     print(f"  {ds.format}: {counts}: {and_more(ds.classes)}")
     return ds
 
@@ -365,7 +366,7 @@ def init(
     if fps is not None: fps = _parse_fps(fps)
     if machine is not None: machine = _parse_machine(machine)
     path = _new_file(out or Path("config.yaml"), force) if out or not may_ask else None
-    if path and data: check_files(path, sources=[os.path.expanduser(data)])
+    if path and data: check_files(path, sources=[os.path.expanduser(data)], force=True) # `_new_file` has looked
 
     if data is None: data, ds = ask("Folder with images and labels", parse=lambda text: (text, _read(text, format)))
     else: ds = _read(data, format)
@@ -376,7 +377,7 @@ def init(
     print(f"\n{text}")
     if path is None:
         path = ask("File to write", "config.yaml", _parse_file)
-        check_files(path, sources=[os.path.expanduser(data)])
+        check_files(path, sources=[os.path.expanduser(data)], force=True)
     write_bytes_atomic(path, text.encode("utf-8"))
     print(f"wrote {path}; next: jetson-det train -c {path}")
 

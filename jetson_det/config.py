@@ -59,7 +59,9 @@ class DataConfig(Section):
         description="folder with train.txt, val.txt and test.txt, as `jetson-det data split` writes them; empty: the"
             " data's own splits, else made by split_by")
     seed:int = Field(0, ge=0, le=_LARGEST_SEED, description="seed of the splits that are made")
-    workers:int = Field(2, ge=0, le=256, description="processes that prepare images; 0: the training process itself")
+    workers:Optional[int] = Field(None, ge=0, le=256,
+        description="processes that prepare images; 0: the training process itself; none: one for each core beside a"
+            " GPU, for every second core beside a network on the CPU, 8 at most")
     strict:bool = Field(False, description="stop at the first flawed label or image")
     cache:str = Field("none", pattern="^(none|ram|disk)$",
         description="decoded images to keep: none (one group of 64), ram (shared by the workers) or disk (one mapped"
@@ -74,6 +76,12 @@ class DataConfig(Section):
     max_flawed:float = Field(.01, ge=0, le=1,
         description="share of images that may have flaws; those are left out or clipped, and over this share the"
             " training stops")
+
+    @field_validator("input_size", mode="before")
+    @classmethod
+    def _size_word(cls, v): # 384x672, as the options of the command line have it
+        sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", v) if isinstance(v, str) else None
+        return [int(sides[1]), int(sides[2])] if sides else v
 
     @field_validator("input_size")
     @classmethod

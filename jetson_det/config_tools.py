@@ -142,9 +142,11 @@ class Explained(NamedTuple):
     allowed:str # in words
     description:str
     place:str # file and line, or the override; "": the default
+    in_recipe:bool = False # whether a training's recipe may fill it in where nobody sets it
 
     def __str__(self):
-        lines = [f"{self.key} = {as_yaml(self.value)}  ({self.place or 'the default'})", f"    {self.description}",
+        default = "the default; a recipe may fill it in" if self.in_recipe else "the default"
+        lines = [f"{self.key} = {as_yaml(self.value)}  ({self.place or default})", f"    {self.description}",
                  f"    {self.allowed}"]
         if self.place: lines.append(f"    default: {as_yaml(self.default)}")
         return "\n".join(lines)
@@ -154,6 +156,7 @@ def explain(
     key:str="", # "train.epochs", "epochs", a section, or "": all
     path=None, # YAML file, a recipe's name, or a run folder; None: the defaults
     overrides=(), # words such as "train.epochs=20"
+    recipe_keys=(), # settings that a recipe may fill in
 )->list: # of Explained
     "What a setting is, may be and means, and where its value comes from. Raises InputError."
     path = _config_of(path) if path else None
@@ -169,7 +172,8 @@ def explain(
         usual = getattr(getattr(default, section), leaf)
         place = places.get((section, leaf), "")
         if not place and value != usual: place = places.get((section,), "")
-        found.append(Explained(name, value, usual, allowed(known[name]), known[name].get("description", ""), place))
+        description = known[name].get("description", "")
+        found.append(Explained(name, value, usual, allowed(known[name]), description, place, name in recipe_keys))
     return found
 
 def _config_of(path): # a path or a recipe's name

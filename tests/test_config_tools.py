@@ -104,9 +104,13 @@ def test_explain_names_the_place(tmp_path):
     epochs = get("epochs")
     assert epochs.place == f"{tmp_path/'b.yaml'}, line 4" and epochs.value == 30 and epochs.default == 100
     assert get("data.path").place == f"{tmp_path/'a.yaml'}, line 4"
-    rest = (7, 100, "whole number from 1 to 100000", epochs.description, "override 'train.epochs=7'")
+    rest = (7, 100, "whole number from 1 to 100000", epochs.description, "override 'train.epochs=7'", False)
     assert get("train.epochs", "train.epochs=7")[1:] == rest
     assert get("momentum").place == "" and "(the default)" in str(get("momentum"))
+    for key, recipe, text in (("train.momentum", ["train.momentum"], "(the default; a recipe may fill it in)"),
+                              ("train.precision", ["train.momentum"], "(the default)"),
+                              ("train.epochs", ["train.epochs"], "b.yaml")):
+        assert text in str(explain(key, tmp_path/"c.yaml", (), recipe)[0]).split("\n")[0]
     assert get("train.clip", "train={clip: 3}").place == "override 'train={clip: 3}'"
     assert len(explain()) == len(known_keys()) and not any(e.place for e in explain())
     assert [e.key for e in explain("evaluate")] == find_keys("evaluate")

@@ -29,7 +29,9 @@ def test_the_rule():
 
 
 def test_settings_contract_and_schema():
+    assert load_config(None, ["data.input_size=384x672"]).data.input_size == [384, 672]
     for call in [lambda: load_config(None, ["data.input_size=[400,416]"]),
+                 lambda: load_config(None, ["data.input_size=400x416"]),
                  lambda: preset("yolox", input_size=(400, 416)),
                  lambda: parse_input_size("400x416")]:
         with pytest.raises(InputError) as e: call()

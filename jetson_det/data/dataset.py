@@ -291,7 +291,7 @@ def _preview(ds, i:int)->tuple: # (Html, its name)
     share = np.tile(np.divide(small.shape[:2], size)[::-1], 2)
     scores = np.ones(len(labels), np.float32)
     found = Detections(*(column[:_MOST_BOXES] for column in (boxes * share, scores, labels)))
-    return image_tag(draw(small, found, ds.classes, names=False), name), name
+    return image_tag(draw(small, found, ds.classes, names=False), f"{name} with its boxes"), name
 
 # %% ../../nbs/11_data.dataset.ipynb #8a87481d
 def _subset(

@@ -6,6 +6,7 @@
 __all__ = ['DATASETS', 'Part', 'dataset_parts', 'check_room', 'download_dataset', 'describe_download']
 
 # %% ../../nbs/16_data.download.ipynb #5dd2c7b9
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,8 @@ from typing import NamedTuple
 from ..core import did_you_mean, plural
 from .formats.archives import open_archive
 from .index import read_indexed
-from ..downloads import DownloadError, download_file, is_offline, is_url, remote_of_url, remote_size
+from ..downloads import (DownloadError, check_sha256, download_file, is_offline, is_url, remote_of_url,
+                                  remote_size)
 from ..runtime.files import InputError
 
 # %% ../../nbs/16_data.download.ipynb #eb9ea629
@@ -125,7 +127,11 @@ def download_dataset(
     **options # of `download_file`
 )->Path: # the folder
     "Download, check and unpack a dataset. Raises InputError and DownloadError; what has come stays for the next call."
+    if sha256: check_sha256(sha256)
     folder = Path(folder)
+    above = _dataset_above(folder)
+    if above:
+        raise InputError(f"{folder} lies in the dataset {above}: it would be read with it; give a folder elsewhere")
     is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not is_new: raise InputError(f"{folder}: is there already: give a new or an empty folder")
     work = folder.absolute().with_name(folder.absolute().name + ".part")
@@ -152,6 +158,15 @@ def download_dataset(
     finally:
         if not _has_come(work): shutil.rmtree(work, ignore_errors=True)
     return folder
+
+_SIGNS = ("data.yaml", "data.yml", "_annotations.coco.json", "JPEGImages") # of a dataset's own folder
+_LABELS = ("labels", "annotations", "Annotations") # beside a folder images
+
+def _dataset_above(folder:Path): # Path, or None
+    "The dataset in which a folder would lie, as far as its usual names show."
+    for above in Path(os.path.realpath(folder)).parents:
+        has_labels = (above/"images").is_dir() and any((above/name).is_dir() for name in _LABELS)
+        if has_labels or any((above/name).exists() for name in _SIGNS): return above
 
 def _has_come(work:Path)->bool:
     "Is there anything that the next call could go on with?"

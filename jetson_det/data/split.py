@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'rank_of', 'with_groups', 'tied', 'split_units', 'split_counts', 'random_split', 'stratified_split',
-           'ensure_splits', 'made_splits', 'eval_split', 'split_table', 'split_digest', 'split_lists',
+           'ensure_splits', 'kept_splits', 'made_splits', 'eval_split', 'split_table', 'split_digest', 'split_lists',
            'write_split_lists', 'read_split_lists']
 
 # %% ../../nbs/15_data.split.ipynb #9278a91a
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, did_you_mean
+from ..core import InputError, and_more, did_you_mean, plural
 from .dataset import DetDataset, Flaw
 from .formats.parse import is_outside, read_bytes
 from .images.duplicates import clusters, near_duplicates
@@ -387,10 +387,10 @@ def _notes(
     flaws = []
     def note(severity, kind, text): flaws.append(Flaw(severity, kind, "", "", printable(text), "noted"))
     kept, crossing = _describe_ties(ds, ties)
-    unlisted = int((ds.splits == "").sum())
+    is_said = any(flaw.kind == "no-split" for flaw in ds.flaws) # by the reader
     if kept and made: note("note", "kept-together", f"kept in one split each: {', '.join(kept)}")
     for text in crossing: note("warning", "split-leak", text)
-    if unlisted: note("warning", "no-split", f"{unlisted} images are in no split and are not used")
+    if not is_said: flaws += _no_split(ds)
     if "val" not in ds.split_names:
         reason = f", as {one}" if one else ""
         note("warning", "no-val", f"nothing is left for val{reason}: training goes without evaluation, and `evaluate`"
@@ -398,6 +398,17 @@ def _notes(
     elif test and "test" not in ds.split_names:
         note("warning", "no-test", "no test: what must stay together is too large to make one")
     return flaws
+
+def _no_split(
+    ds:DetDataset, # with splits
+)->list: # of Flaw
+    "Report images that are in none of the splits."
+    unused = ds.paths[ds.splits == ""]
+    if not len(unused): return []
+    labeled = len(np.unique(ds.box_image[(ds.splits == "")[ds.box_image]]))
+    are = f"{plural(len(unused), 'image')}, {labeled} of them with boxes, are in no split and are not used"
+    message = f"{are} ({and_more(unused, 3)})"
+    return [Flaw("warning", "no-split", unused[0], "", printable(message), "noted")]
 
 def _holder(part:DetDataset)->str:
     "What ties all these images together, in words."
@@ -452,6 +463,25 @@ def ensure_splits(
     return replace(ds, flaws=[*ds.flaws, *_notes(ds, ties, rows is not None, one, counts[2])])
 
 # %% ../../nbs/15_data.split.ipynb #9fb63273
+def _given(val, test, seed, by, group_by)->dict: # option -> value
+    "The settings of a split that are not the defaults."
+    settings = {"--val": (val, .2), "--test": (test, .1), "--by": (by, "random"), "--group-by": (group_by, ""),
+                "--seed": (seed, 0)}
+    return {name: value for name, (value, default) in settings.items() if value != default}
+
+def kept_splits(
+    ds:DetDataset, # as it was read
+    val:float=.2, test:float=.1, seed:int=0, by:str="random", group_by:str="", # as in `ensure_splits`
+)->str: # one line; "" where all images are divided
+    "Which splits the data has already, and which settings are not used therefore."
+    if len(set(ds.splits.tolist())) == 1: return ""
+    _, rows, _, _ = _wanted(ds, val, test)
+    given = _given(val, test, seed, by, group_by)
+    unused = [name for name in given if rows is None or name == "--test"]
+    names = ", ".join(filter(None, ds.split_names))
+    options = f"; {', '.join(unused)}: not used" if unused else ""
+    return f"the data's own splits are kept ({names}){options}; --anew makes new ones"
+
 def made_splits(
     before:DetDataset, # as it was read
     after:DetDataset, # what `ensure_splits` gave
@@ -466,9 +496,8 @@ def made_splits(
     counts = Counter(after.splits[is_new].tolist())
     made = ", ".join(f"{name} {counts[name]}" for name in SPLITS if counts[name])
     lacks = "no splits" if len(have) == 1 else f"no {', no '.join(name for name in SPLITS if counts[name])}"
-    settings = {"--val": (val, .2), "--test": (test, .1), "--by": (by, "random"), "--group-by": (group_by, ""),
-                "--seed": (seed, 0)}
-    options = [f"{name} {shlex.quote(str(value))}" for name, (value, default) in settings.items() if value != default]
+    given = _given(val, test, seed, by, group_by)
+    options = [f"{name} {shlex.quote(str(value))}" for name, value in given.items()]
     out = Path(path) / "splits" if Path(path).is_dir() else Path("splits")
     command = ["jetson-det data split", shlex.quote(str(path)), *options, "--out", shlex.quote(str(out))]
     if not Path(path).is_dir(): command.append(f"and data.splits={out}")
@@ -501,11 +530,11 @@ def split_table(
         here = per_image[ds.splits == s]
         images = _share(len(here), len(ds))
         boxes = _share(here.sum(), len(ds.boxes))
-        lines.append(f"{s or '(none)':<24}{images}{boxes}{(here == 0).sum():>15}")
+        lines.append(f"{s or 'no split':<24}{images}{boxes}{(here == 0).sum():>15}")
     total = np.bincount(ds.labels, minlength=len(ds.classes))
     of_split = {s: np.bincount(ds.labels[of_box == s], minlength=len(ds.classes)) for s in names}
     shown = np.sort(np.argsort(-total, kind="stable")[:most])
-    lines.append(f"{'class':<16}{'boxes':>8}" + "".join(f"{s or '(none)':>15}" for s in names))
+    lines.append(f"{'class':<16}{'boxes':>8}" + "".join(f"{s or 'no split':>15}" for s in names))
     for c in shown:
         shares = "".join(_share(of_split[s][c], total[c]) for s in names)
         lines.append(f"{printable(ds.classes[c])[:15]:<16}{total[c]:>8}{shares}")
@@ -576,4 +605,6 @@ def read_split_lists(
             if before: raise InputError(f"{file}, line {k}: {p} is in {before}.txt too")
             splits[row[p]] = s
     if not found: raise InputError(f"{folder}: no train.txt, val.txt or test.txt with a path in it")
-    return replace(ds, splits=splits)
+    flaws = [flaw for flaw in ds.flaws if flaw.kind not in ("no-split", "split-conflict")] # of the splits that it had
+    ds = replace(ds, splits=splits)
+    return replace(ds, flaws=[*flaws, *_no_split(ds)])

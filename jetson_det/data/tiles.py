@@ -17,11 +17,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..core import InputError, did_you_mean
+from ..core import InputError, did_you_mean, plural
 from .dataset import CROWD, IGNORE, DetDataset, Flaw
 from .formats.reader import stem_of
 from .formats.registry import check_writer, read_dataset, write_labels
-from .formats.writers import new_names, short_name
+from .formats.writers import new_names, not_kept, short_name
 from .split import rank_of
 from ..runtime.files import read_json, write_bytes_atomic
 from ..runtime.images import read_image
@@ -211,13 +211,16 @@ def _summary(
     "What was done, in words."
     c = plan.counts
     kind = "PNG" if quality is None else f"JPEG of quality {quality}"
+    nothing = "1 tile has" if c["empty"] == 1 else f"{c['empty']} tiles have"
     text = (
-        f"{images} images gave {len(plan.image)} tiles of {size[1]}x{size[0]} ({kind}), overlapping by {overlap:g} or"
-        f" more: boxes {c['whole']} whole, {c['clipped']} clipped, {c['ignored']} cut and ignored, {c['left_out']} cut"
-        f" and left out; {c['empty']} tiles have nothing to learn, {c['empty_left_out']} of them are left out"
+        f"{plural(images, 'image')} gave {plural(len(plan.image), 'tile')} of {size[1]}x{size[0]} ({kind}), overlapping"
+        f" by {overlap:g} or more: boxes {c['whole']} whole, {c['clipped']} clipped, {c['ignored']} cut and ignored,"
+        f" {c['left_out']} cut and left out; {nothing} nothing to learn, {c['empty_left_out']} of them"
+        f" {'is' if c['empty_left_out'] == 1 else 'are'} left out"
     )
     if c["never_whole"]:
-        text += f"; {c['never_whole']} boxes are whole in no tile: larger tiles or more overlap would show them"
+        are = "box is" if c["never_whole"] == 1 else "boxes are"
+        text += f"; {c['never_whole']} {are} whole in no tile: larger tiles or more overlap would show them"
     return text
 
 def _map_text(
@@ -324,7 +327,7 @@ def tile_dataset(
     flaws = [Flaw("note", "tiled", "", "", summary, "noted")]
     for i, reason in failed.items():
         flaws.append(Flaw("warning", "unreadable-image", ds.paths[i], "", reason, "dropped"))
-    return replace(out, root=dst, flaws=flaws + out.flaws)
+    return replace(out, root=dst, flaws=flaws + not_kept(ds) + out.flaws)
 
 # %% ../../nbs/15_data.tiles.ipynb #1e63b5b5
 class TileMap(NamedTuple):

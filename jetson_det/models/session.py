@@ -14,7 +14,7 @@ import numpy as np
 from .checkpoint import checkpoint_of
 from ..runtime.files import InputError, require
 from ..runtime.geometry import check_input_size
-from ..runtime.foreign import read_classes
+from ..runtime.foreign import read_classes, renaming_notes
 from ..runtime.sessions import Session, open_session, rename_classes
 
 # %% ../../nbs/29_models.session.ipynb #e7b8c5ff
@@ -95,8 +95,11 @@ def torch_session(
     device = _device(device)
     model, contract = load_detector(source)
     size = check_input_size(contract.input_size if input_size is None else input_size)
-    contract = rename_classes(contract, classes)._replace(input_size=size)
-    session = Session(contract, TorchInfer(model.to(device, memory_format=torch.channels_last)))
+    try: named = rename_classes(contract, classes)._replace(input_size=size)
+    except InputError as e: raise InputError(f"{source}: {e}") from None
+    notes = [f"{source}: {note}" for note in renaming_notes(contract.classes, classes)]
+    session = Session(named, TorchInfer(model.to(device, memory_format=torch.channels_last)))
+    session.notes = tuple(notes)
     session.device = str(device)
     session.engine = engine
     session.path = Path(source)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_literal', 'names_in_text', 'Metadata', 'read_metadata', 'read_classes', 'fitting_presets', 'likely_text',
-           'preset_of', 'input_size_of', 'classes_for', 'split_record', 'foreign_contract']
+           'preset_of', 'input_size_of', 'are_placeholders', 'renaming_notes', 'classes_for', 'split_record',
+           'foreign_contract']
 
 # %% ../../nbs/63_runtime.foreign.ipynb #ae3618f7
 import ast
@@ -190,6 +191,8 @@ def read_classes(
     if isinstance(given, (str, Path)):
         given = str(given)
         path = Path(given)
+        special = why_not_regular(given) if _exists(path) else ""
+        if special: raise InputError("{}: {}; give names, or a file with one a line".format(path, special))
         is_file = path.suffix.lower() in (".txt", ".names", ".json", ".yaml", ".yml") or "/" in given and _exists(path)
         names = _names_in_file(path) if is_file else [name.strip() for name in given.split(",")]
         where = str(path) if is_file else "classes {!r}".format(given[:60])
@@ -341,6 +344,28 @@ def _columns_of(name, names, count): # class_columns, or None; () where names an
     if count == 91 and tuple(names) == COCO_CLASSES: return COCO_COLUMNS
     return tuple(range(len(names))) if count == len(names) + 1 else ()
 
+_PLACEHOLDER = re.compile(r"(?:class|cls|label|category|object|name|id)?[\s_-]*\d+", re.I)
+
+def are_placeholders(
+    names, # class names
+)->bool: # True for class_0, class_1, ... and for 0, 1, ...
+    "Whether names are numbers that an exporter made up."
+    return all(_PLACEHOLDER.fullmatch(str(name).strip()) for name in names)
+
+def renaming_notes(
+    own,   # class names of the file; None: it has none
+    given, # as many from the person; None: none
+)->list: # lines for the person
+    "What to say of a person's class names beside the file's. Raises `InputError` where they replace real names."
+    if not own or not given or tuple(own) == tuple(given): return []
+    if are_placeholders(own): return ["its classes {} are called {}".format(_named(own), _named(given))]
+    pairs = zip(own, given)
+    label = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(own), len(given)))
+    which = ", from label {} on".format(label) if label else ""
+    raise InputError("it names its own classes ({}), and the names given are others{} ({}); leave --classes out: it is"
+                     " for a file without names. Where data has other words for them: evaluate --map MODEL=DATA".format(
+                         _named(own), which, _named(given)))
+
 def classes_for(
     name:str,        # of the preset
     outputs,         # (name, dimensions) of each output of the graph
@@ -362,8 +387,10 @@ def classes_for(
         why = "the names in its metadata can't be read" if is_unread else "the file has no names for them"
         raise InputError("{}, and {}; {}".format(shown, why, hint))
     notes = []
-    if source == "given" and facts.names and names != facts.names:
-        notes.append("its metadata names the classes {}; they are called {}".format(_named(facts.names), _named(names)))
+    if source == "given" and facts.names and count and len(facts.names) != len(names): # those in the file are wrong
+        notes.append("its metadata names {} classes ({}); they are called {}".format(
+            len(facts.names), _named(facts.names), _named(names)))
+    elif source == "given": notes += renaming_notes(facts.names, names)
     if source == "metadata" and facts.other_names:
         notes.append("its metadata has other class names under {}; those under {} are used ({})".format(
             ", ".join(facts.other_names), facts.names_key, _named(names)))
@@ -386,6 +413,7 @@ _SPLIT_RULES = { # key of the record, does its value hold?, what would be right
     "digest": (lambda v: v is None or _is_word(v), "a fingerprint"),
     "marks": (lambda v: isinstance(v, list) and all(map(_is_word, v)), "a list of fingerprints"),
     "files": (lambda v: isinstance(v, list) and all(map(_is_word, v)), "a list of fingerprints"),
+    "names": (lambda v: isinstance(v, list) and all(map(_is_word, v)), "a list of fingerprints"),
 }
 
 def _names_its_files(record)->bool:
@@ -415,7 +443,7 @@ def split_record(
     made = "lists in a folder" if lists else "a pattern for groups"
     note = ("its training made the splits with {}, which is not taken from a file's metadata: give the folder of the"
             " lists with --splits to evaluate on images that were kept apart".format(made))
-    kept = {key: known[key] for key in ("digest", "marks", "files") if key in known}
+    kept = {key: known[key] for key in ("digest", "marks", "files", "names") if key in known}
     return dict(kept, withheld=True), [note]
 
 # %% ../../nbs/63_runtime.foreign.ipynb #71636a9b
@@ -504,6 +532,7 @@ def foreign_contract(
                          " (in Python: input_size=)")
     notes = lines + notes
     if name not in fits:
+        notes += renaming_notes(facts.names, classes)
         is_open = any(_is_open(side) for side in shape[2:])
         return _unlike(preset(name, classes or facts.names, size), outputs, fits, is_open), notes
     names, columns, lines = classes_for(name, outputs, fits[name], facts, classes)

@@ -187,11 +187,17 @@ class Prediction(NamedTuple):
             text += "; more boxes than max_detections in {} frame{}: {}{}".format(
                 self.cut_frames, "" if self.cut_frames == 1 else "s", names,
                 ", ..." if self.cut_frames > len(self.cut) else "")
-        if self.replaced: text += "; {} files of an earlier prediction there were replaced".format(self.replaced)
+        if self.replaced:
+            text += "; {} file{} of an earlier prediction there {} removed first".format(
+                self.replaced, "" if self.replaced == 1 else "s", "was" if self.replaced == 1 else "were")
         if self.kept: text += "; changed since an earlier prediction and kept: " + _some(self.kept)
         if self.stopped: text += "; stopped by {}, and what was predicted by then is whole".format(self.stopped)
-        return "{}\n{} frames, {} boxes in {:.1f} s ({:.1f} frames/s, drawing and writing included): {}".format(
-            text, self.frames, self.boxes, self.seconds, rate, printable(self.out))
+        last = "{} frames, {} boxes in {:.1f} s ({:.1f} frames/s, drawing and writing included): {}".format(
+            self.frames, self.boxes, self.seconds, rate, printable(self.out))
+        if self.unreadable:
+            last += "; {} image{} could not be read (skipped in predictions.json)".format(
+                len(self.unreadable), "" if len(self.unreadable) == 1 else "s")
+        return text + "\n" + last
 
     @property
     def is_complete(self):
@@ -210,6 +216,7 @@ class _Results:
         self.classes = session.contract.classes
         self.confidence = session.confidence
         self.is_live = frames.live
+        self.frames = frames
         self.count = 0
         self.boxes = 0
         self.failed = []
@@ -287,8 +294,10 @@ class _Results:
         try:
             if self.film: self._finish_film()
             self.lines.close()
+            skipped = zip(getattr(self.frames, "unreadable", ()), getattr(self.frames, "reasons", ()))
             head = {"classes": list(self.classes), "confidence": self.confidence,
-                    "max_detections": getattr(self.session, "max_detections", None), "complete": complete}
+                    "max_detections": getattr(self.session, "max_detections", None), "complete": complete,
+                    "skipped": [{"name": str(name), "why": why} for name, why in skipped]}
             with self.folder.open("predictions.json") as f: _write_json(self.lines.path, f, head)
             if not self.is_live: self.lines.path.unlink()
         finally: self.folder.close()

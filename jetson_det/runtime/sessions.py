@@ -33,6 +33,7 @@ from jetson_det.runtime.foreign import (
     likely_text,
     read_classes,
     read_metadata,
+    renaming_notes,
     split_record,
 )
 from .nms import cap_detections
@@ -195,11 +196,12 @@ def rename_classes(
     contract:Contract, # as it is
     names=None,        # as many names as it has classes; None: its own
 )->Contract:
-    "The contract with other names for its classes. Raises `InputError` where their number differs."
+    "The contract with names for its placeholders. Raises `InputError` for another number, or where it has real names."
     if not names: return contract
     if len(names) != len(contract.classes):
         raise InputError("{} classes were given ({}), but the contract has {} ({})".format(
             len(names), ", ".join(names[:5]), len(contract.classes), ", ".join(contract.classes[:5])))
+    renaming_notes(contract.classes, names)
     return contract._replace(classes=tuple(names))
 
 def _own_contract(path, given, metadata, shape, classes, input_size): # (Contract, lines)
@@ -216,7 +218,9 @@ def _own_contract(path, given, metadata, shape, classes, input_size): # (Contrac
     if names and not classes and names != contract.classes:
         notes.append("its metadata names {} classes ({}), its contract {} ({}); the contract's are used".format(
             len(names), ", ".join(names[:5]), len(contract.classes), ", ".join(contract.classes[:5])))
+    own = contract.classes
     contract = rename_classes(contract, classes)
+    notes += renaming_notes(own, classes)
     if input_size:
         size, _ = input_size_of(shape, read_metadata({}), input_size)
         contract = contract._replace(input_size=size)
@@ -262,6 +266,7 @@ def _find_inputs(inputs)->tuple: # the image's input, the size's or None
 
 # %% ../../nbs/65_runtime.sessions.ipynb #04de9104
 _FRAMES_JUDGED = 10 # at most, where the first have no boxes to judge
+_MOST_HASHED = 1 << 27 # bytes: a larger file is compared with its checksum by `verify_onnx` alone
 
 class OnnxSession(Session):
     "A detector in an ONNX file."
@@ -295,6 +300,11 @@ class OnnxSession(Session):
         self.notes = tuple(printable("{}: {}".format(path, note)) for note in notes)
         if "CUDAExecutionProvider" in self.ort.get_providers(): self.device = "cuda"
         self._judge = self._judge_first
+        recorded = metadata.get(GRAPH_KEY)
+        may_check = recorded and self.path.stat().st_size <= _MOST_HASHED
+        if may_check and not _is_as_exported(path, recorded):
+            warnings.warn("{}: altered since its export: the SHA-256 of its graph and weights is not the recorded one,"
+                          " so its boxes may be wrong".format(printable(path)))
         self._to_judge = _FRAMES_JUDGED
 
     def _run(self, x):
@@ -376,12 +386,15 @@ def _graph_bytes(
         else: raise ValueError("wire type {}".format(kind))
     return graph
 
+def _is_as_exported(path, recorded)->bool:
+    try: graph = _graph_bytes(Path(str(path)).read_bytes())
+    except (ValueError, IndexError): graph = b""
+    return sha256_bytes(graph) == recorded
+
 def _graph_line(path, recorded)->str:
     "What the recorded checksum of the graph says. Raises `InputError` where it is not that of the file."
     if not recorded: return "no checksum of its graph is recorded"
-    try: graph = _graph_bytes(Path(str(path)).read_bytes())
-    except (ValueError, IndexError): graph = b""
-    if sha256_bytes(graph) == recorded: return "its graph is as it was exported"
+    if _is_as_exported(path, recorded): return "its graph is as it was exported"
     raise InputError("{}: altered: the SHA-256 of its graph and weights is not the recorded one".format(path))
 
 def _source_line(path, made_from)->str:
@@ -403,9 +416,10 @@ def verify_onnx(
     metadata = _metadata_of(path, _load_onnx(path, 1, ["CPUExecutionProvider"]))
     if METADATA_KEY not in metadata:
         return ["opens in ONNX Runtime; it has no contract of jetson_det, so there is nothing to compare it with"]
+    graph_line = _graph_line(path, metadata.get(GRAPH_KEY))
     session = OnnxSession(path, threads=1, providers=["CPUExecutionProvider"])
     contract = session.contract
-    lines = [_graph_line(path, metadata.get(GRAPH_KEY)), _source_line(path, contract.made_from)]
+    lines = [graph_line, _source_line(path, contract.made_from)]
     height, width = contract.input_size
     session(np.full((height, width, 3), 114, np.uint8))
     head = "{}, {}x{}, {} classes; opens, agrees with its contract, and runs".format(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError
+from ..core import InputError, worker_count
 from ..data.augment.albumentations import load_transforms
 from ..data.balance import balance_table, class_weights, repeat_factors
 from ..data.dataset import DetDataset
@@ -77,13 +77,16 @@ def make_loader(
     repeats=None, # (N,) repeat factors, of `class_balance`
     device="cpu", # where `data.augment_on=device` makes its batches
     first_look:bool=False, # in this process, without a cache: for a few batches
+    processes:int=1, # of the training
     say=print, # called with each line for the person
 ): # data.loader.TrainLoader
     "The batches that the settings ask for. Raises InputError for transforms that cannot be used."
     from jetson_det.data.loader import TrainLoader
     transform = load_transforms(augment.transforms, min_box=augment.min_box, min_visible=augment.min_visible)
-    where = dict(workers=0) if first_look else dict(workers=data.workers, cache=data.cache, augment_on=data.augment_on,
-                                                    device=device)
+    where = dict(workers=0)
+    if not first_look:
+        workers = worker_count(data.workers, device, processes)
+        where = dict(workers=workers, cache=data.cache, augment_on=data.augment_on, device=device)
     return TrainLoader(ds, tuple(data.input_size), augment, train.batch_size, train.seed, transform=transform,
                        repeats=repeats, say=say, **where)
 

@@ -32,6 +32,7 @@ def origin_of(
 def _of_contract(contract)->dict:
     if contract is None: return {}
     known = dict(name=contract.name, dataset=contract.dataset, config=contract.config)
+    if contract.made_from: known["made_from"] = contract.made_from
     if "origin" in contract.extra: known["origin"] = contract.extra["origin"]
     return known
 
@@ -58,6 +59,7 @@ def _check_entry(entry, path):
     "Raise InputError for a record that cannot be one."
     is_entry = isinstance(entry, dict) and isinstance(entry.get("path"), str) and "sha256" in entry
     if is_entry: is_entry = all(isinstance(entry.get(key), kind) for key, kind in _ENTRY.items() if key in entry)
+    if is_entry: is_entry = isinstance(entry.get("made_from", ""), str)
     if not is_entry: raise InputError(f"{path}: what it says of its origin is damaged, near {repr(entry)[:80]}")
 
 # %% ../../nbs/34_train.lineage.ipynb #41262abd
@@ -78,8 +80,24 @@ def lineage(
         if entry.get("origin"): row["begins"] = ""
         else: row["begins"] = "with random weights" if "origin" in entry else "unknown"
         chain.append(row)
+        if entry.get("made_from"):
+            chain.append(dict(_exported_checkpoint(None if len(chain) > 1 else path, entry), begins=row["begins"]))
+            row["begins"] = ""
         entry = entry.get("origin")
     return chain
+
+def _exported_checkpoint(
+    file, # the ONNX file, where it is here
+    entry, # what its contract says
+)->dict: # a row without `begins`
+    "The checkpoint that a file was exported from: the one beside it, where it has the weights of the record."
+    row = dict(path="a checkpoint", sha256=entry["made_from"], name=entry.get("name", ""), found="not looked up")
+    beside = Path(file).with_suffix("") if file else None
+    if beside is None or not beside.is_dir(): return row
+    try: there = _origin_of_folder(beside)
+    except InputError: return row
+    if there["sha256"] != entry["made_from"]: return row
+    return {key: value for key, value in there.items() if key in _ENTRY} | {"found": "as it was"}
 
 def _found(entry, is_told): # is the entry told by a file?
     if is_told: return "not looked up" if os.path.exists(entry["path"]) else "gone"

@@ -232,7 +232,7 @@ class Trainer:
         distiller = make_distiller(cfg.distill, self.model)
         self.stepper = Stepper(self.model, cfg.train, cfg.train.batch_size * self.group, self.world, distiller)
         loader = make_loader(self.train_ds, cfg.data, cfg.augment, cfg.train, self.repeats, self.stepper.device,
-                             say=self.say)
+                             processes=self.world.size, say=self.say)
         self.loader = share_of(loader, self.world, self.group)
         self.loader.is_stopping = lambda: bool(self.world.stop_reason or self.world.asked)
         largest = scaled_size(tuple(cfg.data.input_size), cfg.data.input_size[0] // 32 + cfg.augment.multiscale)

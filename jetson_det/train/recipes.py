@@ -15,7 +15,7 @@ from ..models.zoo import family_of
 # %% ../../nbs/31_train.recipes.ipynb #18cf8281
 class Rules(NamedTuple):
     "How a recipe follows the length of a training."
-    images_seen:int = 4000 # epochs x images of a fine-tuning: minutes for a small network on two CPU cores
+    images_seen:int = 3000 # epochs x images of a fine-tuning: minutes for a small network on two CPU cores
     fewest_epochs:int = 20
     most_epochs:int = 100
     warmup_epochs:float = 1. # of a fine-tuning: the new class rows start from nothing and must not shake the rest

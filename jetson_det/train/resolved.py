@@ -37,7 +37,7 @@ def _data_rows(trainer)->list:
     data = trainer.cfg.data
     multiscale = trainer.cfg.augment.multiscale
     class_weights = trainer.cfg.train.class_weights
-    counts = [f"{name} {int((trainer.ds.splits == name).sum())}" for name in trainer.ds.split_names]
+    counts = [f"{name or 'no split'} {int((trainer.ds.splits == name).sum())}" for name in trainer.ds.split_names]
     rows = [("classes", ", ".join(trainer.ds.classes), ""), ("images", ", ".join(counts), "")]
     if data.balance != "none":
         rule = (f"repeat factors for classes in under {data.balance_threshold:.0%} of"
@@ -45,7 +45,9 @@ def _data_rows(trainer)->list:
         rows.append(("balance", f"{trainer.run.samples} images an epoch", rule))
     if class_weights != "none": rows.append(("class weights", class_weights, "in the class loss"))
     size_rule = "height x width" + (f"; {multiscale} steps of 32 up and down" if multiscale else "")
-    return rows + [("cache", data.cache, ""),
+    workers_rule = "" if data.workers is not None else "by the cores, and what the network leaves of them"
+    return rows + [("workers", trainer.loader.workers, workers_rule),
+                   ("cache", data.cache, ""),
                    ("augmentation", f"on the {'training device' if data.augment_on == 'device' else 'CPU'}", ""),
                    ("input size", "x".join(map(str, data.input_size)), size_rule)]
 

@@ -63,7 +63,10 @@ def test_lists_of_a_split_are_what_is_trained_on(scenes, tmp_path):
     assert "train 12, val 6, test 6" in output and "class weights" in output and "of images" in output
     assert "on 6 images" in ok("evaluate", tmp_path / "run", "--data", scenes)
     shutil.move(tmp_path / "lists", tmp_path / "moved")
-    gone = run("evaluate", tmp_path / "run", "--data", scenes)
+    # the run's own list holds without them; a checkpoint elsewhere has none
+    assert "on 6 images" in ok("evaluate", tmp_path / "run", "--data", scenes)
+    shutil.copytree(tmp_path / "run" / "best", tmp_path / "alone" / "best")
+    gone = run("evaluate", tmp_path / "alone" / "best", "--data", scenes)
     lines = [line for line in gone.stderr.splitlines() if not line.startswith("device: ")]
     assert gone.returncode == 2 and len(lines) == 1 and "--splits" in lines[0]
     assert "on 6 images" in ok("evaluate", tmp_path/"run", "--data", scenes, "--splits", tmp_path/"moved",
@@ -87,7 +90,9 @@ def test_other_splits_than_those_of_the_training_are_reported(scenes, tmp_path):
     gone = d["images"].pop()
     d["annotations"] = [a for a in d["annotations"] if a["image_id"] != gone["id"]]
     (loose / "labels.json").write_text(json.dumps(d))
-    assert "not those of the training" in ok("evaluate", tmp_path / "run", "--data", loose)
+    # the run's own list holds
+    out = ok("evaluate", tmp_path / "run", "--data", loose)
+    assert "not those of the training" not in out and "1 image of the training not here" in out
 
 
 def test_tiles_and_the_page(scenes, tmp_path):
@@ -140,3 +145,4 @@ def test_what_was_not_read_is_said_by_every_verb(scenes, tmp_path):
     words = ["data", "convert", tmp_path / "d", tmp_path / "out", "--to", "yolo"]
     done = run(*words)
     assert done.returncode == 0 and "warning: annotations/more.json is a named pipe" in done.stderr
+    assert "1 change (1 not-kept), listed in" in done.stdout and (tmp_path / "out/changes.csv").is_file()

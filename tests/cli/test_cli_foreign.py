@@ -8,7 +8,9 @@ import pytest
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 import onnx_files as files
 from jetson_det.cli import main
-from jetson_det.runtime.contract import METADATA_KEY, Contract
+from jetson_det.runtime.contract import GRAPH_KEY, METADATA_KEY, Contract
+from jetson_det.runtime.files import sha256_bytes
+from jetson_det.runtime.sessions import _graph_bytes
 
 EIGHT = {"output0": np.ascontiguousarray(files.dense(2, False).T)[None]}
 OPEN = dict(shape=("batch", 3, "height", "width"), shapes={"output0": ["batch", 6, "anchors"]})
@@ -101,6 +103,47 @@ def test_a_damaged_file_is_one_line_for_every_verb(tmp_path, image, capsys, dama
         code, _, err = run(capsys, *words, *options)
         lines = [line for line in err.splitlines() if not line.startswith(("device:", "note:"))]
         assert code == 2 and len(lines) == 1 and "m.onnx" in lines[0] and "Traceback" not in err, err
+
+
+def contract_file(tmp_path, names, **metadata):
+    "A file of our own that finds two boxes."
+    boxes, scores = files.cxcywh(files.BOXES), files.probabilities(2)
+    half = boxes[:, 2:] / 2
+    corners = np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], 1).astype(np.float32)
+    outputs = dict(boxes=corners[None], scores=scores[None].astype(np.float32))
+    contract = Contract("x", "two", names, files.SIZE, "boxes_scores")
+    return files.write_graph(tmp_path / "own.onnx", outputs, {METADATA_KEY: contract.to_json(), **metadata})
+
+
+def test_own_names_are_not_replaced(tmp_path, image, capsys):
+    "Neither those of a contract nor those of an exporter, by whichever verb; placeholders are."
+    theirs = files.write_graph(tmp_path / "m.onnx", EIGHT, {"author": "Ultralytics", "names": "['cat', 'dog']"})
+    own = contract_file(tmp_path, ("cat", "dog"))
+    for model in (theirs, own):
+        for words in (["predict", model, image, "--out", tmp_path / "p"], ["bench", model, "--source", image],
+                      ["evaluate", model, "--data", tmp_path]):
+            if words[0] == "evaluate": (tmp_path / "im.txt").write_text("0 .5 .5 .2 .2\n")
+            if words[0] == "evaluate": (tmp_path / "classes.txt").write_text("cat\ndog\n")
+            code, _, err = run(capsys, *words, "--classes", "dog,cat")
+            lines = [line for line in err.splitlines() if not line.startswith(("device:", "note:"))]
+            assert code == 2 and len(lines) == 1 and not (tmp_path / "p").exists(), err
+            assert "its own classes (cat, dog)" in err and "(dog, cat)" in err and "--map" in err
+        assert run(capsys, "predict", model, image, "--classes", "cat,dog", "--out", tmp_path / "q")[0] == 0
+    unnamed = contract_file(tmp_path, ("class_0", "class_1"))
+    code, _, err = run(capsys, "predict", unnamed, image, "--classes", "dog,cat", "--out", tmp_path / "q")
+    assert code == 0 and "are called dog, cat" in err
+    assert json.loads((tmp_path / "q" / "predictions.json").read_text())["classes"] == ["dog", "cat"]
+
+
+def test_an_altered_file_is_said_and_run(tmp_path, image, capsys):
+    model = contract_file(tmp_path, ("cat", "dog"), **{GRAPH_KEY: "0" * 64})
+    code, _, err = run(capsys, "predict", model, image, "--out", tmp_path / "q")
+    assert code == 0 and err.count("warning: ") == 1 and "own.onnx: altered since its export" in err
+    code, _, err = run(capsys, "verify", model)
+    assert code == 1 and "warning" not in err
+    digits = sha256_bytes(_graph_bytes(model.read_bytes()))
+    model = contract_file(tmp_path, ("cat", "dog"), **{GRAPH_KEY: digits})
+    assert "warning" not in run(capsys, "predict", model, image, "--out", tmp_path / "q")[2]
 
 
 def test_names_do_not_reach_the_terminal_as_commands(tmp_path, image, capsys):

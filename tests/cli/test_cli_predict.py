@@ -129,9 +129,69 @@ def test_no_label_file_is_replaced_by_figures(run, scenes, verb):
 
 def test_no_page_replaces_a_label_file(run, scenes):
     before = digests(scenes)
-    for verb in ("check", "view"): one_line(run("data", verb, scenes, "--html", labels_of(scenes)), "is a file of")
+    for verb in ("check", "view"):
+        one_line(run("data", verb, scenes, "--html", labels_of(scenes)), "must end in .html or .htm")
+    (scenes / "index.html").write_text("<p>mine")
+    before = digests(scenes)
+    for verb in ("check", "view"): one_line(run("data", verb, scenes, "--html", scenes / "index.html"), "is a file of")
     assert digests(scenes) == before
     for _ in range(2): assert run("data", "view", scenes, "--html", scenes / "page.html")[0] == 0
+
+
+@pytest.mark.parametrize("words", [
+    ["data", "check", "dock", "--json", "mine.json"], ["data", "check", "dock", "--html", "mine.html"],
+    ["data", "stats", "dock", "--plot", "mine.png"], ["data", "view", "dock", "--html", "mine.html"],
+    ["evaluate", "mine.onnx", "--data", "dock", "--html", "mine.html"], ["doctor", "--json", "mine.json"],
+    ["evaluate", "mine.onnx", "--data", "dock", "--json", "link.json"], ["config", "schema", "--out", "mine.yaml"],
+])
+def test_a_file_of_somebody_else_is_not_replaced(run, scenes, tmp_path, words):
+    "Wherever it lies."
+    pytest.importorskip("matplotlib")
+    for suffix in (".json", ".html", ".png", ".onnx", ".yaml"): (tmp_path / ("mine" + suffix)).write_text("important")
+    os.symlink("mine.json", str(tmp_path / "link.json"))
+    one_line(run(*words), words[-1] + ": is there already", "give another name")
+    for suffix in (".json", ".html", ".png", ".onnx", ".yaml"):
+        assert (tmp_path / ("mine" + suffix)).read_text() == "important"
+
+
+def test_a_report_has_the_suffix_of_its_kind(run, scenes, tmp_path):
+    put_image(tmp_path / "im1.jpg")
+    photo = (tmp_path / "im1.jpg").read_bytes()
+    for name in ("im1.jpg", "new.jpg", "report.json"):
+        one_line(run("data", "view", scenes, "--html", name), name, "must end in .html or .htm")
+    for name in ("im1.jpg", "notes.txt", "page.html"):
+        one_line(run("data", "check", scenes, "--json", name), name, "must end in .json")
+    assert (tmp_path / "im1.jpg").read_bytes() == photo
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dock", "im1.jpg"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf", ".jpg", ".webp"])
+def test_a_plot_of_ours_is_replaced(tmp_path, suffix):
+    "Each kind of file says who made it."
+    figures = pytest.importorskip("matplotlib.figure")
+    from jetson_det.cli_data import _save_plot
+    from jetson_det.runtime.outputs import check_replaced, is_own_output
+    path = tmp_path / ("plot" + suffix)
+    fig = figures.Figure(figsize=(4, 4))
+    fig.savefig(path)
+    assert not is_own_output(path)
+    _save_plot(fig, path)
+    assert check_replaced(path) == path
+
+
+def test_an_export_replaces_exports_alone(tmp_path):
+    from jetson_det.runtime.files import InputError
+    from jetson_det.runtime.outputs import check_replaced
+    path = tmp_path / "m.onnx"
+    assert check_replaced(path) == path
+    path.write_bytes(b"")
+    check_replaced(path)  # as mktemp makes it
+    path.write_bytes(b"graph" * 9000 + b"jetson_det.contract" + b"classes" * 9000)
+    check_replaced(path)
+    path.write_bytes(b"graph of somebody")
+    with pytest.raises(InputError, match="m.onnx: is there already"): check_replaced(path)
+    os.symlink("m.onnx", str(tmp_path / "link.onnx"))
+    with pytest.raises(InputError, match="link.onnx: is there already"): check_replaced(tmp_path / "link.onnx")
 
 
 def test_a_plot_is_no_data(run, scenes, tmp_path):
@@ -229,8 +289,8 @@ def test_a_file_that_cannot_be_written_is_known_before_the_work(run, tmp_path, m
             one_line(run(*verb.split(), *words, option, "/sys/x.png"), "error: /sys/x.png: cannot be written")
             continue
         for path, why in (("/dev/full", "No space left on device"), ("full", "No space left on device"),
-                          ("/sys/x.json", "no file can be made in /sys"), ("empty", "is a folder"),
-                          ("m.onnx/x.json", "m.onnx is not a folder")):
+                          ("/sys/x." + option[2:], "no file can be made in /sys"), ("empty", "is a folder"),
+                          ("m.onnx/x." + option[2:], "m.onnx is not a folder")):
             one_line(run(*verb.split(), *words, option, path), f"error: {path}: ", why)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.yaml", "empty", "full", "m.onnx"]
 

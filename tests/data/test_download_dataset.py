@@ -239,3 +239,25 @@ download.download_dataset("coco", {str(tmp_path/'coco')!r}, say=lambda line: Non
     asked = len(site.asked)
     get("coco", tmp_path/"coco")
     assert len(site.asked) == asked + 2 and len(read_dataset(tmp_path/"coco")) == 8
+
+
+@pytest.mark.parametrize("sha256", ["0000", "g" * 64, "0" * 65])
+def test_a_digest_of_another_form_is_refused_before_the_download(tmp_path, sha256):
+    "Nothing listens at the address."
+    for source in ("http://127.0.0.1:9/a.zip", "coco"):
+        with pytest.raises(InputError, match="64 hexadecimal digits"):
+            download_dataset(source, tmp_path/"new", sha256=sha256)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sign", ["data.yaml", "images labels", "JPEGImages", "images annotations"])
+def test_no_download_into_a_dataset(tmp_path, sign):
+    "It would be read with it."
+    (tmp_path/"free"/"images").mkdir(parents=True)
+    for name in sign.split(): (tmp_path/"data"/name).mkdir(parents=True)
+    os.symlink("data", tmp_path/"link")
+    for inside in (tmp_path/"data"/"new", tmp_path/"data"/"a"/"b", tmp_path/"link"/"new"):
+        with pytest.raises(InputError, match="lies in the dataset"):
+            download_dataset("http://127.0.0.1:9/a.zip", inside)
+    assert sorted(p.name for p in (tmp_path/"data").iterdir()) == sorted(sign.split())
+    with pytest.raises(DownloadError): download_dataset("http://127.0.0.1:9/a.zip", tmp_path/"free"/"new")

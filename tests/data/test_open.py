@@ -10,7 +10,7 @@ import pytest
 from jetson_det.config import DataConfig
 from jetson_det.core import InputError, rng_for
 from jetson_det.data.augment.plan import training_boxes
-from jetson_det.data.open import open_data, open_evaluation, split_settings
+from jetson_det.data.open import evaluation_data, open_data, open_evaluation, split_settings
 from jetson_det.runtime.foreign import split_record
 
 
@@ -174,7 +174,8 @@ def test_a_file_trained_with_a_pattern_for_groups_says_what_it_learned_from(tmp_
     record, notes = of_a_file(made)
     assert "--splits" in notes[0] and "group_by" not in record
     found, lines = opened(root, made=record)
-    assert len(found) == 20 and "of 14 images of the training that were looked up, 14 are among these" in lines
+    assert len(found) == 20
+    assert "the training learned from 14 of these 20 images (14 of its images were looked up)" in lines
     # data with splits of its own: no pattern was needed
     root = coco_folder(tmp_path / "b", 12, ("train", "val", "test"))
     record, _ = of_a_file(trained(root, group_by=r"(\d+)\.png")[0])
@@ -211,7 +212,7 @@ def test_a_part_of_the_training_is_said(tmp_path):
                          if a["image_id"] == image]
     (other / "labels.json").write_text(json.dumps(d))
     found, lines = opened(other, made=made)
-    assert len(found) == len(d["images"]) and "1 are among these" in lines and "too good" in lines
+    assert len(found) == len(d["images"]) and "the training learned from 1 of these" in lines and "too good" in lines
 
 
 def test_artifacts_without_marks(tmp_path):
@@ -254,3 +255,130 @@ def test_lists_that_do_not_fit_other_data(tmp_path):
     assert len(opened(other, made=made)[0]) == 12
     with pytest.raises(InputError, match="give their folder with --splits"): open_evaluation(root, made=made)
     assert names(opened(root, made=made, splits=tmp_path / "gone")[0]) == paths[15:]
+
+
+def only_images(root, to, paths, name="{}.png", change=None):
+    "Images of a dataset with one box each as COCO, in a folder of their own under other names."
+    (to / "photos").mkdir(parents=True)
+    d = dict(images=[], annotations=[], categories=[dict(id=1, name="Sack")])
+    for k, path in enumerate(paths, 1):
+        new = to / "photos" / name.format((root / path).stem)
+        if change is None: shutil.copy(root / path, new)
+        else: cv2.imwrite(str(new), change(cv2.imread(str(root / path))))
+        height, width = cv2.imread(str(new)).shape[:2]
+        d["images"].append(dict(id=k, file_name=new.name, height=height, width=width))
+        d["annotations"].append(dict(id=k, image_id=k, category_id=1, bbox=[1, 1, 9, 9], area=81, iscrowd=0))
+    (to / "labels.json").write_text(json.dumps(d))
+    return to
+
+
+def known(*args, **kw):
+    lines = []
+    data = evaluation_data(*args, say=lines.append, **kw)
+    return data.to_dict(), "\n".join(lines)
+
+
+def cut(image): return image[:32, :32]
+
+
+def dock_folder(root, images):
+    "As `coco_folder`, with names that say something."
+    coco_folder(root, images)
+    labels = (root / "labels.json").read_text()
+    (root / "labels.json").write_text(labels.replace('"file_name": "', '"file_name": "dock_'))
+    for file in (root / "images").iterdir(): file.rename(file.with_name(f"dock_{file.name}"))
+    return root
+
+
+def test_copies_of_training_images_are_said_wherever_they_lie(tmp_path):
+    root = dock_folder(tmp_path / "a", 20)
+    made, ds = trained(root)
+    train = ds.split("train").paths.tolist()
+    test = ds.split("test").paths.tolist()
+    for k, name in enumerate(("{}.png", "other {}.png", "x{}y.png")):
+        copy = only_images(root, tmp_path / f"copy{k}", [*train[:5], *test], name)
+        figures, lines = known(copy, made=made)
+        assert "all 7 images: the data has no splits" in lines
+        assert f"the training learned from 5 of these 7 images ({len(train)} of its images" in lines
+        assert "no measure of new images" in lines and figures["images_learned_from"] == 5
+        assert figures["training_images_looked_up"] == len(train)
+    figures, lines = known(only_images(root, tmp_path / "new", test), made=made)
+    assert figures["images_learned_from"] == 0 and "learned from" not in lines and "note" not in lines
+    # part of the data of the training
+    figures, lines = known(root, "all", made)
+    assert f"the training learned from {len(train)} of these 20 images:" in lines
+    assert figures["images_learned_from"] == len(train)
+
+
+@pytest.mark.parametrize("name, change", [("{}.jpg", np.copy), ("new_{}.png", darken), ("{}__0_32.png", cut)])
+def test_names_of_training_images_are_said(tmp_path, name, change):
+    root = dock_folder(tmp_path / "a", 20)
+    made, ds = trained(root)
+    copy = only_images(root, tmp_path / "copy", ds.split("train").paths[:4], name, change)
+    figures, lines = known(copy, made=of_a_file(made)[0])
+    assert figures["images_learned_from"] == 0 and figures["images_named_as_in_training"] == 4
+    assert "note: names of training images occur in 4 of these 4 images (photos/" in lines
+
+
+def in_a_run(folder, made, ds):
+    "The folder of a run with its list, and its checkpoint."
+    folder.mkdir()
+    rows = [f"{split or '-'}\t0\t{path}\n" for path, split in zip(ds.paths, ds.splits)]
+    (folder / "dataset.tsv").write_text('["Sack"]\n' + "".join(rows))
+    return folder / "best"
+
+
+def test_lists_that_were_changed_after_the_training(tmp_path):
+    root = coco_folder(tmp_path / "a", 20)
+    paths = names(open_data(DataConfig(path=str(root)), say=lambda line: None))
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    def write(some):
+        for split, part in (("train", some[:14]), ("val", some[14:17]), ("test", some[17:])):
+            (lists / f"{split}.txt").write_text("\n".join(part))
+    write(paths)
+    made, ds = trained(root, splits=str(lists))
+    write(paths[::-1])
+    # the run's own list holds
+    best = in_a_run(tmp_path / "run", made, ds)
+    found, lines = opened(root, made=made, artifact=best)
+    assert names(found) == paths[17:] and "test: 3 of 20 images, which the training kept apart" in lines
+    assert "learned from" not in lines and "not those" not in lines
+    # without it nothing is claimed
+    figures, lines = known(root, made=made)
+    assert "kept apart" not in lines and f"the lists in {lists} or the images were changed" in lines
+    assert "the training learned from 3 of these 3 images" in lines and figures["images_learned_from"] == 3
+    # a list of another run is none
+    other = in_a_run(tmp_path / "other", made, open_data(DataConfig(path=str(root), seed=5), say=lambda line: None))
+    assert "kept apart" not in opened(root, made=made, artifact=other)[1]
+
+
+@pytest.mark.parametrize("count", [24, 17])
+def test_images_that_were_added_or_removed(tmp_path, count):
+    made, ds = trained(coco_folder(tmp_path / "a", 20))
+    split_of = dict(zip(ds.paths, ds.splits))
+    other = coco_folder(tmp_path / "b", count) # the first ones are the same
+    best = in_a_run(tmp_path / "run", made, ds)
+    found, lines = opened(other, "all", made, artifact=best)
+    assert [split_of.get(path, "") for path in found.paths] == found.splits.tolist()
+    added = "4 images that the training did not have are in no split of the run" in lines
+    assert added == (count == 24)
+    found, lines = opened(other, made=made, artifact=best)
+    assert {split_of[path] for path in found.paths} == {"test"} and "which the training kept apart" in lines
+    # without the run's list, the settings divide anew, and what was learned from is counted
+    figures, lines = known(other, made=made)
+    taken = names(open_evaluation(other, made=made, say=lambda line: None))
+    assert "kept apart" not in lines and "divided anew by the training's settings" in lines
+    assert figures["images_learned_from"] == sum(split_of.get(path) == "train" for path in taken)
+
+
+def test_a_training_is_told_of_images_in_no_split(tmp_path):
+    root = coco_folder(tmp_path / "a", 8, ("train", "val", "unsorted"))
+    lines = []
+    ds = open_data(DataConfig(path=str(root)), say=lines.append)
+    assert ds.splits.tolist().count("") == 2
+    assert sum("2 images are in no split and are not used" in line for line in lines) == 1
+    (tmp_path / "train.txt").write_text("\n".join(ds.paths[:7]))
+    lines.clear()
+    open_data(DataConfig(path=str(root), splits=str(tmp_path)), say=lines.append)
+    assert any("1 image, 1 of them with boxes" in line for line in lines), lines

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from jetson_det.core import InputError
-from jetson_det.data.dataset import DetDataset
+from jetson_det.data.dataset import DetDataset, Flaw
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.images.facts import inspect_images
-from jetson_det.data.split import (ensure_splits, eval_split, random_split, read_split_lists, split_counts,
-                                   split_digest, split_table, split_units, stratified_split, tied,
+from jetson_det.data.split import (ensure_splits, eval_split, kept_splits, random_split, read_split_lists,
+                                   split_counts, split_digest, split_table, split_units, stratified_split, tied,
                                    with_groups, write_split_lists)
 
 
@@ -326,7 +326,7 @@ def test_table():
     ] and lines[4].split() == ["class", "boxes", "train", "val", "test"]
     assert lines[5].split()[:3] == ["c0", "150", "105"] and lines[7] == "kept in one split each: 1 group (30 images)"
     assert "and 1 classes with fewer boxes" in split_table(ds, most=1) and "c1" not in split_table(ds, most=1)
-    assert "(none)" in split_table(dataset())
+    assert "no split" in split_table(dataset())
 
 
 def test_digest():
@@ -380,3 +380,36 @@ def test_real(data):
     at = where(raccoon)
     for a, b in ((116, 11), (74, 52), (83, 120), (98, 65)):
         assert at[f"images/raccoon-{a}.jpg"] == at[f"images/raccoon-{b}.jpg"]
+
+
+def test_images_in_no_split_are_said_once():
+    ds = dataset(6, splits=["train", "train", "train", "val", "", ""])
+    flaw, = ensure_splits(ds).flaws
+    assert (flaw.kind, flaw.severity, flaw.file) == ("no-split", "warning", ds.paths[4])
+    assert "2 images, " in flaw.message and "in no split" in flaw.message and ds.paths[4] in flaw.message
+    assert len(ensure_splits(replace(ds, flaws=[flaw])).flaws) == 1
+    table = split_table(ensure_splits(ds))
+    assert "no split" in table and "(none)" not in table
+
+
+def test_lists_take_the_place_of_the_datas_splits_and_of_what_was_said_of_them(tmp_path):
+    kinds = ("no-split", "split-conflict")
+    old = [Flaw("warning", kind, "", "", "of the data's own splits", "noted") for kind in kinds]
+    ds = dataset(6, splits=["train", "train", "train", "val", "", ""])
+    (tmp_path / "train.txt").write_text("\n".join(ds.paths[:3]))
+    (tmp_path / "val.txt").write_text("\n".join(ds.paths[3:]))
+    assert read_split_lists(replace(ds, flaws=old), tmp_path).flaws == []
+    (tmp_path / "val.txt").write_text("\n".join(ds.paths[3:5]))
+    flaw, = read_split_lists(replace(ds, flaws=old), tmp_path).flaws
+    assert flaw.message.startswith("1 image, ") and flaw.file == ds.paths[5]
+
+
+@pytest.mark.parametrize("splits, given, says", [
+    (["train", "val"], dict(val=.5, test=.5, seed=3, by="stratified"), "--val, --test, --by, --seed: not used"),
+    (["train", "test"], dict(val=.5, test=.5, seed=3), "(train, test); --test: not used"),
+    (["train", "val"], {}, "the data's own splits are kept (train, val); --anew makes new ones"),
+    (["train", "train"], dict(val=.5), ""), (["", ""], dict(seed=3), ""),
+])
+def test_options_that_the_datas_splits_leave_unused(splits, given, says):
+    line = kept_splits(dataset(2, splits=splits), **given)
+    assert says in line and bool(says) == bool(line)

@@ -208,7 +208,7 @@ def test_images_that_cannot_be_read_are_named(source, tmp_path):
                 tmp_path/"t").fingerprint()
     assert [(f.kind, f.file, f.action) for f in tiled.flaws[1:4]] == [("unreadable-image", p, "dropped")
                                                                       for p in ("torn.png", "other.png", "gone.png")]
-    assert "20x20, not 300x200" in tiled.flaws[2].message and "1 images gave" in tiled.flaws[0].message
+    assert "20x20, not 300x200" in tiled.flaws[2].message and "1 image gave" in tiled.flaws[0].message
     with pytest.raises(InputError, match="no tile has a box: .*torn.png"): tile_dataset(ds.subset([1]), tmp_path / "u")
     assert not (tmp_path / "u").exists()
 

@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from coco_oracle import pycocotools_stats
 from jetson_det.cli import main
+from jetson_det.config import DataConfig
 from jetson_det.core import InputError
+from jetson_det.data.open import open_data, split_settings
 from jetson_det.evaluate.coco import coco_stats, parse_class_map, shared_classes
 from jetson_det.runtime.contract import METADATA_KEY, Contract
 from jetson_det.runtime.geometry import as_detections
@@ -80,6 +82,19 @@ def test_the_limit_is_one_of_each_class_and_can_be_set(tmp_path, capsys):
     assert run(capsys, *words, "--max-detections", "0")[0] == 2
 
 
+def test_the_lowest_score_is_printed_and_can_be_set(tmp_path, capsys):
+    _, xyxy = folder(tmp_path / "data", [3, 2], ["a", "b"])
+    model_for(tmp_path / "m.onnx", xyxy, [3, 2], ["a", "b"]) # scores of about .95 and .75
+    words = ["evaluate", tmp_path / "m.onnx", "--data", tmp_path / "data", "--json", tmp_path / "f.json"]
+    for more, score, found in (([], "0.01", [3, 2]), (["--confidence", ".8"], "0.8", [3, 0])):
+        code, out, _ = run(capsys, *words, *more)
+        figures = json.loads((tmp_path / "f.json").read_text())
+        assert code == 0 and f"; boxes with a score of {score} or more\n" in out
+        assert [c["detections"] for c in figures["per_class"]] == found
+        assert figures["settings"]["confidence"] == float(score)
+    assert run(capsys, *words, "--confidence", "2")[0] == 2
+
+
 def test_names_of_the_model_are_mapped_to_those_of_the_data(tmp_path, capsys):
     _, xyxy = folder(tmp_path / "data", [4, 3, 5], ["vehicle", "airplane", "dog"])
     model_for(tmp_path / "m.onnx", xyxy, [4, 3, 5], ["van", "flying thing", "dog"])
@@ -127,3 +142,22 @@ def test_data_without_splits_is_judged_whole_and_the_page_shows_it(tmp_path, cap
     code, _, err = run(capsys, "evaluate", tmp_path / "m.onnx", "--data", tmp_path / "data", "--html",
                        tmp_path / "data" / "labels.json")
     assert code == 2 and err.count("error") == 1 and (tmp_path / "data" / "labels.json").exists()
+
+
+def test_how_many_images_the_training_learned_from_is_in_the_figures(tmp_path, capsys):
+    _, xyxy = folder(tmp_path / "data", [3], ["a"], images=12)
+    settings = DataConfig(path=str(tmp_path / "data"))
+    ds = open_data(settings, say=lambda line: None)
+    model_for(tmp_path / "m.onnx", xyxy, [3], ["a"])
+    model = onnx.load(str(tmp_path / "m.onnx"))
+    extra = {"split": split_settings(settings, ds)}
+    contract = Contract("toy", "constant", ("a",), (H, W), "boxes_scores", extra=extra)
+    helper.set_model_props(model, {METADATA_KEY: contract.to_json()})
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    learned = len(ds.split("train"))
+    for words, count in (([], 0), (["--split", "all"], learned), (["--split", "train"], learned)):
+        code, out, _ = run(capsys, "evaluate", tmp_path / "m.onnx", "--data", tmp_path / "data", *words, "--json",
+                           tmp_path / "new.json")
+        assert code == 0 and ("no measure of new images" in out) == bool(count)
+        figures = json.loads((tmp_path / "new.json").read_text())
+        assert figures["images_learned_from"] == count and figures["images_chosen"] in out

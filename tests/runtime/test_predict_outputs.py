@@ -76,7 +76,7 @@ def test_a_second_prediction_replaces_the_first(photos, tmp_path):
     (tmp_path / "one").mkdir()
     put_image(tmp_path / "one" / "c.png")
     done = predict(middle_session(), tmp_path / "one", out)
-    assert done.replaced == 4 and "4 files of an earlier prediction there were replaced" in str(done)
+    assert done.replaced == 4 and "4 files of an earlier prediction there were removed first" in str(done)
     assert visible(out) == ["c.jpg", "predictions.json"] and list(boxes_of(out)) == ["c.png"]
     predict(middle_session(), photos / "v.mp4", out)
     assert visible(out) == ["predictions.json", "v.mp4"]
@@ -244,6 +244,19 @@ def test_only_regular_files_are_opened(tmp_path):
     with pytest.warns(UserWarning, match="skipped"):
         done = predict(middle_session(), tmp_path, tmp_path.parent / "out" / tmp_path.name)
     assert done.frames == 1 and sorted(done.unreadable) == ["broken.jpg", "pipe.jpg", "zero.jpg"]
+    assert str(done).endswith("; 3 images could not be read (skipped in predictions.json)") and done.is_complete
+    written = json.loads((tmp_path.parent / "out" / tmp_path.name / "predictions.json").read_text())
+    reasons = {row["name"]: row["why"] for row in written["skipped"]}
+    assert sorted(reasons) == ["broken.jpg", "pipe.jpg", "zero.jpg"] and "named pipe" in reasons["pipe.jpg"]
+    assert all(str(tmp_path) not in why and why for why in reasons.values())
+
+
+def test_videos_among_images_are_called_videos(photos):
+    put_film(photos / "day" / "w.MOV", 2)
+    (photos / "notes.txt").write_text("mine")
+    text = str(open_source(photos))
+    assert "2 videos skipped (give one as the source, such as {})".format(photos / "day" / "w.MOV") in text
+    assert text.endswith(", 1 other file skipped")
 
 
 def test_a_folder_in_which_nothing_can_be_read(tmp_path):

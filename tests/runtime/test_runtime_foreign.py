@@ -23,6 +23,7 @@ from jetson_det.runtime.foreign import (
     read_classes,
     read_literal,
     read_metadata,
+    renaming_notes,
     split_record,
 )
 
@@ -203,7 +204,28 @@ def test_what_contradicts_is_named():
     notes = made("ultralytics", dict(two, imgsz="[320, 320]", stride="64"), "yolov8")[1]
     assert len(notes) == 2 and "imgsz 320x320" in notes[0] and "stride 64" in notes[1] and "8, 16, 32" in notes[1]
     assert "not understood in its metadata: imgsz" in made("ultralytics", dict(two, imgsz="?"), "yolov8")[1]
-    assert "they are called x, y" in made("ultralytics", two, "yolov8", classes=("x", "y"))[1][0]
+    for own in (("class_0", "class_1"), ("0", "1"), ("Label 0", "Label 1")):
+        numbers = dict(two, names=json.dumps(own))
+        assert "are called x, y" in made("ultralytics", numbers, "yolov8", classes=("x", "y"))[1][0]
+
+
+def test_a_pipe_is_no_class_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    os.mkfifo("names")
+    os.mkdir("car")
+    for given in ("names", "./names", str(tmp_path / "names")):
+        with pytest.raises(InputError, match="names: is a named pipe"): read_classes(given)
+    assert read_classes("car") == ("car", ) and read_classes("names,car") == ("names", "car")
+
+
+def test_names_of_a_file_are_not_replaced():
+    own = {"names": "['cat', 'dog', 'pig7']"}
+    for given in (("dog", "cat", "pig7"), ("Cat", "dog", "pig7"), ("cat", "dog", "pig 7"), ("x", "y", "z")):
+        with pytest.raises(InputError, match=r"names its own classes \(cat, dog, pig7\).*" + ", ".join(given)):
+            renaming_notes(read_metadata(own).names, given)
+    assert renaming_notes(("cat", "dog"), ["cat", "dog"]) == [] and renaming_notes(None, ("x", )) == []
+    late = ["c{}x".format(k) for k in range(9)]
+    with pytest.raises(InputError, match="from label 8 on"): renaming_notes(late, late[:8] + ["other"])
 
 
 def test_a_project_has_several_layouts():

@@ -287,7 +287,7 @@ def test_what_is_learned_with_a_teacher_goes_on_where_it_was(tmp_path):
         distiller = make_distiller(cfg, student)
         optimizer = torch.optim.SGD(
             [{"params": [p for p in student.parameters() if p.requires_grad]}, *distiller.param_groups()],
-            1e-5,
+            1e-7, # the losses are sums: a larger rate ends in NaN after three steps on some CPUs
             momentum=.9)
         if checkpoint:
             student.load_state_dict(checkpoint.weights)

@@ -45,9 +45,11 @@ def test_every_checkpoint_knows_where_it_came_from(tmp_path, data, monkeypatch):
     from jetson_det.export.onnx import export_onnx
     export_onnx(far, tmp_path/"a.onnx")
     shutil.rmtree(first)
-    for artifact in (far, tmp_path/"a.onnx"):
+    for artifact, between in ((far, []), (tmp_path/"a.onnx", [("yolox-nano", "not looked up")])):
         chain = lineage(artifact)
-        assert [(e["name"], e["found"]) for e in chain] == [("yolox-nano", "as it was"), ("yolox-nano", "gone")]
+        found = [(e["name"], e["found"]) for e in chain]
+        assert found == [("yolox-nano", "as it was"), *between, ("yolox-nano", "gone")]
+    assert chain[1]["sha256"] == origin_of(far)["sha256"]
 
 
 def test_files_from_elsewhere_have_a_lineage_too(tmp_path):

@@ -8,12 +8,14 @@ pytest.importorskip("onnx", reason="onnx writes the files of these tests")
 import onnx_files as files
 from jetson_det.cli import main
 from jetson_det.core import InputError
+from jetson_det.models.checkpoint import save_checkpoint
 from jetson_det.runtime.contract import METADATA_KEY, Contract
-from jetson_det.train.lineage import lineage, lineage_text
+from jetson_det.train.lineage import lineage, lineage_text, origin_of
 
 
-def write(path, origin):
-    contract = Contract("yolox", "yolox-nano", ("a", "b"), files.SIZE, "boxes_scores", extra={"origin": origin})
+def write(path, origin, **facts):
+    extra = {"origin": origin}
+    contract = Contract("yolox", "yolox-nano", ("a", "b"), files.SIZE, "boxes_scores", extra=extra, **facts)
     outputs = dict(boxes=np.zeros((1, 2, 4), np.float32), scores=np.zeros((1, 2, 2), np.float32))
     return files.write_graph(path, outputs, {METADATA_KEY: contract.to_json()})
 
@@ -32,8 +34,29 @@ def test_no_path_in_it_is_opened(tmp_path, monkeypatch):
     assert lineage(write(tmp_path / "m.onnx", long))[1]["found"] == "gone"
 
 
+def test_the_checkpoint_of_an_export_is_in_the_chain(tmp_path):
+    "By its digest, and with its path where it lies beside the file."
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "run-a"
+    state = {"epoch": 2, "step": 20}
+    contract = Contract("yolox", "yolox-nano", ("a", "b"), files.SIZE, "boxes_scores", extra={"origin": None})
+    save_checkpoint(path, {"w": torch.tensor([1])}, None, None, state, contract)
+    digest = origin_of(path)["sha256"]
+    for name, found, where in (("run-a", "as it was", str(path)), ("other", "not looked up", "a checkpoint")):
+        file = write(tmp_path / (name + ".onnx"), None, made_from=digest)
+        chain = lineage(file)
+        assert [(e["path"], e["sha256"]) for e in chain[1:]] == [(where, digest)] and chain[1]["found"] == found
+        assert [e["begins"] for e in chain] == ["", "with random weights"]
+        assert "made from " + where in lineage_text(chain)
+    nested = dict(path="start.onnx", sha256=None, name="x", made_from="1" * 64)
+    chain = lineage(write(tmp_path / "run-a.onnx", nested, made_from="0" * 64))
+    assert [e["path"] for e in chain[1:]] == ["a checkpoint", "start.onnx", "a checkpoint"]
+    assert chain[3]["sha256"] == "1" * 64 and chain[3]["begins"] == "unknown"
+
+
 @pytest.mark.parametrize("origin", [7, "text", [1], {"path": 3, "sha256": None}, {"path": "a"}, {"sha256": "a"},
-                                    {"path": "a", "sha256": 5}, {"path": "a", "sha256": None, "step": "x"},
+                                    {"path": "a", "sha256": None, "made_from": 5}, {"path": "a", "sha256": 5},
+                                    {"path": "a", "sha256": None, "step": "x"},
                                     {"path": "a", "sha256": None, "origin": 4}])
 def test_a_damaged_record_is_one_line(tmp_path, origin):
     with pytest.raises(InputError) as e: lineage(write(tmp_path / "m.onnx", origin))

@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...core import InputError, and_more, did_you_mean
+from ...core import InputError, and_more, did_you_mean, plural
 from ..dataset import DIFFICULT, DetDataset, to_coco
-from .coco_file import (FLAG_KEYS, Columns, attribute_texts, check_objects, id_key, id_order,
-                                               is_coco, is_set, load_coco, shown, stated_area)
+from .coco_file import (
+    FLAG_KEYS, Columns, attribute_texts, boxes_apart, check_objects, id_key, id_order,
+    is_coco, is_set, load_coco, shown, stated_area)
 from .masks import segmentation_box
 from .parse import json_line, load_json, number, plain_text
-from .reader import Files, Rows, image_base
+from .reader import Files, Rows, image_base, note_unlabeled
 from .splits import split_of
 from ...runtime.files import json_bytes, open_regular
 
@@ -312,12 +313,30 @@ def _add_boxes(
     "Add the boxes of one file. Raises InputError for an annotation whose image or category does not exist."
     annotations = d["annotations"]
     if isinstance(annotations, Columns):
-        if _add_columns(rows, annotations, rows_of, label_of): return
+        if _add_columns(rows, annotations, rows_of, label_of):
+            _note_apart(rows, file, [rows_of[id_key(annotations.images[k])] for k in annotations.apart])
+            return
         annotations = load_json(file)["annotations"] # to find the annotation that is wrong
     for k, a in enumerate(annotations):
         where = f"annotation {shown(a['id'])}" if "id" in a else f"annotation number {k}"
         try: _add_annotation(rows, a, where, rows_of, label_of)
         except InputError as e: raise InputError(f"{file}, line {json_line(file, 'annotations', k)}: {e}") from None
+    with_box = [a for a in annotations if isinstance(a.get("bbox"), list) and len(a["bbox"]) == 4]
+    boxes = np.array([list(map(number, a["bbox"])) for a in with_box]).reshape(-1, 4)
+    apart = boxes_apart(boxes, lambda k: with_box[k].get("segmentation"))
+    _note_apart(rows, file, [rows_of[id_key(with_box[k]["image_id"])] for k in apart])
+
+def _note_apart(
+    rows:Rows, # where the flaw goes
+    file:Path, # the JSON file
+    found:list, # rows of the images of such boxes, None for one that was left out
+):
+    "Say how many boxes are elsewhere than their outlines."
+    found = [row for row in found if row is not None]
+    if not found: return
+    path = rows.paths[found[0]]
+    rows.flaw("box-and-outline", path, "", f"{file.name}: {plural(len(found), 'bbox')} apart from the segmentation of"
+              f" the same annotation, such as one in {path}: the bbox is read", "noted")
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #3b74727d
 def _add_columns(
@@ -418,7 +437,8 @@ def _image_names(
     names = []
     for im in d["images"]:
         if isinstance(im, dict) and isinstance(im.get("file_name"), str): names.append(_cleaned(im["file_name"], files))
-    base = image_base(names, files, f, split_of(f))
+    try: base = image_base(names, files, f, split_of(f))
+    except InputError: base = None # where the file is read, it says which images it could mean
     return {f"{base}/{name}" if base else name for name in names}
 
 def _main_files(
@@ -508,6 +528,7 @@ def _read_files(
         rows_of = _add_images(rows, d, f, files, split_of(f) if len(found) > 1 else "")
         label_of = {key: classes.index(c.name) for key, c in categories[f].items() if c.name not in dead}
         _add_boxes(rows, d, files.root / f, rows_of, label_of)
+    note_unlabeled(rows, files, "an image without annotations is background when it is in the list of images")
     rows.ids = _integer_ids(rows.ids)
     return rows.dataset(classes)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAG_KEYS', 'Columns', 'is_coco', 'shown', 'check_objects', 'id_key', 'id_order', 'is_set', 'stated_area',
-           'attribute_texts', 'load_coco']
+           'attribute_texts', 'boxes_apart', 'load_coco']
 
 # %% ../../../nbs/11_data.formats.coco_file.ipynb #71891764
 import json
@@ -29,6 +29,7 @@ class Columns(NamedTuple):
     flags:np.ndarray # (M,) uint8
     attributes:dict # {name: {k: str}}
     areas:np.ndarray # (M,) float64, NaN where none is stated
+    apart:tuple = () # some of those whose box does not fit its outline: numbers 0..M-1
 
 def is_coco(
     d, # what a JSON file holds
@@ -178,6 +179,30 @@ def _fill_flat_boxes(
         boxes[k] = x1, y1, x2 - x1, y2 - y1
         if pixels is not None and math.isnan(areas[k]): areas[k] = pixels
 
+# %% ../../../nbs/11_data.formats.coco_file.ipynb #4fc00f6b
+_MOST_OUTLINES = 10_000
+
+def boxes_apart(
+    boxes:np.ndarray, # (M,4) x, y, width, height
+    segmentations, # (M,) function of a number: outline or mask, None for none
+)->tuple: # of int: the annotations whose outline is elsewhere than the box
+    "Compare boxes with those around their outlines: sharing less than half of what both cover is no rounding."
+    found = []
+    step = max(1, math.ceil(len(boxes) / _MOST_OUTLINES))
+    for k in range(0, len(boxes), step):
+        x, y, w, h = boxes[k].tolist()
+        segmentation = segmentations(k)
+        if not isinstance(segmentation, list) or not segmentation or w <= 0 or h <= 0: continue
+        try: box, _ = segmentation_box(segmentation)
+        except InputError: continue
+        if box is None: continue
+        x1, y1, x2, y2 = box
+        common = max(0, min(x + w, x2) - max(x, x1)) * max(0, min(y + h, y2) - max(y, y1))
+        covered = w * h + (x2 - x1) * (y2 - y1) - common
+        if common < covered / 2: found.append(k)
+    return tuple(found)
+
+# %% ../../../nbs/11_data.formats.coco_file.ipynb #ff11561b
 def _parse_columns(
     data:bytes, # COCO JSON
 ): # a COCO dictionary whose annotations are `Columns`, or None when it does not fit the declared types
@@ -188,7 +213,9 @@ def _parse_columns(
     boxes = np.array([a.bbox for a in d.annotations], np.float64).reshape(-1, 4)
     if not (np.abs(boxes) <= 1e7).all(): return None
     areas = _area_column([a.area for a in d.annotations])
-    try: _fill_flat_boxes(boxes, areas, [a.segmentation for a in d.annotations])
+    try:
+        _fill_flat_boxes(boxes, areas, [a.segmentation for a in d.annotations])
+        apart = boxes_apart(boxes, lambda k: json.loads(bytes(d.annotations[k].segmentation) or b"null"))
     except (ValueError, RecursionError): return None # a number of thousands of digits; lists in lists
     flags = np.zeros(len(boxes), np.uint8)
     for key, bit in FLAG_KEYS: flags |= _flag_column([getattr(a, key) for a in d.annotations], bit)
@@ -199,7 +226,7 @@ def _parse_columns(
     images = [dict(id=i.id, file_name=i.file_name, height=i.height, width=i.width, group=i.group, split=i.split)
               for i in d.images]
     columns = Columns([a.image_id for a in d.annotations], [a.category_id for a in d.annotations], boxes, flags,
-                      attributes, areas)
+                      attributes, areas, apart)
     return dict(images=images, annotations=columns, categories=d.categories)
 
 def load_coco(

@@ -25,6 +25,7 @@ _ROLES = {
              "imgpath", "imageid", "imgid", "filepath", "path", "frame", "image", "photo"),
     "class": ("classname", "labelname", "categoryname", "objectclass", "objectname", "class", "label", "category",
               "celltype", "species", "object", "classid", "labelid", "categoryid", "type"),
+    "class number": ("classid", "categoryid"),
     "xmin": ("xmin", "minx", "x1", "left", "xtl", "xleft", "topleftx", "bboxxmin", "bboxx1", "boxxmin"),
     "ymin": ("ymin", "miny", "y1", "top", "ytl", "ytop", "toplefty", "bboxymin", "bboxy1", "boxymin"),
     "xmax": ("xmax", "maxx", "x2", "right", "xbr", "xright", "bottomrightx", "bboxxmax", "bboxx2", "boxxmax"),
@@ -73,6 +74,7 @@ def column_roles(
     for role, known in _ROLES.items():
         found = [n for n in known if n in flat]
         if found: roles[role] = found[0]
+    if roles.get("class number") == roles.get("class"): roles.pop("class number", None)
     is_corners = all(role in roles for role in _CORNERS)
     for role, name in zip(("image width", "image height") if is_corners else ("w", "h"), ("width", "height")):
         if name in flat: roles.setdefault(role, name)

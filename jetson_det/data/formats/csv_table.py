@@ -6,13 +6,14 @@
 __all__ = ['detect_tables', 'read_tables']
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #d0f2f514
+import re
 from pathlib import Path
 
 from ...core import InputError, did_you_mean
-from .parse import lines_of
+from .parse import lines_of, plain_text, read_text
 from ..dataset import DetDataset
 from .columns import is_table, read_head, split_fields
-from .reader import Files, Rows, class_list, number_labels
+from .reader import Files, Rows, class_list, note_unlabeled, number_labels
 from .tables import add_tables, check_tables, read_table, table_root, table_split
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #9d124cd5
@@ -31,20 +32,6 @@ def detect_tables(
     "The first table of boxes."
     found = _find_tables(files)
     return found[0] if found else ""
-
-# %% ../../../nbs/12_data.formats.csv_table.ipynb #f967b374
-def _note_unlabeled(
-    rows:Rows, # what was read
-    files:Files, # the folder
-    file:str, # the table, for the flaw
-):
-    "Write down how many images beside those of the tables have no row."
-    folders = {p.rpartition("/")[0] for p in rows.index}
-    left = [p for p in files.images if p not in rows.index and p.rpartition("/")[0] in folders]
-    if left:
-        rows.flaw("no-labels", file, "",
-                  f"{len(left)} images beside those of {file}, such as {left[0]}, have no row: left out (a row with an"
-                  " empty box makes an image background)", "noted")
 
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #5c04003b
 def _note_unread(
@@ -104,6 +91,37 @@ def _numbered_names(
     if sorted(order) != list(range(len(rows))): return []
     return [order[k] for k in range(len(rows))]
 
+# %% ../../../nbs/12_data.formats.csv_table.ipynb #9d7b0f2a
+def _label_map(
+    files:Files, # the folder
+)->tuple: # path of the first file with items, {number as text: name}; ("", {}) when there is none
+    "The names in TensorFlow's list of items with id and name."
+    for f in files.ending(".pbtxt"):
+        names = {}
+        for item in re.findall(r"item\s*\{(.*?)\}", read_text(files.root / f, files.encodings), re.S):
+            number = re.search(r"\bid\s*:\s*(\d{1,9})", item)
+            texts = re.findall(r"\b(display_name|name)\s*:\s*(['\"])(.*?)\2", item)
+            by_key = {key: text for key, _, text in texts}
+            name = by_key.get("display_name") or by_key.get("name")
+            if number and name: names[number[1]] = plain_text(name, f"{files.root / f}: a name")
+        if names: return f, names
+    return "", {}
+
+def _name_numbers(
+    rows:Rows, # labels are changed in place
+    files:Files, # the folder
+)->list: # of str: the classes in the order of their numbers; None where there is no such list
+    "Replace class numbers by the names of a label map. Raises InputError for a number that it does not have."
+    used = set(rows.labels)
+    if not used or not all(name.isascii() and name.isdigit() for name in used): return None
+    file, names = _label_map(files)
+    if not names: return None
+    for number in sorted(used - names.keys()):
+        raise InputError(f"{files.root}: class {number} has no name in {file}: {did_you_mean(number, names)}")
+    rows.labels = [names[number] for number in rows.labels]
+    rows.flaw("label-map", file, "", f"{file}: its names are taken for the class numbers", "noted", "note")
+    return list(dict.fromkeys(names[number] for number in sorted(names, key=int)))
+
 # %% ../../../nbs/12_data.formats.csv_table.ipynb #95f485b9
 def read_tables(
     path:Path, # a folder, or one table
@@ -122,13 +140,13 @@ def read_tables(
     label = classes[0] if classes and len(classes) == 1 else ""
     tables = []
     for f in found: tables.append(read_table(files, f, table_split(f, found), label))
-    rows = Rows(files.root, "csv", files, shared=True)
+    rows = Rows(files.root, "csv", files, shared=True, is_scaled=True)
     add_tables(rows, files, tables)
     for table in tables:
         check_tables(rows, files, [table])
         if table.relative:
             rows.flaw("shares", table.file, "",
                       f"{table.file}: no number over 1: read as relative to the image, not as pixels", "noted")
-    _note_unlabeled(rows, files, found[0])
+    note_unlabeled(rows, files, "a row with an empty box makes an image background")
     if path.is_dir(): _note_unread(rows, files, found)
-    return number_labels(rows, _class_order(files, rows.labels))
+    return number_labels(rows, _name_numbers(rows, files) or _class_order(files, rows.labels))

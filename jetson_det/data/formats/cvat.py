@@ -15,7 +15,8 @@ from typing import NamedTuple
 from ...core import InputError, did_you_mean
 from ..dataset import DetDataset
 from .parse import number, parse_xml, plain_text, read_bytes, xml_line
-from .reader import Files, Rows, flag_of, image_base, number_labels, split_of, stem_of
+from .reader import (
+    Files, Rows, flag_of, image_base, note_unlabeled, number_labels, split_of, stem_of)
 
 # %% ../../../nbs/12_data.formats.cvat.ipynb #3d399368
 # xtl1, ytl1, xbl1, ybl1, ...: eight corners
@@ -324,6 +325,7 @@ def read_cvat(
         declared.update(dict.fromkeys(x.classes))
         if x.tree.find("track") is not None and x.tree.find("image") is None: _read_tracks(rows, files, x)
         else: _read_images(rows, files, x)
+    note_unlabeled(rows, files)
     if len(set(rows.splits)) == 1: rows.splits = [None] * len(rows.splits)
     if len(set(rows.groups)) == 1: rows.groups = [""] * len(rows.groups)
     return number_labels(rows, [*declared, *sorted(set(rows.labels) - declared.keys())])

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from ...core import InputError, cache_dir
 from ..dataset import DIFFICULT, DetDataset
 from .parse import json_line, load_json, number, plain_text
-from .reader import Files, Rows, flag_of, image_for, number_labels, plain_folder
+from .reader import (
+    Files, Rows, flag_of, image_for, note_unlabeled, number_labels, plain_folder)
 from ...runtime.files import write_bytes_atomic
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #37039c16
@@ -192,6 +193,7 @@ def _read_file(
     size = _declared_size(files.root / f, d)
     path = _find_or_unpack(rows, files, f, d)
     if not path: return
+    rows.claim(f, d.get("imagePath") or "")
     row = rows.image(path, f, declared=size)
     if row is None: return
     for k, s in enumerate(shapes, 1):
@@ -232,4 +234,5 @@ def read_labelme(
     if unpacked:
         rows.flaw("embedded-image", rows.index[unpacked[0]], "",
                   f"images inside label files: {len(unpacked)}, unpacked, such as {unpacked[0]}", "noted", "note")
+    note_unlabeled(rows, files)
     return number_labels(rows)

@@ -8,11 +8,11 @@ __all__ = ['detect_openimages', 'read_openimages']
 # %% ../../../nbs/12_data.formats.openimages.ipynb #f79b755c
 from pathlib import Path
 
-from ...core import InputError
+from ...core import InputError, and_more
 from ..dataset import DetDataset
 from .columns import SEPARATORS, is_openimages, read_head, table_rows
 from .parse import plain_text, read_text
-from .reader import Files, Rows, number_labels
+from .reader import Files, Rows, note_unlabeled, number_labels
 from .tables import LabelTable, add_tables, read_table, table_root, table_split
 
 # %% ../../../nbs/12_data.formats.openimages.ipynb #cc88bba6
@@ -97,6 +97,20 @@ def _note_gaps(
                   " are not in the folder: skipped", "noted")
 
 # %% ../../../nbs/12_data.formats.openimages.ipynb #0dbe9750
+def _note_merged(
+    rows:Rows, # where to
+    file:str, # the first table
+    names:dict, # id -> name
+    used:set, # of str: the class ids of the rows
+):
+    "Note ids of one name, which become one class."
+    ids_of = {}
+    for class_id in sorted(used): ids_of.setdefault(names.get(class_id, class_id), []).append(class_id)
+    for name, ids in ids_of.items():
+        if len(ids) < 2: continue
+        rows.flaw("merged-classes", file, name, f"the class ids {and_more(ids)} are all called {name!r}: one class",
+                  "noted")
+
 def read_openimages(
     path:Path, # a folder, or one table
     files:Files=None, # the folder, where it is listed already
@@ -112,15 +126,19 @@ def read_openimages(
         others = [f for f in files.ending(".csv") if "class-descriptions" not in f.lower()]
         found = _find_openimages(files) or others[:1]
     if not found: raise InputError(f"{files.root}: no table of Open Images (such as train-annotations-bbox.csv)")
-    rows = Rows(files.root, "openimages", files, shared=True)
+    rows = Rows(files.root, "openimages", files, shared=True, is_scaled=True)
     names = _class_descriptions(files)
     tables = []
+    used = set() # class ids
     for f in found:
         table = read_table(files, f, table_split(f, found), present=True)
         _check_relative(table, files.root / f)
+        used |= {row.label for of_image in table.rows.values() for row in of_image}
         table.relative = True
         unknown = _name_labels(table, names)
         _note_gaps(rows, table, unknown if names else set())
         tables.append(table)
     add_tables(rows, files, tables, each=False)
+    note_unlabeled(rows, files)
+    _note_merged(rows, found[0], names, used)
     return number_labels(rows)

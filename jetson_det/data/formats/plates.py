@@ -12,7 +12,7 @@ from ...core import InputError
 from ..dataset import DetDataset
 from .columns import find_layout, first_line, is_table, read_head, split_fields
 from .parse import lines_of, number, read_text
-from .reader import Files, Rows, number_labels, stem_of
+from .reader import Files, Rows, note_unlabeled, number_labels, stem_of
 from jetson_det.data.formats.tables import (
     ImageInfo,
     LabelRow,
@@ -145,7 +145,7 @@ def _add_background(
     folders = {p.rpartition("/")[0] for p in rows.index}
     left = [p for p in files.images if p not in rows.index and p.rpartition("/")[0] in folders]
     if left and not each:
-        rows.flaw("no-labels", left[0], "", f"{len(left)} images such as {left[0]} are in no list: left out", "noted")
+        note_unlabeled(rows, files)
         return
     for p in left:
         if rows.image(p, "no list") is not None:
@@ -171,7 +171,7 @@ def read_plates(
     relative = all(are_relative(t.rows) for t in tables if any(t.rows.values()))
     for t in tables: t.relative = relative
     is_shared = any(len(t.images) > 1 for t in tables) # lists of many images: their names may say a split
-    rows = Rows(files.root, "plates", files, shared=is_shared)
+    rows = Rows(files.root, "plates", files, shared=is_shared, is_scaled=True)
     add_tables(rows, files, tables)
     for kind in {t.kind for t in tables}: check_tables(rows, files, [t for t in tables if t.kind == kind])
     if path.is_dir(): _add_background(rows, files, len(found) > 1)

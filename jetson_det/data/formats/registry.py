@@ -15,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import InputError, and_more, did_you_mean
+from ...core import InputError, and_more, did_you_mean, plural
 from ..dataset import DetDataset, Flaw
 from .archives import is_archive, open_archive
 from .catalog import FORMATS, WRITERS
 from .parse import why_no_file
 from .reader import Files, unread_flaws, without_foreign_text
-from .writers import new_names, renamed_images
+from .writers import check_shares, new_names, not_kept, renamed_images, without_orientation
+from ..images.facts import inspect_image
+from ..images.header import read_header
+from ...runtime.files import printable
 from ...runtime.images import IMAGE_SUFFIXES
 from ...runtime.outputs import check_new_folder
 
@@ -148,9 +151,42 @@ def _read(
     classes, # as in `read_dataset`
 )->DetDataset:
     "Read with the function of the format."
-    if format == "auto": format = find_format(files) if files else _format_of_file(path)
+    is_found = format == "auto"
+    if is_found: format = find_format(files) if files else _format_of_file(path)
     if files and not files.images and FORMATS[format].needs_images: raise _no_images(files)
-    return _function(format, "read")(path, files, classes)
+    ds = _function(format, "read")(path, files, classes)
+    if not files or not is_found or FORMATS[format].is_fallback: return ds
+    return replace(ds, flaws=[*ds.flaws, *_unlike(ds, files)])
+
+def _unlike(
+    ds:DetDataset, # what was read
+    files:Files, # its folder
+)->list: # of Flaw
+    "A warning for labels of a fallback format that are there too and say something else."
+    flaws = []
+    for name, file in _detect(files, is_fallback=True).items():
+        try: other = _function(name, "read")(files.root, files, None)
+        except InputError: continue # not labels of these images
+        path = _first_unlike(ds, other)
+        if path:
+            message = (f"{file}: {printable(path)} has other boxes there ({name}) than in the labels that are read"
+                       f" ({ds.format}); format={name} reads the others")
+            flaws.append(Flaw("warning", "other-labels", file, "", message, "noted"))
+    return flaws
+
+def _first_unlike(
+    ds:DetDataset,
+    other:DetDataset, # of the same folder
+)->str: # path of the first image with other boxes there, "" for none
+    "Compare the boxes of the images that are in both. Up to two pixels are how a tool counts."
+    row_of = {path: i for i, path in enumerate(other.paths)}
+    for i, path in enumerate(ds.paths):
+        if path not in row_of: continue
+        a = ds.boxes_of(i)[0]
+        b = other.boxes_of(row_of[path])[0]
+        near = (np.abs(a[:, None] - b[None]) <= 2).all(2) # (len(a), len(b))
+        if not near.any(0).all() or not near.any(1).all(): return path
+    return ""
 
 def _own_output(
     folder:str, # relative to the dataset's root
@@ -171,8 +207,9 @@ def write_labels(
     names:list, # the images' new names
     dst:Path, # an empty folder
 )->tuple: # where each image goes, relative to `dst`; flaws: what the format cannot hold
-    "Write the label files of a dataset."
+    "Write the label files of a dataset. Raises InputError for a box that the format cannot hold."
     check_writer(format)
+    if FORMATS[format].is_relative: check_shares(ds, format)
     return _function(format, "write")(ds, names, dst)
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #d95e9263
@@ -193,6 +230,32 @@ def _place_image(
         except OSError: pass
     shutil.copyfile(src, dst)
 
+def _place_images(
+    ds:DetDataset, # the images
+    places:list, # where each goes, relative to `dst`
+    dst:Path, # the new folder
+    images:str, # "copy", "hardlink" or "symlink"
+)->list: # of Flaw: those that have an EXIF orientation
+    "Place all images, those that are copied without an EXIF orientation."
+    flaws = []
+    kept = []
+    for i, place in enumerate(places):
+        src = ds.path_of(i)
+        is_turned = read_header(src).orientation > 1 and not inspect_image(src).problem # what is damaged stays so
+        if is_turned and images == "copy":
+            (dst / place).parent.mkdir(parents=True, exist_ok=True)
+            done = without_orientation(src, dst / place)
+            text = printable(f"{ds.paths[i]} has an EXIF orientation: {done}, the orientation is removed")
+            flaws.append(Flaw("note", "upright-image", ds.paths[i], done, text, "noted"))
+            continue
+        _place_image(src, dst / place, images)
+        if is_turned: kept.append(ds.paths[i])
+    if kept:
+        text = (f"{plural(len(kept), 'link')} to images with an EXIF orientation, such as {kept[0]}: a program that"
+                " ignores it sees them on their side, the boxes are of the upright image (a copy is turned upright)")
+        flaws.append(Flaw("note", "exif-rotation", kept[0], "", printable(text), "noted"))
+    return flaws
+
 # %% ../../../nbs/13_data.formats.registry.ipynb #321e6e55
 def write_dataset(
     ds:DetDataset, # a dataset
@@ -210,9 +273,10 @@ def write_dataset(
     part = dst.with_name(f".{dst.name}.{os.getpid()}.part")
     try:
         part.mkdir()
-        places, flaws = write_labels(ds, format, new_names(ds), part)
-        for i, place in enumerate(places): _place_image(ds.path_of(i), part / place, images)
-        flaws = renamed_images(ds) + flaws + read_dataset(part, format).flaws
+        names = new_names(ds)
+        places, lossy = write_labels(ds, format, names, part)
+        turned = _place_images(ds, places, part, images)
+        flaws = renamed_images(ds, names) + lossy + not_kept(ds) + turned + read_dataset(part, format).flaws
         if dst.exists(): dst.rmdir()
         part.rename(dst)
     except OSError as e: raise InputError(f"{dst}: could not be written: {e.filename or ''} {e.strerror or e}") from e

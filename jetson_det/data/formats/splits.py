@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from ...core import InputError
+from ...core import InputError, and_more, plural
 from .parse import lines_of, path_lines, path_readings, stem_of
 from ...runtime.files import printable
 from ...runtime.images import IMAGE_SUFFIXES
@@ -186,9 +186,30 @@ def own_splits(
     told:list, # for each image "train", "val", "test", "" (in none), or None: not told
     files=None, # reader.Files, for lists; None: none are looked for
     shared:bool=False, # a label file speaks of many images, so that its own name counts
+    flaw=None, # called with kind, file, place, message, action, severity for what is odd: `Rows.flaw`
 )->list: # of str, in the order of `labels`
     "The split of each image. Raises InputError when folds divide the same images in different ways."
     lists = files.lists if files is not None else None
+    splits = _decide(root, labels, told, lists, shared)
+    if flaw is None: return splits
+    severity = "note" if lists and lists.is_chosen else "warning" # whoever wrote those lists meant to
+    for message in _disagreements(labels, told, lists, shared):
+        flaw("split-conflict", "", "", message, "noted", severity)
+    unused = [path for path, split in zip(labels, splits) if not split]
+    if unused and "train" in splits:
+        are = "image is in no split and is not used" if len(unused) == 1 else "images are in no split and are not used"
+        flaw("no-split", unused[0], "", f"{len(unused)} {are} ({and_more(unused, 3)}): name them in a list or move them"
+             " to a folder of a split; data split --anew divides all images", "noted")
+    return splits
+
+def _decide(
+    root, # as in `own_splits`
+    labels:dict,
+    told:list,
+    lists:SplitLists, # or None
+    shared:bool,
+)->list: # of str
+    "The split of each image by the rule."
     if lists and lists.is_chosen: told = [None] * len(told)
     if None not in told: return told
     several = len(set(labels.values())) > 1
@@ -214,3 +235,53 @@ def _split_in_names(
     return split
 
 def _folder(path:str)->str: return path.rpartition("/")[0]
+
+_CHOSEN = "the lists in the folder splits"
+_TOLD = "the labels' own splits"
+_LISTS = "lists of images"
+_LABELS = "names of label files"
+_FOLDERS = "names of folders"
+
+def _sources(
+    labels:dict, # as in `own_splits`
+    told:list,
+    lists:SplitLists, # or None
+    shared:bool,
+)->dict: # source -> for each image (split or "", what says so), in the order of the rule
+    "What each source says of each image."
+    several = len(set(labels.values())) > 1
+    listed = [lists.splits.get(path) or lists.lost.get(stem_of(label)) or ("", "")
+              for path, label in labels.items()] if lists else []
+    found = {}
+    if lists and lists.is_chosen: found[_CHOSEN] = listed
+    places = [label if shared else "the labels' list" for label in labels.values()]
+    found[_TOLD] = [(split or "", place) for split, place in zip(told, places)]
+    if lists and not lists.is_chosen: found[_LISTS] = listed
+    if shared and several: found[_LABELS] = [(split_of(label), label) for label in labels.values()]
+    folders = [_folder("" if path.startswith("/") else path) for path in labels]
+    found[_FOLDERS] = [(split_of(folder), f"folder {folder}") for folder in folders]
+    return found
+
+def _disagreements(
+    labels:dict, # as in `own_splits`
+    told:list,
+    lists:SplitLists, # or None
+    shared:bool,
+)->list: # of str, one for each pair of sources
+    "Which sources say different splits of the same images."
+    sources = _sources(labels, told, lists, shared)
+    known = {name: {split for split, _ in column} - {""} for name, column in sources.items()}
+    sources = {name: column for name, column in sources.items() if len(known[name]) > 1}
+    if len(sources) < 2: return []
+    pairs = {} # two sources -> messages on single images
+    contradicted = set() # those of them where not all can be a val or test taken from train
+    for k, path in enumerate(labels):
+        said = [(name, *column[k]) for name, column in sources.items() if column[k][0]]
+        for name, split, place in said[1:]:
+            first, first_split, first_place = said[0]
+            if split == first_split: continue
+            text = f"{path}: {first_place} says {first_split}, {place} says {split}"
+            pairs.setdefault((first, name), []).append(text)
+            if split != "train" or first_split in known[name]: contradicted.add((first, name))
+    return [f"{first} and {name} disagree on {plural(len(texts), 'image')} ({texts[0]}): {first} are used"
+            for (first, name), texts in pairs.items() if (first, name) in contradicted]

@@ -57,6 +57,7 @@ class LabelTable:
     rows:dict = field(default_factory=dict) # image path -> list of LabelRow
     images:dict = field(default_factory=dict) # image path -> ImageInfo
     missing:dict = field(default_factory=dict) # name of an image that is not there -> line
+    notes:list = field(default_factory=list) # of (kind, message) about the table itself
 
     def line(self, path):
         "Where the table first names an image."
@@ -173,7 +174,7 @@ def _image_of(
     paths:dict, # (name, split) -> image path, filled as they are met
     files:Files, # the folder
 )->str: # the image's path, "" when it is not there
-    "The image of a row, noted in the table. Raises InputError, without file and line, when it is in two splits."
+    "The image of a row, noted in the table. Raises InputError, without file and line, for two splits or sizes."
     name = row["file"]
     split = _split_value(row.get("split", "")) or table.split
     told = split if split or "split" in row else None
@@ -182,11 +183,18 @@ def _image_of(
     if path is None:
         path = find_image(files, name, table.file, split)
         paths[name, split] = path
-    if not path: table.missing.setdefault(name, line)
-    elif path not in table.images:
-        h, w = (_coordinate(side, row.get(side) or "0") for side in ("image height", "image width"))
-        table.images[path] = ImageInfo((int(h), int(w)) if min(h, w) > 0 else None, told, row.get("group", ""))
-    elif (table.images[path].split or "") != split:
+    if not path:
+        table.missing.setdefault(name, line)
+        return ""
+    h, w = (_coordinate(side, row.get(side) or "0") for side in ("image height", "image width"))
+    size = (int(h), int(w)) if min(h, w) > 0 else None
+    if path not in table.images: table.images[path] = ImageInfo(size, told, row.get("group", ""))
+    before = table.images[path].size
+    if before is None: table.images[path] = table.images[path]._replace(size=size)
+    elif size and size != before:
+        raise InputError(f"{name[:200]!r} is {size[1]}x{size[0]} here and {before[1]}x{before[0]} above: an image has"
+                         " one size, and boxes of two scales cannot be told apart")
+    if (table.images[path].split or "") != split:
         before = table.images[path].split or "no split"
         raise InputError(f"{name[:200]!r} is in {before} above, in {split or 'no split'} here: each image belongs in"
                          " one split")
@@ -253,7 +261,8 @@ def read_table(
     images = {}
     commas = []
     rows = table_rows(text, layout.separator, path, 1 + skipped)
-    if layout.header: next(rows)
+    if layout.header: table.notes += _unread_columns(file, next(rows)[1], layout)
+    pairs = {} # (class, number of the class) -> line
     for line, fields in rows:
         try:
             row = _by_role(fields, layout)
@@ -264,9 +273,39 @@ def read_table(
             if not layout.header: _check_bare(found.box)
         except InputError as e: raise InputError(f"{path}, line {line}: {' '.join(str(e).split())}") from None
         if image: table.rows.setdefault(image, []).append(found)
+        if row.get("class number"): pairs.setdefault((found.label, row["class number"]), line)
     check_commas(commas, path)
     table.relative = are_relative(table.rows)
+    table.notes += _two_meanings(file, pairs)
     return table
+
+def _unread_columns(
+    file:str, # the table
+    names:list, # of str: its header
+    layout:Layout,
+)->list: # of (kind, message)
+    "A note for a column that may tell splits in a way that is not read."
+    if "split" in layout.roles: return []
+    compact = [re.sub(r"[\W_]", "", name.lower()) for name in names]
+    found = [name for name, flat in zip(names, compact) if flat in _SPLIT_COLUMNS]
+    if not found: return []
+    return [("split-column", f"{file}: the column {found[0][:40]!r} is not read: to keep its division, name a column"
+             " split and write train, val or test into it")]
+
+_SPLIT_COLUMNS = ("istrain", "istraining", "train", "isval", "isvalid", "val", "valid", "istest", "test", "fold")
+
+def _two_meanings(
+    file:str, # the table
+    pairs:dict, # (class, number of the class) -> line
+)->list: # of (kind, message)
+    "A warning for the first number that stands beside two classes, or class beside two numbers."
+    for (label, number), line in pairs.items():
+        for (other, other_number), first in pairs.items():
+            if first >= line or (label == other) == (number == other_number): continue
+            message = (f"{file}, line {line}: class {label[:80]!r} has the number {number[:40]!r}; in line {first}"
+                       f" {other[:80]!r} has {other_number[:40]!r}: the names are read, not the numbers")
+            return [("class-numbers", message)]
+    return []
 
 # %% ../../../nbs/11_data.formats.tables.ipynb #162aa84b
 def _one_split(
@@ -322,6 +361,10 @@ def add_tables(
         raise InputError(
             f"{files.root / file}, line {line}: none of its {len(missing)} images is there, such as {name[:200]!r}")
     for path, of_image in by_image.items(): _add_image(rows, files, path, of_image)
+    for table in tables:
+        for kind, message in table.notes:
+            severity = "note" if kind == "split-column" else "warning"
+            rows.flaw(kind, table.file, "", message, "noted", severity)
     if not each: return
     for name, (file, line) in missing.items():
         rows.flaw("missing-image", name, f"{file}, line {line}", f"{file}, line {line}: {name[:200]!r} is not there")

@@ -10,11 +10,12 @@ import os
 import posixpath
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from ...core import InputError, did_you_mean
+from ...core import InputError, and_more, did_you_mean, plural
 from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from .parse import number, parse_xml, plain_text, read_bytes, xml_line
 from jetson_det.data.formats.reader import (
@@ -80,6 +81,7 @@ def _voc_objects(
     found = []
     for k, element in enumerate(root.findall("object")):
         tags = {e.tag: e.text for e in element}
+        if _is_set(tags.get("deleted")): continue
         try:
             if not (tags.get("name") or "").strip(): raise InputError("has no <name>")
             name = plain_text(tags["name"], "<name>")
@@ -134,21 +136,43 @@ def _read_voc_rows(
 )->Rows: # rows whose labels are still names
     "Every annotation under the folder, with its image and its split."
     rows = Rows(files.root, "voc", files)
+    deleted = Counter() # label file -> objects
     for f in files.ending(".xml"):
         file = os.path.join(files.root, f)
         data = read_bytes(file)
         tree = parse_xml(data, file, "annotation", "a Pascal VOC file", files.encodings)
-        path = image_for(files, f, (tree.findtext("filename") or "").strip())
+        hint = (tree.findtext("filename") or "").strip()
+        path = image_for(files, f, hint)
         objects = _voc_objects(tree, file, data)
+        skipped = len(tree.findall("object")) - len(objects)
+        if skipped: deleted[f] = skipped
         if fixed is not None: _check_classes(objects, fixed, file, data)
         if not path:
             rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")
             continue
+        rows.claim(f, hint)
         row = rows.image(path, f, declared=_voc_size(tree))
         if row is None: continue
         for o in objects: rows.box(row, o.box, o.name, o.flags, **o.attributes)
+    if deleted:
+        count = plural(sum(deleted.values()), "object")
+        rows.flaw("deleted-object", next(iter(deleted)), "",
+                  f"{count} marked <deleted>, left out: {and_more(deleted, 3)}", severity="note")
     _add_background(rows, files)
+    _note_class_lists(rows, files)
     return rows
+
+def _note_class_lists(
+    rows:Rows, # where the flaw goes
+    files:Files, # the folder
+):
+    "Note lists of splits that are there for single classes alone."
+    pattern = re.compile(r"(.*/)?imagesets/main/[^/]+_(train|val|trainval|test)\.txt", re.I)
+    lists = [f for f in files.ending(".txt") if pattern.fullmatch(f)]
+    if files.lists or not lists: return
+    rows.flaw("class-lists", lists[0], "",
+              f"{and_more(lists, 2)}: lists of one class each, from which no splits are taken: Pascal VOC has them in"
+              " ImageSets/Main/train.txt and val.txt", "noted", "note")
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #0095974b
 def _add_background(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...core import InputError, class_key, match_classes
+from ...core import InputError, and_more, class_key, match_classes, plural
 from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from .parse import (
     is_below, leads_out, lines_of, load_json, path_lines, path_readings, plain_text, read_text)
@@ -108,6 +108,22 @@ def _yolo_line(
 _IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "img", "image")
 _LABEL_FOLDERS = ("labels", "Labels", "labels_txt")
 
+def _check_same_labels(
+    label:str, # the label file that is read
+    other:str, # another one of the same image, or ""
+):
+    "Raise InputError when two label files of one image differ."
+    if other in ("", label): return
+    try:
+        lines = sorted(" ".join(line.split()) for line in text_lines(label))
+        others = sorted(" ".join(line.split()) for line in text_lines(other))
+    except InputError: return # the reader tells what is wrong with the one that it reads
+    if lines == others: return
+    for line in others: # a caption or a readme is no label
+        words = line.split()
+        if len(words) < 5 or not all(map(_is_number, words)): return
+    raise InputError(f"{label}: {other} labels the same image with other boxes: keep one of them")
+
 class _LabelFolders:
     "Finds the label file of an image, listing each folder once."
     def __init__(self):
@@ -129,20 +145,30 @@ class _LabelFolders:
         """The label file of an image (absolute paths), or '' when it has none.
 
         Raises InputError when there is none and a folder of labels cannot be read."""
-        folder, file = os.path.split(image)
+        tries = self.tries(image)
+        for t in tries:
+            label = self.find(t, stem_of(image) + ".txt")
+            if label: return label
+        for t in tries:
+            if t in self.unreadable: raise InputError(f"{t}: the folder of labels cannot be read: {self.unreadable[t]}")
+        return ""
+
+    def check(self, image:str, label:str):
+        "Raise InputError when other labels of an image contradict the label file that is read (absolute paths)."
+        # a folder labels beside that of the image is often of another part of the data
+        for folder in self.tries(image)[:-1]: _check_same_labels(label, self.find(folder, stem_of(image) + ".txt"))
+
+    @staticmethod
+    def tries(image:str)->list: # of folders
+        "Where the label file of an image may be, in order."
+        folder = os.path.dirname(image)
         parts = folder.split(os.sep)
         image_folders = [k for k, p in enumerate(parts) if p.lower() in _IMAGE_FOLDERS]
         tries = []
         if image_folders:
             last = image_folders[-1]
             tries = [os.sep.join([*parts[:last], to, *parts[last + 1:]]) for to in _LABEL_FOLDERS]
-        tries += [folder, os.path.join(folder, "labels"), os.path.join(os.path.dirname(folder), "labels")]
-        for t in tries:
-            label = self.find(t, stem_of(file) + ".txt")
-            if label: return label
-        for t in tries:
-            if t in self.unreadable: raise InputError(f"{t}: the folder of labels cannot be read: {self.unreadable[t]}")
-        return ""
+        return [*tries, folder, os.path.join(folder, "labels"), os.path.join(os.path.dirname(folder), "labels")]
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #383def29
 def _at(
@@ -295,6 +321,7 @@ class _Sources(NamedTuple):
     names:_Names = _Names([]) # the class names
     is_fixed:bool = False # no other file of names may contradict them
     keypoints:bool = False # lines hold keypoints after the box
+    same:tuple = () # two splits that are the same images, so that none is told
 
 def _yaml_splits(
     file:Path, # data.yaml
@@ -308,6 +335,7 @@ def _yaml_splits(
     folder = str(file.parent)
     if bases is None: bases = [b for b in (os.path.join(folder, str(d.get("path") or ".")), folder) if os.path.isdir(b)]
     missing = []
+    same = ()
     lists = {}
     entries = [] # the folders and lists that were found
     for split in ("train", "val", "test"):
@@ -320,7 +348,12 @@ def _yaml_splits(
                 raise InputError(f"{_at(file, key)}: {entry[:200]!r} is not there (looked in {', '.join(bases)})")
             images += _entry_images(path, bases, tails, missing, within, folder)
             entries.append(path)
-        if images and images not in lists.values(): lists[split] = list(dict.fromkeys(images))
+        images = list(dict.fromkeys(images))
+        twin = next((other for other, known in lists.items() if known == images), "")
+        if images and not twin: lists[split] = images
+        folders = [entry for key in (twin, split) if key for _, entry in _split_entries(d, key)]
+        # one folder for both is how a dataset without splits is written
+        if images and twin and (len(set(folders)) > 1 or any(map(split_of, folders))): same = (twin, split)
     if not lists:
         shown = ", ".join(entries[:3]) or "nothing"
         raise InputError(f"{file}, line 1: train, val and test name no folder or list with images ({shown})")
@@ -332,7 +365,7 @@ def _yaml_splits(
                     f"{_at(file, split)}: {p} is in {owner[p]} and in {split}: each image belongs in one split")
     root = Path(os.path.commonpath([os.path.dirname(p) for p in owner] + [folder]))
     if len(lists) == 1: lists = {None: next(iter(lists.values()))}
-    return _Sources(root, lists, missing)
+    return _Sources(root, lists, missing, same=same)
 
 def _split_entries(
     d:dict, # content of data.yaml
@@ -396,6 +429,22 @@ def _check_darknet(
         try: other = _load_darknet(files.root / f, within)[0]["names"]
         except InputError: continue # it is not the one that is read
         _check_same_names(names, other)
+
+def _check_yamls(
+    file:Path, # data.yaml
+    d:dict, # its content
+    names:_Names, # its names
+    files:Files, # the folder
+):
+    "Raise InputError when another YAML of the same folder names the same images and other classes."
+    entries = {entry for split in _LISTS for _, entry in _split_entries(d, split)}
+    for f in files.ending(".yaml") + files.ending(".yml"):
+        path = Path(os.path.abspath(files.root / f))
+        if path.parent != file.parent or path == file or b"names" not in files.head(f, _HEAD): continue
+        try: other = _load_yaml(path)
+        except InputError: continue # it is not the one that is read
+        shared = entries & {entry for split in _LISTS for _, entry in _split_entries(other, split)}
+        if shared: _check_same_names(names, _Names(other["names"], str(path)))
 
 def _lists_beside(
     names_file:Path, # a file of names
@@ -673,6 +722,25 @@ def _lost_labels(
             rel = os.path.relpath(path, rows.root).replace(os.sep, "/")
             rows.flaw("missing-image", rel, "", f"{rel}: its image {stem_of(name)}.* is not there")
 
+def _note_unlisted(
+    rows:Rows, # where to
+    files:Files, # the folder
+    folders:_LabelFolders,
+    names_file:str, # data.yaml
+):
+    "Write down the images with labels that no split of data.yaml names."
+    images = [os.path.relpath(os.path.join(files.root, f), rows.root).replace(os.sep, "/") for f in files.images]
+    unlisted = [rel for rel in images if rel not in rows.index]
+    labeled = []
+    for rel in unlisted:
+        try: label = folders.of(os.path.join(os.path.abspath(rows.root), rel))
+        except InputError: label = "" # a folder that cannot be read, and that nobody has named
+        if label: labeled.append(rel)
+    if not labeled: return
+    file = _base(str(names_file).replace(os.sep, "/"))
+    rows.flaw("no-split", labeled[0], "", f"{file} names {plural(len(labeled), 'image')} with labels in no split: not"
+              f" used ({and_more(labeled, 3)})", "noted")
+
 def _is_number(
     word:str, # a word of a text file
 )->bool: # whether Python reads it as a number
@@ -727,7 +795,9 @@ def _sources(
     if suffix in (".yaml", ".yml"):
         d = _load_yaml(file, encodings)
         names = _Names(d["names"], str(file))
-        if files: _check_darknet(names, files, within)
+        if files:
+            _check_darknet(names, files, within)
+            _check_yamls(file, d, names, files)
         return _yaml_splits(file, d, within=within)._replace(names=names, is_fixed=True, keypoints="kpt_shape" in d)
     if suffix == ".data":
         d, bases = _load_darknet(file, within, encodings)
@@ -774,7 +844,7 @@ def read_yolo(
     "Read YOLO labels. Raises InputError with file and line for a wrong label; lesser flaws are in `.flaws`."
     encodings = {} if files is None else files.encodings
     sources = _sources(Path(os.path.abspath(path)), files, classes, encodings)
-    rows = Rows(sources.root, "yolo", files)
+    rows = Rows(sources.root, "yolo", files, is_scaled=True)
     rows.encodings = encodings
     folders = _LabelFolders()
     elsewhere = [] if files is None else [os.path.abspath((files.root / f).parent) for f in _class_lists(files)]
@@ -789,18 +859,25 @@ def read_yolo(
             source = os.path.relpath(label, sources.root).replace(os.sep, "/") if label else split or "the folder"
             row = rows.image(rel, source, split)
             if not label:
-                rows.flaw("no-labels", rel, "", f"{rel} has no label file: taken as background", "noted")
+                if row is not None:
+                    rows.flaw("no-labels", rel, "", f"{rel} has no label file: taken as background", "noted")
                 continue
             if used.setdefault(label, rel) != rel:
                 rows.flaw("shared-label", rel, source,
                           f"{rel} and {used[label]} have one label file, {source}: both get its boxes; take away the"
                           " image that they are not of", "noted")
+            folders.check(image, label)
             if row is not None: _read_label(rows, row, label, lists, long_lines, sources.keypoints)
+    if sources.same:
+        first, second = sources.same
+        rows.flaw("same-splits", "", "", f"{first} and {second} name the same images: {second} is no split of its own",
+                  "noted")
     for name, file in sources.missing:
         is_image = name.lower().endswith(IMAGE_SUFFIXES)
         text = f"{file}: {name} is not there" if is_image else f"{file}, {name}: names no image"
         rows.flaw("missing-image", name, file, text)
     _lost_labels(rows, set(used))
+    if files is not None: _note_unlisted(rows, files, folders, sources.names.file)
     long_lines.decide(rows)
     _note_names(rows, lists)
     return rows.dataset(lists.classes)

@@ -348,7 +348,8 @@ def odd_boxes(
     if len(tiny):
         m = tiny[np.argmin(at_input[tiny])]
         where = _size_text(input_size)
-        text = (f"{len(tiny)} of {plural(counts.sum(), 'box')} are under 4 px at an input of {where}: the smallest"
+        are = "is" if len(tiny) == 1 else "are"
+        text = (f"{len(tiny)} of {plural(counts.sum(), 'box')} {are} under 4 px at an input of {where}: the smallest"
                 f" is {at_input[m]:.1f} px ({wh[m, 0]:.0f}x{wh[m, 1]:.0f} in {ds.paths[ds.box_image[m]]})")
         flaws.append(_note("tiny-boxes", "", "", text))
 
@@ -425,10 +426,11 @@ def class_balance(
     flaws = []
     def add(kind, mask, text, boxes=None):
         if not mask.any(): return
+        have = "has" if mask.sum() == 1 else "have"
         names = []
         for k in sorted(np.flatnonzero(mask), key=lambda k: (total[k], k)):
             names.append(f"{ds.classes[k]!r}" if boxes is None else f"{ds.classes[k]!r} ({boxes[k]})")
-        flaws.append(_note(kind, "", "", f"{mask.sum()} of {plural(n, 'class')} have {text}: {and_more(names, 5)}"))
+        flaws.append(_note(kind, "", "", f"{mask.sum()} of {plural(n, 'class')} {have} {text}: {and_more(names, 5)}"))
     add("empty-class", total == 0, "no box")
     add("untrained-class", (train == 0) & (total > 0), "boxes, but none in train", total)
     add("few-boxes", (train > 0) & (train < _FEW), f"fewer than {_FEW} boxes{where}", train)
@@ -526,19 +528,24 @@ def _too_many_flaws(
     if not bad or (not strict and len(bad) < max_flawed * total): return ""
     shown = "; ".join(f.message for f in bad[:3])
     if len(bad) > 3: shown += f"; and {len(bad) - 3} more"
+    have = "has" if len(bad) == 1 else "have"
     rule = "strict allows none" if strict else f"under {max_flawed:.0%} is allowed (max_flawed)"
-    return f"{ds.root}: {len(bad)} of {total} images have flaws, {rule}: {shown}"
+    return f"{ds.root}: {len(bad)} of {plural(total, 'image')} {have} flaws, {rule}: {shown}"
 
 # %% ../../../nbs/14_data.quality.check.ipynb #caed0377
 # kinds that stay warnings though nothing was left out
-_WARNINGS = ("size-mismatch", "shared-label", "unreadable-folder", "unread-file", "encoding")
+_WARNINGS = ("size-mismatch", "shared-label", "unreadable-folder", "unread-file", "encoding", "no-split",
+             "split-conflict")
 
 def reader_flaws(
     ds:DetDataset, # as it was read
 )->list: # of Flaw
     "The flaws that the reader met, with their severities."
     flaws = []
+    known = set(ds.paths.tolist())
     for f in ds.flaws:
+        # an image without labels is background where it is in the dataset, and otherwise left out
+        if f.kind == "no-labels" and f.file not in known: f = f._replace(severity="note", action="dropped")
         if f.severity == "warning" and f.action == "noted" and f.kind not in _WARNINGS:
             f = f._replace(severity="note")
         if f.kind == "unreadable-image":
@@ -599,6 +606,7 @@ _ADVICE = {
     "embedded-image": "nothing; they are in the cache folder now",
     "size-mismatch": "if the images were resized after labeling, scale the boxes",
     "no-labels": "fine when there is nothing to find in it",
+    ("no-labels", "dropped"): "label them, or leave it: what is left out is not learned from",
     "mostly-unlabeled": "check that the labels were found; up to a tenth of background images is useful",
     "not-downloaded": "fine when only a part was wanted",
     "duplicate-image": "keep one",
@@ -606,6 +614,8 @@ _ADVICE = {
     "odd-name": "rename it (data convert and data check --fix do)",
     "renamed-image": "nothing; the labels have the new name",
     "near-duplicate": "keep one, or keep them in one split (data split --by group)",
+    "no-split": "name them in a list or move them to a folder of a split, or divide all images (data split --anew)",
+    "split-conflict": "correct the source that is wrong, or remove it",
     "duplicate-across-splits": "take it out of one of them (data check --fix does), or make the splits anew by group",
     # boxes
     "zero-area": "draw the box again or remove it",
@@ -623,6 +633,14 @@ _ADVICE = {
     "many-attributes": "nothing, unless one is missed",
     "shares": "state the format when they are pixels after all",
     "lossy": "write COCO, which can hold them",
+    "other-labels": "say which labels count with the format, or move the others away",
+    "not-kept": "keep the source, if that is needed",
+    "no-box-left": "label the image again, if it is worth it",
+    "upright-image": "nothing; the pixels lie as the boxes do",
+    "box-and-outline": "look at one; remove what is wrong, or make the box anew from the outline",
+    "stated-area": "remove the areas, or state those of the outlines",
+    "two-images": "correct the name inside the file, or the file's own",
+    "deleted-object": "nothing",
     # classes
     "similar-classes": "rename one (data check --fix merges them)",
     "class-variants": "rename one, if they are the same",
@@ -638,12 +656,23 @@ _ADVICE = {
     "encoding": "save it as UTF-8 to be rid of this line",
     "unreadable-folder": "give yourself permission to read it (chmod), or move it out of the dataset",
     "unread-file": "put a file there, or remove it",
+    "class-name": "write the names alone, one a line",
+    "merged-classes": "nothing, unless they are two things",
+    "label-map": "nothing, unless another list was meant",
     # the whole
+    "same-splits": "name other images, or leave it to data split",
     "thin-image": "cut it into tiles, or leave it out",
     "padding": "set the input to the shape named",
     "downscale": "train at a larger input, or cut the images into tiles",
     "not-read": "nothing, unless one of them holds labels",
 }
+
+def _advice(
+    kind:str, # of a finding
+    action:str, # what was done about it
+)->str: # "" where there is none
+    "What to do about a finding."
+    return _ADVICE.get((kind, action), _ADVICE.get(kind, ""))
 
 # %% ../../../nbs/14_data.quality.check.ipynb #61da1ec3
 @dataclass(repr=False)
@@ -684,7 +713,7 @@ class CheckReport:
             splits = {split: int((ds.splits == split).sum()) for split in ds.split_names}
             report.update(format=ds.format, images=len(ds), boxes=len(ds.boxes), classes=ds.class_counts(),
                           splits=splits, fingerprint=ds.fingerprint())
-        flaws = [dict(f._asdict(), advice=_ADVICE.get(f.kind, "")) for f in self.flaws]
+        flaws = [dict(f._asdict(), advice=_advice(f.kind, f.action)) for f in self.flaws]
         report.update(errors=self.errors, warnings=self.warnings, notes=self.notes, flaws=flaws)
         return report
 
@@ -705,7 +734,7 @@ def _report_text(
     kinds = {}
     for f in report.flaws: kinds.setdefault((f.severity, f.kind, f.action), []).append(f.message)
     for (severity, kind, action), messages in kinds.items():
-        lines.append(f"{severity:8}{kind:24}{len(messages):>6} {action:8} {_ADVICE.get(kind, '')}")
+        lines.append(f"{severity:8}{kind:24}{len(messages):>6} {action:8} {_advice(kind, action)}")
         lines += [f"        {printable(message)}" for message in messages[:most]]
         if len(messages) > most: lines.append(f"        and {len(messages) - most} more")
     if not report.flaws: return "\n".join([*lines, "no flaws"])
@@ -730,7 +759,7 @@ def _report_page(
     rows = []
     for (severity, kind, action), messages in list(kinds.items())[:_KINDS_SHOWN]:
         mark = swatch(_SEVERITY_COLORS.get(severity, (150, 150, 150)), severity)
-        rows.append([mark, _findings(report, kind, messages, most), len(messages), action, _ADVICE.get(kind, "")])
+        rows.append([mark, _findings(report, kind, messages, most), len(messages), action, _advice(kind, action)])
     if rows: parts.append(table(["", "kind", "count", "", "what to do"], rows, _KINDS_SHOWN, len(kinds), "kind"))
     return Block(*parts)
 
@@ -775,7 +804,8 @@ def _dataset_flaws(
         *odd_names(ds),
         *input_fit(ds, input_size),
     ]
-    unlabeled = sum(f.kind == "no-labels" and f.action == "noted" for f in read)
+    known = set(ds.paths.tolist())
+    unlabeled = len({f.file for f in read if f.kind == "no-labels" and f.file in known}) # not those that are left out
     if unlabeled > len(ds) / 2:
         flaws.append(_note("mostly-unlabeled", "", "", f"{unlabeled} of {plural(len(ds), 'image')} without labels"))
     if decode_jpeg is None:

@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...core import InputError
+from ...core import InputError, plural
 from ..dataset import CROWD, IGNORE, DetDataset
 from ...runtime.files import printable
 from ...runtime.geometry import INPUT_STEP
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #f8591cc9
 def _real(ds:DetDataset)->np.ndarray: # (M,) bool
-    "The boxes that count: those that are neither crowd nor ignored."
-    return ds.flags & (CROWD | IGNORE) == 0
+    "The boxes that count: neither crowd nor ignored, and with an area."
+    has_area = (ds.boxes[:, 2:] > ds.boxes[:, :2]).all(1)
+    return has_area & (ds.flags & (CROWD | IGNORE) == 0)
 
 def _scales(
     sizes:np.ndarray, # (N,2) (h, w) of images
@@ -141,6 +142,7 @@ def dataset_stats(
     if len(input_size) != 2 or min(input_size) <= 0:
         raise InputError(f"input_size is (height, width) in pixels, not {input_size!r}")
     sides = _sides_at_input(ds, input_size)
+    crowd_or_ignored = int((ds.flags & (CROWD | IGNORE) != 0).sum())
     rows = np.flatnonzero(_real(ds))
     rows = rows[np.argsort(ds.labels[rows], kind="stable")]
     by_class = np.split(rows, np.searchsorted(ds.labels[rows], np.arange(1, len(ds.classes))))
@@ -150,7 +152,8 @@ def dataset_stats(
     return DatasetStats(
         images=len(ds),
         boxes=len(rows),
-        crowd_or_ignored=len(ds.boxes) - len(rows),
+        crowd_or_ignored=crowd_or_ignored,
+        without_area=len(ds.boxes) - len(rows) - crowd_or_ignored,
         input_size=[int(v) for v in input_size],
         **_image_figures(ds),
         all=_box_figures(ds, sides, rows),
@@ -175,14 +178,16 @@ def _stats_table(
     "A row for each class: counts, sizes at the input, share under each stride."
     width = max([len("class"), *(len(printable(name)) for name in stats["classes"])])
     h, w = stats["input_size"]
-    title = (f"{stats['images']} images ({stats['empty_images']} without a box, {stats['image_sizes']} sizes), sizes at"
-             f" an input of {h}x{w} (height x width)")
+    sizes = plural(stats["image_sizes"], "size")
+    title = (f"{plural(stats['images'], 'image')} ({stats['empty_images']} without a box, {sizes}), sizes at an input"
+             f" of {h}x{w} (height x width)")
+    if stats["without_area"]: title += f"; {plural(stats['without_area'], 'box')} without an area left out"
     words = ["boxes", "images", *stats["splits"], "p5 px", "p50 px", "p95 px"]
     head = [f"{'class':{width}}", *(f"{word:>7}" for word in words)]
     lines = [title, " ".join(head) + "".join(f"{f'<{s}':>6}" for s in _STRIDES)]
     ranked = sorted(stats["classes"].items(), key=lambda item: -item[1]["boxes"])
     lines += [_table_row(name, width, figures) for name, figures in ranked[:most]]
-    if len(ranked) > most: lines.append(f"and {len(ranked) - most} more classes")
+    if len(ranked) > most: lines.append(f"and {plural(len(ranked) - most, 'more class')}")
     return "\n".join([*lines, _table_row("all", width, stats["all"])])
 
 # %% ../../../nbs/14_data.quality.stats.ipynb #6572755c
@@ -212,7 +217,7 @@ def _real_sides(
 )->_Sides:
     "The boxes that count: neither crowd nor ignored, with an area, in images of known size."
     wh = ds.boxes[:, 2:] - ds.boxes[:, :2]
-    rows = np.flatnonzero(_real(ds) & (wh > 0).all(1) & (ds.sizes[ds.box_image] > 0).all(1))
+    rows = np.flatnonzero(_real(ds) & (ds.sizes[ds.box_image] > 0).all(1))
     rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
     return _Sides(wh[rows].min(1), wh[rows].max(1), ds.box_image[rows], ds.labels[rows], ds.sizes)
 
@@ -396,7 +401,7 @@ def _tile_advice(
     "Tiles or not."
     plan = _tile_plan(sides, given["size"])
     tile = _size_text(plan["size"])
-    tiles = f"{plan['count']} tiles of {tile} with an overlap of {plan['overlap']:.0%}"
+    tiles = f"{plural(plan['count'], 'tile')} of {tile} with an overlap of {plan['overlap']:.0%}"
     cost = f"{plan['count']} times the time of {_size_text(given['size'])}"
     in_tiles = f"in them {_sides_text(plan)}, for {cost}"
     if plan["under8"] >= .1: in_tiles += f"; {plan['under8']:.0%} are under stride 8 there too: with a P2 head"
@@ -431,7 +436,8 @@ def _crowd_advice(
     over_300 = int((per_image > 300).sum())
     if not over_120: return []
     most = int(per_image.max())
-    why = (f"{over_120} images have over 120 boxes, where YOLOX's own loader cuts its labels, {over_300} over 300, the"
+    have = "image has" if over_120 == 1 else "images have"
+    why = (f"{over_120} {have} over 120 boxes, where YOLOX's own loader cuts its labels, {over_300} over 300, the"
            f" queries of RT-DETR and D-FINE; the most is {most}")
     figures = dict(over={"120": over_120, "300": over_300}, most=most)
     return [Advice("crowd", "mind the limits of crowded images", why, figures)]
@@ -461,7 +467,8 @@ def _rare_advice(
     rare = [k for k in np.argsort(share, kind="stable") if 0 < share[k] < .1]
     if not rare: return []
     rarest = rare[0]
-    why = f"{len(rare)} classes are in less than 10% of the images, {ds.classes[rarest]!r} in {share[rarest]:.1%}"
+    are = "class is" if len(rare) == 1 else "classes are"
+    why = f"{len(rare)} {are} in less than 10% of the images, {ds.classes[rarest]!r} in {share[rarest]:.1%}"
     figures = dict(classes={ds.classes[k]: float(share[k]) for k in rare})
     return [Advice("balance", "repeat images with rare classes (data.balance: repeat)", why, figures)]
 

@@ -39,9 +39,13 @@ def natural_key(
     return [int(part) if k % 2 else part.lower() for k, part in enumerate(parts)]
 
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #a7b28494
+_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts",
+                   ".mts", ".m2ts")
+
 def list_images(
     folder, # searched with its sub-folders
     own_outputs:list=None, # gets the folders of our own results, which are skipped
+    videos:list=None, # gets the paths of video files, which are among the other files
 ): # (paths relative to the folder in natural order, number of other files)
     "Image files below a folder."
     images = []
@@ -51,6 +55,8 @@ def list_images(
         if entry is None: continue
         if entry.name.lower().endswith(IMAGE_SUFFIXES): images.append(os.path.join(below, entry.name))
         else: others += 1
+        if videos is not None and entry.name.lower().endswith(_VIDEO_SUFFIXES):
+            videos.append(os.path.join(below, entry.name))
     for below, reason in unreadable: warnings.warn("skipped the folder {}: {}".format(printable(below), reason))
     return sorted(images, key=natural_key), others
 
@@ -67,28 +73,37 @@ class ImageSource:
         root,      # folder
         others=0,  # files beside them that are no images
         own_outputs=(), # folders of our own results, which were skipped
+        videos=(), # which of the other files are videos, relative to `root`
     ):
         self.files = list(files)
         self.root = Path(str(root))
         self.others = others
         self.own_outputs = list(own_outputs)
+        self.videos = sorted(videos, key=natural_key)
         self.count = len(files)
-        self.unreadable = []
+        self.unreadable = [] # names
+        self.reasons = []    # why, one a name
 
     def __iter__(self):
         self.unreadable = []
+        self.reasons = []
         for i, name in enumerate(self.files):
             try: image = read_image(self.root/name)
             except InputError as e:
                 if self.count == 1: raise
                 self.unreadable.append(name)
+                self.reasons.append(str(e)[len(str(self.root/name)):].lstrip(": "))
                 if len(self.unreadable) <= _WARNED: warnings.warn("skipped {}".format(e))
                 continue
             yield Frame(image, name, i)
 
     def __str__(self):
         text = "{}: {} image{}".format(printable(self.root), self.count, "" if self.count == 1 else "s")
-        if self.others: text += ", {} other files skipped".format(self.others)
+        others = self.others - len(self.videos)
+        if self.videos:
+            text += ", {} video{} skipped (give one as the source, such as {})".format(
+                len(self.videos), "" if len(self.videos) == 1 else "s", printable(self.root/self.videos[0]))
+        if others: text += ", {} other file{} skipped".format(others, "" if others == 1 else "s")
         if self.own_outputs:
             text += ", results of jetson-det skipped ({})".format(", ".join(map(printable, self.own_outputs[:5])))
         return text
@@ -217,9 +232,6 @@ def check_source(
     raise InputError("{}: no such image, folder or video".format(path))
 
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #596ab3c5
-_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts",
-                   ".mts", ".m2ts")
-
 def _why_no_images(
     folder, # without an image in it
     others:int, # its files
@@ -248,8 +260,9 @@ def open_source(
     if path.is_dir():
         own = []
         if is_own_output(path): warnings.warn("{}: results of jetson-det, with boxes drawn on them".format(path))
-        files, others = list_images(path, own)
+        videos = []
+        files, others = list_images(path, own, videos)
         if not files: raise InputError("{}: {}".format(path, _why_no_images(path, others, own)))
-        return ImageSource(files, path, others, own)
+        return ImageSource(files, path, others, own, videos)
     if path.name.lower().endswith(IMAGE_SUFFIXES): return ImageSource([path.name], path.parent)
     return VideoSource(str(path), path.name, live=False)

@@ -168,7 +168,7 @@ def test_images_without_rows_and_rows_without_images(tmp_path):
     assert len(ds) == 1
     assert [(f.kind, f.action) for f in ds.flaws] == [("missing-image", "dropped"), ("no-labels", "noted")]
     assert "t.csv, line 3: 'gone.jpg'" in ds.flaws[0].message
-    assert "1 images" in ds.flaws[1].message
+    assert "1 image beside labeled ones" in ds.flaws[1].message
     assert "b.jpg" in ds.flaws[1].message
     refused(one(tmp_path, "x.jpg,Sack,1,2,3,4", "y.jpg,Sack,1,2,3,4"),
             "t.csv, line 2: none of its 2 images is there, such as 'x.jpg'")
@@ -339,7 +339,7 @@ def test_openimages(tmp_path):
     assert ds.classes == ("Person, standing", "Sack")
     assert ds.flags.tolist() == [0, CROWD]
     assert attributes_of(ds) == {"truncated": ["1", ""], "occluded": ["", "1"]}
-    assert [(f.kind, f.action) for f in ds.flaws] == [("not-downloaded", "noted")]
+    assert [(f.kind, f.action) for f in ds.flaws] == [("not-downloaded", "noted"), ("no-labels", "noted")]
     assert "1 of 2 images, such as 'ff'" in ds.flaws[0].message
     assert boxes(read_openimages(tmp_path / "train-annotations-bbox.csv")) == boxes(ds)
 
@@ -363,7 +363,7 @@ def test_openimages_errors(tmp_path):
     ds = openimages(tmp_path, "0a,xclick,/m/7,1,.2,.3,.2,.3,0,0,0,0,0",
                     **{"class-descriptions-boxable.csv": "LabelName,DisplayName\n/m/1,Sack\n"})()
     assert ds.classes == ("/m/7",)
-    assert [f.kind for f in ds.flaws] == ["unnamed-class"]
+    assert [f.kind for f in ds.flaws] == ["unnamed-class", "no-labels"]
     assert _class_descriptions(Files(tmp_path)) == {"/m/1": "Sack"}
 
 

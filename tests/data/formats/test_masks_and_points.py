@@ -165,7 +165,7 @@ def test_the_fingerprint_knows_areas_but_not_rounding(stated):
 def test_formats_without_areas_say_so(stated, tmp_path, format):
     ds = replace(stated, flags=None)
     new = write_dataset(ds, tmp_path / "out", format)
-    assert any("areas of 1 outlines" in f.message for f in new.flaws)
+    assert any("areas of 1 outline" in f.message for f in new.flaws)
 
 
 def test_tiles_keep_the_areas_of_whole_objects(tmp_path):

@@ -226,3 +226,72 @@ def test_one_coco_file_with_plain_names_of_images_in_several_folders(tmp_path):
     assert dict(zip(*columns(tmp_path))) == {"train/a.jpg": "train", "val/b.jpg": "val"}
     put(tmp_path, {"val/a.jpg": image_bytes()}) # which a.jpg is not clear any more: the folder with most images counts
     assert columns(tmp_path)[0] == ["val/a.jpg", "val/b.jpg"]
+
+
+def findings(labels, told, files=None, shared=False):
+    found = []
+    own_splits("D", labels, told, files, shared, lambda *flaw: found.append(flaw))
+    return [(kind, message, severity) for kind, _, _, message, _, severity in
+            (flaw if len(flaw) == 6 else (*flaw, "warning") for flaw in found)]
+
+
+def listing(tmp_path, place, **lists):
+    "A folder with images a.jpg, b.jpg in train/ and val/, and lists of them."
+    for folder, name in (("train", "a"), ("val", "b")): put(tmp_path / folder, labelme(name))
+    put(tmp_path, {place.format(split): f"{name}\n" for split, name in lists.items()})
+    return Files(tmp_path)
+
+
+FOLDERS = {"train/a.jpg": "train/a.json", "val/b.jpg": "val/b.json"}
+
+
+@pytest.mark.parametrize("place, severity", [
+    ("ImageSets/Main/{}.txt", "warning"), ("{}.txt", "warning"), ("splits/{}.txt", "note")])
+def test_lists_that_contradict_the_folders_are_said(tmp_path, place, severity):
+    files = listing(tmp_path, place, train="b", val="a")
+    (kind, message, how), = findings(FOLDERS, [None, None], files)
+    assert (kind, how) == ("split-conflict", severity) and "disagree on 2 images (train/a.jpg: " in message
+    assert f"{place.format('val')} says val, folder train says train" in message
+    assert read_dataset(tmp_path).splits.tolist() == ["val", "train"]
+    assert [f.kind for f in read_dataset(tmp_path).flaws if f.kind == "split-conflict"] == ["split-conflict"]
+
+
+def test_lists_that_agree_or_refine_are_not_said(tmp_path):
+    assert findings(FOLDERS, [None, None], listing(tmp_path, "{}.txt", train="a", val="b")) == []
+    both = {"training/a.jpg": "training/a.xml", "training/b.jpg": "training/b.xml", "testing/c.jpg": "testing/c.xml"}
+    assert findings(both, ["train", "val", "test"]) == []
+    assert findings(FOLDERS, [None, None]) == []
+
+
+@pytest.mark.parametrize("labels, told, shared, says", [
+    (FOLDERS, ["val", "train"], False, "the labels' own splits and names of folders disagree on 2 images"),
+    ({"train/a.jpg": "l.csv", "val/b.jpg": "l.csv"}, ["test", "train"], True,
+     "l.csv says test, folder train says train"),
+    ({"train/a.jpg": "val.json", "val/b.jpg": "train.json"}, [None, None], True, "names of label files and names of"),
+    ({"train/a.jpg": "x.xml", "test/b.jpg": "x.xml"}, ["val", "train"], True, "disagree on 2 images"),
+    ({"val/a.jpg": "x.json", "train/b.jpg": "x.json"}, ["test", "train"], True, "disagree on 1 image (val/a.jpg"),
+])
+def test_each_pair_of_sources_that_disagree_is_said(labels, told, shared, says):
+    (kind, message, _), = findings(labels, told, shared=shared)
+    assert kind == "split-conflict" and says in message
+    wanted = own_splits("D", labels, told, shared=shared)
+    assert wanted == (told if None not in told else ["val", "train"])
+
+
+def test_images_in_no_split_are_said(tmp_path):
+    (kind, message, _), = findings({**FOLDERS, "c.jpg": "c.json", "d.jpg": "d.json"}, [None] * 4)
+    assert kind == "no-split" and "2 images are in no split and are not used (c.jpg, d.jpg)" in message
+    assert findings({"a.jpg": "a.json", "b.jpg": "b.json"}, [None, None]) == []
+    assert findings({"test/a.jpg": "a.json", "b.jpg": "b.json"}, [None, None]) == [] # the others are train
+
+
+def test_labeled_images_that_data_yaml_does_not_name_are_said(tmp_path):
+    for k, folder in enumerate(("train", "val", "extra", "extra", "photos")):
+        put(tmp_path, {f"images/{folder}/{k}.jpg": image_bytes()})
+        if folder != "photos": put(tmp_path, {f"labels/{folder}/{k}.txt": "0 .5 .5 .5 .5\n"})
+    put(tmp_path, {"data.yaml": "train: images/train\nval: images/val\nnames: [s]\n"})
+    flaw, = [f for f in read_dataset(tmp_path).flaws if f.kind == "no-split"]
+    assert flaw.file == "images/extra/2.jpg" and flaw.severity == "warning"
+    assert "data.yaml names 2 images with labels in no split" in flaw.message
+    put(tmp_path, {"data.yaml": "train: [images/train, images/extra]\nval: images/val\nnames: [s]\n"})
+    assert not [f for f in read_dataset(tmp_path).flaws if f.kind == "no-split"]

@@ -472,7 +472,7 @@ def test_cvat_tracks(tmp_path):
     assert [Path(p).name for p in ds.paths] == [f"frame_{n:06d}.PNG" for n in range(3)]
     assert [ds.boxes_of(i)[0][:, 0].tolist() for i in range(3)] == [[0], [1, 1], []]
     assert attributes_of(ds) == {"track": ["1", "1", "9"]}
-    assert [(f.kind, f.where) for f in ds.flaws] == [("missing-image", "frame 3")]
+    assert [(f.kind, f.where) for f in ds.flaws] == [("missing-image", "frame 3"), ("no-labels", "")] # the cover
     assert read_cvat(tmp_path / "annotations.xml").fingerprint() == ds.fingerprint()
 
 

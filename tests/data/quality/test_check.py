@@ -149,7 +149,7 @@ def test_turned_images(tmp_path):
     warnings = [(f.kind, f.file) for f in flaws if f.severity == "warning"]
     assert warnings[0] == ("rotated-image", "1.jpg")
     assert "1.jpg" not in clean.paths and len(clean) == 4
-    write_dataset(ds.subset([0, 2, 3, 4]), tmp_path / "yolo", "yolo")
+    write_dataset(ds.subset([0, 2, 3, 4]), tmp_path / "yolo", "yolo", "hardlink") # a copy is turned
     notes = [f for f in check_dataset(tmp_path / "yolo").flaws if f.kind == "exif-rotation"]
     assert [Path(f.file).name for f in notes] == ["2.jpg", "3.jpg"]
     assert {f.severity for f in notes} == {"note"} and "do not say which" in notes[0].message
@@ -204,12 +204,12 @@ def test_under_one_percent_is_repaired_and_said(tmp_path):
     again, same = prepare(clean)
     assert again.fingerprint() == clean.fingerprint() and same == flaws
     refused(lambda: prepare(ds, strict=True),
-            "1 of 120 images have flaws, strict allows none: 7.jpg: box 2 (s) [10.0, 10.0, 10.0, 20.0] has no area")
+            "1 of 120 images has flaws, strict allows none: 7.jpg: box 2 (s) [10.0, 10.0, 10.0, 20.0] has no area")
 
 
 def test_one_percent_and_more_stops(tmp_path):
     ds = dataset(tmp_path, 100, [(7, 10, 10, 10, 20)])
-    refused(lambda: prepare(ds), "1 of 100 images have flaws, under 1% is allowed")
+    refused(lambda: prepare(ds), "1 of 100 images has flaws, under 1% is allowed")
     assert len(prepare(ds, max_flawed=.02)[0]) == 100
     refused(lambda: prepare(dataset(tmp_path, 100, [(k, 10, 10, 10, 20) for k in range(9)])), "9 of 100 images",
             "and 6 more")
@@ -338,7 +338,7 @@ def test_odd_boxes(tmp_path):
     thin = ("thin-box", "box 2 (s)")
     assert [(f.kind, f.where) for f in flaws] == [thin, thin, ("tiny-boxes", "")]
     assert [f.kind for f in odd_boxes(ds, (120, 160))] == ["thin-box", "thin-box"]
-    line = "1 of 13 boxes are under 4 px at an input of 60x80: the smallest is 2.0 px (2x2 in 1.jpg)"
+    line = "1 of 13 boxes is under 4 px at an input of 60x80: the smallest is 2.0 px (2x2 in 1.jpg)"
     assert line in flaws[-1].message
     full = dataset(tmp_path, 10, [(k, 0, 0, 80, 60) for k in range(5)])
     assert [f.kind for f in odd_boxes(full, (60, 80))] == ["full-boxes"]
@@ -378,6 +378,24 @@ def test_flaws_of_readers_get_their_severity(tmp_path):
     assert flaws["empty-image"].message == "empty.jpg has 0 bytes"
     error = Flaw("error", "no-images", "a.json", "", "a.json: none of its images is there", "noted")
     refused(lambda: prepare(replace(ds, flaws=[*ds.flaws, error])), "none of its images is there")
+
+
+def test_images_that_are_left_out_are_not_background(tmp_path):
+    "One labeled image and three beside it: none of the dataset's is without labels."
+    for k in range(4): (tmp_path / f"{k}.jpg").write_bytes(jpeg(k))
+    table = "filename,xmin,ymin,xmax,ymax,class\n0.jpg,5,5,40,40,a\n"
+    (tmp_path / "t.csv").write_text(table)
+    report = check_dataset(tmp_path)
+    assert "mostly-unlabeled" not in {f.kind for f in report.flaws}
+    flaw, = [f for f in report.flaws if f.kind == "no-labels"]
+    assert (flaw.severity, flaw.action) == ("note", "dropped") and "what is left out" in str(report)
+    assert "1 of 1 class has fewer" in str(report)
+    (tmp_path / "3.jpg").unlink()
+    (tmp_path / "t.csv").unlink()
+    (tmp_path / "classes.txt").write_text("a\n")
+    (tmp_path / "0.txt").write_text("0 .5 .5 .2 .2\n")
+    flaw, = [f for f in check_dataset(tmp_path).flaws if f.kind == "mostly-unlabeled"]
+    assert flaw.message == "2 of 3 images without labels"
 
 
 def test_every_kind_has_advice():

@@ -2,6 +2,7 @@
 import csv
 import json
 import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from jetson_det.core import InputError
 from jetson_det.data.quality import fix
 from jetson_det.data.quality.check import check_dataset
 from jetson_det.data.dataset import CROWD, IGNORE, DetDataset
-from jetson_det.data.quality.fix import Change, _remove_orientation, fix_dataset
+from jetson_det.data.quality.fix import Change, fix_dataset
 from jetson_det.data.formats.registry import read_dataset, write_dataset
+from jetson_det.data.formats.writers import without_orientation
 from jetson_det.data.images.header import image_header
+from jetson_det.data.tiles import tile_dataset
 from jetson_det.data.images.exif import boxes_upright
-from jetson_det.runtime.images import upright
+from jetson_det.runtime.images import read_image, upright
 from jetson_det.scenes.docks import write_scenes
 
 
@@ -155,7 +158,7 @@ def test_remove_orientation(tmp_path, k):
             data = cv2.imencodeWithMetadata(suffix, img, [cv2.IMAGE_METADATA_EXIF], metadata, params)[1].tobytes()
             if image_header(data).orientation != k: pytest.skip("this OpenCV writes no EXIF")
         (tmp_path / f"a{suffix}").write_bytes(data)
-        done = _remove_orientation(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+        done = without_orientation(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}", is_upright=False)
         back = cv2.imread(str(tmp_path / f"b{suffix}"), cv2.IMREAD_COLOR)
         want = img.astype(int)
         assert back.shape == want.shape and image_header((tmp_path / f"b{suffix}").read_bytes()).orientation == 1
@@ -250,7 +253,7 @@ def test_what_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="inside the dataset"): fix_dataset(tmp_path / "in", tmp_path / "in/clean")
     with pytest.raises(InputError, match="no such file or folder"): fix_dataset(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(fix, "_write_changes", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(fix, "write_changes", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(InputError, match="could not be written: .*No space left"):
         fix_dataset(tmp_path / "in", tmp_path / "empty")
     assert list((tmp_path / "empty").iterdir()) == [] and (tmp_path / "full/a.txt").read_text() == "mine"
@@ -293,6 +296,151 @@ def test_fixed_is_clean_and_fixed_again_is_the_same(tmp_path, seed):
     a = read_dataset(tmp_path / "out")
     b = read_dataset(tmp_path / "again")
     assert a.paths.tolist() == b.paths.tolist() and np.abs(a.boxes - b.boxes).max() < 1e-3 and len(a.classes) == 2
+
+
+def png_with_note(data, orientation):
+    "A PNG with an EXIF orientation."
+    note = b"eXIf" + b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, orientation, 0, 0)
+    return data[:33] + struct.pack(">I", len(note) - 4) + note + struct.pack(">I", zlib.crc32(note)) + data[33:]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_copy_is_upright_for_every_reader(tmp_path, orientation):
+    "The pixels are turned, the note is gone, each such image is listed; a link keeps the file, which is said."
+    ds = dataset(tmp_path / "d", 3)
+    (tmp_path / "d/1.jpg").write_bytes(exif(jpeg(1), orientation))
+    (tmp_path / "d/2.png").write_bytes(png_with_note(jpeg(2, ".png"), orientation))
+    size = (80, 60) if orientation == 6 else (60, 80)
+    ds = replace(ds, paths=["0.jpg", "1.jpg", "2.png"], sizes=[(60, 80), size, size])
+    shown = [read_image(ds.path_of(i)) for i in range(3)]
+    assert [image.shape[:2] for image in shown] == [tuple(s) for s in ds.sizes]
+    copy = write_dataset(ds, tmp_path / "copy", "coco")
+    assert [(f.kind, f.file) for f in copy.flaws] == [("upright-image", "1.jpg"), ("upright-image", "2.png")]
+    for i in range(3):
+        stored = cv2.imread(str(copy.path_of(i)), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        assert stored.shape == shown[i].shape
+        assert np.abs(stored.astype(int) - shown[i]).mean() <= (0 if i != 1 else 3)
+        assert image_header(copy.path_of(i).read_bytes()).orientation == 1
+    assert copy.path_of(0).read_bytes() == ds.path_of(0).read_bytes()
+    linked = write_dataset(ds, tmp_path / "linked", "voc", images="symlink")
+    assert "2 links to images with an EXIF orientation" in linked.flaws[0].message
+    changes = fix_dataset(tmp_path / "linked", tmp_path / "fixed")
+    assert [(Path(c.file).name, c.kind) for c in changes] == [("1.jpg", "upright-image"), ("2.png", "upright-image")]
+    assert "turned upright" in changes[0].now and json.loads((tmp_path / "fixed/changes.json").read_text())["changes"]
+
+
+def test_new_names_are_listed(tmp_path):
+    "Names that a label file cannot hold, and names that two images have."
+    ds = dataset(tmp_path / "d", 4)
+    old = ["a/1.jpg", "b/1.jpg", "two\nlines.jpg", "a/back\\slash.jpg"]
+    for folder in "ab": (tmp_path / "d" / folder).mkdir()
+    for k, name in enumerate(old): (tmp_path / "d" / f"{k}.jpg").rename(tmp_path / "d" / name)
+    copy = write_dataset(replace(ds, paths=old), tmp_path / "copy", "voc")
+    new = {f.file: f.where for f in copy.flaws if f.kind == "renamed-image"}
+    assert new == {"b/1.jpg": "b_1.jpg", old[2]: "two%0Alines.jpg", old[3]: "back%5Cslash.jpg"}
+    assert {Path(p).name for p in copy.paths} == {"1.jpg", *new.values()}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "d").rename(tmp_path / "in/d")
+    for path in old: (tmp_path / "in/d" / path).with_suffix(".txt").write_text("0 .5 .5 .2 .2\n")
+    (tmp_path / "in/classes.txt").write_text("s\n")
+    changes = fixed(tmp_path / "in", tmp_path / "out")
+    assert {c.was.removeprefix("d/"): c.now for c in changes} == new
+
+
+def test_an_image_that_loses_all_its_boxes_is_left_out(tmp_path):
+    "It shows an object without a label; an image that never had a box stays background."
+    ds = dataset(tmp_path / "d", 6, [(1, 10, 10, 30, 30)])
+    boxes = ds.boxes.copy()
+    boxes[ds.box_image == 1] += 200
+    boxes[ds.box_image == 2] = 7
+    keep = ds.box_image != 3
+    ds = replace(ds, boxes=boxes).keep_boxes(keep)
+    write_dataset(ds, tmp_path / "in", "coco")
+    changes = fixed(tmp_path / "in", tmp_path / "out")
+    found = [(Path(c.file).name, c.was, c.now) for c in changes if c.kind == "no-box-left"]
+    assert found == [("1.jpg", "an image with 2 boxes", "left out"), ("2.jpg", "an image with 1 box", "left out")]
+    out = read_dataset(tmp_path / "out")
+    assert [Path(p).name for p in out.paths] == ["0.jpg", "3.jpg", "4.jpg", "5.jpg"]
+
+
+def coco_source(root):
+    polygon = [[10, 10, 30, 10, 30, 30]]
+    box = dict(image_id=7, category_id=18, bbox=[10, 10, 20, 20])
+    annotations = [dict(box, id=1, segmentation=polygon, keypoints=[1, 1, 2], score=.4, attributes=dict(n=3)),
+                   dict(box, id=2, segmentation=dict(size=[60, 80], counts=[4800]), attributes=dict(n="x")),
+                   dict(box, id=3, segmentation=[], keypoints=None)]
+    (root / "t.json").write_text(json.dumps(dict(
+        images=[dict(id=7, file_name="a.jpg", width=80, height=60, license=2)], annotations=annotations,
+        categories=[dict(id=18, name="dog", supercategory="animal")], info=dict(year=1))))
+    return ["polygons of 1 box", "masks of 1 box", "keypoints of 1 box", "'score' of 1 box", "'license' of 1 image",
+            "attributes that are no texts (texts here) of 1 box", "supercategories of 1 class",
+            "category ids (1, 2, 3, ... here) of 1 class", "info of 1 file"]
+
+
+def labelme_source(root):
+    shapes = [dict(label="dog", points=[[10, 10], [50, 50]], shape_type="rectangle"),
+              dict(label="dog", points=[[10, 10], [50, 50], [10, 50]], shape_type="polygon"),
+              dict(label="dog", points=[[30, 30], [40, 30]], shape_type="circle")]
+    (root / "a.json").write_text(json.dumps(dict(shapes=shapes, imagePath="a.jpg", imageHeight=60, imageWidth=80)))
+    return ["polygons of 1 box", "circles of 1 box"]
+
+
+def voc_source(root):
+    corners = "<bndbox><xmin>10</xmin><ymin>10</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
+    part = f"<part><name>head</name>{corners}</part>"
+    objects = f"<object><name>dog</name><truncated>0</truncated>{corners}{part * 2}<score>.5</score></object>"
+    (root / "a.xml").write_text(f"<annotation><filename>a.jpg</filename>{objects}</annotation>")
+    return ["parts of 1 box", "<score> of 1 box"]
+
+
+def cvat_source(root):
+    shapes = ('<box label="dog" xtl="10" ytl="10" xbr="30" ybr="30"/>'
+              '<box label="dog" xtl="10" ytl="10" xbr="30" ybr="30" rotation="30"/>'
+              '<polygon label="dog" points="10,10;30,10;30,30"/>')
+    (root / "a.xml").write_text(f'<annotations><image id="0" name="a.jpg" width="80" height="60">{shapes}</image>'
+                                "</annotations>")
+    return ["rotations of 1 box", "polygons of 1 box"]
+
+
+def yolo_source(root):
+    (root / "classes.txt").write_text("dog\n")
+    (root / "a.txt").write_text("0 .1 .1 .5 .1 .5 .5\n0 .5 .5 .2 .2\n")
+    return ["outlines or keypoints of 1 box"]
+
+
+def csv_source(root):
+    (root / "t.csv").write_text("filename,xmin,ymin,xmax,ymax,class,weather\na.jpg,10,10,30,30,dog,rain\n")
+    return ["column 'weather' of 1 table"]
+
+
+SOURCES = [coco_source, labelme_source, voc_source, cvat_source, yolo_source, csv_source]
+
+
+@pytest.mark.parametrize("write_source", SOURCES)
+def test_what_a_dataset_does_not_hold_is_named(tmp_path, write_source):
+    "By the conversion, the fix and the tiles; what was written itself has nothing of that kind."
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jpg").write_bytes(jpeg())
+    lost = write_source(tmp_path / "in")
+    ds = read_dataset(tmp_path / "in")
+    copy = write_dataset(ds, tmp_path / "copy", "coco")
+    note, = [f for f in copy.flaws if f.kind == "not-kept"]
+    for what in lost: assert what in note.message
+    assert note.message.count(" of ") == len(lost), note.message
+    change, = [c for c in fix_dataset(tmp_path / "in", tmp_path / "fixed") if c.kind == "not-kept"]
+    assert change.why == note.message
+    assert note in tile_dataset(ds, tmp_path / "tiles", 32).flaws
+    again = write_dataset(copy, tmp_path / "again", "voc")
+    assert not [f for f in again.flaws if f.kind == "not-kept"]
+
+
+def test_a_box_beside_its_image_cannot_become_yolo(tmp_path):
+    "The error names image and box, and nothing that is gone."
+    ds = dataset(tmp_path / "d", 3, [(1, 400, 10, 420, 30), (1, 60, 10, 110, 30)])
+    with pytest.raises(InputError, match=r"^1\.jpg: box 2 \(s\) .*80x60.*data check --fix") as e:
+        write_dataset(ds, tmp_path / "out", "yolo")
+    assert "part" not in str(e.value) and sorted(p.name for p in tmp_path.iterdir()) == ["d"]
+    write_dataset(ds, tmp_path / "out", "voc")
 
 
 @pytest.mark.data

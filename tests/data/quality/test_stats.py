@@ -46,6 +46,17 @@ def random_set(seed, n=12, m=80, c=4):
 
 # Figures
 
+def test_a_box_without_area_is_in_no_count():
+    "The table and the advice speak of the same boxes."
+    rows = [(0, 0, 5, 5, 45, 45), (0, 0, 10, 10, 10, 30), (0, 1, 20, 20, 18, 30), (1, 1, 0, 0, 3, 40)]
+    ds = columns([(60, 80)] * 2, rows)
+    stats = dataset_stats(ds, (60, 80))
+    under = _visibility(_real_sides(ds), (60, 80))["under4"]
+    assert stats["all"]["under"]["4"] == under == .5
+    assert (stats["boxes"], stats["without_area"], stats["crowd_or_ignored"]) == (2, 2, 0)
+    assert "2 boxes without an area left out" in str(stats)
+
+
 def test_sides_and_strides():
     ds = columns([(60, 80)]*4, [(k, 0, 5, 5, 40, 40) for k in range(4)], ("s", ),
                  flags=[0, 0, 0, IGNORE],

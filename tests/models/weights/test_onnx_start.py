@@ -123,7 +123,7 @@ def known(tmp_path_factory):
         if isinstance(m, nn.BatchNorm2d): m.momentum = .1
     adam = torch.optim.Adam(model.parameters(), lr=.004)
     sgd = torch.optim.SGD(model.param_groups(), lr=.002, momentum=.9, nesterov=True) # whose minima are flatter
-    for optimizer in [adam]*90 + [sgd]*40:
+    for optimizer in [adam]*140 + [sgd]*60:
         loss = model.loss(model(images), *targets).total
         model.zero_grad()
         loss.backward()
@@ -174,7 +174,7 @@ def test_a_rate_near_zero_keeps_the_ap(known, tmp_path):
 def test_twelve_epochs_on_its_own_boxes_keep_them(known, tmp_path, words):
     "No filter is replaced in them, the first layer's as little as others'."
     before, after, start, trainer = trained_on(known, tmp_path, *words)
-    assert before > .6 and after > before - .05, (before, after)
+    assert before > .6 and after > .9*before, (before, after)
     for k, v in trainer.model.state_dict().items():
         if v.ndim != 4 or "preds" in k: continue
         alike = torch.cosine_similarity(v.flatten(), start[k].flatten(), 0)
