@@ -201,6 +201,7 @@ def plan_lines(
     format:str="auto", # of the labels
 )->tuple: # list of Line, list of Advice
     "The lines of a first config for this data and board. Raises InputError."
+    from jetson_det.core import plural
     train_images, _ = _counts(ds)
     advice, choice = _input_and_model(ds, board_name, fps)
     choice = for_few_images(choice, train_images)

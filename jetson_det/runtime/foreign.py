@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_literal', 'names_in_text', 'Metadata', 'read_metadata', 'read_classes', 'fitting_presets', 'likely_text',
-           'preset_of', 'input_size_of', 'are_placeholders', 'renaming_notes', 'classes_for', 'split_record',
-           'foreign_contract']
+           'preset_of', 'input_size_of', 'renaming_notes', 'classes_for', 'split_record', 'foreign_contract']
 
 # %% ../../nbs/63_runtime.foreign.ipynb #ae3618f7
 import ast
@@ -344,27 +343,19 @@ def _columns_of(name, names, count): # class_columns, or None; () where names an
     if count == 91 and tuple(names) == COCO_CLASSES: return COCO_COLUMNS
     return tuple(range(len(names))) if count == len(names) + 1 else ()
 
-_PLACEHOLDER = re.compile(r"(?:class|cls|label|category|object|name|id)?[\s_-]*\d+", re.I)
-
-def are_placeholders(
-    names, # class names
-)->bool: # True for class_0, class_1, ... and for 0, 1, ...
-    "Whether names are numbers that an exporter made up."
-    return all(_PLACEHOLDER.fullmatch(str(name).strip()) for name in names)
-
 def renaming_notes(
     own,   # class names of the file; None: it has none
     given, # as many from the person; None: none
 )->list: # lines for the person
-    "What to say of a person's class names beside the file's. Raises `InputError` where they replace real names."
+    "What to say of a person's names beside the file's. Raises `InputError` where one is another class there."
     if not own or not given or tuple(own) == tuple(given): return []
-    if are_placeholders(own): return ["its classes {} are called {}".format(_named(own), _named(given))]
-    pairs = zip(own, given)
-    label = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(own), len(given)))
-    which = ", from label {} on".format(label) if label else ""
-    raise InputError("it names its own classes ({}), and the names given are others{} ({}); leave --classes out: it is"
-                     " for a file without names. Where data has other words for them: evaluate --map MODEL=DATA".format(
-                         _named(own), which, _named(given)))
+    labels = {str(name).strip().casefold(): label for label, name in enumerate(own)}
+    for label, name in enumerate(given):
+        if labels.get(str(name).strip().casefold(), label) == label: continue
+        raise InputError("it names its own classes ({}), and {} has another label in the names given ({}); leave"
+                         " --classes out, and where data has other words for them: evaluate --map MODEL=DATA".format(
+                             _named(own), printable(str(name))[:60], _named(given)))
+    return ["its classes {} are called {}".format(_named(own), _named(given))]
 
 def classes_for(
     name:str,        # of the preset

@@ -32,7 +32,7 @@ def test_folder_in_natural_order(tmp_path):
     frames = list(source)
     assert [(f.name.replace("\\", "/"), f.index) for f in frames] == list(zip(names, range(3)))
     assert all(f.image.shape == (8, 9, 3) for f in frames)
-    assert (source.count, source.others, source.fps) == (3, 1, None) and "1 other files" in str(source)
+    assert (source.count, source.others, source.fps) == (3, 1, None) and "1 other file skipped" in str(source)
 
 
 def test_images_that_cannot_be_read(tmp_path):

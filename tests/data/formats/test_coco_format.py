@@ -305,10 +305,10 @@ def test_damage_gives_one_line_or_a_dataset(folder, whole):
 @pytest.mark.data
 @pytest.mark.parametrize("name, images, boxes, flaws", [
     ("aerial/coco_utils/visdrone2019-det-train-first50image.json", 50, 3326, ["no-images"]),
-    ("aerial/coco_utils/terrain_all_coco.json", 2, 12, ["missing-image"]),
-    ("aerial/coco_utils/combined_coco.json", 2, 12, []),
-    ("aerial/coco_utils/terrain1_coco.json", 1, 7, []),
-    ("aerial/coco_utils/modified_terrain2_coco.json", 1, 5, []),
+    ("aerial/coco_utils/terrain_all_coco.json", 2, 12, ["missing-image", "no-labels", "stated-area"]),
+    ("aerial/coco_utils/combined_coco.json", 2, 12, ["no-labels", "stated-area"]),
+    ("aerial/coco_utils/terrain1_coco.json", 1, 7, ["no-labels", "stated-area"]),
+    ("aerial/coco_utils/modified_terrain2_coco.json", 1, 5, ["no-labels", "stated-area"]),
     ("coco_fixtures/val2014_100/instances_val2014_100.json", 100, 839, ["no-images"]),
 ])
 def test_real_files(data, monkeypatch, name, images, boxes, flaws):

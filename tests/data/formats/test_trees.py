@@ -360,7 +360,7 @@ def test_real_labelme(data):
     ds = read_labelme(data / "datasets/aerial/coco_utils")
     assert ds.paths.tolist() == ["terrain1.jpg", "terrain2.png"]
     assert ds.class_counts() == {"car": 5, "human": 7}
-    assert ds.flaws == []
+    assert [f.kind for f in ds.flaws] == ["no-labels"]
     coco = read_coco(data / "datasets/aerial/coco_utils/combined_coco.json") # the same shapes, rounded there
     order = [coco.paths.tolist().index(p) for p in ds.paths]
     assert np.abs(coco.subset(order).boxes - ds.boxes).max() <= 1.01
@@ -660,7 +660,10 @@ def test_darknet_one_list_and_a_missing_image(tmp_path):
     })
     ds = read_yolo(tmp_path)
     assert ds.splits.tolist() == ["", ""]
-    assert [(f.kind, f.file, f.where) for f in ds.flaws] == [("missing-image", "obj/3.jpg", "train.txt")] * 2
+    assert [(f.kind, f.file, f.where) for f in ds.flaws] == [
+        ("same-splits", "", ""),
+        *[("missing-image", "obj/3.jpg", "train.txt")] * 2,
+    ]
 
 
 @pytest.mark.parametrize("change, parts", [
