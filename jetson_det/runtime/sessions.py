@@ -196,7 +196,7 @@ def rename_classes(
     contract:Contract, # as it is
     names=None,        # as many names as it has classes; None: its own
 )->Contract:
-    "The contract with names for its placeholders. Raises `InputError` for another number, or where it has real names."
+    "The contract with these names. Raises `InputError` for another number, and where one of them has another label."
     if not names: return contract
     if len(names) != len(contract.classes):
         raise InputError("{} classes were given ({}), but the contract has {} ({})".format(
