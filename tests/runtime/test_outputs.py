@@ -62,7 +62,7 @@ def test_devices_and_folders_that_take_nothing(tmp_path):
     "Known before the work, whoever asks: root passes every check of permissions."
     if not os.path.isdir("/sys") or not os.path.exists("/dev/full"): pytest.skip("not a Linux")
     os.symlink("/dev/full", str(tmp_path / "full.json"))
-    for path in ("/dev/full", tmp_path / "full.json", "/dev/fd/99", "/proc/x.json", "/sys/x.json"):
+    for path in ("/dev/full", tmp_path / "full.json", "/dev/fd/999999", "/proc/x.json", "/sys/x.json"):
         with pytest.raises(InputError, match="^{}: cannot be written".format(path)): check_output(path)
     for check in (check_new_folder, lambda path: OutputFolder(path, "predict")):
         with pytest.raises(InputError, match="^/sys/new: cannot be written"): check("/sys/new")
