@@ -299,7 +299,7 @@ def evaluation_data(
     "The images to evaluate an artifact on; flawed ones are left out, however many. Raises InputError."
     check_split(split)
     made = dict(made or {})
-    ds, facts = _read(SimpleNamespace(path=path, format=format, classes=None, workers=2), say)
+    ds, facts = _read(SimpleNamespace(path=path, format=format, classes=None, workers=None), say)
     digests = dict(zip(ds.paths, facts.digests))
     found = _look_up(_clean(ds, facts)[0], digests, made)
     listed = _run_splits(artifact, made)
