@@ -450,8 +450,9 @@ def bench(
     write_figures(json_file, {"artifact": artifact, "source": source or "generated scenes", **report.to_dict()})
 
 # %% ../nbs/89_cli.ipynb #d9e20fae
-def _parity_text(parity:dict)->str: # part of a line
-    "How far the file's outputs are from the network's."
+def _parity_text(parity)->str: # part of a line
+    "How far the file's outputs are from the network's; parity: the contract's, None where nothing was compared."
+    if parity is None: return "its outputs were not compared with the network's"
     apart = f"boxes within {parity['boxes_px']:.2g} px and scores within {parity['scores']:.2g}"
     return f"{apart} of {parity['reference']}, compared in {parity['compared']}"
 

@@ -45,7 +45,8 @@ class DataConfig(Section):
     path:str = Field("", description="folder with images and labels; empty: generated scenes of a loading dock")
     format:str = Field("auto", description="label format: auto, or a name that `jetson-det data check --help` lists")
     classes:Optional[List[str]] = Field(None, description="class names in order; none: those of the data")
-    input_size:List[int] = Field([416, 416], description="network input (height, width), multiples of 32")
+    input_size:List[int] = Field([416, 416],
+        description="network input: [height, width] or HEIGHTxWIDTH, multiples of 32")
     val:float = Field(.2, ge=0, lt=1,
         description="share of images for validation, where the data has no split of its own")
     test:float = Field(.1, ge=0, lt=1,

@@ -135,13 +135,25 @@ def _relabel(
     return out
 
 # %% ../../nbs/40_evaluate.coco.ipynb #435e81d2
+def _numbers(
+    gt:dict, # a normal COCO dictionary
+)->dict: # what matching needs
+    "The dictionary without names: hotcoco refuses text that is not UTF-8, and labels may have such names."
+    kept = {
+        "images": ("id", "height", "width"),
+        "categories": ("id",),
+        "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore"),
+    }
+    plain = {part: [{key: row[key] for key in keys if key in row} for row in gt[part]] for part, keys in kept.items()}
+    for category in plain["categories"]: category["name"] = str(category["id"])
+    return plain
+
 def _matcher(
     gt:dict, # a normal COCO dictionary
     anns:list, # COCO results as annotations
 ): # an object with the methods of pycocotools' COCOeval
     "Hotcoco where it is installed, else faster-coco-eval, without its prints."
-    # matching needs no file names, and hotcoco refuses those that are not UTF-8
-    gt = dict(gt, images=[{key: v for key, v in image.items() if key != "file_name"} for image in gt["images"]])
+    gt = _numbers(gt)
     try: from hotcoco import COCO, COCOeval
     except ImportError:
         require("faster_coco_eval")

@@ -18,7 +18,7 @@ from ..models.session import TorchInfer, checkpoint_of, load_detector
 from ..runtime.contract import GRAPH_KEY, METADATA_KEY, Contract
 from ..runtime.files import read_json, require, sha256_bytes, write_bytes_atomic
 from ..runtime.geometry import check_input_size
-from ..runtime.outputs import check_output
+from ..runtime.outputs import check_output, check_replaced
 from ..runtime.preprocess import Preprocessor
 
 # %% ../../nbs/50_export.onnx.ipynb #f1a9822e
@@ -109,7 +109,7 @@ def _check_file(
     if path.suffix.lower() != ".onnx": raise InputError(f"{path}: the name of an ONNX file ends in .onnx")
     if path.is_dir(): raise InputError(f"{path}: is a folder")
     if not path.parent.is_dir(): raise InputError(f"{path.parent}: no such folder to write {path.name} into")
-    check_output(path)
+    check_replaced(check_output(path))
     if not 11 <= opset <= 20:
         raise InputError(f"opset is {opset}; it must be 11 to 20, and at most 13 for a Jetson Nano")
     return path
@@ -129,7 +129,7 @@ def _check_origins(
 # %% ../../nbs/50_export.onnx.ipynb #76ba738f
 def export_onnx(
     source, # Detector, a checkpoint folder, or a training's folder (its best checkpoint)
-    path, # the .onnx file to write; an old one is replaced at the end, in one step
+    path, # the .onnx file to write; an export that is there is replaced at the end, in one step
     input_size=None, # (h, w), multiples of 32; None: the checkpoint's own
     opset:int=13, # ONNX operator set; 13 is what TensorRT 8.2 (Jetson Nano) reads
     simplify:bool=True, # let onnxslim clean the graph

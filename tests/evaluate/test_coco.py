@@ -55,6 +55,16 @@ def test_twelve_numbers_of_random_scenes(seed):
     same(coco_stats(gt, found, ds.classes), pycocotools_stats(gt, rows))
 
 
+def test_names_that_are_no_utf8():
+    ds, found = scene(0)
+    want = coco_stats(coco_of(ds), found).to_json()
+    odd = coco_of(ds)
+    for category in odd["categories"]: category["name"] += "\udce9"
+    for a in odd["annotations"]: a["attributes"] = {"note\udce9": "\ud83d"}
+    have = coco_stats(odd, found).to_json()
+    assert have["stats"] == want["stats"] and want["stats"]["AP50"] > 0
+
+
 def test_over_a_hundred_of_a_class_in_an_image():
     ds, found = scene(3, n=4, classes=2, p_flag=0)
     rng = rng_for(5)

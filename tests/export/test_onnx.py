@@ -114,7 +114,7 @@ def test_contract_survives_another_onnxslim(run, tmp_path):
 
 def test_same_file_twice_replaced_whole_and_in_silence(run, tmp_path, capfd):
     path = tmp_path / "m.onnx"
-    path.write_bytes(b"something old")
+    path.write_bytes(b"an export jetson_det.contract")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="(?!jetson_det|torch.onnx)")
@@ -178,10 +178,17 @@ def test_a_graph_that_computes_something_else_is_refused(run, tmp_path, monkeypa
         t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * np.float32(1.05), t.name))
         return graph
     monkeypatch.setattr(export, "simplify_onnx", broken)
-    (tmp_path / "m.onnx").write_bytes(b"the old file")
+    old = b"an export jetson_det.contract"
+    (tmp_path / "m.onnx").write_bytes(old)
     with pytest.raises(RuntimeError, match="does not compute what the network does"):
         export_onnx(run, tmp_path / "m.onnx")
-    assert (tmp_path / "m.onnx").read_bytes() == b"the old file" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "m.onnx").read_bytes() == old and len(list(tmp_path.iterdir())) == 1
+
+
+def test_another_program_s_file_stays(run, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"of somebody else")
+    with pytest.raises(InputError, match="jetson-det did not write it"): export_onnx(run, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == b"of somebody else"
 
 
 def test_a_network_of_nan_is_refused(tmp_path):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['broken_images', 'unusual_images', 'odd_names', 'turned_images', 'duplicate_images', 'check_images', 'box_name',
-           'box_flaws', 'repeated_boxes', 'odd_boxes', 'similar_classes', 'class_balance', 'input_fit', 'reader_flaws',
-           'prepare', 'CheckReport', 'check_dataset']
+           'box_flaws', 'emptied_images', 'repeated_boxes', 'odd_boxes', 'similar_classes', 'class_balance',
+           'input_fit', 'reader_flaws', 'prepare', 'CheckReport', 'check_dataset']
 
 # %% ../../../nbs/14_data.quality.check.ipynb #86f18004
 import math
@@ -277,6 +277,23 @@ def box_flaws(
         flaws.append(_box_finding(severity, ds, m, kind, f"{corners} {text}", action))
     return ~(is_flat | is_outside), np.clip(ds.boxes, 0, np.tile(wh, 2)), flaws
 
+# %% ../../../nbs/14_data.quality.check.ipynb #afb3874a
+def emptied_images(
+    before:DetDataset, # with all its boxes, and the flaws of the reader
+    after:DetDataset, # the same images with the boxes that stay
+)->list: # of Flaw
+    "Images that have lost all their boxes, here or already in the reader ('no-box')."
+    labeled = np.diff(before._starts)
+    unboxed = {f.file for f in before.flaws if f.kind == "no-box"}
+    flaws = []
+    for i in np.flatnonzero(np.diff(after._starts) == 0):
+        path = before.paths[i]
+        if not labeled[i] and path not in unboxed: continue
+        had = f"{plural(int(labeled[i]), 'box')}, none of which can stay" if labeled[i] else "labels without a box"
+        text = f"{path}: {had}: what it shows would be learned as background"
+        flaws.append(Flaw("warning", "no-box-left", path, "", text, "dropped"))
+    return flaws
+
 # %% ../../../nbs/14_data.quality.check.ipynb #c94310cb
 def _iou(a:np.ndarray, b:np.ndarray)->np.ndarray: # (K,)
     "Intersection over union of boxes (K,4), pair by pair."
@@ -535,7 +552,7 @@ def _too_many_flaws(
 # %% ../../../nbs/14_data.quality.check.ipynb #caed0377
 # kinds that stay warnings though nothing was left out
 _WARNINGS = ("size-mismatch", "shared-label", "unreadable-folder", "unread-file", "encoding", "no-split",
-             "split-conflict")
+             "split-conflict", "other-labels")
 
 def reader_flaws(
     ds:DetDataset, # as it was read
@@ -573,11 +590,13 @@ def prepare(
     if facts is not None:
         found = broken_images(ds, facts) + turned_images(ds, facts) + duplicate_images(ds, facts)
         flaws_of_images = [f for f in found if f.severity != "note"]
+    with_boxes = ds.keep_boxes(keep, clipped if clip else None)
+    flaws_of_images += emptied_images(ds, with_boxes)
     flaws = list(dict.fromkeys([*reader_flaws(ds), *flaws_of_images, *flaws_of_boxes]))
     error = _too_many_flaws(ds, flaws, strict, max_flawed)
     if error: raise InputError(error)
     dropped = {f.file for f in flaws_of_images if f.action == "dropped"}
-    ds = ds.keep_boxes(keep, clipped if clip else None)
+    ds = with_boxes
     if dropped: ds = ds.subset(np.array([path not in dropped for path in ds.paths]))
     if not len(ds.boxes): raise InputError(f"{ds.root}: no box is left")
     return replace(ds, flaws=flaws), flaws
@@ -787,6 +806,7 @@ def _dataset_flaws(
 )->list: # of Flaw, the warnings first, kind by kind
     "Everything that is found in a dataset."
     read = reader_flaws(ds)
+    keep, _, boxes = box_flaws(ds)
     broken = broken_images(ds, facts)
     if any(f.kind == "no-images" for f in read): # it stands for all of these
         broken = [f for f in broken if f.kind != "missing-image"]
@@ -795,7 +815,8 @@ def _dataset_flaws(
         *broken,
         *turned_images(ds, facts),
         *duplicate_images(ds, facts),
-        *box_flaws(ds)[2],
+        *boxes,
+        *emptied_images(ds, ds.keep_boxes(keep)),
         *repeated_boxes(ds)[1],
         *similar_classes(ds),
         *odd_boxes(ds, input_size),

@@ -32,6 +32,7 @@ from jetson_det.data.quality.check import (
     broken_images,
     check_dataset,
     duplicate_images,
+    emptied_images,
     reader_flaws,
     repeated_boxes,
     turned_images,
@@ -139,11 +140,7 @@ def _leave_out_emptied(
     facts:ImageFacts, # of these images
 )->tuple: # dataset and facts of the images that stay; list of Change
     "Leave out the images that have lost all their boxes."
-    reasons = {}
-    for i in np.flatnonzero((np.diff(before._starts) > 0) & (np.diff(ds._starts) == 0)):
-        boxes = plural(int(np.diff(before._starts)[i]), "box")
-        text = f"{ds.paths[i]}: {boxes}, none of which can stay: what it shows would be learned as background"
-        reasons[ds.paths[i]] = Flaw("warning", "no-box-left", ds.paths[i], "", text, "dropped")
+    reasons = {flaw.file: flaw for flaw in emptied_images(before, ds)}
     changes = _leave_out(before, facts, reasons)[2]
     return *_leave_out(ds, facts, reasons)[:2], changes
 

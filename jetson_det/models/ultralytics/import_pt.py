@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from ...core import InputError
+from ..weights.source import read_safetensors
 from ...runtime.files import require, sha256_file
 
 # %% ../../../nbs/26_models.ultralytics.import_pt.ipynb #ebb3651a
@@ -33,12 +34,19 @@ def import_pt(
     out = Path(out) if out else path.with_suffix(".safetensors")
     if out.suffix != ".safetensors": raise InputError(f"{out}: the name of the file to write ends in .safetensors")
     if not out.parent.is_dir(): raise InputError(f"{out.parent}: no such folder to write {out.name} into")
+    if out.exists() and not _is_imported(out):
+        raise InputError(f"{out}: is there already, and no import wrote it; give another name with --out")
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".import-") as folder:
         part = Path(folder)/"part.safetensors"
         error = _unpickle_in_child(path.resolve(), part)
         if error: raise InputError(f"{path}: not imported: {error}")
         os.replace(part, out)
     return out
+
+def _is_imported(path:Path)->bool:
+    "Did `import_pt` write this file?"
+    try: return "made_from" in read_safetensors(path).metadata
+    except InputError: return False
 
 def _unpickle_in_child(path, out): # -> what went wrong; "" when `out` is written
     "Run `_unpickle` in a process that keeps Ultralytics from installing and downloading anything."

@@ -225,6 +225,19 @@ def test_bad_images_are_left_out_with_their_boxes(tmp_path):
     assert len(prepare(ds, check_images=False)[0]) == 120
 
 
+def test_an_image_that_loses_all_its_boxes_is_no_background(tmp_path):
+    ds = dataset(tmp_path, 200, [(0, 10, 10, 10, 20)])
+    ds = ds.keep_boxes(np.arange(len(ds.boxes)) != 0) # 0.jpg has only the box without area
+    clean, flaws = prepare(ds)
+    assert len(clean) == 199 and "0.jpg" not in clean.paths.tolist()
+    assert [f.file for f in flaws if f.kind == "no-box-left"] == ["0.jpg"]
+    unboxed = replace(clean.keep_boxes(clean.box_image != 5), flaws=[
+        Flaw("warning", "no-box", clean.paths[5], "shape 1", "a line, which has no box", "dropped")])
+    assert clean.paths[5] not in prepare(unboxed)[0].paths.tolist()
+    background = replace(unboxed, flaws=[])
+    assert clean.paths[5] in prepare(background)[0].paths.tolist()
+
+
 def test_flaws_of_the_reader_count(tmp_path):
     ds = dataset(tmp_path / "in", 60)
     write_dataset(ds, tmp_path / "d", "coco")

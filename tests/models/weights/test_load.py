@@ -469,6 +469,10 @@ def test_import_pt(tasks, tmp_path):
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0 and "3 classes: sack, person, truck" in done.output
     assert (tmp_path/"c.safetensors").exists()
+    assert CliRunner().invoke(app, call).exit_code == 0 # an import may be made anew
+    (tmp_path/"c.safetensors").write_bytes(b"of somebody else")
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code and (tmp_path/"c.safetensors").read_bytes() == b"of somebody else"
 
 
 @pytest.mark.parametrize("content, says", [
