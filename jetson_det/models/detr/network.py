@@ -249,16 +249,22 @@ class RTDETR(Detector):
         sizes = [tuple(map(int, m.shape[-2:])) for m in maps]
         return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1), sizes
 
+    def best_cells(self,
+        logits:torch.Tensor, # (B,S,C) of all cells
+    )->torch.Tensor: # (B,Q) their numbers, best first; Q is S where there are fewer cells than queries
+        "The cells with the highest class scores."
+        return logits.amax(-1).topk(min(self.net.config.num_queries, logits.shape[1]), 1).indices
+
     def propose(self,
         memory:torch.Tensor, # (B,S,D)
         sizes, # (h, w) of each map
     )->tuple: # queries (B,Q,D), their class logits (B,Q,C), their boxes before the sigmoid (B,Q,4)
-        "The cells with the highest class scores; all of them where there are fewer than queries."
+        "The best cells become queries."
         net = self.net
         anchors, valid = anchor_boxes(sizes, memory.device)
         cells = net.enc_output(memory*valid)
         logits = net.enc_score_head(cells)
-        best = logits.amax(-1).topk(min(net.config.num_queries, len(anchors)), 1).indices
+        best = self.best_cells(logits)
         chosen = rows_at(cells, best)
         starts = anchors.index_select(0, best.reshape(-1)).view(-1, best.shape[1], 4)
         return chosen, rows_at(logits, best), net.enc_bbox_head(chosen) + starts

@@ -38,8 +38,8 @@ _B2 = _hgnet([24, 32], [32, 64, 128, 256], [96, 384, 768, 1536], [1, 1, 3, 1], 4
 _B4 = _hgnet([32, 48], [48, 96, 192, 384], [128, 512, 1024, 2048], [1, 1, 3, 1], 6, False)
 
 # %% ../../../nbs/25_models.detr.sizes.ipynb #c8063ac2
-def _rtdetr(backbone, frozen=False, kind="rt_detr", **settings):
-    return DETRSize(kind, settings, backbone, .1, frozen)
+def _rtdetr(backbone, lr_scale=.1, frozen=False, kind="rt_detr", **settings):
+    return DETRSize(kind, settings, backbone, lr_scale, frozen)
 
 def _dfine(backbone, lr_scale, frozen=False, **settings):
     return DETRSize("d_fine", settings, backbone, lr_scale, frozen)
@@ -55,8 +55,8 @@ SIZES = {
     "rtdetr-r18": _rtdetr(_R18, decoder_layers=3, **_LIGHT),
     "rtdetr-r34": _rtdetr(_R34, decoder_layers=4, **_LIGHT),
     "rtdetr-r50": _rtdetr(_R50, frozen=True),
-    "rtdetrv2-r18": _rtdetr(_R18, kind="rt_detr_v2", decoder_layers=3, **_LIGHT),
-    "rtdetrv2-r34": _rtdetr(_R34, kind="rt_detr_v2", decoder_layers=4, **_LIGHT),
+    "rtdetrv2-r18": _rtdetr(_R18, 1., kind="rt_detr_v2", decoder_layers=3, **_LIGHT),
+    "rtdetrv2-r34": _rtdetr(_R34, .5, kind="rt_detr_v2", decoder_layers=4, **_LIGHT),
     "rtdetrv2-r50": _rtdetr(_R50, kind="rt_detr_v2", frozen=True),
     "dfine-n": _dfine(_B0_TWO_STRIDES, .5, **_NANO),
     "dfine-s": _dfine(_B0, .5, encoder_in_channels=[256, 512, 1024], decoder_layers=3, hidden_expansion=.5,

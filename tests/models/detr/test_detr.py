@@ -376,6 +376,16 @@ def test_every_row_sees_something_and_padding_is_unseen():
 
 # ---- the detector
 
+def test_shares_of_the_backbones_rates():
+    """The rates in the authors' files, backbone over rest: rtdetr_r18vd_6x_coco.yml and so on."""
+    theirs = {
+        "rtdetr-r18": 1e-5/1e-4, "rtdetr-r34": 1e-5/1e-4, "rtdetr-r50": 1e-5/1e-4,
+        "rtdetrv2-r18": 1e-4/1e-4, "rtdetrv2-r34": 5e-5/1e-4, "rtdetrv2-r50": 1e-5/1e-4,
+        "dfine-n": 4e-4/8e-4, "dfine-s": 1e-4/2e-4, "dfine-m": 2e-5/2e-4, "dfine-l": 1.25e-5/2.5e-4,
+    }
+    assert {name: size.lr_scale for name, size in SIZES.items()} == pytest.approx(theirs)
+
+
 @pytest.mark.parametrize("name", ["rtdetr-r18", "rtdetr-r50", "dfine-n", "dfine-l"])
 def test_groups_stages_and_frozen_norms(name):
     model = family_of(name)(name, CLASSES)
