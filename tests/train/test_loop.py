@@ -140,8 +140,11 @@ def test_what_a_run_leaves(run, data):
     rows = list(csv.DictReader(open(out/"metrics.csv")))
     assert [r["epoch"] for r in rows] == ["1", "2", "3"] and [r["step"] for r in rows] == ["3", "6", "9"]
     assert rows[0]["l1"] == "" and float(rows[2]["l1"]) > 0 and all(float(r["loss"]) > 0 for r in rows)
-    # the trace of the plain defaults (train.recipe=none) at seed 0, from before there were recipes
-    assert [float(r["loss"]) for r in rows] == pytest.approx([10.6968, 10.60353, 12.97720], rel=1e-4)
+    # The trace of the plain defaults (train.recipe=none) at seed 0, from before there were recipes. Processors round
+    # differently, and SimOTA chooses between near ties: after some steps it is 10.6187 and 12.9495 on another one.
+    losses = [float(r["loss"]) for r in rows]
+    assert losses[0] == pytest.approx(10.6968, rel=1e-4)
+    assert losses == pytest.approx([10.6968, 10.6035, 12.9772], rel=5e-3)
     assert [float(r["lr"]) for r in rows] == pytest.approx([2.777778e-4, 1.796875e-4, 3.125e-5], rel=1e-6)
     assert json.loads(
         (out/"metrics.json").read_text()) == figures and set(figures) >= {"val", "steps", "epochs", "best", "seconds"}

@@ -141,9 +141,10 @@ def test_a_worker_that_stands_still_is_said_and_ctrl_c_ends_it(tmp_path, data, w
     def stop_worker(t):
         pids.append(worker_of(t))
         os.kill(pids[0], signal.SIGSTOP)
-        knocking.start()
-    def knock(): os.kill(os.getpid(), signal.SIGINT)
-    knocking = threading.Timer(1., knock)
+        t.loader._pool.say = say
+    def say(line): # the training waits for the worker by now
+        print(line)
+        threading.Timer(.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     monkeypatch.setattr(workers, "STALL_SECONDS", .3)
     monkeypatch.setattr(workers, "STOP_SECONDS", .5)
     with monkeypatch.context() as m, hearing_ctrl_c():
