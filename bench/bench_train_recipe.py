@@ -58,18 +58,39 @@ def our_words(data, out, size, seed, epochs):
             "data.workers=0", "train.threads=1", "train.trackers=[]", "train.report=false"]
 
 
-THEIRS = """
-import sys, json
-from ultralytics import YOLO
-a = json.loads(sys.argv[1])
-YOLO(a["model"] + ".yaml").train(data=a["data"], imgsz=a["size"], seed=a["seed"], time=a["hours"], pretrained=False,
-    device="cpu", plots=False, verbose=False, project=a["project"], name="run", exist_ok=True)
-"""
-
-
 def their_words(data, out, size, seed, hours):
-    settings = dict(model=MODEL, data=str(data/"data.yaml"), size=size, seed=seed, hours=hours, project=str(out))
-    return [sys.executable, "-c", THEIRS, json.dumps(settings)]
+    settings = dict(data=str(data/"data.yaml"), imgsz=size, seed=seed, time=hours, project=str(out))
+    return [sys.executable, __file__, "--peer", json.dumps(settings)]
+
+
+def train_theirs(settings):
+    "Ultralytics' trainer, in this process."
+    bring_nms()
+    from ultralytics import YOLO
+    YOLO(MODEL + ".yaml").train(pretrained=False, device="cpu", plots=False, verbose=False, name="run", exist_ok=True,
+                                **settings)
+
+
+def bring_nms():
+    """Ultralytics suppresses with torchvision, whose compiled part is not there beside a CPU build of torch: OpenCV's
+    takes its place, which is compiled too."""
+    import cv2
+    import torch
+    try: import torchvision.ops
+    except RuntimeError: pass  # "operator torchvision::nms does not exist"
+    else: return
+    for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]: del sys.modules[name]
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"): library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+    def nms(boxes, scores, threshold):
+        boxes = boxes.double()
+        xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).numpy()
+        kept = cv2.dnn.NMSBoxes(xywh, scores.float().numpy(), 0., threshold)
+        return torch.as_tensor(kept, dtype=torch.int64).flatten()
+    bring_nms.library = library  # the declarations live as long as this object
+    import torchvision.ops
+    torchvision.ops.nms = nms
 
 
 def waited(process, log):
@@ -96,8 +117,15 @@ def our_tensors(out):
     return load_file(out/"best/ema.safetensors")
 
 
+def fill(net, tensors):
+    "Put weights into a network; only a constant of the head may be missing."
+    left = net.load_state_dict(tensors, strict=False)
+    if [key for key in left.missing_keys if "dfl" not in key]: raise SystemExit(f"weights do not fit: {left}")
+
+
 def validator_figures(tensors, data, size, folder):
     "AP and AP50 on the test images by Ultralytics' validator."
+    bring_nms()
     from ultralytics import YOLO
     from ultralytics.nn.tasks import DetectionModel, yaml_model_load
     import yaml
@@ -105,8 +133,7 @@ def validator_figures(tensors, data, size, folder):
     names = dict(enumerate(names)) if isinstance(names, list) else names
     yolo = YOLO(MODEL + ".yaml")
     net = DetectionModel({**yaml_model_load(MODEL + ".yaml"), "nc": len(names)}, verbose=False)
-    left = net.load_state_dict(tensors, strict=False)
-    if [key for key in left.missing_keys if "dfl" not in key]: raise SystemExit(f"weights do not fit: {left}")
+    fill(net, tensors)
     net.names = names
     net.args = yolo.model.args
     yolo.model = net.eval()
@@ -123,8 +150,7 @@ def coco_figures(tensors, data, size):
     from jetson_det.models.zoo import create_model
     ds = open_evaluation(data, "test", say=lambda line: None)
     model = create_model(MODEL, ds.classes)
-    left = model.load_state_dict(tensors, strict=False)
-    if [key for key in left.missing_keys if "dfl" not in key]: raise SystemExit(f"weights do not fit: {left}")
+    fill(model, tensors)
     stats = evaluate(torch_session(model.eval(), (size, size)), ds, progress=False).stats
     return [round(stats["AP"], 4), round(stats["AP50"], 4)]
 
@@ -171,14 +197,18 @@ def arguments():
     parser.add_argument("--size", type=int, default=320, help="side of the input, pixels")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--peer", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main():
     args = arguments()
+    if args.peer: return train_theirs(args.peer)
+    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
     rows = []
     missed = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as top:
+        os.environ["YOLO_CONFIG_DIR"] = top
         sources = [Path(word) for word in args.data]
         if not sources: sources = [write_scenes(Path(top)/"scenes", 120)]
         for source in sources:
