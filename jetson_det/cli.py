@@ -101,25 +101,24 @@ def _root(
     "Options before the verb."
 
 # %% ../nbs/89_cli.ipynb #7639aeec
-_MODULES = {"pynvml": "nvidia-ml-py", "yaml": "pyyaml", "cv2": "opencv-python-headless", "mlflow": "mlflow-skinny"}
-
 def _missing_package(
     module:str, # name of a module that cannot be imported
 )->str: # one line
     "What to install for it."
     from importlib.metadata import PackageNotFoundError, requires
+    from jetson_det.runtime.files import how_to_install, package_of
     name = module.split(".")[0]
-    package = _MODULES.get(name, name).lower().replace("_", "-")
+    package = package_of(module)
     try: requirements = requires("jetson_det") or []
     except PackageNotFoundError: requirements = []
-    target = package
+    command = f"pip install {package}"
     for requirement in requirements:
         found = re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
         if found != package: continue
         extra = re.search(r"extra == ['\"](\w+)", requirement)
-        target = f'"jetson_det[{extra[1]}]"' if extra else "jetson_det"
+        command = how_to_install(extra[1]) if extra else f"pip install {package}"
         if not extra or extra[1] not in ("all", "dev", "docs"): break
-    return f"{name} is needed here and is not installed: pip install {target}"
+    return f"{name} is needed here and is not installed: {command}"
 
 # %% ../nbs/89_cli.ipynb #8c12bbf8
 def _print_error(text:str, code:int, label:str="error: ")->int: # the code
@@ -135,7 +134,9 @@ def report_error(error:BaseException)->int: # the exit code
     from jetson_det.runtime.files import InputError
     if isinstance(error, InputError): return _print_error(error, 2)
     if hasattr(error, "format_message"): return _print_error(f"{error.format_message()} (see --help)", 2) # from typer
-    if isinstance(error, (KeyboardInterrupt, _CtrlC)): return _print_error(str(error) or "interrupted", 130, label="")
+    if isinstance(error, (KeyboardInterrupt, _CtrlC)):
+        code = getattr(error.__cause__ or error, "exit_code", 130)
+        return _print_error(str(error) or "interrupted", code, label="")
     if isinstance(error, BrokenPipeError): return 1
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("jetson_det"):
         return _print_error(_missing_package(error.name), 2)
@@ -160,15 +161,42 @@ def _join_parameters(argv:list)->list: # the words, with `-p key value` as `-p k
         joined.append(key if "=" in key else key + "=" + next(words, ""))
     return joined
 
+# %% ../nbs/89_cli.ipynb #ec67c2cf
+def _expand_home(argv:list)->list: # the words, with the home folder in place of a leading ~
+    "Expand `~/x`, and `KEY=~/x` as an option, a setting or a parameter."
+    import os
+    expanded = []
+    for word in argv:
+        found = re.fullmatch(r"([\w.-]+=)?(~(?:/.*)?)", word, re.DOTALL)
+        expanded.append((found[1] or "") + os.path.expanduser(found[2]) if found else word)
+    return expanded
+
 # %% ../nbs/89_cli.ipynb #f8ce98c1
 def _print_warning(message, *_, **__):
     "Print a warning as one line."
     from jetson_det.runtime.files import printable
     print("warning: " + printable(" ".join(str(message).split())), file=sys.stderr)
 
+def _set_up_streams():
+    """A stream that the caller has closed leads nowhere, and keeps its number from the next file that is opened. What
+    its encoding lacks is shown by its code."""
+    import os
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, mode))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
+
+def _check_working_folder():
+    "Raise InputError where it was removed."
+    import os
+    from jetson_det.runtime.files import InputError
+    try: os.getcwd()
+    except FileNotFoundError: raise InputError("the working folder was removed: change to another one (cd)") from None
+
 def set_up_process():
-    "Warnings as one line; OpenMP threads that sleep soon while they wait, unless the user chose otherwise."
+    "Streams; warnings as one line; OpenMP threads that sleep soon while they wait, unless the user chose otherwise."
     import os, warnings
+    _set_up_streams()
     warnings.showwarning = _print_warning
     if "OMP_WAIT_POLICY" not in os.environ: os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
@@ -177,11 +205,14 @@ def main(
     argv:Optional[List[str]]=None, # words after `jetson-det`; None: those of the process
 )->int: # 0 done, 1 the work failed its own check, 2 the input or the call was wrong
     "Run one verb."
+    from jetson_det.runtime.signals import stop_raises
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     set_up_process()
-    argv = _join_parameters([word for word in argv if word != "--debug"])
-    try: return app(argv, prog_name="jetson-det", standalone_mode=False) or 0
+    argv = _join_parameters(_expand_home([word for word in argv if word != "--debug"]))
+    try:
+        _check_working_folder()
+        with stop_raises(): return app(argv, prog_name="jetson-det", standalone_mode=False) or 0
     except typer.Exit as e: return e.exit_code
     except typer.Abort: return _print_error("interrupted", 130, label="")
     except (Exception, KeyboardInterrupt) as e:
@@ -228,7 +259,8 @@ def train(
         help="download nothing; take weights from the cache or the mirror")]=False,
     gpus:Annotated[int, typer.Option(min=1, help="processes, each on its own GPU (on a CPU: as many processes)")]=1,
 ):
-    "Train a detector. The run folder keeps the settings, the log, the checkpoints and the figures."
+    """Train a detector. The run folder keeps the settings, the log, the checkpoints and the figures. Exit code 1 when
+    an overfit check (train.overfit_batches) was not passed."""
     import os
     from jetson_det.config import load_config
     from jetson_det.runtime.outputs import check_folder
@@ -246,9 +278,11 @@ def train(
     check_before(cfg, out, resume, gpus)
     if gpus > 1:
         from jetson_det.train.launch import train_processes
-        return train_processes(cfg, out, resume, gpus)
-    from jetson_det.train.loop import train as run
-    run(cfg, out, resume=resume)
+        figures = train_processes(cfg, out, resume, gpus)
+    else:
+        from jetson_det.train.loop import train as run
+        figures = run(cfg, out, resume=resume)
+    if figures.get("is_overfit") is False: raise typer.Exit(1) # the check that was asked for
 
 # %% ../nbs/89_cli.ipynb #92fdd382
 @app.command("import-pt", rich_help_panel=TRAINING)
@@ -349,8 +383,9 @@ def evaluate(
     splits:Annotated[str, typer.Option(help="folder with split lists; none: those of the training")]="",
     max_detections:Annotated[int, typer.Option("--max-detections", min=1,
         help="the best of each class in an image that count (COCO's maxDets)")]=100,
-    class_map:Annotated[str, typer.Option("--map", metavar="MODEL=DATA,...",
-        help="the model's and the data's name for one class, where they differ: aeroplane=airplane,van=car")]="",
+    class_map:Annotated[Optional[List[str]], typer.Option("--map", metavar="MODEL=DATA,...",
+        help="the model's and the data's name for one class, where they differ: aeroplane=airplane,van=car; may be"
+        " repeated")]=None,
     confidence:Annotated[float, typer.Option(min=0, max=1,
         help="lowest score of a box that counts; COCO's own tables use about .001, which takes longer")]=.01,
     tiles:_Tiles="",
@@ -367,13 +402,13 @@ def evaluate(
     existing(data)
     if html_file:
         from jetson_det.runtime.files import require
-        require("matplotlib") # for the page's plots: known before the long work
+        require("matplotlib", extra="") # for the page's plots: known before the long work
     from jetson_det.core import plural
     from jetson_det.data.open import check_split, evaluation_data
     from jetson_det.evaluate.coco import evaluate as run, parse_class_map
     check_split(split)
     check_files(json_file, html_file, sources=[artifact, data, splits])
-    pairs = parse_class_map(class_map)
+    pairs = parse_class_map(",".join(class_map or []))
     session = _open(artifact, contract, device, tiles, overlap, classes, size)
     chosen = evaluation_data(data, split, session.contract.extra.get("split"), format, splits=splits, artifact=artifact)
     ds = chosen.ds
@@ -413,7 +448,7 @@ def predict(
 ):
     "Draw boxes on images, folders, videos and cameras. Ctrl-C ends it with everything whole. Exit code 1 when it did."
     from jetson_det.runtime.predict import check_prediction, predict as run
-    check_prediction(source, out)
+    check_prediction(source, out, frames, seconds)
     session = _open(artifact, contract, device, tiles, overlap, classes, size)
     if confidence is not None: session.confidence = confidence
     session.max_detections = max_detections

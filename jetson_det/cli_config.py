@@ -39,22 +39,20 @@ def _schema(out:Annotated[Optional[Path], typer.Option(help="file to write; none
 # %% ../nbs/80_cli_config.ipynb #e51f7f0c
 @config_app.command("explain")
 def _explain(
-    key:Annotated[str, typer.Argument(metavar="[KEY]", help="train.epochs, epochs, or a section; none: all")]="",
-    overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.SUB=VALUE]...",
-        help="settings, as for train")]=None,
+    words:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY|KEY.SUB=VALUE]...",
+        help="train.epochs, epochs, or a section; none: all. With a value: a setting, as for train")]=None,
     config:_ConfigFile=None,
     json_file:JsonFile=None,
 ):
     "Show what settings mean, their valid values, and where their values come from."
     from jetson_det.config_tools import explain, find_keys
     check_files(json_file, sources=[config])
-    words = list(overrides or [])
-    if "=" in key:
-        words = [key, *words]
-        key = ""
-    find_keys(key) # a wrong one is known before the next import
+    overrides = [word for word in words or [] if "=" in word]
+    keys = [word for word in words or [] if "=" not in word] or [""]
+    for key in keys: find_keys(key) # a wrong one is known before the next import
     from jetson_det.train.recipes import RECIPE_KEYS
-    settings = explain(key, config, words, RECIPE_KEYS)
+    found = [setting for key in keys for setting in explain(key, config, overrides, RECIPE_KEYS)]
+    settings = list({setting.key: setting for setting in found}.values())
     for setting in settings: print(setting)
     write_figures(json_file, {"settings": [setting._asdict() for setting in settings]})
 

@@ -37,32 +37,41 @@ def _one_of(target:Optional[str], out:Optional[str])->str:
     return target or out
 
 def _read(folder, format):
-    "The dataset at a path; what is wrong with it goes to standard error."
+    "The dataset at a path; what is wrong with it or left out goes to standard error. Raises InputError for an error."
     from jetson_det.data.index import read_indexed
     from jetson_det.data.quality.check import reader_flaws
+    from jetson_det.runtime.files import InputError
     ds = read_indexed(folder, format, say=lambda line: None)
-    flaws = [f for f in reader_flaws(ds) if f.severity != "note"]
-    for f in flaws[:_NAMED]: print(f"{f.severity}: {f.message} ({f.action})", file=sys.stderr)
-    if len(flaws) > _NAMED: print(f"and {len(flaws) - _NAMED} more flaws: data check lists them", file=sys.stderr)
+    flaws = reader_flaws(ds)
+    errors = [f.message for f in flaws if f.severity == "error"]
+    more = f" (and {len(errors) - 1} more: data check lists them)" if len(errors) > 1 else ""
+    if errors: raise InputError(errors[0] + more)
+    is_said = [f.severity != "note" or f.action == "dropped" or f.kind == "not-read" for f in flaws]
+    _print_flaws([f for f, said in zip(flaws, is_said) if said], sys.stderr)
     return ds
 
-_NAMED = 10 # flaws of a dataset that is read for something else
+_NAMED = 10 # flaws of a kind that are said one by one
+
+def _print_flaws(flaws, file=None):
+    "A line for each flaw, for the first ten of a kind."
+    from jetson_det.runtime.files import printable
+    lines = {}
+    for flaw in flaws:
+        line = f"{flaw.severity}: {printable(flaw.message)} ({flaw.action})"
+        lines.setdefault((flaw.kind, flaw.action), []).append(line)
+    for same in lines.values():
+        print("\n".join(same[:_NAMED]), file=file)
+        if len(same) > _NAMED: print(f"and {len(same) - _NAMED} more of this kind", file=file)
 
 def _check_new_folder(target, folder):
     "Raise InputError for a folder to write that is not new, or lies in the dataset."
     from jetson_det.runtime.outputs import check_new_folder
     check_new_folder(target, folder)
 
-def _print_changes(ds):
-    "One line for everything that was left out or changed on the way, for the first ten of a kind."
-    from jetson_det.runtime.files import printable
-    lines = {}
-    for flaw in ds.flaws:
-        line = f"{flaw.severity}: {printable(flaw.message)} ({flaw.action})"
-        lines.setdefault((flaw.kind, flaw.action), []).append(line)
-    for same in lines.values():
-        print("\n".join(same[:_NAMED]))
-        if len(same) > _NAMED: print(f"and {len(same) - _NAMED} more of this kind")
+def _print_changes(new, ds):
+    "What was left out or changed on the way to a new dataset, but for what was said as the old one was read."
+    said = {flaw.kind for flaw in ds.flaws}
+    _print_flaws(flaw for flaw in new.flaws if flaw.kind not in said)
 
 def _changes_text(changes, folder)->str:
     "How many changes of each kind, and where they are listed."
@@ -163,7 +172,7 @@ def data_stats(
     check_files(json_file, sources=[folder])
     if plot:
         check_files(plot, sources=[folder], suffixes=_PLOT_SUFFIXES)
-        require("matplotlib")
+        require("matplotlib", extra="")
     ds = _read(folder, format)
     stats = dataset_stats(ds, input_size=input_size)
     print(stats)
@@ -208,13 +217,14 @@ def data_convert(
     "Write the dataset in another format into a new folder."
     from jetson_det.core import plural
     from jetson_det.data.formats.registry import write_dataset
-    from jetson_det.data.quality.fix import write_changes, written_changes
+    from jetson_det.data.quality.fix import left_out, write_changes, written_changes
     target = _one_of(target, out)
     _check_new_folder(target, folder)
     check_files(json_file, sources=[folder])
-    new = write_dataset(_read(folder, format), target, to, images)
-    _print_changes(new)
-    changes = written_changes(new.flaws)
+    ds = _read(folder, format)
+    new = write_dataset(ds, target, to, images, folder)
+    _print_changes(new, ds)
+    changes = left_out(ds) + written_changes(new.flaws)
     if changes: write_changes(Path(target), folder, changes)
     listed = f": {_changes_text(changes, target)}" if changes else ""
     print(f"wrote {plural(len(new), 'image')}, {plural(len(new.boxes), 'box')} as {to} into {target}{listed}")
@@ -224,34 +234,30 @@ def data_convert(
 # %% ../nbs/80_cli_data.ipynb #8699af03
 _LISTS = ("train", "val", "test")
 
-def _check_lists(
-    out:Path, # folder for the lists
-    folder, # of the dataset
-): # OutputFolder; None where the lists are to stand in the dataset, or beside other files
+def _lists_folder(
+    out:Path, # for the lists: a folder of their own, or one of a dataset or a project
+): # OutputFolder
     "Raise InputError where a list can't be written or would replace one of somebody else, such as the dataset's own."
-    from jetson_det.runtime.files import InputError
-    from jetson_det.runtime.outputs import OutputFolder, check_output, is_inside, is_own_output
-    is_within = is_inside(out, folder) # lists within a dataset are part of it: no mark hides them from the readers
-    files = [check_output(out/f"{name}.txt", [folder] if is_within else []) for name in _LISTS]
-    is_new = not out.exists() or out.is_dir() and not any(out.iterdir())
-    if not is_within and (is_new or is_own_output(out)):
-        return OutputFolder(out, "data split", names=[file.name for file in files])
-    for file in files:
-        if file.exists(): raise InputError(f"{file} is there already: give a new folder (--out)")
+    from jetson_det.runtime.outputs import OutputFolder
+    return OutputFolder(out, "data split", names=[f"{name}.txt" for name in _LISTS], is_shared=True)
 
-def _write_lists(ds, out:Path, output)->list: # names of the files
-    "Write what `_check_lists` has checked; the lists of an earlier `data split` go."
+def _write_lists(ds, output)->list: # names of the files
+    "Write the lists; those of an earlier `data split` go."
     from contextlib import closing
-    from jetson_det.data.split import split_lists, write_split_lists
-    if output is None:
-        out.mkdir(parents=True, exist_ok=True)
-        return [file.name for file in write_split_lists(ds, out).values()]
+    from jetson_det.data.split import split_lists
     lists = split_lists(ds)
     output.begin()
     with closing(output):
         for name, data in lists.items():
             with output.open(name) as f: f.write(data)
     return list(lists)
+
+# %% ../nbs/80_cli_data.ipynb #80a4a4c0
+def _print_decisions(ds, before):
+    "What was noted as splits were made, but for what the table and the last lines say."
+    for flaw in ds.flaws:
+        is_known = flaw in before.flaws or flaw.kind in ("split-leak", "no-split")
+        if flaw.kind == "unusable" or flaw.severity == "warning" and not is_known: _print_flaws([flaw], sys.stderr)
 
 # %% ../nbs/80_cli_data.ipynb #04c3f3db
 @data_app.command("split")
@@ -273,20 +279,23 @@ def data_split(
     from jetson_det.core import plural
     from jetson_det.data.images.facts import inspect_images
     from jetson_det.data.split import ensure_splits, kept_splits, split_table
-    output = _check_lists(out, folder)
+    output = _lists_folder(out)
     check_files(json_file, sources=[folder])
     ds = _read(folder, format)
     if anew: ds = replace(ds, splits=None)
     kept = kept_splits(ds, val, test, seed, by, group_by)
     facts = inspect_images(ds, progress=progress_line("looking at images"))
+    read = ds
     ds = ensure_splits(ds, val, test, seed, by, group_by, facts)
     print(split_table(ds, facts))
     if kept: print(kept)
+    _print_decisions(ds, read)
     replaced = [f"{name}.txt" for name in _LISTS if (out/f"{name}.txt").exists()]
-    names = ", ".join(_write_lists(ds, out, output))
+    names = ", ".join(_write_lists(ds, output))
     instead = f" (in place of {', '.join(replaced)} of an earlier split)" if replaced else ""
     unlisted = int((ds.splits == "").sum())
-    if unlisted: print(f"{plural(unlisted, 'image')} in no split: in none of the lists; --anew divides all images")
+    advice = "; --anew divides all images" if kept else ""
+    if unlisted: print(f"{plural(unlisted, 'image')} in no split: in none of the lists{advice}")
     print(f"wrote {names} into {out}{instead}: train with data.splits={out}")
     counts = {name: int((ds.splits == name).sum()) for name in ds.split_names if name}
     write_figures(json_file, {"folder": str(out), "images": counts})
@@ -315,8 +324,8 @@ def data_tile(
     check_files(json_file, sources=[folder])
     ds = _read(folder, format)
     new = tile_dataset(ds, target, parse_size(size), overlap, min_visible=min_visible, cut=cut, background=background,
-                       format=to, progress=progress_line("images"))
-    _print_changes(new)
+                       format=to, progress=progress_line("images"), source=folder)
+    _print_changes(new, ds)
     tiles = f"{plural(len(new), 'tile')}, {plural(len(new.boxes), 'box')}"
     print(f"wrote {tiles} of {plural(len(ds), 'image')} into {target}")
     write_figures(json_file, {"folder": target, "format": to, "tiles": len(new), "boxes": len(new.boxes)})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import __version__
 from .cli_args import JsonFile, check_files, write_figures
+from .runtime.files import how_to_install
 
 # %% ../nbs/80_cli_doctor.ipynb #2e79a8b6
 _PACKAGES = ("numpy", "opencv-python-headless", "opencv-python", "onnxruntime", "onnxruntime-gpu", "pydantic", "typer",
@@ -117,7 +118,7 @@ def _missing(versions:dict)->list: # a line for each thing that is missing
         rows.append("ONNX Runtime: pip install onnxruntime")
     if not (versions["hotcoco"] or versions["faster-coco-eval"]): rows.append("evaluation: pip install hotcoco")
     if not all(versions[name] for name in ("torch", "safetensors", "onnx", "papermill")):
-        rows.append('training, export, jobs: pip install "jetson_det[train]" (with CUDA 6.4 GB; without a GPU install'
+        rows.append(f"training, export, jobs: {how_to_install('train')} (with CUDA 6.4 GB; without a GPU install"
                     " torch's CPU build first, as the install page says)")
     if not versions["tensorrt"]: rows.append("TensorRT engines: on a Jetson, TensorRT comes with JetPack")
     return rows
@@ -127,7 +128,7 @@ def _next_command(versions:dict, is_board:bool)->str:
     "The command that is most likely the next one."
     if is_board: return "jetson-det predict MODEL.onnx SOURCE, with a model that was trained and exported elsewhere"
     if not versions["torch"]:
-        return 'pip install "jetson_det[train]" to train; jetson-det predict MODEL.onnx SOURCE runs a model'
+        return f"{how_to_install('train')}, to train; jetson-det predict MODEL.onnx SOURCE runs a model"
     return "jetson-det train --data DIR with your own images and labels, or jetson-det demo without"
 
 # %% ../nbs/80_cli_doctor.ipynb #9f106d24

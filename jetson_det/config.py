@@ -14,7 +14,7 @@ from typing import Dict, List, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .core import did_you_mean, fingerprint
+from .core import did_you_mean, fingerprint, nearest
 from .runtime.display import Block, Html, as_html, fold, or_text, table, title
 from .runtime.files import InputError, write_bytes_atomic
 from .runtime.geometry import check_input_size, nearest_input_size
@@ -416,15 +416,27 @@ _OTHER_NAMES = { # what other programs call a setting -> its key here
     "fliplr": "augment.flip", "flipud": "augment.flip_vertical", "hsv_h": "augment.hsv",
 }
 
+def _leaves()->list: # names of settings, without their sections
+    return [leaf for field in Config.model_fields.values() for leaf in field.annotation.model_fields]
+
+def _full_keys(leaf:str)->list: # one for each section that has it
+    return [f"{name}.{leaf}" for name, field in Config.model_fields.items() if leaf in field.annotation.model_fields]
+
 def _key_hint(
     keys:tuple, # of a key that does not exist
-    value:str="", # as the command line has it, with the equals sign
+    value:str="", # what follows on the command line, from the equals sign or the next dot on
 )->str: # the end of an error line
     "The key that was meant: its section was left out, another program's name was used, or it is misspelled."
     leaf = keys[-1]
-    sections = [name for name, field in Config.model_fields.items() if leaf in field.annotation.model_fields]
-    full = [f"{name}.{leaf}" for name in sections]
+    full = _full_keys(leaf)
     if not full and leaf in _OTHER_NAMES: full = [_OTHER_NAMES[leaf]]
+    if not full:
+        near = nearest(leaf, _leaves() + (list(Config.model_fields) if len(keys) == 1 else []))
+        if len(keys) == 1 and near in Config.model_fields:
+            return f"did you mean {near + (value if value.startswith('.') else '')!r}?"
+        full = _full_keys(near)
+        own = f"{keys[0]}.{near}"
+        if own in full: full = [own]
     if full: return f"did you mean {' or '.join(repr(key + value) for key in full)}?"
     return did_you_mean(leaf, _known_keys(keys))
 
@@ -442,8 +454,11 @@ def _one_line(error:ValidationError, places:dict)->str:
     place = places.get(keys, "")
     name = ".".join(keys)
     kind = first["type"]
+    if kind == "extra_forbidden" and not place: # a section that an override names
+        place = next((where for known, where in places.items() if known[:len(keys)] == keys), "")
     found = _shown(first["input"])
-    value = place[len("override '") + len(name):-1] if place.startswith(f"override '{name}=") else ""
+    starts = f"override '{name}=", f"override '{name}."
+    value = place[len("override '") + len(name):-1] if place.startswith(starts) else ""
     choices = re.fullmatch(r"\^\(([\w|-]+)\)\$", first.get("ctx", {}).get("pattern", ""))
     if kind == "extra_forbidden": text = f"unknown key {name!r}: {_key_hint(keys, value)}"
     elif kind == "value_error": text = f"{name}: {first['ctx']['error']}" # it names the value

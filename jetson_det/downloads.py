@@ -30,6 +30,8 @@ from .runtime.files import InputError, fsync_dir, read_json, sha256_file, write_
 class DownloadError(RuntimeError):
     "A file could not be had: the network, the server or the disk failed, or what came is not what it should be."
 
+class _NotKept(DownloadError): "The disk failed: there is no room for a file from elsewhere either."
+
 # %% ../nbs/09_downloads.ipynb #111d1306
 class RemoteFile(NamedTuple):
     "A file to download."
@@ -176,9 +178,9 @@ def _write(
     try:
         while data: data = data[os.write(fd, data):]
     except OSError as e:
-        if e.errno not in _FULL: raise DownloadError(f"{part}: cannot be written: {e.strerror}") from None
+        if e.errno not in _FULL: raise _NotKept(f"{part}: cannot be written: {e.strerror}") from None
         of_total = f" of {_mb(total)}" if total else ""
-        raise DownloadError(
+        raise _NotKept(
             f"{part}: {e.strerror} after {_mb(have)}{of_total}: make room and start again, it goes on from there"
         ) from None
 
@@ -186,7 +188,7 @@ def _check_room(part:Path, have:int, total:Optional[int]):
     "Say before the first byte that the disk is too small."
     free = shutil.disk_usage(part.parent).free
     if total and total - have > free:
-        raise DownloadError(
+        raise _NotKept(
             f"{part.parent}: the disk is full: {_mb(free)} are free and {_mb(total - have)} are still to come: make"
             " room, or set JETSON_DET_CACHE"
         )
@@ -416,6 +418,10 @@ def mirror_folder(
     return folder
 
 # %% ../nbs/09_downloads.ipynb #7b3e694e
+def _by_hand(path:Path)->str: # part of a line
+    "What a person can do who has the file from elsewhere."
+    return f"put the file at {path} (make the folder where it is missing)"
+
 def _obtain(remote, path, offline, mirror, sha256, damage, say, progress, limits)->Path:
     "The kept file, the mirror, the official place, in this order."
     # without locks a part is not shared
@@ -441,8 +447,8 @@ def _obtain(remote, path, offline, mirror, sha256, damage, say, progress, limits
                 say(f"the mirror failed: {e}")
         if offline:
             nor_mirror = f" and not in {mirror}" if mirror else ""
-            raise InputError(f"{remote.name}: not in {path.parent}{nor_mirror}, and nothing is downloaded offline: put"
-                             f" the file there; it is at {remote.url}")
+            raise InputError(f"{remote.name}: not in {path.parent}{nor_mirror}, and nothing is downloaded offline:"
+                             f" {_by_hand(path)}; it is at {remote.url}")
         say(f"{remote.name}: downloading {remote.url}")
         return download(remote)
 
@@ -476,6 +482,8 @@ def download_file(
     limits = (timeout, tries, wait)
     try: return _obtain(remote, path, is_offline(offline), mirror, sha256, damage, say, progress, limits)
     except OSError as e: raise DownloadError(f"{e.filename or path}: {e.strerror or e}") from None
+    except _NotKept: raise
+    except DownloadError as e: raise DownloadError(f"{e}; or get it elsewhere, and {_by_hand(path)}") from None
 
 # %% ../nbs/09_downloads.ipynb #215e9650
 def progress_mb(

@@ -39,5 +39,6 @@ def front_door(
     try: module = importlib.import_module("jetson_det." + row.module)
     except ModuleNotFoundError as e:
         if e.name is None or e.name.startswith("jetson_det"): raise
-        raise ImportError(f"{name} needs {e.name}: pip install \"jetson_det[train]\"", name=e.name) from None
+        from jetson_det.runtime.files import how_to_install
+        raise ImportError(f"{name} needs {e.name}: {how_to_install('train')}", name=e.name) from None
     return getattr(module, row.function)

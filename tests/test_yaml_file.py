@@ -198,6 +198,15 @@ def test_a_bound_says_why(word, parts):
 
 @pytest.mark.parametrize("word, hint", [
     ("epochs=3", "did you mean 'train.epochs=3'?"),
+    ("epoch=3", "override 'epoch=3': unknown key 'epoch': did you mean 'train.epochs=3'?"),
+    ("train.epoch=3", "unknown key 'train.epoch': did you mean 'train.epochs=3'?"),
+    ("trian.epochs=3", "override 'trian.epochs=3': unknown key 'trian': did you mean 'train.epochs=3'?"),
+    ("train.flipp=.3", "did you mean 'augment.flip=.3'?"),
+    ("evaluate.sed=4", "did you mean 'data.seed=4' or 'train.seed=4'?"),
+    ("train.sed=4", "did you mean 'train.seed=4'?"),
+    ("evaluate.iuo=.5", "did you mean 'evaluate.iou=.5'?"),
+    ("dat=x", "did you mean 'data'?"),
+    ("xyzzy=3", "it is one of data, model, augment"),
     ("seed=3", "'data.seed=3' or 'train.seed=3'"),
     ("imgsz=640", "'data.input_size=640'"),
     ("batch=4", "'train.batch_size=4'"),

@@ -101,10 +101,12 @@ class DetDataset:
     flaws:list = field(default_factory=list) # the Flaws that the reader and `prepare` found
     attributes:dict = field(default_factory=dict) # name -> (M,) str, such as a plate's "text"; "" where there is none
     areas:np.ndarray = None # (M,) float64: the object's area in pixels as the labels state it; NaN: the box's own
+    sources:tuple = () # the label files that were read, or the folders of many with a slash; () where it is not known
 
     def __post_init__(self):
         self.root = Path(self.root)
         self.classes = tuple(str(c) for c in self.classes)
+        self.sources = tuple(self.sources)
         n = len(self.paths)
         m = len(self.box_image)
         self.paths = _column(self.paths, "paths", n, object, "")

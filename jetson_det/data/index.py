@@ -50,7 +50,7 @@ def folder_state(
                 continue
             size, written, changed = _file_stamp(entry)
             newest = max(newest, changed)
-            lines.append(f"{folder}/{entry.name}\0{size}\0{written}\0")
+            lines.append(f"{folder}/{entry.name}\0{size}\0{written}\0{changed}\0")
             if len(lines) > max_files: return "", 0
     except (OSError, ValueError): return "", 0
     lines.sort()
@@ -141,6 +141,7 @@ def _dataset_of(
         flags=arrays["flags"],
         areas=arrays.get("areas"),
         format=header["format"],
+        sources=header["sources"],
         flaws=[Flaw(*f) for f in header["flaws"]],
         attributes={name: _unpack_words(f"{_ATTRIBUTE}{k}", arrays) for k, name in enumerate(header["attributes"])},
     )
@@ -182,7 +183,7 @@ def _states(
     states = [folder_state(root, max_files)]
     if path.is_file():
         s = path.stat()
-        states.append((f"{s.st_size} {s.st_mtime_ns}", max(s.st_mtime_ns, s.st_ctime_ns)))
+        states.append((f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}", max(s.st_mtime_ns, s.st_ctime_ns)))
     elif root not in (path, *path.parents): states.append(folder_state(path, max_files))
     return [digest for digest, _ in states], max(newest for _, newest in states)
 
@@ -234,6 +235,7 @@ def keep_index(
                   max_files=max_files,
                   classes=ds.classes,
                   format=ds.format,
+                  sources=ds.sources,
                   flaws=ds.flaws,
                   attributes=list(ds.attributes))
     file = index_file(path, format, classes)

@@ -23,7 +23,8 @@ from .dataset import DetDataset
 from .images.facts import inspect_images
 from .index import read_indexed
 from .quality.check import prepare
-from .split import SPLITS, ensure_splits, eval_split, made_splits, read_split_lists, split_digest
+from .split import (SPLITS, ensure_splits, eval_split, lost_splits, made_splits, read_split_lists,
+                                   split_digest)
 from ..runtime.files import InputError, open_regular, printable
 
 # %% ../../nbs/16_data.open.ipynb #782a3566
@@ -49,9 +50,9 @@ def open_data(
     ds = _with_splits(read, settings, facts)
     chosen = "" if settings.splits else made_splits(read, ds, settings.path, *_how_to_split(settings))
     if chosen: say(chosen)
-    ds, flaws = prepare(ds, settings.strict, settings.max_flawed, facts=facts, clip=False)
-    for line in _flaw_lines(flaws): say(line)
-    return ds
+    clean, flaws = prepare(ds, settings.strict, settings.max_flawed, facts=facts, clip=False)
+    for line in _flaw_lines([*flaws, *lost_splits(ds, clean)]): say(line)
+    return clean
 
 def _read(settings, say): # DetDataset, ImageFacts
     "The labels, and what the image files say."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'rank_of', 'with_groups', 'tied', 'split_units', 'split_counts', 'random_split', 'stratified_split',
-           'ensure_splits', 'kept_splits', 'made_splits', 'eval_split', 'split_table', 'split_digest', 'split_lists',
-           'write_split_lists', 'read_split_lists']
+           'lost_splits', 'ensure_splits', 'kept_splits', 'made_splits', 'eval_split', 'split_table', 'split_digest',
+           'split_lists', 'write_split_lists', 'read_split_lists']
 
 # %% ../../nbs/15_data.split.ipynb #9278a91a
 import hashlib
@@ -22,6 +22,7 @@ from ..core import InputError, and_more, did_you_mean, plural
 from .dataset import DetDataset, Flaw
 from .formats.parse import is_outside, read_bytes
 from .images.duplicates import clusters, near_duplicates
+from .quality.check import unusable_images
 from ..runtime.files import printable, write_bytes_atomic
 
 # %% ../../nbs/15_data.split.ipynb #024812bf
@@ -63,9 +64,13 @@ def with_groups(
     if not n and group_by == "folder":
         raise InputError(f"{ds.root}: group_by 'folder': every image lies in the one folder, such as {ds.paths[0]}")
     if not n: raise InputError(f"{ds.root}: group_by {group_by!r} finds no group in any path, such as {ds.paths[0]}")
-    message = f"group_by {group_by!r} finds {n} groups in {grouped} images"
-    if grouped < len(ds): message += f"; {len(ds) - grouped} images are in none"
-    return replace(ds, groups=groups, flaws=[*ds.flaws, Flaw("note", "groups", "", "", message, "noted")])
+    message = f"group_by {group_by!r} finds {plural(n, 'group')} in {plural(grouped, 'image')}"
+    severity = "note"
+    if grouped < len(ds):
+        severity = "warning"
+        message += f"; in none: {plural(len(ds) - grouped, 'image')} ({and_more(ds.paths[groups == ''], 3)})"
+    flaw = Flaw(severity, "groups", "", "", printable(message), "noted")
+    return replace(ds, groups=groups, flaws=[*ds.flaws, flaw])
 
 # %% ../../nbs/15_data.split.ipynb #0ecc7e79
 def _length(path:str): # bytes; None for an empty file, or one that is not there
@@ -432,6 +437,32 @@ def _wanted(
     if "val" not in ds.split_names and val: return ds, np.flatnonzero(ds.splits == "train"), val, 0
     return ds, None, 0, 0
 
+# %% ../../nbs/15_data.split.ipynb #e236373f
+def lost_splits(
+    before:DetDataset, # with splits
+    after:DetDataset, # what is left of it
+)->list: # of Flaw
+    "A warning for each split that has no image left."
+    flaws = []
+    for name in before.split_names:
+        if not name or name in after.split_names: continue
+        paths = before.split(name).paths
+        are = "the only image" if len(paths) == 1 else f"all {len(paths)} images"
+        message = f"{are} of {name} cannot be used ({and_more(paths, 3)}): the data has no {name}"
+        flaws.append(Flaw("warning", "lost-split", "", "", printable(message), "noted"))
+    return flaws
+
+# %% ../../nbs/15_data.split.ipynb #e3cb7908
+def _usable(
+    ds:DetDataset,
+    facts, # its ImageFacts, or None
+)->np.ndarray: # (N,) bool
+    "Which images a training does not leave out; all of them where there would be none."
+    if facts is None: return np.ones(len(ds), bool)
+    dropped = {flaw.file for flaw in unusable_images(ds, facts)}
+    usable = np.array([path not in dropped for path in ds.paths], bool)
+    return usable if usable.any() else ~usable
+
 # %% ../../nbs/15_data.split.ipynb #f662ff74
 def ensure_splits(
     ds:DetDataset, # as it was read
@@ -448,6 +479,23 @@ def ensure_splits(
     ds = with_groups(ds, group_by)
     if by == "group" and not ds.groups.any():
         raise InputError(f"{ds.root}: split by group, and no image has a group: the labels name none; give group_by")
+    usable = _usable(ds, facts)
+    if usable.all(): return _divide(ds, val, test, seed, by, group_by, facts)
+    part = replace(ds.subset(usable), flaws=ds.flaws)
+    part = replace(part, flaws=[*part.flaws, *lost_splits(ds, part)])
+    part = _divide(part, val, test, seed, by, group_by, facts.pick(usable))
+    splits = np.full(len(ds), "", object)
+    splits[usable] = part.splits
+    unused = ds.paths[~usable]
+    message = f"{plural(len(unused), 'image')} that cannot be used: in no split ({and_more(unused, 3)})"
+    note = Flaw("note", "unusable", "", "", printable(message), "noted")
+    return replace(ds, splits=splits, flaws=[*part.flaws, note])
+
+def _divide(
+    ds:DetDataset, # with groups, and images that can be used alone
+    val:float, test:float, seed:int, by:str, group_by:str, facts, # as in `ensure_splits`
+)->DetDataset: # with splits
+    "Make the splits that are missing, and note what was decided."
     ds, rows, val, test = _wanted(ds, val, test)
     ties = tied(ds, facts) if rows is not None or facts is not None else dict(group=_group_pairs(ds))
     one = ""
@@ -490,7 +538,7 @@ def made_splits(
 )->str: # one line; "" when the data has its own splits
     "Which images were chosen for which split, and the command that keeps this choice."
     have = set(before.splits.tolist())
-    is_new = before.splits != after.splits
+    is_new = (before.splits != after.splits) & (after.splits != "")
     if len(have) > 1: is_new &= before.splits != "" # those are train where the data names no train
     if not is_new.any(): return ""
     counts = Counter(after.splits[is_new].tolist())

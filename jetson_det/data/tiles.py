@@ -8,7 +8,6 @@ __all__ = ['tile_dataset', 'TileMap', 'read_tiles']
 # %% ../../nbs/15_data.tiles.ipynb #9f7048d3
 import json
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +19,12 @@ import numpy as np
 from ..core import InputError, did_you_mean, plural
 from .dataset import CROWD, IGNORE, DetDataset, Flaw
 from .formats.reader import stem_of
-from .formats.registry import check_writer, read_dataset, write_labels
+from .formats.registry import check_copy, check_writer, read_dataset, write_labels
 from .formats.writers import new_names, not_kept, short_name
 from .split import rank_of
 from ..runtime.files import read_json, write_bytes_atomic
 from ..runtime.images import read_image
-from ..runtime.outputs import check_new_folder
+from ..runtime.outputs import work_folder
 from ..runtime.tiles import tile_grid, tile_size
 
 # %% ../../nbs/15_data.tiles.ipynb #792a3306
@@ -238,7 +237,7 @@ def _map_text(
 
 # %% ../../nbs/15_data.tiles.ipynb #fbb7ed76
 def _check_call(
-    ds:DetDataset, dst:Path, format:str, min_visible, cut, background, quality, # as in `tile_dataset`
+    ds:DetDataset, dst:Path, format:str, min_visible, cut, background, quality, source, # as in `tile_dataset`
 ):
     "Raise InputError for wrong arguments."
     check_writer(format)
@@ -247,7 +246,7 @@ def _check_call(
         if not 0 <= v <= 1: raise InputError(f"{name}={v!r}: a share from 0 to 1 is right")
     if quality is not None and not 1 <= quality <= 100:
         raise InputError(f"quality={quality!r}: 1 to 100 for JPEG, or None for PNG")
-    check_new_folder(dst, ds.root)
+    check_copy(dst, ds, source)
 
 def _without(plan:_Plan, failed)->_Plan:
     "The plan without some source images."
@@ -289,41 +288,40 @@ def tile_dataset(
     seed:int=0, # which empty tiles are kept
     workers:int=2, # threads that decode and encode
     progress=None, # called with (images done, images in all)
+    source=None, # the path that the dataset was read from, where that is not its root
 )->DetDataset: # the tiles, read back; what happened is noted in `.flaws` and in tiles.json
     "Cut a dataset into tiles. Raises InputError for wrong arguments; leaves nothing behind on failure."
     dst = Path(dst).absolute()
     size = tile_size(size)
-    _check_call(ds, dst, format, min_visible, cut, background, quality)
+    _check_call(ds, dst, format, min_visible, cut, background, quality, source)
     plan = _plan(ds, size, overlap, min_visible, cut, background, seed)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    part = dst.with_name(f".{dst.name}.{os.getpid()}.part")
     try:
-        (part / "pixels").mkdir(parents=True)
-        tiled = _tile_table(ds, plan, part / "pixels", ".png" if quality is None else ".jpg")
-        failed = _cut_all(ds, plan, [tiled.path_of(k) for k in range(len(tiled))], quality, workers, progress)
-        if failed:
-            tiled = tiled.subset(~np.isin(plan.image, list(failed)))
-            plan = _without(plan, failed)
-        if not len(tiled.boxes):
-            reason = f": {next(iter(failed.values()))}" if failed else ""
-            raise InputError(f"{ds.root}: no tile has a box{reason}")
-        summary = _summary(plan, size, overlap, cut, quality, len(ds) - len(failed))
-        about = dict(version=1,
-                     source=str(ds.root.absolute()),
-                     size=list(size),
-                     overlap=overlap,
-                     min_visible=min_visible,
-                     cut=cut,
-                     background=background,
-                     quality=quality,
-                     seed=seed,
-                     counts=plan.counts,
-                     said=summary)
-        out = _write_folder(ds, tiled, plan, part / "out", format, about)
-        if dst.exists(): dst.rmdir()
-        (part / "out").rename(dst)
+        with work_folder(dst) as part:
+            (part / "pixels").mkdir()
+            tiled = _tile_table(ds, plan, part / "pixels", ".png" if quality is None else ".jpg")
+            failed = _cut_all(ds, plan, [tiled.path_of(k) for k in range(len(tiled))], quality, workers, progress)
+            if failed:
+                tiled = tiled.subset(~np.isin(plan.image, list(failed)))
+                plan = _without(plan, failed)
+            if not len(tiled.boxes):
+                reason = f": {next(iter(failed.values()))}" if failed else ""
+                raise InputError(f"{ds.root}: no tile has a box{reason}")
+            summary = _summary(plan, size, overlap, cut, quality, len(ds) - len(failed))
+            about = dict(version=1,
+                         source=str(ds.root.absolute()),
+                         size=list(size),
+                         overlap=overlap,
+                         min_visible=min_visible,
+                         cut=cut,
+                         background=background,
+                         quality=quality,
+                         seed=seed,
+                         counts=plan.counts,
+                         said=summary)
+            out = _write_folder(ds, tiled, plan, part / "out", format, about)
+            if dst.exists(): dst.rmdir()
+            (part / "out").rename(dst)
     except OSError as e: raise InputError(f"{dst}: could not be written: {e.filename or ''} {e.strerror or e}") from e
-    finally: shutil.rmtree(part, ignore_errors=True)
     flaws = [Flaw("note", "tiled", "", "", summary, "noted")]
     for i, reason in failed.items():
         flaws.append(Flaw("warning", "unreadable-image", ds.paths[i], "", reason, "dropped"))

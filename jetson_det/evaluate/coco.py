@@ -156,7 +156,7 @@ def _matcher(
     gt = _numbers(gt)
     try: from hotcoco import COCO, COCOeval
     except ImportError:
-        require("faster_coco_eval")
+        require("faster_coco_eval", extra="")
         from faster_coco_eval import COCO, COCOeval_faster
         quiet = lambda *a, **k: None
         truth, guess = (COCO(part, print_function=quiet) for part in (gt, dict(gt, annotations=anns)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+from ..core import plural
 from ..data.dataset import DetDataset
 from ..data.quality.page import csp_hash, page_part
 from .coco import EvalResult, result_notes, result_rows
@@ -110,7 +111,7 @@ def write_results(
 )->Path: # the file written
     "The page of one evaluation."
     height, width = contract.input_size
-    facts = [("data", data), ("model", f"{contract.name}, {height}x{width}, {len(contract.classes)} classes")]
+    facts = [("data", data), ("model", f"{contract.name}, {height}x{width}, {plural(len(contract.classes), 'class')}")]
     section = result_section(f"{part}: {result.images} images, {result.boxes} boxes", result,
                              result_plots(ds, result, contract.confidence))
     path = Path(path)

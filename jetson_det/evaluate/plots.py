@@ -30,7 +30,7 @@ def _figure(
     height:float, # inches
 ): # an empty matplotlib figure at 60 dots an inch
     "A figure outside pyplot, which would look for a screen; a notebook shows it where it is returned."
-    require("matplotlib")
+    require("matplotlib", extra="")
     from matplotlib.figure import Figure
     options = {"figsize": (width, height), "dpi": 60, "layout": "constrained"}
     if "ipykernel" not in sys.modules: return Figure(**options)
@@ -171,7 +171,7 @@ def confusion_figure(
     confidence:float=.25, # 0..1, detections below are left out
     most:int=20, # classes to draw: those with the most boxes
 ): # matplotlib Figure
-    "The table of `confusion`, colored by the share of its row."
+    "The table of `confusion`. Color is the share of a class's true boxes; in the row `nothing`, of its found ones."
     table = confusion(ds, result, confidence)
     n = len(ds.classes)
     keep = np.sort(np.argsort(-table[:n].sum(1), kind="stable")[:most]).tolist() + [n]
@@ -180,6 +180,7 @@ def confusion_figure(
     fig = _figure(2.6 + .65 * len(keep), 2.4 + .4 * len(keep))
     ax = fig.subplots()
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
+    share[-1] = table[-1] / np.maximum(table.sum(0), 1) # false boxes have no true class to be a share of
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, x in np.argwhere(table):
         ax.text(x, y, table[y, x], ha="center", va="center", fontsize=9, color="white" if share[y, x] > .6 else "black")

@@ -9,14 +9,16 @@ __all__ = ['list_jobs', 'find_job', 'Parameter', 'job_parameters', 'describe_job
 # %% ../../nbs/70_experiments.jobs.ipynb #da3d9778
 import ast
 import io
+import json
 import os
+import signal
 import sys
 import tokenize
 from pathlib import Path
 from typing import Any, NamedTuple
 
 
-from ..core import did_you_mean
+from ..core import did_you_mean, nearest
 from ..models.checkpoint import list_checkpoints
 from ..runtime.files import InputError, read_json, require, write_bytes_atomic
 from ..train.run_folder import check_run_folder, hold_run
@@ -107,8 +109,14 @@ def _typed(
     if p.type is list and isinstance(value, tuple): value = list(value)
     if p.type is float and type(value) is int: value = float(value)
     if type(value) is not p.type:
-        raise InputError(f"parameter {p.name}: expected {p.type.__name__} such as {p.default!r}, found {given!r}")
+        example = _example(p, given if value is None else value)
+        raise InputError(f"parameter {p.name}: expected {p.type.__name__} such as {example}, found {given!r}")
     return value
+
+def _example(p:Parameter, given)->str:
+    "The default; where it is an empty list, a list of what was given, as a shell takes it."
+    if p.default != []: return repr(p.default)
+    return f"'{json.dumps([given], ensure_ascii=False, default=str)}'"
 
 # %% ../../nbs/70_experiments.jobs.ipynb #0f7a9a9a
 def check_parameters(
@@ -119,7 +127,8 @@ def check_parameters(
     known = job_parameters(name)
     for key in values:
         if key not in known:
-            raise InputError(f"job {Path(name).stem} has no parameter {key!r}: {did_you_mean(key, known)}")
+            hint = did_you_mean(key, known) if nearest(key, known) else "the parameters are " + ", ".join(known)
+            raise InputError(f"job {Path(name).stem} has no parameter {key!r}: {hint}")
     return {key: _typed(known[key], value) for key, value in values.items()}
 
 # %% ../../nbs/70_experiments.jobs.ipynb #0f72b5f8
@@ -131,8 +140,15 @@ def _kernel_manager(): # a class for nbclient
 
     class ThisPython(AsyncKernelManager):
         "Starts `sys.executable`; the kernel's own messages are not shown."
+        status = None # of the process, once it has ended: an exit status, or a signal's number below 0
+
         @property
         def kernel_spec(self): return KernelSpec(**get_kernel_dict(["--log-level=50"]))
+
+        async def is_alive(self):
+            alive = await super().is_alive()
+            if not alive and self.has_kernel: type(self).status = await self.provisioner.poll()
+            return alive
     return ThisPython
 
 # %% ../../nbs/70_experiments.jobs.ipynb #f5f8133d
@@ -217,6 +233,18 @@ def write_page(
 class JobError(RuntimeError):
     "A cell of a job failed. The text is one line: which cell, why, and where the executed notebook is."
 
+class _DeadPython(JobError): "The process of a job ended by itself."
+
+def _how_it_ended(
+    status, # exit status of a process, a signal's number below 0, or None where it is not known
+)->str:
+    "How the process of a job ended."
+    if status is None: return "died"
+    if status >= 0: return f"ended with exit status {status}"
+    try: name = signal.Signals(-status).name
+    except ValueError: name = f"signal {-status}"
+    return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
 def _failure(where, kind, text, notebook)->Exception: # to raise
     "The error of a job in one line."
     first = (str(text).strip().splitlines() or [""])[0]
@@ -234,9 +262,10 @@ def _execute(path, parameters, notebook):
     nb = load_notebook_node(str(path))
     if parameters: nb = parameterize_notebook(nb, parameters)
     progress = _Progress(path.stem, nb.cells)
+    manager = _kernel_manager()
     options = {
         "kernel_name": "python3",
-        "kernel_manager_class": _kernel_manager(),
+        "kernel_manager_class": manager,
         "progress_bar": False,
         "on_cell_start": progress,
         "stdout_file": sys.stdout,
@@ -246,8 +275,8 @@ def _execute(path, parameters, notebook):
     except PapermillExecutionError as e:
         raise _failure(f"job {path.stem}, {progress.where}", e.ename, e.evalue, notebook) from None
     except DeadKernelError:
-        kind = "the Python of the job died"
-        raise _failure(f"job {path.stem}, {progress.where}", kind, "out of memory?", notebook) from None
+        raise _DeadPython(f"job {path.stem}, {progress.where}: the Python of the job {_how_it_ended(manager.status)}"
+                          f" (the notebook as far as it came: {notebook})") from None
 
 # %% ../../nbs/70_experiments.jobs.ipynb #1d5bec16
 def run_job(
@@ -266,7 +295,8 @@ def run_job(
         _set_aside(out, path.stem)
         notebook = out/path.name
         try: _execute(path, values, notebook)
-        except KeyboardInterrupt: raise KeyboardInterrupt(_how_to_go_on(name, out, known)) from None
+        except KeyboardInterrupt: raise KeyboardInterrupt("interrupted" + _how_to_go_on(name, out, known)) from None
+        except _DeadPython as e: raise JobError(str(e) + _how_to_go_on(name, out, known)) from None
         if not (out/"metrics.json").is_file():
             raise JobError(f"job {path.stem}: it ran to its end and wrote no metrics.json into {out}")
         return write_page(notebook, out/f"{path.stem}.html")
@@ -277,9 +307,9 @@ def _check_new_run(out):
     except InputError as e: raise InputError(str(e).replace("--resume", "-p resume true")) from None
 
 def _how_to_go_on(name, out, known)->str:
-    "The line for a job that Ctrl-C has ended."
-    if "resume" not in known or not list_checkpoints(out): return "interrupted"
-    return (f"interrupted; what was saved before is whole; go on, with the same parameters, with: jetson-det job {name}"
+    "The end of the line for a job that was ended in the middle."
+    if "resume" not in known or not list_checkpoints(out): return ""
+    return (f"; what was saved before is whole; go on, with the same parameters, with: jetson-det job {name}"
             f" --out {out} -p resume true")
 
 def _set_aside(out, name):

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from .boards import device_model
-from .files import InputError, printable
+from .files import InputError, plural, printable
 
 # %% ../../nbs/68_runtime.bench.ipynb #105f4f73
 STAGES = ("preprocess", "inference", "postprocess", "total")
@@ -80,8 +80,9 @@ class BenchReport(NamedTuple):
         versions = ", ".join("%s %s" % v for v in sorted(on["versions"].items()))
         columns = ("min", "p50", "p95", "p99", "mean")
         lines = [
-            "{} at {}x{} (height x width): {} calls on {} frames, {:.1f} boxes a frame, {:.1f} frames/s".format(
-                printable(self.model), h, w, self.calls, self.frames, self.boxes, self.fps),
+            "{} at {}x{} (height x width): {} on {}, {:.1f} boxes a frame, {:.1f} frames/s".format(
+                printable(self.model), h, w, plural(self.calls, "call"), plural(self.frames, "frame"), self.boxes,
+                self.fps),
             "{}, {} cores; {}".format(on["device"], on["cores"], versions),
             "{:12}".format("ms") + "".join("{:>9}".format(c) for c in columns),
         ]

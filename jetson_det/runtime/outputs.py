@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'WRITTEN_BY', 'is_inside', 'final_path', 'mark_output', 'is_own_output', 'check_output', 'check_replaced',
-           'check_folder', 'check_new_folder', 'output_names', 'OutputFolder']
+           'check_folder', 'check_new_folder', 'work_folder', 'output_names', 'OutputFolder']
 
 # %% ../../nbs/61_runtime.outputs.ipynb #218f265c
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -62,6 +63,14 @@ def _first_line(verb):
     "How a marker begins; the files that the verb wrote may follow, one a line."
     return (json.dumps({"written_by": "jetson-det " + verb}) + "\n").encode("ascii")
 
+_DATA_VERB = "data split" # what it writes is part of a dataset
+
+def _hides(marker:str)->bool:
+    "Whether there is a marker, of a folder that no reader takes for data."
+    try:
+        with open_regular(marker) as f: return f.readline() != _first_line(_DATA_VERB)
+    except OSError: return os.path.isfile(marker)
+
 # %% ../../nbs/61_runtime.outputs.ipynb #78590b03
 WRITTEN_BY = "jetson-det" # what our own JSON files have under "written_by", and our own pages as their generator
 _MARKS = (b'"written_by": "jetson-det', b'name="generator" content="jetson-det', b"# Made by jetson-det init",
@@ -74,7 +83,7 @@ def is_own_output(
 )->bool:
     "Whether a folder is marked as results, or a file says that this package wrote it."
     path = str(path)
-    if os.path.isdir(path): return os.path.isfile(os.path.join(path, MARKER))
+    if os.path.isdir(path): return _hides(os.path.join(path, MARKER))
     try:
         with open_regular(path) as f:
             if path.lower().endswith(".onnx"): return _CONTRACT_MARK in f.read()
@@ -198,6 +207,39 @@ def check_new_folder(
                          " elsewhere".format(path, source))
     return path
 
+# %% ../../nbs/61_runtime.outputs.ipynb #6c6fc389
+@contextmanager
+def work_folder(
+    path, # the folder to make, absolute
+): # yields a new folder beside it, to be filled and renamed
+    "A folder to work in that is gone at the end. Raises OSError."
+    path = Path(str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in _abandoned(path): shutil.rmtree(str(left), ignore_errors=True)
+    work = path.with_name(".{}.{}.part".format(path.name, os.getpid()))
+    try:
+        work.mkdir()
+        yield work
+    finally: shutil.rmtree(str(work), ignore_errors=True)
+
+def _abandoned(path)->list: # of Path
+    "Work folders for `path` whose processes are no more; one with the number of this process is of an earlier one."
+    pattern = re.compile(r"\.{}\.(\d+)\.part".format(re.escape(path.name)))
+    found = []
+    for name in os.listdir(str(path.parent)):
+        match = pattern.fullmatch(name)
+        if match and (int(match.group(1)) == os.getpid() or not _is_running(int(match.group(1)))):
+            found.append(path.parent/name)
+    return found
+
+def _is_running(pid)->bool:
+    "Whether there is a process of that number; True where the system does not say."
+    if os.name != "posix": return True
+    try: os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError): return False
+    except OSError: pass # somebody else's
+    return True
+
 # %% ../../nbs/61_runtime.outputs.ipynb #65e3eb86
 _MOST_BYTES = 255 # of a name, on Linux, macOS and Windows
 
@@ -290,9 +332,11 @@ class OutputFolder:
         sources=(), # files and folders that are read
         names=(), # files that will be written, relative to the folder, as far as they are known
         images=(), # files below a source that are read: links among them may lead here
+        is_shared:bool=False, # files of others may lie there too, under other names
     ):
         self.path = Path(final_path(path))
         self.verb = verb
+        self.is_shared = is_shared
         self.removed = 0 # files of the run before, as this run began
         self.kept = [] # files of the run before that somebody has changed since
         self._earlier = {} # file of the run before -> its _Entry
@@ -323,6 +367,9 @@ class OutputFolder:
         "Raise InputError where a file of somebody has the name of one that will be written."
         there = [n for n in names if os.path.lexists(str(self.path/n)) and not self._is_own(n)]
         foreign = [n for n in there if n not in self._earlier]
+        if foreign and self.is_shared:
+            raise InputError("{} is there already, and {} did not write it: move it away, or give another folder for"
+                             " the output".format(self.path/foreign[0], self.verb))
         if foreign: self._refuse(foreign)
         if there:
             raise InputError("{}: {} was changed since {} wrote it, and would be replaced; move it away or give another"
@@ -347,7 +394,8 @@ class OutputFolder:
         if lines and lines[0] + b"\n" == _first_line(self.verb):
             self._earlier = _listed(lines[1:])
             return True
-        return not os.listdir(str(self.path))
+        there = os.listdir(str(self.path))
+        return not there or self.is_shared and MARKER not in there
 
     def begin(self):
         "Make the folder, mark it, and remove what the run before wrote."

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import cv2
 
-from .files import InputError, json_bytes, printable
+from .files import InputError, json_bytes, plural, printable
 from .geometry import detection_rows
 from .outputs import OutputFolder, output_names
 from .signals import StopSignals
@@ -177,26 +177,26 @@ class Prediction(NamedTuple):
     cut: list = () # (name, boxes left out) of the first of them
     replaced: int = 0 # files of an earlier prediction that were removed
     kept: list = () # files of an earlier prediction that somebody has changed since: they stay
+    damaged: list = () # names of images that are damaged inside and were predicted all the same
     def __str__(self):
         rate = self.frames / max(self.seconds, 1e-9)
         text = self.source
         if self.unreadable: text += "; unreadable, skipped: " + _some(self.unreadable)
+        if self.damaged: text += "; damaged inside: " + _some(self.damaged)
         if self.failed: text += "; not written: " + _some(self.failed)
         if self.cut:
             names = ", ".join("{} ({} left out)".format(printable(name), n) for name, n in self.cut)
-            text += "; more boxes than max_detections in {} frame{}: {}{}".format(
-                self.cut_frames, "" if self.cut_frames == 1 else "s", names,
-                ", ..." if self.cut_frames > len(self.cut) else "")
+            text += "; more boxes than max_detections in {}: {}{}".format(
+                plural(self.cut_frames, "frame"), names, ", ..." if self.cut_frames > len(self.cut) else "")
         if self.replaced:
-            text += "; {} file{} of an earlier prediction there {} removed first".format(
-                self.replaced, "" if self.replaced == 1 else "s", "was" if self.replaced == 1 else "were")
+            text += "; {} of an earlier prediction there {} removed first".format(
+                plural(self.replaced, "file"), "was" if self.replaced == 1 else "were")
         if self.kept: text += "; changed since an earlier prediction and kept: " + _some(self.kept)
         if self.stopped: text += "; stopped by {}, and what was predicted by then is whole".format(self.stopped)
-        last = "{} frames, {} boxes in {:.1f} s ({:.1f} frames/s, drawing and writing included): {}".format(
-            self.frames, self.boxes, self.seconds, rate, printable(self.out))
+        last = "{}, {} in {:.1f} s ({:.1f} frames/s, drawing and writing included): {}".format(
+            plural(self.frames, "frame"), plural(self.boxes, "box"), self.seconds, rate, printable(self.out))
         if self.unreadable:
-            last += "; {} image{} could not be read (skipped in predictions.json)".format(
-                len(self.unreadable), "" if len(self.unreadable) == 1 else "s")
+            last += "; {} could not be read (skipped in predictions.json)".format(plural(len(self.unreadable), "image"))
         return text + "\n" + last
 
     @property
@@ -295,9 +295,11 @@ class _Results:
             if self.film: self._finish_film()
             self.lines.close()
             skipped = zip(getattr(self.frames, "unreadable", ()), getattr(self.frames, "reasons", ()))
+            damaged = getattr(self.frames, "damaged", ())
             head = {"classes": list(self.classes), "confidence": self.confidence,
                     "max_detections": getattr(self.session, "max_detections", None), "complete": complete,
-                    "skipped": [{"name": str(name), "why": why} for name, why in skipped]}
+                    "skipped": [{"name": str(name), "why": why} for name, why in skipped],
+                    "damaged": [{"name": str(name), "why": why} for name, why in damaged]}
             with self.folder.open("predictions.json") as f: _write_json(self.lines.path, f, head)
             if not self.is_live: self.lines.path.unlink()
         finally: self.folder.close()
@@ -361,11 +363,20 @@ class _Limit(NamedTuple):
         return time.time() - self.start >= self.seconds
 
 # %% ../../nbs/69_runtime.predict.ipynb #a01a8fef
+def _check_limits(most, seconds):
+    "Raise InputError for a limit that lets nothing through."
+    if most is not None and most < 1: raise InputError("frames: at least 1, not {}".format(most))
+    if seconds is None or seconds > 0: return
+    raise InputError("seconds: give more than 0, not {:g}".format(seconds))
+
 def check_prediction(
     source, # as for `predict`
     out,    # the folder
+    most=None, # as for `predict`
+    seconds=None, # as for `predict`
 ):
     "What can be known before a model is loaded. Raises `InputError`; writes nothing."
+    _check_limits(most, seconds)
     path = check_source(source)
     OutputFolder(out, "predict", [] if path is None else [path], _BOXES)
 
@@ -381,6 +392,7 @@ def predict(
 )->Prediction: # counts and time
     """Detect, draw, write; SIGINT, SIGTERM and SIGHUP end it with everything whole. Raises `InputError` where the
     source can't be read or the folder can't be written."""
+    _check_limits(most, seconds)
     frames = open_source(source)
     start = time.time()
     total = frames.count if most is None or frames.count is None else min(most, frames.count)
@@ -399,7 +411,7 @@ def predict(
         raise InputError("{}: no image can be read, such as {}".format(source, (unreadable + results.failed)[0]))
     return Prediction(results.count, results.boxes, time.time() - start, str(frames), unreadable, str(out),
                       results.failed, stop.reason, results.cut_frames, results.cut, results.folder.removed,
-                      results.folder.kept)
+                      results.folder.kept, [name for name, _ in getattr(frames, "damaged", ())])
 
 def _not_written(out, error)->str:
     "An error's line: the folder as it was given, and the file in it."
@@ -419,7 +431,7 @@ def _predict_all(session, frames, results, stop, limit, show_frame, progress, to
                 if progress: progress(results.count, total)
                 if show_frame and show_frame(drawn): break
             if stop.reason or limit.is_reached(frames, frame, results.count): break
-        complete = not stop.reason
+        complete = not stop.reason and not getattr(frames, "missing", 0)
     except Exception:
         try: results.close(False)
         except OSError: pass # the error that ended it is the one to tell

@@ -7,6 +7,7 @@ __all__ = ['tile_size', 'tile_grid', 'merge_tiles', 'Tiled']
 
 # %% ../../nbs/64_runtime.tiles.ipynb #8579ca84
 import time
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -208,6 +209,8 @@ def merge_tiles(
     return as_detections(boxes[best], scores[best], labels[best])
 
 # %% ../../nbs/64_runtime.tiles.ipynb #d6d4094c
+_ENLARGED = 2 # times; more than that shows nothing that was not seen
+
 class Tiled:
     "A session that looks at a frame in windows."
     def __init__(self,
@@ -225,6 +228,15 @@ class Tiled:
         self.cut = [] # boxes that `max_detections` took, for each frame of the last call
         self._frame = None # of the last call: the detections know it weakly
         tile_grid(self.size, self.size, overlap) # refuses an impossible overlap
+        self._warn_of_small()
+
+    def _warn_of_small(self):
+        "Tiny windows take many calls, each on an image that has no more pixels than before."
+        h, w = self.contract.input_size
+        times = min(h / self.size[0], w / self.size[1])
+        if times <= _ENLARGED: return
+        warnings.warn("tiles of {}x{} are enlarged {:.0f} times to the network's input: many calls for no more detail;"
+                      " tiles of {}x{} keep the image's own pixels".format(self.size[0], self.size[1], times, h, w))
 
     @property
     def confidence(self):

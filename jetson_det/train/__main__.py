@@ -26,11 +26,11 @@ def main(
     except InputError as e: return report_error(e)
     join_world(world)
     words = sys.argv[1:] if argv is None else argv
-    try: app(["train", *words], prog_name="python -m jetson_det.train", standalone_mode=False)
+    try: code = app(["train", *words], prog_name="python -m jetson_det.train", standalone_mode=False)
     except typer.Exit as e: return e.exit_code
     except (Exception, KeyboardInterrupt) as e: return world.fail(e)
     world.close()
-    return 0
+    return code or 0
 
 if __name__ == "__main__" and "__file__" in globals():
     code = main()

@@ -13,7 +13,7 @@ import numpy as np
 from ..core import InputError, worker_count
 from ..data.augment.albumentations import load_transforms
 from ..data.balance import balance_table, class_weights, repeat_factors
-from ..data.dataset import DetDataset
+from ..data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from ..data.open import open_data
 
 # %% ../../nbs/33_train.data.ipynb #bda95e49
@@ -33,16 +33,24 @@ def training_data(
     return _overfit_images(ds, n) if n else ds
 
 # %% ../../nbs/33_train.data.ipynb #5c623ab3
+_NOT_LEARNED = CROWD | IGNORE
+_NOT_EVALUATED = CROWD | IGNORE | DIFFICULT
+
+def _counts(ds, split:str)->np.ndarray: # (M,) bool
+    "Which boxes are learned from in train, or evaluated on in another split."
+    return ds.flags & (_NOT_LEARNED if split == "train" else _NOT_EVALUATED) == 0
+
 def labeled_split(
     ds, # DetDataset
     name:str, # train or val
     needed:bool=True, # raise where there is none
 ): # the split's DetDataset, or None
-    "A split that has boxes. Raises InputError when it is needed and there is none."
+    "A split that has boxes which count. Raises InputError when it is needed and there is none."
     part = ds.split(name) if name in ds.split_names else None
-    if part is not None and len(part.boxes): return part
+    if part is not None and _counts(part, name).any(): return part
     if not needed: return None
-    lacking = "images" if part is None else "boxes"
+    if part is None: lacking = "images"
+    else: lacking = "boxes that count: all are crowd or ignored" if len(part.boxes) else "boxes"
     there = ", ".join(filter(None, ds.split_names)) or "no splits"
     raise InputError(f"{ds.root}: the split {name!r} has no {lacking}; there are {there}")
 
@@ -53,7 +61,7 @@ def _overfit_images(
 )->DetDataset: # one split, train
     "The first images of the training split that have boxes."
     train = labeled_split(ds, "train")
-    return train.subset(np.unique(train.box_image)[:n])
+    return train.subset(np.unique(train.box_image[_counts(train, "train")])[:n])
 
 # %% ../../nbs/33_train.data.ipynb #fb81c563
 def class_balance(

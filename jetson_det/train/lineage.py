@@ -20,13 +20,16 @@ _WEIGHTS = ("ema.safetensors", "weights.safetensors") # what ships is the averag
 
 def origin_of(
     source, # what weights are read from: a checkpoint's or a run's folder, an ONNX, a .pth; None: nothing
+    copy_of:str="", # the URL or the hub's name of what `source` is a copy of; "": of nothing that was downloaded
 )->dict: # path, sha256, name, origin, ...; None for None
     "What is known of a file or folder with weights, and of what it was made from. Goes into the contract's extra."
     if not source: return None
     path = Path(source)
-    if path.is_dir(): return _origin_of_folder(path)
-    known = dict(path=str(source), sha256=sha256_file(path) if path.exists() else None, name=path.name)
+    if path.is_dir(): known = _origin_of_folder(path)
+    else: known = dict(path=str(source), sha256=sha256_file(path) if path.exists() else None, name=path.name)
     if path.suffix == ".onnx" and path.exists(): known.update(_of_contract(onnx_contract(read_onnx_file(path), path)))
+    if copy_of: known["copy_of"] = copy_of
+    if copy_of and path.is_dir(): known["name"] = Path(copy_of).name # the hub's folder has the name of a commit
     return known
 
 def _of_contract(contract)->dict:
@@ -52,7 +55,7 @@ def _origin_of_hub_folder(path): # as it is downloaded from the hub
     return dict(path=str(path), sha256=sha256_file(weights[0]) if weights else None, name=path.name)
 
 # %% ../../nbs/34_train.lineage.ipynb #9e5941b2
-_ENTRY = {"path": str, "sha256": (str, type(None)), "name": str, "epoch": int, "step": int,
+_ENTRY = {"path": str, "copy_of": str, "sha256": (str, type(None)), "name": str, "epoch": int, "step": int,
           "dataset": (str, type(None)), "config": (str, type(None))}
 
 def _check_entry(entry, path):
@@ -65,9 +68,9 @@ def _check_entry(entry, path):
 # %% ../../nbs/34_train.lineage.ipynb #41262abd
 def lineage(
     path, # a checkpoint's or a run's folder, an ONNX, a .pth
-)->list: # of dict: path, sha256, name, found, begins; maybe epoch, step, dataset
-    """The chain of weights that led here, itself first; `found` is "as it was", "changed since", "gone" or "not looked
-    up". Raises InputError when there is nothing at `path`."""
+)->list: # of dict: path, sha256, name, found, begins; maybe epoch, step, dataset, copy_of
+    """The chain of weights that led here, itself first; `found` is "as it was", "changed since", "gone", "not looked
+    up" or where it was looked for in vain. Raises InputError when there is nothing at `path`."""
     if not Path(path).exists(): raise InputError(f"{path}: no such file or folder")
     entry = origin_of(path)
     is_file = not Path(path).is_dir()
@@ -92,8 +95,10 @@ def _exported_checkpoint(
 )->dict: # a row without `begins`
     "The checkpoint that a file was exported from: the one beside it, where it has the weights of the record."
     row = dict(path="a checkpoint", sha256=entry["made_from"], name=entry.get("name", ""), found="not looked up")
-    beside = Path(file).with_suffix("") if file else None
-    if beside is None or not beside.is_dir(): return row
+    if not file: return row
+    beside = Path(file).with_suffix("")
+    row["found"] = f"not in {beside}, where it is looked for"
+    if not beside.is_dir(): return row
     try: there = _origin_of_folder(beside)
     except InputError: return row
     if there["sha256"] != entry["made_from"]: return row
@@ -114,6 +119,7 @@ def lineage_text(
     for depth, entry in enumerate(chain):
         made_from = "made from " if depth else ""
         at = f", epoch {entry['epoch']}, step {entry['step']}" if "step" in entry else ""
+        if "copy_of" in entry: at += f", a copy of {entry['copy_of']}"
         digits = (entry["sha256"] or "unknown")[:12]
         found = f", {entry['found']}" if depth else ""
         line = f"{'  ' * depth}{made_from}{entry['path']}: {entry['name']}{at}, sha256 {digits}{found}"

@@ -20,7 +20,7 @@ from ..data.balance import repeat_factors
 from ..data.loader import SampleError, scaled_size
 from ..data.workers import WorkerLost
 from ..models.checkpoint import list_checkpoints, load_checkpoint, newest_whole, save_checkpoint
-from ..models.weights.download import fetch_start, start_of
+from ..models.weights.download import fetch_start, located_start
 from ..runtime.files import read_json, write_json_atomic
 from . import allocator
 from .auto_batch import auto_batch
@@ -28,7 +28,7 @@ from .averages import Averages, evaluate_weights
 from .callbacks.bad_batch import SaveBadBatch
 from .callbacks.checkpoints import SaveCheckpoints
 from .callbacks.evaluate import EarlyStop, Evaluate, OverfitStop
-from .callbacks.log import EpochLine, MetricsTable, Progress, duration, print_line
+from .callbacks.log import EpochLine, MetricsTable, Progress, duration, print_line, read_table
 from .callbacks.ranks import callbacks_of
 from .callbacks.report import Report
 from .callbacks.resources import DiskWatch, ResourceLog, peak_memory
@@ -221,7 +221,7 @@ class Trainer:
         else:
             first_look = make_loader(self.train_ds, cfg.data, cfg.augment, cfg.train, first_look=True)
             self.model = build_model(cfg.model, cfg.train, self.ds.classes, device, first_look, say=self.say)
-            self.origin = origin_of(start_of(cfg.model.weights, cfg.model.name).source)
+            self.origin = origin_of(*located_start(cfg.model.weights, cfg.model.name))
         if self.class_weights is not None:
             self.model.class_weights = torch.tensor(self.class_weights, dtype=torch.float32, device=device)
 
@@ -369,6 +369,7 @@ def final_figures(
     peak = max(run.peak, peak_memory(trainer.stepper.device))
     figures = dict(epochs=run.epoch, steps=run.step, seconds=round(run.seconds, 1), peak_memory_mb=round(peak / 1e6),
                    best=run.best, artifact=str(run.out/"best"))
+    if run.is_overfit is not None: figures["is_overfit"] = run.is_overfit
     results = {}
     for name, part in (("val", trainer.val_ds), ("test", labeled_split(trainer.ds, "test", needed=False))):
         if part is None: continue
@@ -383,6 +384,7 @@ def final_figures(
     trainer.say(f"trained in {duration(run.seconds)}, at most {figures['peak_memory_mb']} MB;"
                 f" the detector is {run.out/'best'}")
     for callback in trainer.callbacks: callback.after_results(trainer, results)
+    if run.overfit_check: trainer.say(run.overfit_check)
     return figures
 
 def _write_figures(path, figures):
@@ -398,6 +400,13 @@ def _filled_in(cfg, ds, world)->tuple: # Config, rows for the table
     if cfg.data.balance == "repeat": images = round(repeat_factors(train_ds, cfg.data.balance_threshold).sum())
     return with_recipe(cfg, images, len(ds.classes), world.size)
 
+def _resumed_lines(run)->list:
+    "Where a training goes on, and whether the log has more than that behind it."
+    lines = [f"resumed after epoch {run.epoch}, step {run.step}"]
+    is_behind = any(int(row["epoch"]) > run.epoch for row in read_table(run.out/"metrics.csv"))
+    if is_behind: lines.append("lines above about later epochs are of the training that broke off")
+    return lines
+
 def _open_run_folder(trainer, cfg, resume, changed, saved, recipe):
     "Write the settings, the data and the resolved values of this run, and start its log file."
     check_run_folder(trainer.run.out, cfg, resume)
@@ -407,9 +416,7 @@ def _open_run_folder(trainer, cfg, resume, changed, saved, recipe):
     write_run_folder(trainer.run.out, cfg, trainer.ds, rows)
     trainer.say(rows_text(rows))
     trainer.say.write_to(trainer.run.out/"log.txt")
-    if resume:
-        trainer.say("; ".join([f"resumed after epoch {trainer.run.epoch}, step {trainer.run.step}",
-                               "lines above about later steps are of the training that broke off", *changed]))
+    if resume: trainer.say("; ".join([*_resumed_lines(trainer.run), *changed]))
 
 def train(
     cfg, # Config

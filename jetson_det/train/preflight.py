@@ -8,13 +8,12 @@ __all__ = ['check_before']
 # %% ../../nbs/36_train.preflight.ipynb #b19df044
 from pathlib import Path
 
-from ..config import load_config
 from ..core import InputError
 from ..models.zoo import check_model_name
 from ..runtime.foreign import read_classes
 from .data import resolve_settings
 from .recipes import fill_from_run
-from .run_folder import check_run_folder
+from .run_folder import begun_config, check_run_folder
 from .trackers import make_trackers
 
 # %% ../../nbs/36_train.preflight.ipynb #40610fad
@@ -28,7 +27,7 @@ def check_before(
     if resume and not out: raise InputError("to resume, say which run: its folder (--out)")
     resolve_settings(cfg, processes)
     check_model_name(cfg.model.name)
-    if resume and (Path(out)/"config.yaml").is_file(): fill_from_run(cfg, load_config(Path(out)/"config.yaml"))
+    if resume and (Path(out)/"config.yaml").is_file(): fill_from_run(cfg, begun_config(out))
     changed = check_run_folder(out, cfg, resume) if out else []
     if cfg.data.path and not Path(cfg.data.path).exists():
         raise InputError(f"data.path: {cfg.data.path}: no such file or folder")

@@ -75,6 +75,8 @@ class RunState:
     stop_reason:str = "" # why the training is to stop after this step, such as SIGTERM
     saved:int = -1 # step of the checkpoint that was written last
     peak:int = 0 # bytes of memory held at most, before a resume
+    overfit_check:str = "" # the line that says whether the images were learned
+    is_overfit:bool = None # whether they were; None: nobody asked
     best:dict = None # AP, epoch and step of the best evaluation so far
     metrics:dict = field(default_factory=dict) # of the last epoch's evaluation; empty where there was none
     kept:set = field(default_factory=set) # steps whose checkpoints must stay

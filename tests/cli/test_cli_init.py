@@ -328,12 +328,16 @@ def test_config_verbs(tmp_path):
     assert "train.epochs = 20  (a.yaml, line 2)" in done.stdout and "default: 100" in done.stdout
     done = run("config", "explain", "epochs", "train.epochs=7", "-c", "a.yaml", cwd=tmp_path)
     assert "train.epochs = 7  (override 'train.epochs=7')" in done.stdout
+    done = run("config", "explain", "train.epochs=7", "data.val", "epochs", "train.epochs", "ema", cwd=tmp_path)
+    settings = [line.split(" = ")[0] for line in done.stdout.splitlines() if line[0] != " "]
+    assert settings == ["data.val", "train.epochs", "train.ema"] and "train.epochs = 7 " in done.stdout
     assert run("config", "diff", "a.yaml", "demo", cwd=tmp_path).stdout.count("train.epochs: 20 -> 12") == 1
     assert run("config", "diff", "a.yaml", "a.yaml", cwd=tmp_path).stdout == "no setting differs\n"
 
 
 @pytest.mark.parametrize("words, part", [
     (("explain", "epoks"), "did you mean 'epochs'"),
+    (("explain", "epochs", "train.recipes"), "did you mean 'train.recipe'"),
     (("diff", "demo", "gone.yaml"), "gone.yaml"),
     (("explain", "epochs", "-c", "gone"), "gone"),
 ])

@@ -60,6 +60,18 @@ def test_limits(run, photos):
     code, out, _ = run("predict", "m.onnx", "photos/v.mp4", "--seconds", "0.5")
     assert code == 0 and "5 frames" in out
     assert run("predict", "m.onnx", "photos", "--frames", "0")[0] == 2
+    one_line(run("predict", "m.onnx", "photos/v.mp4", "--seconds", "0"), "seconds: give more than 0")
+
+
+def test_the_home_folder_in_an_option(run, photos, tmp_path, monkeypatch):
+    "A shell leaves `--out=~/run` as it is."
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    for words, place in ((["--out=~/a/b"], "a/b"), (["--out", "~/c"], "c")):
+        code, out, _ = run("predict", "m.onnx", "photos/a.jpg", *words)
+        assert code == 0 and visible(tmp_path / "home" / place) == ["a.jpg", "predictions.json"]
+    assert not os.path.exists("~") and "1 frame, 1 box in" in out
+    one_line(run("train", "data.path=~/absent", "--out=~/d"), str(tmp_path / "home" / "absent"))
 
 
 def test_a_stop_is_exit_code_1_and_no_error(run, photos, monkeypatch):

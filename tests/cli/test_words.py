@@ -2,6 +2,8 @@
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import jetson_det
 from jetson_det import __version__
 from jetson_det.cli import _OTHER_VERBS, _check_gpus, app, main
 from jetson_det.runtime.files import InputError
@@ -225,13 +228,27 @@ def material(tmp_path_factory):
 
 @pytest.mark.parametrize("words", ["train --data dock", "demo", "job train", "job benchmark",
                                    "evaluate run --data dock", "predict run dock", "bench run", "export run",
-                                   "import-pt w.pt --trust",
-                                   "data stats dock --plot a.png", "evaluate m.onnx --data dock --html e.html"])
+                                   "import-pt w.pt --trust"])
 def test_a_missing_extra_is_one_line_that_names_it(words, material):
     r = without(words.split(), material)
     lines = [line for line in r.stderr.splitlines() if line.startswith("error: ")]
     assert r.returncode == 2 and len(lines) == 1 and "Traceback" not in r.stderr, (r.stdout, r.stderr)
-    assert "is needed here and is not installed: pip install" in lines[0] and "jetson_det[" in lines[0], lines
+    assert "is needed here and is not installed: pip install" in lines[0], lines
+    extra = re.search(r'pip install "jetson_det(\[\w+\])"', lines[0])[1]
+    assert lines[0].endswith(f'or in a clone of the repository pip install ".{extra}"'), lines
+
+
+@pytest.mark.parametrize("words", ["data stats dock --plot a.png", "evaluate m.onnx --data dock --html e.html"])
+def test_a_missing_package_that_is_enough_is_named_alone(words, material):
+    r = without(words.split(), material)
+    lines = [line for line in r.stderr.splitlines() if line.startswith("error: ")]
+    assert r.returncode == 2 and lines == [
+        "error: matplotlib is needed here and is not installed: pip install matplotlib"], (r.stdout, r.stderr)
+
+
+def test_the_command_for_an_extra_has_one_place():
+    files = [f for f in Path(jetson_det.__file__).parent.rglob("*.py") if "jetson_det[" in f.read_text("utf-8")]
+    assert [f.name for f in files] == ["files.py"]
 
 
 @pytest.mark.parametrize("words", ["doctor", "data check dock", "data stats dock", "data split dock",
@@ -243,3 +260,38 @@ def test_a_missing_extra_is_one_line_that_names_it(words, material):
 def test_verbs_of_the_base_install_need_no_extra(words, material):
     r = without(words.split(), material)
     assert r.returncode in (0, 1) and "error" not in r.stderr, (r.stdout, r.stderr)
+
+
+# ---- a process of which something is missing
+
+def in_a_shell(script, folder, **env):
+    "A line of sh with `jd` as the program."
+    code = "import sys; from jetson_det.cli import main; sys.exit(main())"
+    script = f"jd() {{ {sys.executable} -c '{code}' \"$@\"; }}; {script}"
+    return subprocess.run(["sh", "-c", script], cwd=folder, capture_output=True, text=True, errors="backslashreplace",
+                          env={**os.environ, **env})
+
+
+@pytest.mark.parametrize("closed, shown", [("2>&-", True), (">&-", False), (">&- 2>&-", False), ("<&-", True),
+                                           ("<&- >&- 2>&-", False)])
+def test_closed_streams_are_no_error(material, closed, shown):
+    r = in_a_shell(f"jd data check dock {closed}", material)
+    assert r.returncode == 0 and r.stderr == "", r
+    assert ("0 errors" in r.stdout) == shown
+    assert in_a_shell(f"jd data check nowhere {closed}", material).returncode == 2
+
+
+@pytest.mark.parametrize("words", ["data check ../dock", "doctor", "train --data dock", "predict m.onnx dock"])
+def test_a_working_folder_that_was_removed(material, tmp_path, words):
+    r = in_a_shell(f"mkdir gone; cd gone; rmdir ../gone; jd {words}", tmp_path)
+    lines = [line for line in r.stderr.splitlines() if "getcwd" not in line] # of sh
+    assert r.returncode == 2 and lines == ["error: the working folder was removed: change to another one (cd)"], r
+
+
+def test_an_encoding_that_lacks_letters_shows_their_codes(material, tmp_path):
+    dock = shutil.copytree(material/"dock", tmp_path/"dock")
+    for file in dock.rglob("*.json"): file.write_text(file.read_text("utf-8").replace("Sack", "Säck"), "utf-8")
+    ascii_only = dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    r = in_a_shell("jd data check dock; jd data check Bücher", tmp_path, **ascii_only)
+    assert r.returncode == 2 and "S\\xe4ck" in r.stdout and "Traceback" not in r.stderr, r
+    assert r.stderr.startswith("error: B") and r.stderr.count("\n") == 1, r

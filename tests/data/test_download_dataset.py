@@ -3,10 +3,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -137,9 +139,20 @@ def test_room_is_looked_at_before_the_first_byte(site, tmp_path, monkeypatch):
 
 
 def test_offline_says_where_the_file_is(site, tmp_path):
-    with pytest.raises(InputError, match="nothing is downloaded offline: put the file there; it is at http"):
+    with pytest.raises(InputError, match=r"nothing is downloaded offline: put the file at \S+ .*; it is at http"):
         get("coco", tmp_path/"coco", offline=True)
     assert site.asked == [] and not list(tmp_path.iterdir())
+
+
+def test_archives_from_elsewhere_may_be_put_there(site, coco, tmp_path):
+    "Where the network fails the line says where, archive by archive; then nothing is asked for."
+    site.close()
+    for _ in DATASETS["coco"]:
+        with pytest.raises(DownloadError) as e: get("coco", tmp_path/"coco", tries=1)
+        place = Path(re.search(r"and put the file at (\S+) \(make the folder where it is missing\)$", str(e.value))[1])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(coco[place.name])
+    assert len(read_dataset(get("coco", tmp_path/"coco", tries=1))) == 8 and site.asked == []
 
 
 def test_a_mirror_folder_is_enough(site, coco, tmp_path):

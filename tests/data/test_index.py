@@ -170,7 +170,17 @@ def swap_images(folder):
     os.utime(a, ns=(5, 5))
 
 
-@pytest.mark.parametrize("change", [change_label, touch_later, remove_image, add_image, add_label, swap_images])
+def same_length_same_time(folder):
+    "As `rsync --times` and some editors leave it."
+    file = folder / "annotations/train.json"
+    times = file.stat()
+    change_label(folder)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+
+
+@pytest.mark.parametrize("change", [change_label, touch_later, remove_image, add_image, add_label, swap_images,
+                                    same_length_same_time])
 def test_a_change_is_seen(scenes, change):
     opened(scenes)
     assert opened(scenes)[1]

@@ -48,6 +48,41 @@ def opened(*args, **kw):
 def names(ds): return sorted(ds.paths)
 
 
+def test_a_training_is_evaluated_though_images_are_broken(tmp_path):
+    root = coco_folder(tmp_path / "a", 20)
+    _, ds = trained(root)
+    for path in ds.split("val").paths: (root / path).write_bytes((root / path).read_bytes()[:500])
+    made, ds = trained(root, max_flawed=1.)
+    assert len(ds.split("val")) == 3 and set(ds.split_names) == {"train", "val", "test"} and len(ds) == 16
+    again, lines = opened(root, "val", made)
+    assert names(again) == names(ds.split("val")) and "which the training kept apart" in lines
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_a_val_that_is_lost_is_a_warning(tmp_path, lists):
+    "That of the data, and that of lists."
+    root = coco_folder(tmp_path / "a", 20, () if lists else ("train", "train", "train", "val"))
+    val = [f"images/{i}.png" for i in range(3, 20, 4)]
+    if lists:
+        train = [f"images/{i}.png" for i in range(20) if i % 4 != 3]
+        for name, paths in (("train", train), ("val", val)): (tmp_path / f"{name}.txt").write_text("\n".join(paths))
+    for path in val: (root / path).write_bytes((root / path).read_bytes()[:500])
+    said = []
+    ds = open_data(DataConfig(path=str(root), max_flawed=1., splits=str(tmp_path) if lists else ""), said.append)
+    warning, = [line for line in said if "of val cannot be used" in line]
+    assert warning.startswith("warning: all 5 images of val cannot be used (images/") and len(ds) == 15
+    assert ("val" in ds.split_names) != lists # made of train, where no list says what is in it
+
+
+def test_groups_of_some_images_alone_are_a_warning(tmp_path):
+    said = []
+    open_data(DataConfig(path=str(coco_folder(tmp_path, 20)), group_by="(1[0-9])"), said.append)
+    assert [line for line in said if line.startswith("warning: group_by") and "in none: 10 images" in line]
+    said = []
+    open_data(DataConfig(path=str(tmp_path), group_by="([0-9]+)"), said.append)
+    assert not [line for line in said if "group_by" in line]
+
+
 def test_other_data_without_splits_is_judged_whole(tmp_path):
     made, _ = trained(coco_folder(tmp_path / "a", 20))
     other = coco_folder(tmp_path / "b", 12, seed=1) # the same file names and sizes

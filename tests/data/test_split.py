@@ -11,9 +11,9 @@ from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset, Flaw
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.data.images.facts import inspect_images
-from jetson_det.data.split import (ensure_splits, eval_split, kept_splits, random_split, read_split_lists,
-                                   split_counts, split_digest, split_table, split_units, stratified_split, tied,
-                                   with_groups, write_split_lists)
+from jetson_det.data.split import (SPLITS, ensure_splits, eval_split, kept_splits, made_splits, random_split,
+                                   read_split_lists, split_counts, split_digest, split_table, split_units,
+                                   stratified_split, tied, with_groups, write_split_lists)
 
 
 def dataset(n=100, labels=None, splits=None, groups=None, root="nowhere", names=None):
@@ -210,7 +210,8 @@ def test_groups_from_paths():
     assert len(set(
         videos.groups)) == 20 and videos.flaws[-1].message == r"group_by '_(\\d\\d)_' finds 20 groups in 200 images"
     part = with_groups(ds, r"(?P<video>_0\d)_")
-    assert (part.groups != "").sum() == 100 and part.flaws[-1].message.endswith("; 100 images are in none")
+    assert (part.groups != "").sum() == 100 and part.flaws[-1].severity == "warning"
+    assert "in 100 images; in none: 100 images (cam 0/" in part.flaws[-1].message
     assert with_groups(replace(ds, groups=["x"]*200), "").groups[0] == "x" and with_groups(
         replace(ds, groups=["x"]*200), "folder").groups[0] == "cam 0"
     for by in ("random", "stratified", "group"):
@@ -311,6 +312,43 @@ def test_what_the_lists_tear_apart_is_said(pictures):
     assert [f.kind for f in ensure_splits(ds).flaws] == ["split-leak"] # no file is read
     table = split_table(ds, facts)
     assert all(f"crosses: {t}" in table for t in told) and "kept" not in table
+
+
+def broken(ds, rows):
+    "These files end in the middle."
+    for i in rows:
+        data = ds.path_of(i).read_bytes()
+        ds.path_of(i).write_bytes(data[:len(data) // 2])
+    return inspect_images(ds)
+
+
+@pytest.mark.parametrize("by", ["random", "stratified"])
+def test_what_cannot_be_used_gets_no_split(pictures, by):
+    "So val is not made of broken files; those that stay are divided as if there were no others."
+    before = ensure_splits(pictures, by=by, facts=inspect_images(pictures))
+    lost = np.flatnonzero(before.splits == "val")
+    facts = broken(pictures, lost)
+    ds = ensure_splits(pictures, by=by, facts=facts)
+    stay = np.setdiff1d(np.arange(30), lost)
+    assert set(ds.splits[lost]) == {""} and set(ds.splits[stay]) == set(SPLITS)
+    alone = ensure_splits(pictures.subset(stay), by=by, facts=facts.pick(stay))
+    assert ds.splits[stay].tolist() == alone.splits.tolist()
+    assert [f.kind for f in ds.flaws if f.kind in ("unusable", "lost-split", "no-split")] == ["unusable"]
+    assert f"val {sizes(ds)['val']}," in made_splits(pictures, ds, "d", by=by)
+
+
+def test_a_split_of_the_data_that_is_lost_is_said(pictures):
+    own = replace(pictures, splits=["train"] * 20 + ["val"] * 4 + ["test"] * 6)
+    ds = ensure_splits(own, facts=broken(pictures, range(20, 24)))
+    flaw, = [f for f in ds.flaws if f.kind == "lost-split"]
+    assert flaw.message.startswith("all 4 images of val cannot be used (20.jpg, 21.jpg, 22.jpg and 1 more)")
+    assert flaw.severity == "warning" and sizes(ds) == {"train": 16, "val": 4, "test": 6, "": 4}
+    assert "the data has no val: val 4 images were chosen" in made_splits(own, ds, "d")
+    facts = broken(pictures, [0, 21])
+    ds = ensure_splits(own, val=0, facts=facts)
+    assert "val" not in ds.split_names and "" in ds.split_names
+    everything = broken(pictures, range(30))
+    assert set(ensure_splits(pictures, facts=everything).splits) == set(SPLITS) # the check says what is wrong
 
 
 def test_table():

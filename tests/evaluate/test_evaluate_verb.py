@@ -106,6 +106,8 @@ def test_names_of_the_model_are_mapped_to_those_of_the_data(tmp_path, capsys):
     figures = json.loads((tmp_path / "f.json").read_text())
     assert code == 0 and figures["stats"]["AP"] == pytest.approx(1) and "left out" not in out
     assert figures["settings"]["class_map"] == {"van": "vehicle", "flying thing": "airplane"}
+    code, out, _ = run(capsys, *words, "--map", "van=vehicle", "--map", "flying thing=airplane") # repeated: joined
+    assert code == 0 and json.loads((tmp_path / "f.json").read_text())["settings"] == figures["settings"]
     for text, message in (("vna=vehicle", "did you mean 'van'?"), ("van=vehicel", "did you mean 'vehicle'?"),
                           ("van", "write MODEL=DATA"), ("van=vehicle,van=dog", "paired with two")):
         code, _, err = run(capsys, *words, "--map", text)

@@ -98,6 +98,18 @@ def test_plots_of_odd_results(tmp_path):
     assert "15 of 40 classes" in confusion_figure(ds, result, most=15)._suptitle.get_text()
 
 
+def test_a_few_false_boxes_are_pale(tmp_path):
+    "Two of 42 boxes found are false: hardly darker than none, though they are all that the row holds."
+    ds, _ = evaluated(tmp_path, ("a",), n=40)
+    found = [as_detections(b, np.ones(len(b)), l) for b, l, _ in map(ds.boxes_of, range(40))]
+    boxes, labels, _ = ds.boxes_of(0)
+    assert len(boxes), "an image without a box proves nothing"
+    far = np.float32([[0, 0, 3, 3], [0, 4, 3, 7]])
+    found[0] = as_detections(np.concatenate([boxes, far]), np.ones(len(boxes) + 2), np.concatenate([labels, [0, 0]]))
+    share = confusion_figure(ds, coco_stats(ds, found)).axes[0].images[0].get_array()
+    assert share[0, 0] == 1 and share[1, 0] == pytest.approx(2 / (len(ds.boxes) + 2))
+
+
 def test_names_on_a_sheet_do_not_overlap(tmp_path):
     ds, _ = evaluated(tmp_path, tuple(f"class {k}" for k in range(25)), n=2, size=(100, 160))
     result = coco_stats(ds, [as_detections()] * 2) # all are missed

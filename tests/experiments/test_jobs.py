@@ -290,10 +290,35 @@ def test_a_failing_job_names_the_cell_and_leaves_its_notebook(tmp_path, capsys):
     assert "as far as here" in capsys.readouterr().out
 
 
-def test_a_job_that_dies(tmp_path):
-    job = notebook(tmp_path / "dies.ipynb", "out:str = '' # folder", "import os; os._exit(9)", SAVE)
-    with pytest.raises(JobError, match="died") as e: run_job(job, {}, tmp_path / "run")
-    assert "\n" not in str(e.value)
+@pytest.mark.parametrize("end, how", [
+    ("os._exit(9)", "ended with exit status 9 (the notebook"),
+    ("os.kill(os.getpid(), 9)", "was ended by SIGKILL (out of memory?)"),
+    ("os.kill(os.getpid(), 11)", "was ended by SIGSEGV (the notebook"),
+])
+def test_a_job_that_dies(tmp_path, end, how):
+    job = notebook(tmp_path / "dies.ipynb", "out:str = '' # folder", f"import os; {end}", SAVE)
+    with pytest.raises(JobError) as e: run_job(job, {}, tmp_path / "run")
+    assert f"the Python of the job {how}" in str(e.value) and "\n" not in str(e.value)
+    assert "go on" not in str(e.value)
+
+
+def test_a_training_whose_python_is_killed_says_how_to_go_on(tmp_path):
+    job = notebook(tmp_path / "dies.ipynb", "out:str = '' # folder\nresume:bool = False # go on",
+                   "import os; os.makedirs(f'{out}/checkpoints/step-1'); os.kill(os.getpid(), 9)", SAVE)
+    with pytest.raises(JobError, match="SIGKILL .*; what was saved before is whole; .* -p resume true$"):
+        run_job(job, {}, tmp_path / "run")
+
+
+def test_a_list_is_shown_as_it_is_written(tmp_path):
+    for key, value, shown in (("overrides", "train.epochs=2", '["train.epochs=2"]'), ("input_size", "416", '[416]')):
+        with pytest.raises(InputError) as e: check_parameters("train", {key: value})
+        assert f"expected list such as '{shown}', found" in str(e.value)
+    assert check_parameters("train", {"overrides": '["train.epochs=2"]'}) == {"overrides": ["train.epochs=2"]}
+    with pytest.raises(InputError, match="scene_size: expected list such as .360, 640., found"):
+        check_parameters("train", {"scene_size": "9"})
+    with pytest.raises(InputError, match="has no parameter 'max_flawed': the parameters are data, out, "):
+        check_parameters("train", {"max_flawed": ".05"})
+    with pytest.raises(InputError, match="did you mean 'epochs'"): check_parameters("train", {"epoch": "3"})
 
 
 def test_a_job_without_metrics_failed(tmp_path):

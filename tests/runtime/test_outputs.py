@@ -12,7 +12,7 @@ from predict_sources import put_image
 from jetson_det.runtime.files import InputError, open_atomic, read_json, write_bytes_atomic, write_json_atomic
 from jetson_det.runtime.folders import walk_files
 from jetson_det.runtime.outputs import (MARKER, OutputFolder, check_new_folder, check_output, is_inside, is_own_output,
-                                        mark_output, output_names)
+                                        mark_output, output_names, work_folder)
 
 
 @pytest.fixture
@@ -127,6 +127,35 @@ def test_own_results_are_walked_past(photos):
     assert not is_own_output(photos / "day")
 
 
+def test_lists_of_a_split_hide_nothing(photos):
+    "They are part of a dataset, wherever they were written first."
+    (photos / "splits").mkdir()
+    (photos / "splits" / "train.txt").write_text("a.jpg")
+    mark_output(photos / "splits", "data split")
+    own = []
+    assert "splits/train.txt" in walk_files(photos, own) and own == [] and not is_own_output(photos / "splits")
+    for content in (b"", b"\xff\n", b'{"written_by": "jetson-det data splits"}\n'):
+        (photos / "splits" / MARKER).write_bytes(content)
+        assert is_own_output(photos / "splits")
+
+
+def test_a_folder_that_is_shared(tmp_path):
+    "What lies there under other names stays, and is in nobody's way."
+    (tmp_path / "images").mkdir()
+    for text in (b"1", b"2"):
+        folder = OutputFolder(tmp_path, "data split", names=["train.txt"], is_shared=True)
+        folder.begin()
+        with folder.open("train.txt") as f: f.write(text)
+        folder.close()
+        assert (tmp_path / "train.txt").read_bytes() == text and (tmp_path / "images").is_dir()
+    (tmp_path / "val.txt").write_text("mine")
+    with pytest.raises(InputError, match="val.txt is there already, and data split did not write it: move it away"):
+        OutputFolder(tmp_path, "data split", names=["train.txt", "val.txt"], is_shared=True)
+    with pytest.raises(InputError, match="data split did not write"): # it is another verb's
+        mark_output(tmp_path, "predict")
+        OutputFolder(tmp_path, "data split", is_shared=True)
+
+
 def test_walk_follows_links_once(tmp_path):
     put_image(tmp_path / "real" / "a.jpg")
     put_image(tmp_path / "src" / "own.jpg")
@@ -136,6 +165,21 @@ def test_walk_follows_links_once(tmp_path):
     files = walk_files(tmp_path / "src")
     assert len([f for f in files if f.endswith("own.jpg")]) == 1
     assert len([f for f in files if f.endswith("a.jpg")]) == 1
+
+
+def test_a_work_folder_is_removed(tmp_path):
+    "With what processes left that are no more, of the same folder only."
+    gone = ["out.99999999", "out.{}".format(os.getpid()), "out.9" + "9" * 30]
+    stay = ["out.1", "other.99999999", "out.99999999.more", "out.x", "xout.99999999"]
+    for name in gone + stay: (tmp_path / ".{}.part".format(name)).mkdir()
+    with pytest.raises(KeyError):
+        with work_folder(tmp_path / "out") as work:
+            assert work.is_dir() and not list(work.iterdir()) and len(list(tmp_path.iterdir())) == len(stay) + 1
+            (work / "a").write_text("")
+            raise KeyError
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(".{}.part".format(name) for name in stay)
+    with work_folder(tmp_path / "new" / "out") as work: work.rename(tmp_path / "new" / "out")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
 
 
 def test_names_stay_apart():

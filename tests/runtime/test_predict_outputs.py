@@ -1,8 +1,11 @@
 """Predictions beside their sources: no photograph is replaced, and no name ends the run of the others."""
+import io
 import json
 import os
 import shutil
+import tarfile
 import warnings
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -249,6 +252,104 @@ def test_only_regular_files_are_opened(tmp_path):
     reasons = {row["name"]: row["why"] for row in written["skipped"]}
     assert sorted(reasons) == ["broken.jpg", "pipe.jpg", "zero.jpg"] and "named pipe" in reasons["pipe.jpg"]
     assert all(str(tmp_path) not in why and why for why in reasons.values())
+
+
+def jpegs(count):
+    rng = np.random.RandomState(0)
+    frames = [rng.randint(0, 256, (60, 80, 3)).astype(np.uint8) for _ in range(count)]
+    return [cv2.imencode(".jpg", frame)[1].tobytes() for frame in frames]
+
+
+def archive(kind, files):
+    "A ZIP or a TAR with stored files."
+    out = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(out, "w") as z:
+            for k, data in enumerate(files): z.writestr("{}.jpg".format(k), data)
+    else:
+        with tarfile.open(fileobj=out, mode="w") as t:
+            for k, data in enumerate(files):
+                member = tarfile.TarInfo("{}.jpg".format(k))
+                member.size = len(data)
+                t.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def test_what_is_no_video_is_no_source(tmp_path):
+    "FFmpeg draws a text as a film, and finds the images in an archive, a document, or anything else."
+    images = jpegs(3)
+    joined = b"".join(images)
+    files = {
+        "list.txt": b"images/00001.jpg\n" * 200, "names.ans": "größe.jpg\n".encode("utf-8") * 200,
+        "latin": "größe.jpg\n".encode("latin-1") * 200, "wide.txt": "images/1.jpg\n".encode("utf-16") * 300,
+        "page.nfo": b"<html>\x1b[31m\n" * 200, "a.zip": archive("zip", images), "b.tar": archive("tar", images),
+        "film.mp4": archive("zip", images), "doc.pdf": b"%PDF-1.4\n\1\2" + joined,
+        "array.npy": b"\x93NUMPY\1\0v\0" + bytes(3000) + joined, "own.dat": b"own\1\2\0" * 200 + joined,
+        "sound.mp3": b"ID3\3\0\0\0\0\1\0APIC" + joined, "phone.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + joined,
+        "empty": b"", "small.nfo": b"x",
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=name + ": neither an image nor a video"): open_source(tmp_path / name)
+    for name, kind in (("list.txt", "a text file"), ("a.zip", "a ZIP archive"), ("film.mp4", "a ZIP archive")):
+        with pytest.raises(InputError, match="it is " + kind): check_source(tmp_path / name)
+
+
+def test_an_image_under_another_name_is_an_image(tmp_path):
+    image = np.full((24, 32, 3), 90, np.uint8)
+    names = {"photo": ".jpg", "e.mp4": ".jpg", "f.avi": ".png", "g.txt": ".bmp", "h.webm": ".webp"}
+    for name, suffix in sorted(names.items()):
+        (tmp_path / name).write_bytes(cv2.imencode(suffix, image)[1].tobytes())
+        source = open_source(tmp_path / name)
+        frame, = list(source)
+        assert frame.image.shape == image.shape and str(source) == "{}: an image".format(tmp_path / name)
+        done = predict(middle_session(), tmp_path / name, tmp_path / "out" / name)
+        assert str(done).split("\n")[1].startswith("1 frame, 1 box in ")
+    for name in ("raw.mjpg", "raw.dat"): # of a camera, one JPEG after the other
+        (tmp_path / name).write_bytes(b"".join(jpegs(3)))
+        assert len(list(open_source(tmp_path / name))) == 3
+
+
+def test_a_film_without_a_suffix_is_a_film(tmp_path):
+    put_film(tmp_path / "film.mp4", 4)
+    (tmp_path / "film.mp4").rename(tmp_path / "film")
+    assert len(list(open_source(tmp_path / "film"))) == 4
+
+
+def test_a_film_that_breaks_off_is_not_complete(tmp_path):
+    path = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    if not writer.isOpened(): pytest.skip("this OpenCV writes no MJPG")
+    rng = np.random.RandomState(0)
+    for k in range(20): writer.write(rng.randint(0, 256, (48, 64, 3)).astype(np.uint8))
+    writer.release()
+    def complete(): return json.loads((tmp_path / "out" / "predictions.json").read_text())["complete"]
+    assert predict(middle_session(), path, tmp_path / "out").is_complete and complete() is True
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="the header says 20 frames"):
+        done = predict(middle_session(), path, tmp_path / "out")
+    assert 0 < done.frames < 18 and complete() is False
+    # who asks for fewer frames than there are gets all of them
+    predict(middle_session(), path, tmp_path / "out", most=3)
+    assert complete() is True
+
+
+def test_a_jpeg_that_is_damaged_inside_is_named(tmp_path):
+    pytest.importorskip("simplejpeg")
+    data, = jpegs(1)
+    half = len(data) // 2
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "lost.jpg").write_bytes(data[:half] + data[half + 200:])
+    (tmp_path / "in" / "soi.jpg").write_bytes(data[:half] + b"\xff\xd8" * 20 + data[half + 40:])
+    (tmp_path / "in" / "whole.jpg").write_bytes(data)
+    (tmp_path / "in" / "short.jpg").write_bytes(data[:-2])
+    with pytest.warns(UserWarning) as caught: done = predict(middle_session(), tmp_path / "in", tmp_path / "out")
+    lines = [str(w.message) for w in caught]
+    assert [line for line in lines if "lost.jpg: is damaged inside: " in line and "boxes there may be wrong" in line]
+    assert "damaged inside: lost.jpg, soi.jpg" in str(done) and done.frames == 3 and done.unreadable == ["short.jpg"]
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [row["name"] for row in written["damaged"]] == ["lost.jpg", "soi.jpg"]
+    assert [row["name"] for row in written["skipped"]] == ["short.jpg"] and "breaks off" in written["skipped"][0]["why"]
 
 
 def test_videos_among_images_are_called_videos(photos):

@@ -21,7 +21,7 @@ from signals import hear_ctrl_c
 from jetson_det.runtime import predict as module
 from jetson_det.runtime.files import InputError
 from jetson_det.runtime.predict import _stem, predict
-from jetson_det.runtime.signals import StopSignals
+from jetson_det.runtime.signals import StoppedBySignal, StopSignals, stop_raises
 from jetson_det.runtime.stream import sources
 from jetson_det.runtime.stream.sources import Frame
 
@@ -65,7 +65,15 @@ def rows_of(folder):
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-@pytest.mark.parametrize("limit", [dict(most=7), dict(seconds=0.)])
+@pytest.mark.parametrize("limit", [dict(most=0), dict(seconds=0.), dict(seconds=-1), dict(seconds=float("nan"))])
+def test_a_limit_that_lets_nothing_through(camera, tmp_path, limit):
+    camera.append(Camera())
+    with pytest.raises(InputError, match="^(frames: at least 1|seconds: give more than 0), not "):
+        predict(middle_session(), 7, tmp_path / "out", **limit)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("limit", [dict(most=7), dict(seconds=1e-9)])
 def test_a_camera_with_a_limit(camera, tmp_path, limit):
     camera.append(Camera())
     done = predict(middle_session(), 7, tmp_path / "out", **limit)
@@ -139,6 +147,22 @@ def test_the_second_signal_acts_as_before():
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(10)
     finally: signal.signal(signal.SIGINT, before)
+
+
+def test_short_work_ends_with_an_exception():
+    "The second signal ends the process; handlers of others, and signals that are ignored, stay."
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_raises():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            with pytest.raises(StoppedBySignal, match="stopped by SIGTERM") as e: os.kill(os.getpid(), signal.SIGTERM)
+            assert e.value.exit_code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        with StopSignals() as stop, stop_raises(): os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGHUP), before): signal.signal(number, handler)
 
 
 def test_an_ignored_signal_stays_ignored():

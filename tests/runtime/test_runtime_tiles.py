@@ -1,4 +1,5 @@
 """Tiles: windows that cover, and every object of a large frame reported once. Runs under Python 3.6 too."""
+import warnings
 from pathlib import Path
 
 import cv2
@@ -33,6 +34,18 @@ def test_windows_cover_evenly_with_the_overlap():
                 assert (len(a) - 2) * step + tile < length # one window less would not do
         assert len(grid) == len(np.unique(grid[:, 0])) * len(np.unique(grid[:, 1]))
         assert len(np.unique(grid, axis=0)) == len(grid)
+
+
+@pytest.mark.parametrize("size, is_small", [
+    ((128, 160), False), (64, False), ((32, 80), False), (40, True), (16, True)])
+def test_tiny_tiles_are_said(size, is_small):
+    "Each is enlarged to the network's 128x160."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Tiled(Finder(), size)
+    lines = [str(w.message) for w in caught]
+    assert [line for line in lines if "tiles of 128x160 keep the image's own pixels" in line] == lines
+    assert bool(lines) == is_small
 
 
 @pytest.mark.parametrize("size, overlap, message", [

@@ -43,7 +43,9 @@ def test_images_that_cannot_be_read(tmp_path):
         warnings.simplefilter("always")
         assert [f.name for f in source] == ["a.png"]
     assert source.unreadable == ["b.jpg"] and "b.jpg" in str(caught[0].message)
-    with pytest.raises(InputError, match="not an image"): list(open_source(tmp_path / "b.jpg"))
+    with pytest.raises(InputError, match="b.jpg: breaks off after 11 bytes"): list(open_source(tmp_path / "b.jpg"))
+    (tmp_path / "c.jpg").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match="c.jpg: not an image"): list(open_source(tmp_path / "c.jpg"))
     with pytest.raises(InputError, match="cannot be read"): read_image(tmp_path / "none.jpg")
 
 

@@ -1,4 +1,6 @@
 "The averages: what is averaged, what ships, and that a resume ends with the same."
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -133,9 +135,39 @@ def test_the_overfit_check(data, tmp_path):
     written = load_config(tmp_path/"run"/"config.yaml")
     assert (written.augment.mosaic, written.augment.flip, written.augment.multiscale) == (0, 0, 0)
     assert (figures["steps"], figures["val"]["images"]) == (2, 2) and figures["peak_memory_mb"] > 50
-    assert "the images were not learned" in (tmp_path/"run"/"log.txt").read_text()
+    assert figures["is_overfit"] is False
+    assert "the images were not learned" in (tmp_path/"run"/"log.txt").read_text().splitlines()[-1]
     rows = (tmp_path/"run"/"dataset.tsv").read_text().splitlines()[1:]
     assert len(rows) == 2 and all(r.startswith("train\t") for r in rows)
+
+
+@pytest.mark.parametrize("least, verdict, code", [(.95, "failed", 1), (-1., "passed", 0)])
+def test_the_overfit_check_decides_the_exit_code(data, tmp_path, monkeypatch, least, verdict, code):
+    "And is the last line, of a resumed training too."
+    from jetson_det.cli import main
+    from jetson_det.config import save_config
+    from jetson_det.train.callbacks import evaluate
+    monkeypatch.setattr(evaluate, "OVERFIT_AP50", least)
+    cfg = config(data, "train.overfit_batches=2", "train.batch_size=1", "train.epochs=1", "train.trackers=[]",
+                 "train.report=true")
+    out = tmp_path/"run"
+    for words in (["-c", str(save_config(cfg, tmp_path/"quick.yaml"))], ["--resume"]):
+        assert main(["train", "--out", str(out), *words]) == code
+        assert f"overfit check {verdict}" in (out/"log.txt").read_text().splitlines()[-1]
+    assert json.loads((out/"metrics.json").read_text())["is_overfit"] == (code == 0)
+
+
+@pytest.mark.parametrize("figures, code", [({}, 0), ({"val": {}, "is_overfit": True}, 0), ({"is_overfit": False}, 1)])
+def test_figures_are_no_exit_code(data, tmp_path, monkeypatch, figures, code):
+    "Of one process, of several, and under a launcher."
+    from jetson_det.cli import main
+    from jetson_det.train import __main__ as launched, launch, loop
+    monkeypatch.setattr(loop, "train", lambda *args, **kw: figures)
+    monkeypatch.setattr(launch, "train_processes", lambda *args, **kw: figures)
+    words = ["--data", str(data), "--out", str(tmp_path/"run"), "train.device=cpu"]
+    assert main(["train", *words]) == code
+    assert main(["train", *words, "--gpus", "2"]) == code
+    assert launched.main(words) == code
 
 
 class Poison(Callback):

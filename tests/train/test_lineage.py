@@ -45,7 +45,8 @@ def test_every_checkpoint_knows_where_it_came_from(tmp_path, data, monkeypatch):
     from jetson_det.export.onnx import export_onnx
     export_onnx(far, tmp_path/"a.onnx")
     shutil.rmtree(first)
-    for artifact, between in ((far, []), (tmp_path/"a.onnx", [("yolox-nano", "not looked up")])):
+    lost = f"not in {tmp_path/'a'}, where it is looked for"
+    for artifact, between in ((far, []), (tmp_path/"a.onnx", [("yolox-nano", lost)])):
         chain = lineage(artifact)
         found = [(e["name"], e["found"]) for e in chain]
         assert found == [("yolox-nano", "as it was"), *between, ("yolox-nano", "gone")]
@@ -62,6 +63,16 @@ def test_files_from_elsewhere_have_a_lineage_too(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"): lineage(tmp_path/"b.pth")
     (tmp_path/"b.onnx").write_bytes(b"no graph")
     with pytest.raises(InputError, match="not an ONNX file, or torn"): lineage(tmp_path/"b.onnx")
+
+
+def test_a_copy_from_the_hub_has_the_name_of_its_repository(tmp_path):
+    folder = tmp_path/"models--somebody--detector"/"snapshots"/"0123abcd"
+    folder.mkdir(parents=True)
+    (folder/"config.json").write_text("{}")
+    (folder/"model.safetensors").write_bytes(b"weights")
+    found = origin_of(folder, "somebody/detector")
+    assert (found["name"], found["copy_of"], found["path"]) == ("detector", "somebody/detector", str(folder))
+    assert found["sha256"] == hashlib.sha256(b"weights").hexdigest()
 
 
 def test_the_chain_of_real_trainings(tmp_path, data):

@@ -42,7 +42,8 @@ def test_the_checkpoint_of_an_export_is_in_the_chain(tmp_path):
     contract = Contract("yolox", "yolox-nano", ("a", "b"), files.SIZE, "boxes_scores", extra={"origin": None})
     save_checkpoint(path, {"w": torch.tensor([1])}, None, None, state, contract)
     digest = origin_of(path)["sha256"]
-    for name, found, where in (("run-a", "as it was", str(path)), ("other", "not looked up", "a checkpoint")):
+    lost = f"not in {tmp_path/'other'}, where it is looked for"
+    for name, found, where in (("run-a", "as it was", str(path)), ("other", lost, "a checkpoint")):
         file = write(tmp_path / (name + ".onnx"), None, made_from=digest)
         chain = lineage(file)
         assert [(e["path"], e["sha256"]) for e in chain[1:]] == [(where, digest)] and chain[1]["found"] == found

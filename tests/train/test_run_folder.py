@@ -14,6 +14,7 @@ from callback_helpers import finished_run, hashes
 from command_helpers import run_command
 from train_helpers import config, scenes
 
+from jetson_det.config import load_config, save_config
 from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
 from jetson_det.models.checkpoint import checkpoint_path, list_checkpoints, verify
@@ -386,3 +387,69 @@ def test_the_line_names_the_file_and_what_to_do(tmp_path, monkeypatch, error, te
     checkpoint_path("RUN", 3).mkdir(parents=True)
     assert len(list_checkpoints("RUN")) == 1 and str(not_written(error, "RUN")) == (
         text + "what was saved before is whole; go on with: jetson-det train --out RUN --resume")
+
+# ---- settings that were edited after the run began
+
+EDITED = {
+    "train.epochs": "is 7 and was 1 when the run began: a resumed run can't change it",
+    "augment.flip": "is 0.25 and was",
+    "data.input_size": r"is \[64, 64\] and was \[96, 96\]",
+    "train.seed": "is 5 and was 0",
+}
+VALUES = {"train.epochs": 7, "augment.flip": .25, "data.input_size": [64, 64], "train.seed": 5}
+
+
+@pytest.fixture(scope="module")
+def short(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")/"short"
+    train(config(data, *ONE), out)
+    return out
+
+
+@pytest.mark.parametrize("key", EDITED)
+def test_a_setting_edited_in_config_yaml_is_held_to_the_beginning(short, tmp_path, key):
+    "As one that is given on the command line; the run stays as it was."
+    out = shutil.copytree(short, tmp_path/"run")
+    save_config(load_config(out/"config.yaml", [f"{key}={VALUES[key]}"]), out/"config.yaml")
+    before = hashes(out)
+    for cfg in (load_config(out/"config.yaml"), load_config(out/"config.yaml", ["train.keep=9"])):
+        with pytest.raises(InputError, match=f"{key} {EDITED[key]}"): train(cfg, out, resume=True)
+    assert hashes(out) == before
+
+
+def test_a_setting_edited_in_config_yaml_may_be_a_free_one(short, tmp_path):
+    out = shutil.copytree(short, tmp_path/"run")
+    save_config(load_config(out/"config.yaml", ["train.keep=9"]), out/"config.yaml")
+    train(load_config(out/"config.yaml"), out, resume=True)
+    log = (out/"log.txt").read_text()
+    assert "resumed after epoch 1, step 3; train.keep: 2 -> 9\n" in log
+
+
+def test_a_run_of_an_earlier_version_is_held_to_its_config(short, tmp_path):
+    out = shutil.copytree(short, tmp_path/"run")
+    facts = json.loads((out/"environment.json").read_text())
+    del facts["settings"]
+    (out/"environment.json").write_text(json.dumps(facts))
+    assert check_run_folder(out, load_config(out/"config.yaml"), resume=True) == []
+    with pytest.raises(InputError, match="train.epochs is 7 and was 1"):
+        check_run_folder(out, load_config(out/"config.yaml", ["train.epochs=7"]), resume=True)
+
+
+@pytest.mark.parametrize("settings", [{"train.nonsense": 1}, {"train.epochs": "many"}, {"nowhere": 3}])
+def test_settings_of_another_version_are_one_line(short, tmp_path, settings):
+    out = shutil.copytree(short, tmp_path/"run")
+    facts = json.loads((out/"environment.json").read_text())
+    (out/"environment.json").write_text(json.dumps({**facts, "settings": settings}))
+    with pytest.raises(InputError, match="environment.json: its settings are not those of this version"):
+        check_run_folder(out, load_config(out/"config.yaml"), resume=True)
+
+
+def test_the_log_speaks_of_later_epochs_only_where_it_has_some(tmp_path, data):
+    out = tmp_path/"run"
+    cfg = config(data, *KEEP, "train.epochs=2", "train.trackers=[]")
+    train(cfg, out)
+    train(cfg, out, resume=True)
+    assert "of the training that broke off" not in (out/"log.txt").read_text()
+    for later in (4, 5, 6): shutil.rmtree(checkpoint_path(out, later))
+    train(cfg, out, resume=True)
+    assert "resumed after epoch 1, step 3; lines above about later epochs are" in (out/"log.txt").read_text()

@@ -378,7 +378,7 @@ def open_archive(
     path = Path(path)
     try: key = _archive_key(path)
     except OSError as e: raise InputError(f"{path}: cannot be read: {e.strerror or e}") from None
-    name = re.sub(r"\W+", "_", path.name[:60])
+    name = re.sub(r"[^\w.-]+", "_", path.name[:60])
     target = Path(into).absolute() if into else cache_dir() / "unpacked" / f"{name}-{key}"
     if _unpacked_key(target) == key:
         try: os.utime(target / _MARKER) # used today

@@ -21,7 +21,7 @@ from .coco_file import (
     is_coco, is_set, load_coco, shown, stated_area)
 from .masks import segmentation_box
 from .parse import json_line, load_json, number, plain_text
-from .reader import Files, Rows, image_base, note_unlabeled
+from .reader import Files, Rows, image_base, note_unlabeled, why_missing
 from .splits import split_of
 from ...runtime.files import json_bytes, open_regular
 
@@ -206,7 +206,8 @@ def _add_images(
         if path: found.append(key)
         else:
             name = shown(images[key].name)
-            rows.flaw("missing-image", name, file, f"{file}: image {shown(key)}, {name}, is not there")
+            why = why_missing(files, images[key].name)
+            rows.flaw("missing-image", name, file, f"{file}: image {shown(key)}, {name}, {why}")
     added = rows.images([paths[key] for key in found], file, declared=[images[key].size for key in found],
                         ids=found, groups=[images[key].group for key in found])
     for key, row in zip(found, added):
@@ -221,12 +222,13 @@ def _add_absent(
     files:Files, # the folder
 )->dict: # image id -> row
     "Add images that are not there. Raises InputError when a size is missing and there are no other images."
-    message = f"none of its {len(images)} images is there (such as {shown(next(iter(images.values())).name)})"
+    name = next(iter(images.values())).name
+    message = f"none of its {len(images)} images is there (such as {shown(name)})"
     if not all(im.size for im in images.values()):
         if not rows.paths: raise InputError(f"{files.root / file}: {message}")
         rows.flaw("no-images", file, "", message, "dropped", "error")
         return dict.fromkeys(images)
-    rows.flaw("no-images", file, "", f"{message}; sizes are the declared ones", "noted", "error")
+    rows.flaw("no-images", file, "", f"{message}; sizes are the declared ones", "stops", "error")
     added = {}
     for key, im in images.items():
         # the path stays below the root
@@ -482,19 +484,29 @@ def read_coco(
         root = path.parent.parent if path.parent.name.lower() in ("annotations", "labels", "annots") else path.parent
         files = Files(root)
         d = load_coco(path, files.encodings)
-        if not is_coco(d):
-            raise InputError(
-                f"{path}, line 1: not COCO labels: it needs lists of images, annotations (with bbox) and categories")
+        if not is_coco(d): raise _not_coco(path, d)
         found = {path.relative_to(root).as_posix(): d}
     else:
         files = files or Files(path)
         found = _find_coco(files)
     if not found:
         others = files.ending(".json")
-        why = f"; {files.root / others[0]}, line 1: is not COCO" if others else ""
-        raise InputError(f"{files.root}: no COCO labels{why}")
+        if others: raise _not_coco(files.root / others[0], load_json(files.root / others[0]))
+        raise InputError(f"{files.root}: no COCO labels: it has no JSON file")
     kept = _main_files(files, found)
     return _read_files(files, kept, sorted(found.keys() - kept.keys()))
+
+def _not_coco(
+    path:Path, # a JSON file
+    d, # its content
+)->InputError:
+    "The error that says what the file lacks."
+    if not isinstance(d, dict): lack = "it is no object"
+    else:
+        missing = [key for key in ("images", "annotations", "categories") if not isinstance(d.get(key), list)]
+        lack = "its annotations have neither bbox nor segmentation"
+        if missing: lack = f"no list of {and_more(missing)} among its keys: {and_more(map(shown, d), 5)}"
+    return InputError(f"{path}, line 1: not COCO labels: {lack}")
 
 def _read_files(
     files:Files, # the folder

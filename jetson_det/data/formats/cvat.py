@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from ...core import InputError, did_you_mean
 from ..dataset import DetDataset
-from .parse import number, parse_xml, plain_text, read_bytes, xml_line
+from .parse import number, parse_xml, plain_text, read_bytes, xml_line, xml_root
 from .reader import (
-    Files, Rows, flag_of, image_base, note_unlabeled, number_labels, split_of, stem_of)
+    Files, Rows, flag_of, image_base, note_unlabeled, number_labels, split_of, stem_of, why_missing)
 
 # %% ../../../nbs/12_data.formats.cvat.ipynb #3d399368
 # xtl1, ytl1, xbl1, ybl1, ...: eight corners
@@ -219,7 +219,7 @@ def _read_images(
     for el, (name, subset), path in zip(images, named, _cvat_images(files, x, named)):
         shapes = [(s, x.label(s)) for s in el if s.tag != "attribute"]
         if not path:
-            rows.flaw("missing-image", name, x.path, f"{x.path}: image {name} is not there")
+            rows.flaw("missing-image", name, x.path, f"{x.path}: image {name} {why_missing(files, name)}")
             continue
         task = x.tasks.get(el.get("task_id"), "") if el.get("task_id") else x.task
         group = posixpath.join(task, posixpath.dirname(name))
@@ -293,7 +293,7 @@ def _is_cvat(
     f:str, # an XML file in it
 )->bool:
     "Whether it begins like CVAT's, in the first 4 KB."
-    return re.search(rb"<annotations[\s/>]", files.head(f)) is not None
+    return xml_root(files.head(f)) == "annotations"
 
 def detect_cvat(
     files:Files, # the folder

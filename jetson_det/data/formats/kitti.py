@@ -14,7 +14,8 @@ from typing import NamedTuple
 from ...core import InputError
 from ..dataset import CROWD, IGNORE, DetDataset
 from .parse import number, plain_text, read_text
-from .reader import Files, Rows, image_for, number_labels, stem_of
+from .reader import (
+    Files, Rows, image_for, number_labels, pass_over, stem_of, why_missing)
 
 # %% ../../../nbs/12_data.formats.kitti.ipynb #f7b910b3
 _UNKNOWN = {"truncated": -1, "occluded": -1, "alpha": -10} # words 2 to 4, and the value that means unknown
@@ -100,9 +101,16 @@ def detect_kitti(
 )->str: # path of a KITTI label file, or ""
     "The first label file with such a line; at most 100 are looked into."
     for f in _label_files(files)[:100]:
-        words = files.head(f).lstrip().split(b"\n")[0].split()
-        if len(words) in (15, 16) and not _is_number(words[0]) and _is_number(words[4]): return f
+        if _is_kitti(files, f): return f
     return ""
+
+def _is_kitti(
+    files:Files, # the folder
+    f:str, # a text file in it
+)->bool:
+    "Whether the first line is a label's."
+    words = files.head(f).lstrip().split(b"\n")[0].split()
+    return len(words) in (15, 16) and not _is_number(words[0]) and _is_number(words[4])
 
 def _is_number(
     word:bytes, # of a text file
@@ -125,15 +133,21 @@ def read_kitti(
     names = _label_files(files)
     if not names:
         raise InputError(f"{files.root}: no KITTI labels: looked for text files in label_2/ or beside the images")
+    others = {} # text file that holds no labels -> error
     for f in names:
-        objects = _read_file(files.root / f, files.encodings)
+        try: objects = _read_file(files.root / f, files.encodings)
+        except InputError as e:
+            if _is_kitti(files, f): raise
+            others[f] = e
+            continue
         image = _kitti_image(files, f)
         if not image:
-            rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")
+            rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* {why_missing(files, stem_of(f))}")
             continue
         row = rows.image(image, f)
         if row is None: continue
         for o in objects: rows.box(row, o.box, o.name, o.flags, **o.attributes)
+    pass_over(rows, files, others, len(names), "text file", "without lines of KITTI")
     _add_unlabeled(rows, files)
     _name_areas(rows)
     return number_labels(rows)

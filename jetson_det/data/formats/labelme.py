@@ -17,7 +17,7 @@ from ...core import InputError, cache_dir
 from ..dataset import DIFFICULT, DetDataset
 from .parse import json_line, load_json, number, plain_text
 from .reader import (
-    Files, Rows, flag_of, image_for, note_unlabeled, number_labels, plain_folder)
+    Files, Rows, flag_of, image_for, note_unlabeled, number_labels, pass_over, plain_folder, why_missing)
 from ...runtime.files import write_bytes_atomic
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #37039c16
@@ -164,7 +164,8 @@ def _find_or_unpack(
     # an image of that name in another folder is a guess, the embedded one is not
     if path and (not data or plain_folder(path) == plain_folder(f)): return path
     if not data:
-        rows.flaw("missing-image", f, "", f"{f}: its image {(hint or 'imagePath')[:200]!r} is not there")
+        why = why_missing(files, hint or f)
+        rows.flaw("missing-image", f, "", f"{f}: its image {(hint or 'imagePath')[:200]!r} {why}")
         return ""
     try: return str(_unpack_image(data, f))
     except InputError as e:
@@ -208,9 +209,16 @@ def detect_labelme(
 )->str: # path of a LabelMe file, or ""
     "The first JSON file that begins like LabelMe's; at most 100 are looked into."
     for f in files.ending(".json")[:100]:
-        head = files.head(f)
-        if b'"shapes"' in head or b'"imageData"' in head: return f
+        if _begins_like_labelme(files, f): return f
     return ""
+
+def _begins_like_labelme(
+    files:Files, # the folder
+    f:str, # a JSON file in it
+)->bool:
+    "Whether a key of LabelMe is in the first 4 KB."
+    head = files.head(f)
+    return b'"shapes"' in head or b'"imageData"' in head
 
 def read_labelme(
     path:Path, # the folder; images and JSON may lie anywhere below it
@@ -222,12 +230,18 @@ def read_labelme(
     files = files or Files(path)
     rows = Rows(files.root, "labelme", files)
     found = False
+    others = {} # file that is no JSON -> error
     names = files.ending(".json")
     for f in names:
-        d = load_json(files.root / f, files.encodings)
+        try: d = load_json(files.root / f, files.encodings)
+        except InputError as e:
+            if _begins_like_labelme(files, f): raise
+            others[f] = e
+            continue
         if not _is_labelme(d): continue
         found = True
         _read_file(rows, files, f, d)
+    pass_over(rows, files, others, len(names), "file", "that is no JSON")
     if not found and names: raise InputError(f"{files.root / names[0]}, line 1: no LabelMe file: shapes is missing")
     if not found: raise InputError(f"{files.root}: no LabelMe JSON file")
     unpacked = [p for p in rows.paths if posixpath.isabs(p)]

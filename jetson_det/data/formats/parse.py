@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_bytes', 'why_no_file', 'why_unread', 'decode_text', 'read_text', 'lines_of', 'path_lines', 'number',
            'plain_text', 'stem_of', 'path_readings', 'is_below', 'is_outside', 'leads_out', 'load_json', 'json_line',
-           'parse_xml', 'xml_line']
+           'parse_xml', 'xml_root', 'xml_line']
 
 # %% ../../../nbs/11_data.formats.parse.ipynb #10c39556
 import json
@@ -273,6 +273,21 @@ def parse_xml(
     if tree.tag != root:
         raise InputError(f"{file}, line 1: not {kind}: it begins with <{str(tree.tag)[:40]}>, not <{root}>")
     return tree
+
+# %% ../../../nbs/11_data.formats.parse.ipynb #8de2e928
+_BEFORE_ROOT = re.compile(rb"<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^\[>]*(\[.*?\]\s*)?>", re.S)
+
+def xml_root(
+    head:bytes, # the beginning of an XML file
+)->str: # "" when it does not get so far, or is no XML
+    "The tag of the root element."
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    while True:
+        m = _BEFORE_ROOT.match(text)
+        if not m: break
+        text = text[m.end():].lstrip()
+    m = re.match(rb"<([^\s<>/!?]+)", text)
+    return m[1].decode("utf-8", "replace") if m else ""
 
 # %% ../../../nbs/11_data.formats.parse.ipynb #e1e9dc6b
 def xml_line(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_format', 'with_classes', 'known_format', 'read_dataset', 'check_path', 'check_writer', 'write_labels',
-           'write_dataset']
+           'check_copy', 'write_dataset']
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #6d6065e5
 import os
@@ -19,14 +19,14 @@ from ...core import InputError, and_more, did_you_mean, plural
 from ..dataset import DetDataset, Flaw
 from .archives import is_archive, open_archive
 from .catalog import FORMATS, WRITERS
-from .parse import why_no_file
-from .reader import Files, unread_flaws, without_foreign_text
+from .parse import leads_out, why_no_file, xml_root
+from .reader import Files, stem_of, unread_flaws, without_foreign_text
 from .writers import check_shares, new_names, not_kept, renamed_images, without_orientation
 from ..images.facts import inspect_image
 from ..images.header import read_header
 from ...runtime.files import printable
 from ...runtime.images import IMAGE_SUFFIXES
-from ...runtime.outputs import check_new_folder
+from ...runtime.outputs import check_new_folder, is_inside, work_folder
 
 # %% ../../../nbs/13_data.formats.registry.ipynb #21f11d3d
 def _function(
@@ -47,9 +47,31 @@ def find_format(
     if len(found) == 1 or set(found) == {"coco", "labelme"}: return next(iter(found))
     if found:
         shown = ", ".join(f"{name}: {file}" for name, file in found.items())
-        raise InputError(f"{files.root} holds labels of {len(found)} formats ({shown}): say which with format")
+        choice = " or ".join(f"--format {name}" for name in found)
+        raise InputError(f"{files.root} holds labels of {len(found)} formats ({shown}): say which with {choice}")
     raise InputError(f"{files.root}: {len(files.images)} images and no labels: looked for {', '.join(FORMATS)}"
-                     f"{_unread(files)}")
+                     f"{_refused(files)}{_unread(files)}")
+
+def _refused(
+    files:Files, # a folder in which no format was found
+)->str: # the end of an error line
+    "Why files that might be labels are none: a JSON file, a table, an XML file, a text file named like an image."
+    reasons = []
+    for name, suffixes in (("coco", (".json", )), ("csv", (".csv", ".tsv"))):
+        if not any(map(files.ending, suffixes)): continue
+        try: _function(name, "read")(files.root, files, None)
+        except InputError as e: reasons.append(str(without_foreign_text(e, files.root)).replace(f"{files.root}/", ""))
+    for f in files.ending(".xml")[:1]:
+        if leads_out(files.root / f, files.root): continue # its text is not shown
+        root = xml_root(files.head(f))
+        tag = f"<{root[:40]}>" if root else "no tag"
+        reasons.append(f"{f} begins with {tag}, not with <annotation> or <annotations>")
+    texts = [f for f in files.ending(".txt") if stem_of(f).lower() in files.by_stem]
+    if texts:
+        image = files.by_stem[stem_of(texts[0]).lower()][0]
+        reasons.append(f"{texts[0]} has the name of {image}, but lies elsewhere than its YOLO or KITTI label would, or"
+                       " holds none")
+    return f"; {'; '.join(reasons)}" if reasons else ""
 
 def _unread(
     files:Files, # the folder
@@ -64,8 +86,10 @@ def _no_images(
 )->InputError:
     "The error for a folder without images."
     own = f"; {and_more(files.own_outputs)} has results of jetson-det, which are no data" if files.own_outputs else ""
+    others = list(files.unread_images.values())
+    unread = f"; {and_more(others, 1)} cannot be read here, convert to PNG or JPEG" if others else ""
     return InputError(
-        f"{files.root}: a folder without images ({', '.join(IMAGE_SUFFIXES)}){own}{_unread(files)}")
+        f"{files.root}: a folder without images ({', '.join(IMAGE_SUFFIXES)}){unread}{own}{_unread(files)}")
 
 def _detect(
     files:Files, # the folder
@@ -128,11 +152,14 @@ def read_dataset(
     path = Path(path)
     known_format(format)
     check_path(path)
-    from_archive = path.is_file() and is_archive(path)
-    if from_archive: path = open_archive(path)
-    files = None if path.is_file() else Files(path, is_closed=from_archive)
+    archive = path if path.is_file() and is_archive(path) else None
+    if archive: path = open_archive(path)
+    files = None if path.is_file() else Files(path, is_closed=archive is not None)
     try: ds = _read(path, format, files, classes)
-    except InputError as e: raise without_foreign_text(e, files.root if files else path.parent) from None
+    except InputError as e:
+        error = without_foreign_text(e, files.root if files else path.parent)
+        if archive: error = InputError(str(error).replace(str(files.root), str(archive))) # not its place in the cache
+        raise error from None
     if files: ds = replace(ds, flaws=[*ds.flaws, *map(_own_output, files.own_outputs), *unread_flaws(files)])
     return with_classes(ds, classes) if classes else ds
 
@@ -170,7 +197,7 @@ def _unlike(
         path = _first_unlike(ds, other)
         if path:
             message = (f"{file}: {printable(path)} has other boxes there ({name}) than in the labels that are read"
-                       f" ({ds.format}); format={name} reads the others")
+                       f" ({ds.format}); --format {name} reads the others")
             flaws.append(Flaw("warning", "other-labels", file, "", message, "noted"))
     return flaws
 
@@ -256,29 +283,49 @@ def _place_images(
         flaws.append(Flaw("note", "exif-rotation", kept[0], "", printable(text), "noted"))
     return flaws
 
+# %% ../../../nbs/13_data.formats.registry.ipynb #274afbbe
+def check_copy(
+    dst:Path, # the folder of a new dataset
+    ds:DetDataset, # what is copied into it
+    source=None, # the path that it was read from; None: its root
+):
+    "Raise InputError for a folder that holds something, and for one in which the copy would be read with its source."
+    root = os.path.abspath(ds.root)
+    images = os.path.commonpath({os.path.dirname(os.path.join(root, path)) for path in ds.paths} or {root})
+    folder = Path(source or root)
+    if folder.is_file(): folder = folder.parent if is_inside(folder, root) else root # a label file, or an archive
+    check_new_folder(dst, folder)
+    if images != root: check_new_folder(dst, images)
+
 # %% ../../../nbs/13_data.formats.registry.ipynb #321e6e55
+def _read_back(part, dst, format:str, lossy:list)->DetDataset:
+    "What was written. Raises InputError, which names the folder that was asked for and what the format cannot hold."
+    try: return read_dataset(part, format)
+    except InputError as e:
+        reasons = [str(e).replace(str(part), str(dst)), *(f.message for f in lossy)]
+        raise InputError("; ".join(reasons)) from None
+
 def write_dataset(
     ds:DetDataset, # a dataset
     dst, # a folder that is new or empty
     format:str, # a name in `WRITERS`
     images:str="copy", # "copy", "hardlink" (a copy where the disk cannot) or "symlink"
+    source=None, # the path that it was read from, where that is not its root
 )->DetDataset: # the new dataset, read back; its flaws say what the format cannot hold
     "Write images and labels. Raises InputError when `dst` holds something; a failure leaves nothing behind."
     dst = Path(dst).absolute()
     check_writer(format)
     if images not in ("copy", "hardlink", "symlink"):
         raise InputError(f"images={images!r}: copy, hardlink or symlink is right")
-    check_new_folder(dst, ds.root)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    part = dst.with_name(f".{dst.name}.{os.getpid()}.part")
+    check_copy(dst, ds, source)
     try:
-        part.mkdir()
-        names = new_names(ds)
-        places, lossy = write_labels(ds, format, names, part)
-        turned = _place_images(ds, places, part, images)
-        flaws = renamed_images(ds, names) + lossy + not_kept(ds) + turned + read_dataset(part, format).flaws
-        if dst.exists(): dst.rmdir()
-        part.rename(dst)
+        with work_folder(dst) as part:
+            names = new_names(ds)
+            places, lossy = write_labels(ds, format, names, part)
+            turned = _place_images(ds, places, part, images)
+            written = _read_back(part, dst, format, lossy)
+            flaws = renamed_images(ds, names) + lossy + not_kept(ds) + turned + written.flaws
+            if dst.exists(): dst.rmdir()
+            part.rename(dst)
     except OSError as e: raise InputError(f"{dst}: could not be written: {e.filename or ''} {e.strerror or e}") from e
-    finally: shutil.rmtree(part, ignore_errors=True)
     return replace(read_dataset(dst, format), flaws=flaws)

@@ -30,7 +30,7 @@ from jetson_det.data.formats.columns import (
     without_sep,
 )
 from .parse import number, plain_text, read_text
-from .reader import Files, Rows, plain_folder, split_of, stem_of
+from .reader import Files, Rows, plain_folder, split_of, stem_of, why_missing
 
 # %% ../../../nbs/11_data.formats.tables.ipynb #28825077
 class LabelRow(NamedTuple):
@@ -361,13 +361,15 @@ def add_tables(
         raise InputError(
             f"{files.root / file}, line {line}: none of its {len(missing)} images is there, such as {name[:200]!r}")
     for path, of_image in by_image.items(): _add_image(rows, files, path, of_image)
+    rows.sources.update(table.file for table in tables)
     for table in tables:
         for kind, message in table.notes:
             severity = "note" if kind == "split-column" else "warning"
             rows.flaw(kind, table.file, "", message, "noted", severity)
     if not each: return
     for name, (file, line) in missing.items():
-        rows.flaw("missing-image", name, f"{file}, line {line}", f"{file}, line {line}: {name[:200]!r} is not there")
+        rows.flaw("missing-image", name, f"{file}, line {line}",
+                  f"{file}, line {line}: {name[:200]!r} {why_missing(files, name)}")
 
 def _add_image(
     rows:Rows, # where to

@@ -17,14 +17,16 @@ from xml.sax.saxutils import escape
 
 from ...core import InputError, and_more, did_you_mean, plural
 from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset
-from .parse import number, parse_xml, plain_text, read_bytes, xml_line
+from .parse import number, parse_xml, plain_text, read_bytes, xml_line, xml_root
 from jetson_det.data.formats.reader import (
     Files,
     Rows,
     class_list,
     image_for,
     number_labels,
+    pass_over,
     stem_of,
+    why_missing,
 )
 from .writers import lost_areas, lost_groups
 from ...runtime.files import printable
@@ -137,10 +139,16 @@ def _read_voc_rows(
     "Every annotation under the folder, with its image and its split."
     rows = Rows(files.root, "voc", files)
     deleted = Counter() # label file -> objects
-    for f in files.ending(".xml"):
+    others = {} # XML file that is no annotation -> error
+    names = files.ending(".xml")
+    for f in names:
         file = os.path.join(files.root, f)
         data = read_bytes(file)
-        tree = parse_xml(data, file, "annotation", "a Pascal VOC file", files.encodings)
+        try: tree = parse_xml(data, file, "annotation", "a Pascal VOC file", files.encodings)
+        except InputError as e:
+            if xml_root(files.head(f)) == "annotation": raise
+            others[f] = e
+            continue
         hint = (tree.findtext("filename") or "").strip()
         path = image_for(files, f, hint)
         objects = _voc_objects(tree, file, data)
@@ -148,7 +156,7 @@ def _read_voc_rows(
         if skipped: deleted[f] = skipped
         if fixed is not None: _check_classes(objects, fixed, file, data)
         if not path:
-            rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* is not there")
+            rows.flaw("missing-image", f, "", f"{f}: its image {stem_of(f)}.* {why_missing(files, stem_of(f))}")
             continue
         rows.claim(f, hint)
         row = rows.image(path, f, declared=_voc_size(tree))
@@ -158,6 +166,7 @@ def _read_voc_rows(
         count = plural(sum(deleted.values()), "object")
         rows.flaw("deleted-object", next(iter(deleted)), "",
                   f"{count} marked <deleted>, left out: {and_more(deleted, 3)}", severity="note")
+    pass_over(rows, files, others, len(names), "XML file", "without an <annotation>")
     _add_background(rows, files)
     _note_class_lists(rows, files)
     return rows
@@ -191,9 +200,13 @@ def _add_background(
 def detect_voc(
     files:Files, # the folder
 )->str: # path of a Pascal VOC file, or ""
-    "The first XML file that begins like an annotation, or with a DOCTYPE; at most 1000 are looked into."
+    "The first XML file that is an annotation or a damaged one; at most 1000 are looked into."
     for f in files.ending(".xml")[:1000]:
-        if re.search(rb"<annotation[\s>/]|<!DOCTYPE|<object[\s>/]", files.head(f, 2000)): return f
+        head = files.head(f)
+        root = xml_root(head)
+        if root == "annotation": return f
+        is_damaged = root == "object" or (b"<!DOCTYPE" in head and not root)
+        if is_damaged and stem_of(f).lower() in files.by_stem: return f
     return ""
 
 def read_voc(

@@ -21,7 +21,7 @@ from ..dataset import CROWD, IGNORE, DetDataset, Flaw, has_own_area
 from .coco_file import is_coco
 from .columns import find_layout, first_line, read_head, split_fields
 from .parse import leads_out, load_json, parse_xml, read_bytes, read_text
-from .reader import Files, stem_of
+from .reader import Files, plain_folder, stem_of
 from ..images.header import image_header
 from ...runtime.files import printable
 from ...runtime.images import upright
@@ -83,13 +83,18 @@ def renamed_images(
     ds:DetDataset, # what is written
     names:list, # the images' new names
 )->list: # of Flaw: `file` is the old path, `where` the new name
-    "A note for each image whose file gets another name."
+    "A note for each image whose file gets another name, or loses the folder that told it from others."
+    folders = [plain_folder(path) for path in ds.paths]
+    of_split = {split: set() for split in ds.split_names}
+    for split, folder in zip(ds.splits, folders): of_split[split].add(folder)
     flaws = []
-    for path, new in zip(ds.paths, names):
+    for path, new, split, folder in zip(ds.paths, names, ds.splits, folders):
         old = path.rsplit("/", 1)[-1]
-        if new == old: continue
+        is_flattened = folder and len(of_split[split]) > 1
+        if new == old and not is_flattened: continue
         reason = "not every label file can hold its name"
         if portable_name(old) == old: reason = "another image has this name"
+        if new == old: reason = f"images of several folders are in one, without {printable(path.rpartition('/')[0])}/"
         message = f"{printable(path)} is renamed to {new}: {reason}"
         flaws.append(Flaw("note", "renamed-image", path, new, message, "noted"))
     return flaws
@@ -327,8 +332,10 @@ def not_kept(
     suffixes, is_of_one, function = _EXTRAS[ds.format]
     files = Files(ds.root)
     stems = set(map(stem_of, ds.paths))
+    sources = set(ds.sources)
     found = Counter()
     for file in sorted(f for suffix in suffixes for f in files.ending(suffix)):
+        if sources and file not in sources and file[:file.rfind("/") + 1] not in sources: continue # it was not read
         if is_of_one and stem_of(file) not in stems or leads_out(ds.root / file, ds.root): continue
         try: found += function(ds.root / file, ds)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError): continue # no label file

@@ -19,7 +19,7 @@ from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from .parse import (
     is_below, leads_out, lines_of, load_json, path_lines, path_readings, plain_text, read_text)
 from .reader import (
-    CLASS_FILES, Files, Rows, check_class_file, stem_of, text_lines, walk_files)
+    CLASS_FILES, Files, Rows, check_class_file, stem_of, text_lines, walk_files, why_missing)
 from .splits import split_of
 from .writers import loss, lost_areas, lost_groups
 from ...runtime.files import printable
@@ -356,7 +356,8 @@ def _yaml_splits(
         if images and twin and (len(set(folders)) > 1 or any(map(split_of, folders))): same = (twin, split)
     if not lists:
         shown = ", ".join(entries[:3]) or "nothing"
-        raise InputError(f"{file}, line 1: train, val and test name no folder or list with images ({shown})")
+        why = f"; none of their images is there, such as {missing[0][0]}" if missing else ""
+        raise InputError(f"{file}, line 1: train, val and test name no folder or list with images ({shown}){why}")
     owner = {}
     for split, images in lists.items():
         for p in images:
@@ -707,6 +708,7 @@ class _LongLines:
 # %% ../../../nbs/12_data.formats.yolo.ipynb #787a3e75
 def _lost_labels(
     rows:Rows, # where to
+    files:Files, # the folder, or None
     used:set, # of str: the label files that were read, absolute
 ):
     "Write down the label files in the same folders that have no image."
@@ -720,7 +722,27 @@ def _lost_labels(
             words = lines[0].split() if lines else []
             if len(words) < 4 or not all(map(_is_number, words)): continue # a readme, a list of names
             rel = os.path.relpath(path, rows.root).replace(os.sep, "/")
-            rows.flaw("missing-image", rel, "", f"{rel}: its image {stem_of(name)}.* is not there")
+            image = stem_of(name)
+            rows.flaw("missing-image", rel, "", f"{rel}: its image {image}.* {why_missing(files, image)}")
+
+def _misplaced_labels(
+    rows:Rows, # where to
+    files:Files, # the folder
+    used:set, # of str: the label files that were read, absolute
+    unlabeled:list, # of str: the images without labels, absolute
+):
+    "Write down label files that are named like images without labels and lie where nobody looks."
+    image_of = {stem_of(image.replace(os.sep, "/")): image for image in reversed(unlabeled)}
+    found = []
+    for f in files.ending(".txt") if image_of else ():
+        path = os.path.abspath(files.root / f)
+        if stem_of(f) in image_of and path not in used and _is_label(path, files.head(f, _HEAD)): found.append(f)
+    if not found: return
+    image = image_of[stem_of(found[0])]
+    file = os.path.relpath(os.path.abspath(files.root / found[0]), rows.root).replace(os.sep, "/")
+    where = os.path.relpath(_LabelFolders.tries(image)[0], rows.root).replace(os.sep, "/")
+    rows.flaw("not-read", file, "", f"{plural(len(found), 'label file')} named like images without labels, such as"
+              f" {file}: not read (that of {os.path.relpath(image, rows.root)} belongs in {where}/)", "noted")
 
 def _note_unlisted(
     rows:Rows, # where to
@@ -762,7 +784,8 @@ def detect_yolo(
     for image in files.images[:200]:
         try: label = folders.of(str(files.root.absolute() / image))
         except InputError: continue # a folder that cannot be read
-        if label and _is_label(label, files.head(label, _HEAD)): return label
+        if label and _is_label(label, files.head(label, _HEAD)):
+            return os.path.relpath(label, files.root.absolute()).replace(os.sep, "/")
     return ""
 
 def _is_label(
@@ -827,13 +850,12 @@ def _nameless(
 )->InputError:
     "The error of labels without class names; it names a data.yaml that has none."
     unread = "".join(f"; {name} {reason}" for name, reason in list(files.unread.items())[:3])
-    where = str(files.root)
     for f in files.all:
-        if _base(f) in _MAIN_FILES and f not in files.unread:
-            where = f"{files.root / f}, line 1"
-            break
-    return InputError(
-        f"{where}: YOLO labels without class names: add a data.yaml or a classes.txt, or give classes=[...]{unread}")
+        if _base(f) not in _MAIN_FILES or f in files.unread: continue
+        return InputError(f"{files.root / f}, line 1: YOLO labels without class names: it has no names, such as"
+                          f" names: [cat, dog]{unread}")
+    return InputError(f"{files.root}: YOLO labels without class names: add a classes.txt with a name on each line, or a"
+                      f" data.yaml with names{unread}")
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #1cb626ef
 def read_yolo(
@@ -852,6 +874,7 @@ def read_yolo(
                         os.path.abspath(path if files is not None or os.path.isdir(path) else Path(path).parent))
     long_lines = _LongLines()
     used = {} # label file -> the image it was first used for
+    unlabeled = [] # images
     for split, images in sources.splits.items():
         for image in images:
             rel = os.path.relpath(image, sources.root).replace(os.sep, "/")
@@ -860,6 +883,7 @@ def read_yolo(
             row = rows.image(rel, source, split)
             if not label:
                 if row is not None:
+                    unlabeled.append(image)
                     rows.flaw("no-labels", rel, "", f"{rel} has no label file: taken as background", "noted")
                 continue
             if used.setdefault(label, rel) != rel:
@@ -874,10 +898,12 @@ def read_yolo(
                   "noted")
     for name, file in sources.missing:
         is_image = name.lower().endswith(IMAGE_SUFFIXES)
-        text = f"{file}: {name} is not there" if is_image else f"{file}, {name}: names no image"
+        text = f"{file}: {name} {why_missing(files, name)}" if is_image else f"{file}, {name}: names no image"
         rows.flaw("missing-image", name, file, text)
-    _lost_labels(rows, set(used))
-    if files is not None: _note_unlisted(rows, files, folders, sources.names.file)
+    _lost_labels(rows, files, set(used))
+    if files is not None:
+        _misplaced_labels(rows, files, set(used), unlabeled)
+        _note_unlisted(rows, files, folders, sources.names.file)
     long_lines.decide(rows)
     _note_names(rows, lists)
     return rows.dataset(lists.classes)

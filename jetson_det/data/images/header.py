@@ -9,11 +9,12 @@ __all__ = ['Header', 'image_header', 'read_header', 'image_size', 'size_or_error
 import os
 import struct
 import time
+from itertools import islice
 from typing import NamedTuple
 
 from ...runtime.files import InputError, open_regular
-from ...runtime.images import (avif_properties, exif_orientation, is_avif, jpeg_segments, read_image,
-                                       tiff_tags)
+from ...runtime.images import (avif_properties, exif_orientation, image_kind, jpeg_segments, read_image,
+                                       tiff_directories, tiff_tags)
 
 # %% ../../../nbs/10_data.images.header.ipynb #ed7e3366
 class Header(NamedTuple):
@@ -95,17 +96,7 @@ _NO_PAGE = 1 | 4 # bits of tag 254: a smaller version of another image, a mask
 
 def _has_pages(data:bytes)->bool:
     "Whether a directory after the first one holds another page."
-    order = "<" if data[:2] == b"II" else ">"
-    seen = set()
-    try:
-        at = struct.unpack_from(order + "I", data, 4)[0]
-        while at and at not in seen:
-            if seen and not tiff_tags(data, at).get(254, 0) & _NO_PAGE: return True
-            seen.add(at)
-            count = struct.unpack_from(order + "H", data, at)[0]
-            at = struct.unpack_from(order + "I", data, at + 2 + 12 * count)[0]
-    except struct.error: pass # the file is cut short
-    return False
+    return any(not tags.get(254, 0) & _NO_PAGE for tags in islice(tiff_directories(data), 1, None))
 
 def _avif_header(data:bytes)->Header:
     "The largest size that a property states; the others are of tiles and of thumbnails."
@@ -115,23 +106,15 @@ def _avif_header(data:bytes)->Header:
     return Header("avif", (h, w), animated=data[8:12] == b"avis")
 
 # %% ../../../nbs/10_data.images.header.ipynb #168047d3
-def _header_reader(data:bytes):
-    "The function that reads a header that begins like this; None for what is not a known image."
-    if data[:2] == b"\xff\xd8": return _jpeg_header
-    if data[:8] == b"\x89PNG\r\n\x1a\n": return _png_header
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP": return _webp_header
-    if data[:2] == b"BM": return _bmp_header
-    if data[:4] == b"GIF8": return _gif_header
-    if data[:4] in (b"II*\0", b"MM\0*"): return _tiff_header
-    if is_avif(data): return _avif_header
-    return None
+_HEADERS = {"jpeg": _jpeg_header, "png": _png_header, "webp": _webp_header, "bmp": _bmp_header, "gif": _gif_header,
+            "tiff": _tiff_header, "avif": _avif_header}
 
 def image_header(
     data:bytes, # an image file's content
 )->Header: # its kind is "" where it is no known image
     "Read the header, by what the bytes are; the file's name does not matter."
-    reader = _header_reader(data)
-    if reader: return reader(data)._replace(orientation=exif_orientation(data))
+    kind = image_kind(data)
+    if kind: return _HEADERS[kind](data)._replace(orientation=exif_orientation(data))
     return Header("heic") if data[4:8] == b"ftyp" else Header()
 
 # %% ../../../nbs/10_data.images.header.ipynb #ab20c17e

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['broken_images', 'unusual_images', 'odd_names', 'turned_images', 'duplicate_images', 'check_images', 'box_name',
            'box_flaws', 'emptied_images', 'repeated_boxes', 'odd_boxes', 'similar_classes', 'class_balance',
-           'input_fit', 'reader_flaws', 'prepare', 'CheckReport', 'check_dataset']
+           'unlearned_boxes', 'input_fit', 'reader_flaws', 'unusable_images', 'prepare', 'CheckReport', 'check_dataset']
 
 # %% ../../../nbs/14_data.quality.check.ipynb #86f18004
 import math
@@ -22,10 +22,11 @@ from ..formats.catalog import FORMATS
 from ..formats.registry import check_path, known_format, read_dataset
 from ..images.duplicates import clusters, near_duplicates, same_image
 from ..images.facts import ImageFacts, decode_jpeg, inspect_image, inspect_images
+from .stats import fitting_input
 from ..formats.writers import portable_name
 from ...runtime.display import Block, Html, as_html, dimmed, fold, or_text, swatch, table, title
 from ...runtime.files import printable
-from ...runtime.geometry import INPUT_STEP, check_input_size
+from ...runtime.geometry import check_input_size
 
 # %% ../../../nbs/14_data.quality.check.ipynb #f702fb0c
 def _warning(kind, file, where, message, action="noted"): return Flaw("warning", kind, file, where, message, action)
@@ -465,23 +466,28 @@ def class_balance(
         flaws.append(_note("imbalance", "", "", text))
     return flaws
 
+# %% ../../../nbs/14_data.quality.check.ipynb #96c089ca
+_MANY_UNLEARNED = .1 # share of the boxes
+
+def unlearned_boxes(
+    ds:DetDataset,
+)->list: # of Flaw, at most one: an error where no box counts, else a warning
+    "Whether many boxes are crowd or ignored."
+    marks = ds.flags & (CROWD | IGNORE)
+    is_of_class = marks != CROWD | IGNORE
+    total = is_of_class.sum()
+    unlearned = (is_of_class & (marks > 0)).sum()
+    if len(marks) and marks.all():
+        text = f"{ds.root}: no box counts: all {len(marks)} are crowd or ignored, and there is nothing to learn"
+        return [Flaw("error", "unlearned-boxes", "", "", text, "stops")]
+    if unlearned <= _MANY_UNLEARNED * total: return []
+    text = f"{unlearned} of {plural(total, 'box')} are crowd or ignored: nothing is learned from them"
+    return [_warning("unlearned-boxes", "", "", text)]
+
 # %% ../../../nbs/14_data.quality.check.ipynb #7541ba97
 def _padding(sizes:np.ndarray, input_size:tuple)->np.ndarray: # (N,)
     "The share of the input that is padding, for each image."
     return 1 - sizes.prod(1) * _scale(sizes, input_size)**2 / (input_size[0] * input_size[1])
-
-def _fitting_input(
-    sizes:np.ndarray, # (N,2) height, width of images
-    input_size:tuple, # (h, w)
-)->tuple: # (h, w), multiples of 32
-    "Of the shapes with about as many pixels as `input_size`, the one with the least padding."
-    most = input_size[0] * input_size[1] * 1.02
-    shapes = []
-    for h in range(INPUT_STEP, 4097, INPUT_STEP):
-        w = min(int(most / h) // INPUT_STEP * INPUT_STEP, 4096)
-        if w and h * w >= .85 * most: shapes.append((h, w))
-    sample = sizes[np.linspace(0, len(sizes) - 1, min(len(sizes), 1000)).astype(int)]
-    return min(shapes or [tuple(input_size)], key=lambda shape: _padding(sample, shape).mean())
 
 _THIN = 8 # pixels: one cell of the finest grid
 
@@ -495,11 +501,13 @@ def input_fit(
     flaws = []
 
     padding = _padding(sizes, input_size).mean()
-    better = _fitting_input(sizes, input_size)
+    better = fitting_input(ds, input_size)
     better_padding = _padding(sizes, better).mean()
     if padding >= .3 and better_padding < padding - .1:
         text = (f"{padding:.0%} of an input of {_size_text(input_size)} is padding, because the images are mostly"
                 f" {w:.0f}x{h:.0f}: {_size_text(better)} (height x width) has {better_padding:.0%}")
+        times = better[0] * better[1] / (input_size[0] * input_size[1])
+        if times >= 1.1: text += f", and shows the boxes better for {times:.1f} times the pixels"
         flaws.append(_note("padding", "", "", text))
 
     factor = 1 / np.median(_scale(sizes, input_size))
@@ -552,7 +560,7 @@ def _too_many_flaws(
 # %% ../../../nbs/14_data.quality.check.ipynb #caed0377
 # kinds that stay warnings though nothing was left out
 _WARNINGS = ("size-mismatch", "shared-label", "unreadable-folder", "unread-file", "encoding", "no-split",
-             "split-conflict", "other-labels")
+             "split-conflict", "other-labels", "groups", "lost-split")
 
 def reader_flaws(
     ds:DetDataset, # as it was read
@@ -571,6 +579,17 @@ def reader_flaws(
         flaws.append(f)
     return flaws
 
+# %% ../../../nbs/14_data.quality.check.ipynb #234ac3a2
+def unusable_images(
+    ds:DetDataset, # as it was read
+    facts:ImageFacts=None, # of its images; None: only the boxes are looked at
+)->list: # of Flaw, all dropped
+    "The images that a training leaves out."
+    flaws = []
+    if facts is not None: flaws = broken_images(ds, facts) + turned_images(ds, facts)
+    flaws += emptied_images(ds, ds.keep_boxes(box_flaws(ds)[0]))
+    return [f for f in flaws if f.action == "dropped"]
+
 # %% ../../../nbs/14_data.quality.check.ipynb #72a8ad7c
 def prepare(
     ds:DetDataset, # as it was read
@@ -586,19 +605,24 @@ def prepare(
         if f.severity == "error": raise InputError(f.message)
     if facts is None and check_images: facts = inspect_images(ds, workers)
     keep, clipped, flaws_of_boxes = box_flaws(ds)
-    flaws_of_images = []
+    flaws_of_images = unusable_images(ds, facts)
+    dropped = {f.file for f in flaws_of_images}
+    stay = np.array([path not in dropped for path in ds.paths], bool)
     if facts is not None:
-        found = broken_images(ds, facts) + turned_images(ds, facts) + duplicate_images(ds, facts)
-        flaws_of_images = [f for f in found if f.severity != "note"]
-    with_boxes = ds.keep_boxes(keep, clipped if clip else None)
-    flaws_of_images += emptied_images(ds, with_boxes)
+        duplicates = duplicate_images(ds.subset(stay), facts.pick(stay))
+        flaws_of_images += [f for f in duplicates if f.severity != "note"]
     flaws = list(dict.fromkeys([*reader_flaws(ds), *flaws_of_images, *flaws_of_boxes]))
     error = _too_many_flaws(ds, flaws, strict, max_flawed)
-    if error: raise InputError(error)
-    dropped = {f.file for f in flaws_of_images if f.action == "dropped"}
-    ds = with_boxes
-    if dropped: ds = ds.subset(np.array([path not in dropped for path in ds.paths]))
+    if error:
+        allow = "train without strict" if strict else "raise data.max_flawed"
+        raise InputError(f"{error}; repair them (data check --fix writes a clean copy), or {allow}")
+    ds = ds.keep_boxes(keep, clipped if clip else None)
+    if dropped: ds = ds.subset(stay)
     if not len(ds.boxes): raise InputError(f"{ds.root}: no box is left")
+    unlearned = unlearned_boxes(ds)
+    for f in unlearned:
+        if f.severity == "error": raise InputError(f.message)
+    flaws += unlearned
     return replace(ds, flaws=flaws), flaws
 
 # %% ../../../nbs/14_data.quality.check.ipynb #040ec4c2
@@ -635,6 +659,8 @@ _ADVICE = {
     "near-duplicate": "keep one, or keep them in one split (data split --by group)",
     "no-split": "name them in a list or move them to a folder of a split, or divide all images (data split --anew)",
     "split-conflict": "correct the source that is wrong, or remove it",
+    "groups": "take another group_by where all images have a group",
+    "lost-split": "repair its images, or name others for it",
     "duplicate-across-splits": "take it out of one of them (data check --fix does), or make the splits anew by group",
     # boxes
     "zero-area": "draw the box again or remove it",
@@ -668,6 +694,7 @@ _ADVICE = {
     "unjudged-class": "make the splits anew, stratified",
     "few-boxes": "label more: about fifty are a start",
     "imbalance": "label more of the rare one, or balance (data.balance)",
+    "unlearned-boxes": "look at some: iscrowd or ignore is for areas that hold many objects, or need not be found",
     "unused-parent": "nothing",
     "unnamed-class": "write its name into the list or the table of class names",
     "class-lists": "nothing, unless one is missed",
@@ -821,6 +848,7 @@ def _dataset_flaws(
         *similar_classes(ds),
         *odd_boxes(ds, input_size),
         *class_balance(ds),
+        *unlearned_boxes(ds),
         *unusual_images(ds, facts),
         *odd_names(ds),
         *input_fit(ds, input_size),

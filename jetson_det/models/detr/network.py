@@ -22,6 +22,7 @@ from .loss import DETROutputs, GAINS, Layers, detr_loss, xyxy
 from .loss_dfine import DFINE_GAINS, bin_values, boxes_from_sides, dfine_loss
 from .recipe import detr_epochs, detr_recipe
 from .sizes import SIZES, DETRSize
+from ...runtime.files import how_to_install
 
 # %% ../../../nbs/27_models.detr.network.ipynb #a2091471
 def _is_usable(name):
@@ -51,7 +52,7 @@ def detr_classes(
             modeling = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
     except ImportError as e:
         raise InputError(
-            f"DETRs need the package transformers, version 5 or newer: pip install \"jetson_det[train]\" [{e}]"
+            f"DETRs need the package transformers, version 5 or newer: {how_to_install('train')} [{e}]"
         ) from None
     finally:
         if hide: del sys.modules["torchvision"]

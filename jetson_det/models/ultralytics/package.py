@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ...core import InputError
+from ...runtime.files import how_to_install
 
 # %% ../../../nbs/23_models.ultralytics.package.ipynb #e2f1ea2d
 @contextmanager
@@ -56,8 +57,8 @@ def ultralytics_tasks(): # the module ultralytics.nn.tasks
     except ImportError as e:
         if (e.name or "").split(".")[0] != "ultralytics": raise
         raise InputError(
-            'yolov8, yolo11 and yolo26 are networks of the package Ultralytics (AGPL-3.0), which is not installed: pip'
-            ' install "jetson_det[ultralytics]"'
+            "yolov8, yolo11 and yolo26 are networks of the package Ultralytics (AGPL-3.0), which is not installed:"
+            f" {how_to_install('ultralytics')}"
         ) from None
 
 def package_folder()->Path: # with the published graphs in cfg/models

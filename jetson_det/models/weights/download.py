@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AUTO', 'official_urls', 'official_sha256', 'remote_file', 'fetch', 'is_hub_name', 'fetch_hub', 'locate', 'Start',
-           'start_of', 'fetch_start']
+           'start_of', 'located_start', 'fetch_start']
 
 # %% ../../../nbs/29_models.weights.download.ipynb #41d05d99
 import json
@@ -148,7 +148,12 @@ def _hub_reason(hub, e, name)->str: # why a model cannot be had, and what to do
         return f"it has no {' or no '.join(_HUB_FILES)}, which are what is read"
     if isinstance(e, hub.errors.HfHubHTTPError) and e.response.status_code in (401, 403):
         return f"{e.response.status_code}: the hub refuses it; set HF_TOKEN to a token that may read it"
-    return " ".join(str(e).split())[:200]
+    return f"{' '.join(str(e).split())[:200]}; {_hub_by_hand(hub, name)}"
+
+def _hub_by_hand(hub, name)->str: # part of a line
+    "What a person can do who has the files from elsewhere."
+    return (f"run `hf download {name}` where there is a network and copy its folder to {hub.constants.HF_HUB_CACHE}, or"
+            f" put {' and '.join(_HUB_FILES)} into a folder and name that")
 
 def fetch_hub(
     name:str, # owner/name
@@ -175,11 +180,8 @@ def fetch_hub(
         reason = e if isinstance(e, DownloadError) else _hub_reason(hub, e, name)
         raise DownloadError(f"{name}: no such file or folder here, and not to be had from the hub: {reason}") from None
     if weights is None:
-        raise InputError(
-            f"{name}: not in {hub.constants.HF_HUB_CACHE}, and nothing is downloaded offline: run `hf download {name}`"
-            f" where there is a network and copy its folder there, or put {' and '.join(_HUB_FILES)} into a folder and"
-            " name that"
-        )
+        raise InputError(f"{name}: not in {hub.constants.HF_HUB_CACHE}, and nothing is downloaded offline:"
+                         f" {_hub_by_hand(hub, name)}")
     return weights.parent
 
 # %% ../../../nbs/29_models.weights.download.ipynb #b307db3a
@@ -228,6 +230,15 @@ def start_of(
     rule = (f"model.weights = auto, but {file} is a pickle of code, which is not opened: `jetson-det import-pt {file}"
             f" --trust --out {imported}` makes what is read")
     return Start(None, "random", rule)
+
+def located_start(
+    weights:Optional[str], # as `start_of` takes it
+    name:str, # the model
+)->tuple: # path or None, and what it is a copy of: "" for a file of the person's own
+    "What a training starts from, once `fetch_start` has brought it here; no path for random weights."
+    source = start_of(weights, name).source
+    if source is None or Path(source).exists(): return source, ""
+    return str(locate(source, say=lambda line: None)), official_urls().get(source, source)
 
 def fetch_start(
     weights:Optional[str], # as `start_of` takes it

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..files import InputError, open_regular, printable, why_not_regular
+from ..files import InputError, open_regular, plural, printable, why_not_regular
 from ..folders import walk_entries, walk_files
-from ..images import IMAGE_SUFFIXES, read_image
+from ..images import IMAGE_SUFFIXES, image_kind, read_image
 from ..outputs import is_own_output
 
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #55a9ad85
@@ -61,7 +61,7 @@ def list_images(
     return sorted(images, key=natural_key), others
 
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #403407b6
-_WARNED = 20 # unreadable images that get a warning each; the others are in the list
+_WARNED = 20 # unreadable or damaged images that get a warning each; the others are in the lists
 
 class ImageSource:
     "Images in files."
@@ -74,21 +74,25 @@ class ImageSource:
         others=0,  # files beside them that are no images
         own_outputs=(), # folders of our own results, which were skipped
         videos=(), # which of the other files are videos, relative to `root`
+        is_file=False, # the source is the one file, not its folder
     ):
         self.files = list(files)
         self.root = Path(str(root))
         self.others = others
         self.own_outputs = list(own_outputs)
         self.videos = sorted(videos, key=natural_key)
+        self.is_file = is_file
         self.count = len(files)
         self.unreadable = [] # names
         self.reasons = []    # why, one a name
+        self.damaged = []    # (name, what is damaged) of images that were read all the same
 
     def __iter__(self):
         self.unreadable = []
         self.reasons = []
+        self.damaged = []
         for i, name in enumerate(self.files):
-            try: image = read_image(self.root/name)
+            try: image = read_image(self.root/name, lambda line: self._note_damage(name, line))
             except InputError as e:
                 if self.count == 1: raise
                 self.unreadable.append(name)
@@ -97,13 +101,19 @@ class ImageSource:
                 continue
             yield Frame(image, name, i)
 
+    def _note_damage(self, name, line):
+        self.damaged.append((name, line))
+        if len(self.damaged) > _WARNED: return
+        warnings.warn("{}: {}; boxes there may be wrong".format(printable(self.root/name), line))
+
     def __str__(self):
-        text = "{}: {} image{}".format(printable(self.root), self.count, "" if self.count == 1 else "s")
+        if self.is_file: return "{}: an image".format(printable(self.root/self.files[0]))
+        text = "{}: {}".format(printable(self.root), plural(self.count, "image"))
         others = self.others - len(self.videos)
         if self.videos:
-            text += ", {} video{} skipped (give one as the source, such as {})".format(
-                len(self.videos), "" if len(self.videos) == 1 else "s", printable(self.root/self.videos[0]))
-        if others: text += ", {} other file{} skipped".format(others, "" if others == 1 else "s")
+            text += ", {} skipped (give one as the source, such as {})".format(
+                plural(len(self.videos), "video"), printable(self.root/self.videos[0]))
+        if others: text += ", {} skipped".format(plural(others, "other file"))
         if self.own_outputs:
             text += ", results of jetson-det skipped ({})".format(", ".join(map(printable, self.own_outputs[:5])))
         return text
@@ -139,6 +149,54 @@ def opencv_path(
         finally: shutil.rmtree(folder, ignore_errors=True)
     else: yield path
 
+# %% ../../../nbs/66_runtime.stream.sources.ipynb #90a7dc77
+_HEAD = 4096 # bytes of a file that are looked at
+_OTHER_FILES = ( # where, the bytes there, what begins so
+    (0, b"PK\x03\x04", "a ZIP archive"), (257, b"ustar", "a TAR archive"), (0, b"\x1f\x8b", "a gzip file"),
+    (0, b"BZh", "a bzip2 file"), (0, b"\xfd7zXZ", "an xz file"), (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (0, b"Rar!", "a RAR archive"), (0, b"\x28\xb5\x2f\xfd", "a Zstandard file"), (0, b"%PDF", "a PDF"),
+    (0, b"SQLite format 3", "a database"), (0, b"\x93NUMPY", "a NumPy array"), (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\x7fELF", "a program"), (0, b"\xd0\xcf\x11\xe0", "an Office document"), (0, b"8BPS", "a Photoshop file"),
+    (0, b"ID3", "a sound file"), (0, b"fLaC", "a sound file"), (4, b"ftypM4A", "a sound file"),
+    (4, b"ftypheic", "HEIC, which cannot be decoded here: convert it to JPEG"),
+    (4, b"ftypheix", "HEIC, which cannot be decoded here: convert it to JPEG"),
+    (4, b"ftypmif1", "HEIF, which cannot be decoded here: convert it to JPEG"),
+)
+_FILM_TEXTS = (b"YUV4MPEG2", b"#EXTM3U", b"v=0", b"ffconcat") # films, and lists of films, that begin with text
+_CONTROL = bytes(sorted(set(range(32)) - set(b"\t\n\v\f\r\x1b"))) # characters that no text has
+
+def _why_no_film(
+    head:bytes, # the beginning of a file
+)->str: # such as "a ZIP archive"; "" for what may be a film
+    "What a file is that is no film."
+    for at, begin, kind in _OTHER_FILES:
+        if head[at:at + len(begin)] == begin: return kind
+    is_text = head[:2] in (b"\xff\xfe", b"\xfe\xff") or head == head.translate(None, _CONTROL)
+    return "a text file" if head and is_text and not head.startswith(_FILM_TEXTS) else ""
+
+_CONTAINERS = ((0, b"RIFF"), (0, b"\x1a\x45\xdf\xa3"), (0, b"FLV"), (0, b"\x30\x26\xb2\x75"), (0, b"OggS"),
+               (0, b"\xff\xd8"), (4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (4, b"free"), (4, b"skip"), (4, b"wide"))
+_IMAGE_CODECS = (b"MJPG", b"MPNG", b"mjpe", b"png\0") # the small letters are those of OpenCV 4.6
+
+def _head(
+    path, # a file
+    most=_HEAD, # bytes
+)->bytes:
+    "The beginning of a file. Raises InputError."
+    try:
+        with open_regular(path) as f: return f.read(most)
+    except OSError as e: raise InputError("{}: cannot be read: {}".format(path, e.strerror or e))
+
+def _is_guess(
+    capture, # cv2.VideoCapture of a file
+    head:bytes, # the beginning of the file
+)->bool:
+    "Whether FFmpeg drew a text, or found images in something that it does not know."
+    codec = (int(capture.get(cv2.CAP_PROP_FOURCC)) & 0xffffffff).to_bytes(4, "little")
+    is_known = any(head[at:at + len(begin)] == begin for at, begin in _CONTAINERS)
+    found_images = codec in _IMAGE_CODECS and capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
+    return codec in (b"ansi", b"bint") or found_images and not is_known
+
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #15c5c629
 _STREAM_SECONDS = 10
 
@@ -165,6 +223,7 @@ class VideoSource:
         self.opened = opened
         self.name = name
         self.live = live
+        self.missing = 0 # frames that the header promised and that could not be read
         self._capture = self._open()
         self.fps = self._number(cv2.CAP_PROP_FPS) or (None if live else 25.0)
         self.count = None if live else int(self._number(cv2.CAP_PROP_FRAME_COUNT)) or None
@@ -174,6 +233,7 @@ class VideoSource:
         if self.live: capture = _open_live(self.opened)
         else:
             with opencv_path(self.opened) as path: capture = cv2.VideoCapture(path)
+            if capture.isOpened() and _is_guess(capture, _head(self.opened)): capture.release()
         if capture.isOpened(): return capture
         problem = "neither an image nor a video that OpenCV can open"
         if self.live: problem = "the camera or stream cannot be opened; is it connected, and not in use elsewhere?"
@@ -196,6 +256,7 @@ class VideoSource:
         finally: self.close()
         if i == 0: raise InputError("{}: opened, but no frame can be read".format(self.name))
         if self.count and i < .9 * self.count:
+            self.missing = self.count - i
             warnings.warn("{}: the header says {} frames, but only {} could be read; is the file truncated?".format(
                 self.name, self.count, i))
 
@@ -213,10 +274,22 @@ class VideoSource:
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #c5602e4b
 _CAMERA = re.compile(r"(?:/dev/video)?([0-9]+)")
 
+def _is_motion_jpeg(path)->bool:
+    "Whether a JPEG is followed by another one."
+    return path.name.lower().endswith((".mjpeg", ".mjpg")) or b"\xff\xd9\xff\xd8" in _head(path, 1 << 26)
+
+def _is_image_file(path)->bool:
+    "Whether a file is an image by its name or its first bytes. Raises InputError where it can't be read."
+    head = _head(path)
+    if path.name.lower().endswith(IMAGE_SUFFIXES): return True
+    kind = image_kind(head)
+    if kind in ("", "gif") or _why_no_film(head): return False
+    return kind != "jpeg" or not _is_motion_jpeg(path)
+
 def check_source(
     source, # as for `open_source`
 ): # Path of a file or folder; None for a camera or a stream
-    "Raise InputError for a path where nothing is, and for a pipe, a device or a socket; nothing is opened."
+    "Raise InputError for a path where nothing is, and for what is no image and no video: a pipe, a device, a text."
     text = str(source)
     if text.startswith("file://"): text = text[len("file://"):]
     elif "://" in text: return None
@@ -224,8 +297,8 @@ def check_source(
     if os.path.isdir(text): return path
     if _CAMERA.fullmatch(text) and not os.path.isfile(text): return None
     if os.path.isfile(text):
-        try: open_regular(text).close()
-        except OSError as e: raise InputError("{}: cannot be read: {}".format(path, e.strerror or e))
+        kind = "" if _is_image_file(path) else _why_no_film(_head(path))
+        if kind: raise InputError("{}: neither an image nor a video: it is {}".format(path, kind))
         return path
     problem = why_not_regular(text)
     if problem: raise InputError("{}: {}".format(path, problem))
@@ -241,10 +314,11 @@ def _why_no_images(
     videos = [name for name in walk_files(folder) if name.lower().endswith(_VIDEO_SUFFIXES)]
     if videos:
         first = os.path.join(str(folder), min(videos, key=natural_key))
-        return "holds {} video{} and no images; give one video as the source, such as {}".format(
-            len(videos), "" if len(videos) == 1 else "s", first)
-    return "no images in this folder ({} other files{}); image files end in {}".format(
-        others, "; results of jetson-det are none" if own_outputs else "", " ".join(IMAGE_SUFFIXES))
+        return "holds {} and no images; give one video as the source, such as {}".format(
+            plural(len(videos), "video"), first)
+    own = "; results of jetson-det are none" if own_outputs else ""
+    return "no images in this folder ({}{}); image files end in {}".format(
+        plural(others, "other file"), own, " ".join(IMAGE_SUFFIXES))
 
 # %% ../../../nbs/66_runtime.stream.sources.ipynb #2052a61a
 def open_source(
@@ -264,5 +338,5 @@ def open_source(
         files, others = list_images(path, own, videos)
         if not files: raise InputError("{}: {}".format(path, _why_no_images(path, others, own)))
         return ImageSource(files, path, others, own, videos)
-    if path.name.lower().endswith(IMAGE_SUFFIXES): return ImageSource([path.name], path.parent)
+    if _is_image_file(path): return ImageSource([path.name], path.parent, is_file=True)
     return VideoSource(str(path), path.name, live=False)

@@ -101,10 +101,13 @@ class OverfitStop(Callback):
         run = trainer.run
         if not trainer.cfg.train.overfit_batches: return
         if ap50 > OVERFIT_AP50:
-            trainer.say(f"overfit check passed: the images are learned after {run.step} steps"
-                        f" ({duration(run.seconds)}), AP50 {ap50:.3f}")
+            run.overfit_check = (f"overfit check passed: the images are learned after {run.step} steps"
+                                 f" ({duration(run.seconds)}), AP50 {ap50:.3f}")
+            run.is_overfit = True
             run.epochs = run.epoch
         elif run.epoch == run.epochs:
-            trainer.say(f"overfit check failed: the images were not learned: AP50 {ap50:.3f} after {run.step} steps,"
-                        f" {OVERFIT_AP50} is expected; look at the labels (jetson-det data view), then try more epochs,"
-                        " a higher or lower train.lr_per_image, a larger data.input_size")
+            run.overfit_check = (f"overfit check failed: the images were not learned: AP50 {ap50:.3f} after"
+                                 f" {run.step} steps, {OVERFIT_AP50} is expected; look at the labels (jetson-det data"
+                                 " view), then try more epochs, a higher or lower train.lr_per_image, a larger"
+                                 " data.input_size")
+            run.is_overfit = False

@@ -170,7 +170,7 @@ def test_a_table_beside_other_labels(tmp_path, file):
     assert told(read_dataset(tmp_path)) == [] # a tool that counts from one
     put(tmp_path, {"t.csv": table("a.jpg", (1, 1, 9, 9))})
     ds = read_dataset(tmp_path)
-    assert told(ds) == [("warning", "other-labels")] and "format=csv" in ds.flaws[0].message
+    assert told(ds) == [("warning", "other-labels")] and "--format csv" in ds.flaws[0].message
     assert told(read_dataset(tmp_path, "csv")) == []
 
 

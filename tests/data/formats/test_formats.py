@@ -1,5 +1,6 @@
 """Readers and writers: round trips, layouts met in the wild, and the one line of every error."""
 import os
+import shutil
 import time
 from dataclasses import replace
 
@@ -471,7 +472,9 @@ def test_yolo_yaml_errors(tmp_path, yaml, parts):
 
 def test_yolo_without_names(tmp_path):
     put(tmp_path, FILES)
-    refused(lambda: read_dataset(tmp_path), "without class names")
+    assert "classes=" not in refused(lambda: read_dataset(tmp_path), "without class names: add a classes.txt")
+    put(tmp_path, {"data.yaml": "train: images\n"})
+    refused(lambda: read_dataset(tmp_path), "data.yaml, line 1", "without class names: it has no names")
     assert read_dataset(tmp_path, classes=["s", "p"]).classes == ("s", "p")
     put(tmp_path, {"a.yaml": YAML, "b.yaml": YAML})
     refused(lambda: read_dataset(tmp_path), "a.yaml and b.yaml could both describe it")
@@ -491,6 +494,74 @@ def test_no_images_no_labels_two_formats(tmp_path):
     assert read_dataset(tmp_path, "voc").format == "voc" and read_dataset(tmp_path, "yolo").format == "yolo"
     refused(lambda: read_dataset(tmp_path, "yollo"), "did you mean 'yolo'?")
     refused(lambda: read_dataset(tmp_path / "nowhere"), "no such file or folder")
+
+
+def test_the_formats_found_are_options(tmp_path):
+    put(tmp_path, {"a.jpg": image_bytes(), "a.xml": voc(("s", 1, 2, 30, 40)), "a.txt": "0 .5 .5 .5 .5",
+                   "classes.txt": "s"})
+    refused(lambda: read_dataset(tmp_path), "(voc: a.xml, yolo: a.txt): say which with --format voc or --format yolo")
+
+
+@pytest.mark.parametrize("files, parts", [
+    ({"t.csv": "photo,left,kind\na.jpg,1,x\n"}, ["t.csv, line 1: not a table of boxes: no column for the class"]),
+    ({"x.json": {"images": [], "labels": []}}, ["x.json, line 1: not COCO labels: no list of annotations, categories"]),
+    ({"x.json": [1]}, ["x.json, line 1: not COCO labels: it is no object"]),
+    ({"x.json": {"images": [], "annotations": [{"id": 1}], "categories": []}}, ["neither bbox nor segmentation"]),
+    ({"x.xml": "<data/>"}, ["x.xml begins with <data>, not with <annotation> or <annotations>"]),
+    ({"x.xml": ""}, ["x.xml begins with no tag"]),
+    ({"notes/a.txt": "0 .5 .5 .5 .5\n"}, ["notes/a.txt has the name of a.jpg, but lies elsewhere"]),
+])
+def test_files_that_are_not_understood_are_named(tmp_path, files, parts):
+    put(tmp_path, {"a.jpg": image_bytes(), **files})
+    refused(lambda: read_dataset(tmp_path), "1 images and no labels", *parts)
+    if "x.json" in files: refused(lambda: read_dataset(tmp_path, "coco"), *parts)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "HEIC", "jp2"])
+@pytest.mark.parametrize("labels", [
+    {"a.xml": voc(("s", 1, 2, 30, 40)), "b.xml": voc(("s", 1, 2, 30, 40), name="b.jpg")},
+    {"a.txt": "0 .5 .5 .5 .5\n", "b.txt": "0 .5 .5 .5 .5\n", "classes.txt": "s"},
+    {"data.yaml": "names: [s]\ntrain: train.txt", "train.txt": "a.jpg\nb.jpg\n", "a.txt": "0 .5 .5 .5 .5\n"},
+    {"t.csv": "file,xmin,ymin,xmax,ymax,class\na.jpg,1,2,30,40,s\nb.jpg,1,2,30,40,s\n"},
+])
+def test_images_in_formats_that_are_not_read(tmp_path, labels, suffix):
+    put(tmp_path, {"a.jpg": image_bytes(), f"b.{suffix}": "x", **labels})
+    flaw, = read_dataset(tmp_path).flaws
+    assert flaw.kind == "missing-image" and f"is there as b.{suffix}: {suffix.upper()} is not read" in flaw.message
+
+
+def test_a_folder_of_images_that_are_not_read(tmp_path):
+    put(tmp_path, {"a.gif": "x", "b.heic": "x", "a.txt": "0 .5 .5 .5 .5"})
+    refused(lambda: read_dataset(tmp_path), "a folder without images", "a.gif and 1 more cannot be read here")
+
+
+def test_labels_where_nobody_looks(tmp_path):
+    for name in "ab": put(tmp_path, {f"images/train/{name}.jpg": image_bytes(), f"labels/{name}.txt": "0 .5 .5 .5 .5"})
+    put(tmp_path, {"data.yaml": "names: [s]\ntrain: images/train"})
+    refused(lambda: read_dataset(tmp_path), "2 images and not one box", "2 label files named like images without",
+            "such as labels/a.txt: not read (that of images/train/a.jpg belongs in labels/train/)")
+    put(tmp_path, {"labels/train/a.txt": "0 .5 .5 .5 .5"})
+    assert [flaw.file for flaw in read_dataset(tmp_path).flaws if flaw.kind == "not-read"] == ["labels/b.txt"]
+
+
+def test_a_list_of_another_machine(tmp_path):
+    put(tmp_path, {"a.jpg": image_bytes(), "data.yaml": "names: [s]\ntrain: train.txt",
+                   "train.txt": "/home/you/x.jpg\n"})
+    refused(lambda: read_dataset(tmp_path), "none of their images is there, such as /home/you/x.jpg")
+
+
+def test_one_file_that_lists_an_image_twice(tmp_path):
+    d = coco({1: "1.jpg", 2: "1.jpg"}, [(1, 1, [1, 2, 3, 4])], {1: "s"})
+    put(tmp_path, {"1.jpg": image_bytes(), "t.json": d})
+    line = refused(lambda: read_dataset(tmp_path), "t.json: lists 1.jpg twice")
+    assert "both" not in line
+
+
+def test_an_archive_is_named_and_not_its_place_in_the_cache(tmp_path):
+    put(tmp_path, {"no/a.txt": "1", "bad/a.jpg": image_bytes(), "bad/a.txt": "7 .5 .5 .5 .5", "bad/classes.txt": "s"})
+    for name, part in (("no", "no.zip: a folder without images"), ("bad", "bad.zip/a.txt, line 1: class 7")):
+        shutil.make_archive(str(tmp_path / name), "zip", tmp_path / name)
+        assert "unpacked" not in refused(lambda: read_dataset(tmp_path / f"{name}.zip"), part)
 
 
 @pytest.mark.parametrize("format", WRITERS)
@@ -541,8 +612,8 @@ def test_names_that_collide_and_lossy_yolo(tmp_path):
     new = read_dataset(tmp_path / "yolo")
     flaws = write_dataset(ds, tmp_path / "again", "yolo").flaws
     renamed = [(f.file, f.where) for f in flaws if f.kind == "renamed-image"]
-    assert renamed == [("b/1.jpg", "b_1.jpg"), ("1.png", "2_1.png")]
-    lossy = [(f.kind, f.file, f.action) for f in flaws[2:]]
+    assert renamed == [("a/1.jpg", "1.jpg"), ("b/1.jpg", "b_1.jpg"), ("1.png", "2_1.png")]
+    lossy = [(f.kind, f.file, f.action) for f in flaws[3:]]
     assert lossy == [("lossy", "1.png", "dropped"), ("lossy", "b/1.jpg", "noted")]
 
 

@@ -1,5 +1,6 @@
 """Names with a backslash, links to what lies outside of the dataset, named pipes and folders that may not be read, and
-text that is not UTF-8: each is read by one rule in every format, or named in one line."""
+text that is not UTF-8, files of something else beside the labels: each is read by one rule in every format, passed
+over, or named in one line."""
 import json
 import os
 import shutil
@@ -421,3 +422,46 @@ def test_a_list_of_powershell(tmp_path):
     put(tmp_path, {**LABELED, "all.txt": "images\\a.jpg\r\n".encode("utf-16")})
     put(tmp_path, {"data.yaml": "train: all.txt\nnames: [c]\n"})
     assert read_dataset(tmp_path).paths.tolist() == ["images/a.jpg"]
+
+
+# Files of something else, which end like labels
+
+CLUTTER = {
+    "notes.xml": "<!DOCTYPE html><html></html>", "empty.xml": "", "half.xml": "<project><a",
+    "schema.xml": '<?xml version="1.0"?><!-- of an editor --><schema><annotation/></schema>',
+    "image.jpg.xml": "<metadata/>",
+    "empty.json": "", "half.json": '{"a": ', "list.json": "[1]", "notes.txt": "Buy milk\n", "empty.csv": "",
+    "other.csv": "a,b\n1,2\n", "other.yaml": "a: [", "empty.yaml": "", "x.data": "",
+}
+LABELS = {
+    "voc": {"Annotations/image.xml": voc("image.jpg")}, "coco": {"labels.json": coco("image.jpg")},
+    "labelme": {"image.json": labelme("image.jpg")}, "cvat": {"annotations.xml": cvat("image.jpg")},
+    "kitti": {"label_2/image.txt": KITTI}, "csv": {"labels.csv": rows("image.jpg")},
+    "yolo": {"image.txt": LINE, "data.yaml": "names: [cat]\ntrain: .\n"},
+}
+
+
+@pytest.mark.parametrize("name", CLUTTER)
+@pytest.mark.parametrize("format", LABELS)
+def test_files_of_something_else_are_passed_over(tmp_path, format, name):
+    put(tmp_path, {"image.jpg": IMAGE, **LABELS[format]})
+    for folder in {"", *(file.rpartition("/")[0] for file in LABELS[format])}:
+        put(tmp_path, {f"{folder}/{name}" if folder else name: CLUTTER[name]})
+        ds = read_dataset(tmp_path)
+        assert ds.format == format and len(ds) == len(ds.boxes) == 1
+        assert {flaw.kind for flaw in ds.flaws} <= {"not-read"}
+        os.unlink(tmp_path / folder / name)
+
+
+@pytest.mark.parametrize("format, name", [("voc", "b.xml"), ("labelme", "b.json"), ("kitti", "label_2/b.txt")])
+def test_a_damaged_file_named_like_an_image_is_its_label(tmp_path, format, name):
+    put(tmp_path, {"image.jpg": IMAGE, "b.jpg": IMAGE, **LABELS[format], name: "<half 0"})
+    refused(lambda: read_dataset(tmp_path), f"{name}, line 1")
+    os.unlink(tmp_path / "b.jpg")
+    flaw, = read_dataset(tmp_path).flaws
+    assert flaw.kind == "not-read" and name in flaw.message
+
+
+def test_when_nothing_is_a_label_the_first_file_is_named(tmp_path):
+    put(tmp_path, {"a.jpg": IMAGE, "notes.xml": "<html/>"})
+    refused(lambda: read_dataset(tmp_path, "voc"), "notes.xml, line 1: not a Pascal VOC file: it begins with <html>")

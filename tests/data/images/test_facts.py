@@ -309,6 +309,17 @@ def test_a_changed_file_is_read_again(tmp_path, monkeypatch, scene):
     assert len(reads) == 3
 
 
+def test_a_change_of_the_same_length_with_the_old_time_is_read(tmp_path, monkeypatch, scene):
+    "As an editor or `rsync --times` leaves it: the time of the last change of any kind tells."
+    ds = written(tmp_path / "d", [encoded(scene, ".bmp")])
+    aged(tmp_path / "d")
+    first = inspect_images(ds)
+    reads = count_reads(monkeypatch)
+    ds.path_of(0).write_bytes(encoded(scene[::-1].copy(), ".bmp"))
+    aged(tmp_path / "d")
+    assert inspect_images(ds).digests[0] != first.digests[0] and len(reads) == 1
+
+
 def test_rows_of_other_images_stay_and_gone_ones_leave(tmp_path, monkeypatch, scene):
     ds = written(tmp_path / "d", [encoded(np.roll(scene, 9 * k, 1)) for k in range(4)])
     aged(tmp_path / "d")

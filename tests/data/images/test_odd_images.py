@@ -18,6 +18,7 @@ from jetson_det.data.loader import TrainLoader
 from jetson_det.data.quality import check
 from jetson_det.data.quality.check import check_dataset
 from jetson_det.data.tiles import tile_dataset
+from jetson_det.runtime.files import InputError
 from jetson_det.runtime.images import decode_image, exif_orientation, read_image
 
 
@@ -71,6 +72,52 @@ def test_damage_inside_a_jpeg(tmp_path, whole):
         file.write_bytes(data)
         info = inspect_image(file)
         assert info.problem == "damaged-image" and info.message.startswith("is damaged inside: "), info
+
+
+@pytest.mark.parametrize("whole", [encoded(SCENE), PROGRESSIVE, RESTARTS])
+def test_every_marker_inside_the_scan_is_damage(tmp_path, whole):
+    "Whatever libjpeg calls it. A marker that changes no pixel may go unnoticed."
+    file = tmp_path / "a.jpg"
+    for marker in [m for m in range(0xc0, 0xff) if m != 0xd9]:
+        data = overwritten(whole, bytes([0xff, marker]) * 20)
+        file.write_bytes(data)
+        info = inspect_image(file)
+        assert info.problem == "damaged-image" and info.message.startswith("is damaged inside: "), (hex(marker), info)
+
+
+def test_odd_segments_are_no_damage(tmp_path):
+    "A broken color profile, an unknown revision, another version of Adobe's: the pixels are whole."
+    whole = encoded(SCENE)
+    profile = b"\xff\xe2\0\x12ICC_PROFILE\0\5\2xx"
+    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\7"
+    file = tmp_path / "a.jpg"
+    revision = whole.replace(b"JFIF\0\1\1", b"JFIF\0\7\1")
+    for data in (whole[:2] + profile + whole[2:], revision, whole[:2] + adobe + whole[2:]):
+        assert data != whole
+        file.write_bytes(data)
+        assert inspect_image(file).problem == ""
+    frame = whole.index(b"\xff\xc0")
+    for data in (whole[:frame] + b"\xff\xc3" + whole[frame + 2:], whole[:frame + 4] + b"\x0c" + whole[frame + 5:]):
+        file.write_bytes(data) # lossless, 12 bits: another kind of JPEG, which is not damaged
+        assert inspect_image(file).problem == "unreadable-image"
+
+
+def test_what_reading_says_of_a_damaged_jpeg(tmp_path):
+    "Nothing where it is whole, a line where a part was filled in, an error where the end is missing, even two bytes."
+    whole = encoded(SCENE)
+    file = tmp_path / "a.jpg"
+    lines = []
+    file.write_bytes(whole)
+    read_image(file, lines.append)
+    assert lines == []
+    file.write_bytes(overwritten(whole, b"\xff\xd8" * 20))
+    assert read_image(file, lines.append).shape == SCENE.shape
+    assert lines == ["is damaged inside: Invalid JPEG file structure: two SOI markers"]
+    for cut in (2, 100, len(whole) // 2):
+        file.write_bytes(whole[:-cut])
+        with pytest.raises(InputError, match=f"a.jpg: breaks off after {len(whole) - cut} bytes"): read_image(file)
+    file.write_bytes(overwritten(PROGRESSIVE, b"\xff\xd8" * 20))
+    with pytest.raises(InputError, match="a.jpg: is damaged inside: Invalid JPEG"): read_image(file)
 
 
 def test_damage_inside_a_png(tmp_path):
@@ -140,6 +187,33 @@ def test_pages_of_a_tiff():
     # a directory that names itself as the next ends the search
     loop = joined[:at] + joined[4:8] + joined[at + 4:]
     assert not image_header(loop).animated
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_pages_of_a_bigtiff(order):
+    "Offsets of 64 bits, in both byte orders; a thumbnail, a loop and a file that is cut are no further page."
+    def number(value, width): return value.to_bytes(width, order)
+    def entry(tag, kind, value, width): return number(tag, 2) + number(kind, 2) + number(1, 8) + (
+        number(value, width) + bytes(8 - width))
+    def directory(following, subfile=0):
+        entries = [entry(254, 4, subfile, 4), entry(256, 16, 80, 8), entry(257, 4, 60, 4), entry(274, 3, 6, 2)]
+        return number(len(entries), 8) + b"".join(entries) + number(following, 8)
+    head = {"little": b"II", "big": b"MM"}[order] + number(43, 2) + number(8, 2) + number(0, 2) + number(16, 8)
+    second = 16 + len(directory(0))
+    assert image_header(head + directory(second) + directory(0)).animated
+    for data in (head + directory(0), head + directory(second, 0) + directory(0, 1), head + directory(16)):
+        header = image_header(data)
+        assert (header.kind, header.size, header.orientation, header.animated) == ("tiff", (60, 80), 6, False)
+    for cut in range(len(head), len(head + directory(0))): image_header((head + directory(0))[:cut])
+    assert image_header(head[:8] + number(2**63 + 5, 8)).size == (0, 0)
+
+
+def test_a_bigtiff_as_a_library_writes_it():
+    first, second = Image.fromarray(noise(60, 80, 0)), Image.fromarray(noise(60, 80, 1))
+    out = io.BytesIO()
+    first.save(out, "TIFF", big_tiff=True, save_all=True, append_images=[second])
+    if out.getvalue()[2] != 43: pytest.skip("this Pillow writes no BigTIFF")
+    assert image_header(out.getvalue()).animated and image_header(out.getvalue()).size == (60, 80)
 
 
 def next_directory(tiff):

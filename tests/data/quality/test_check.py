@@ -18,10 +18,13 @@ from jetson_det.data.open import _flaw_lines
 from jetson_det.data.quality.stats import dataset_stats
 from jetson_det.data.split import ensure_splits, split_table
 from jetson_det.data.quality.check import (_ADVICE, box_flaws, check_dataset, check_images, class_balance,
-                                           _fitting_input, input_fit, odd_boxes, prepare, repeated_boxes,
-                                           similar_classes)
-from jetson_det.data.dataset import IGNORE, DetDataset, Flaw
+                                           input_fit, odd_boxes, prepare, repeated_boxes, similar_classes,
+                                           unlearned_boxes)
+from jetson_det.data.quality.stats import advise
+from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, Flaw
 from jetson_det.data.formats.registry import read_dataset, write_dataset
+from jetson_det.train.data import labeled_split
+from train_helpers import config
 
 
 def jpeg(k=0, suffix=".jpg", params=()):
@@ -36,6 +39,12 @@ def dataset(root, n=120, boxes=(), **kw):
     rows = np.array(sorted([(k, 5, 5, 40, 40) for k in range(n)] + list(boxes), key=lambda r: r[0]), np.float32)
     return DetDataset(root, ("s",), [f"{k}.jpg" for k in range(n)], [(60, 80)] * n, rows[:, 0], rows[:, 1:],
                       [0] * len(rows), format="coco", **kw)
+
+
+def train_on(folder):
+    "Up to the first step, which no test here reaches."
+    from jetson_det.train.loop import train
+    return train(config(folder), folder.parent / "run")
 
 
 def refused(call, *parts):
@@ -115,7 +124,7 @@ def test_control_characters_are_escaped(tmp_path, capsys):
     copy = write_dataset(ds, tmp_path / "d", "coco")
     report = check_dataset(tmp_path / "d", max_flawed=1)
     split = ensure_splits(ds)
-    _print_changes(copy)
+    _print_changes(copy, ds)
     texts = [str(report), repr(ds), str(dataset_stats(ds)), split_table(split), balance_table(ds)]
     texts += [capsys.readouterr().out, *_flaw_lines(report.flaws)]
     for text in texts:
@@ -204,7 +213,8 @@ def test_under_one_percent_is_repaired_and_said(tmp_path):
     again, same = prepare(clean)
     assert again.fingerprint() == clean.fingerprint() and same == flaws
     refused(lambda: prepare(ds, strict=True),
-            "1 of 120 images has flaws, strict allows none: 7.jpg: box 2 (s) [10.0, 10.0, 10.0, 20.0] has no area")
+            "1 of 120 images has flaws, strict allows none: 7.jpg: box 2 (s) [10.0, 10.0, 10.0, 20.0] has no area",
+            "; repair them (data check --fix writes a clean copy), or train without strict")
 
 
 def test_one_percent_and_more_stops(tmp_path):
@@ -212,7 +222,7 @@ def test_one_percent_and_more_stops(tmp_path):
     refused(lambda: prepare(ds), "1 of 100 images has flaws, under 1% is allowed")
     assert len(prepare(ds, max_flawed=.02)[0]) == 100
     refused(lambda: prepare(dataset(tmp_path, 100, [(k, 10, 10, 10, 20) for k in range(9)])), "9 of 100 images",
-            "and 6 more")
+            "and 6 more; repair them (data check --fix writes a clean copy), or raise data.max_flawed")
     refused(lambda: prepare(ds, max_flawed=0), "1 of 100")
 
 
@@ -256,6 +266,46 @@ def test_rounding_and_notes_do_not_count(tmp_path):
 def test_nothing_left(tmp_path):
     ds = dataset(tmp_path, 2)
     refused(lambda: prepare(replace(ds, boxes=np.zeros((2, 4))), max_flawed=2), "no box is left")
+
+
+@pytest.mark.parametrize("marks", [[CROWD], [IGNORE], [CROWD | IGNORE], [CROWD, IGNORE, CROWD | IGNORE]])
+def test_boxes_of_which_none_counts(tmp_path, marks):
+    "As with no box at all: the check has an error, and nothing can be trained."
+    write_dataset(replace(dataset(tmp_path / "in", 12), flags=np.resize(marks, 12)), tmp_path / "d", "coco")
+    ds = read_dataset(tmp_path / "d")
+    text = "no box counts: all 12 are crowd or ignored"
+    refused(lambda: prepare(ds), text)
+    report = check_dataset(tmp_path / "d")
+    assert report.exit_code == 1 and report.flaws[0].kind == "unlearned-boxes" and text in report.flaws[0].message
+    refused(lambda: train_on(tmp_path / "d"), text)
+
+
+@pytest.mark.parametrize("mark, count, message", [
+    (CROWD, 6, "6 of 12 boxes are crowd or ignored: nothing is learned from them"), (IGNORE, 2, "2 of 12 boxes"),
+    (CROWD, 1, ""), (CROWD | IGNORE, 6, ""), (DIFFICULT, 12, ""), (0, 12, "")])
+def test_many_crowd_boxes_are_a_warning(tmp_path, mark, count, message):
+    "Areas of no class are no boxes, and difficult ones are learned from."
+    ds = replace(dataset(tmp_path, 12), flags=[mark] * count + [0] * (12 - count))
+    found = unlearned_boxes(ds)
+    assert [f.severity for f in found] == ["warning"] * bool(message)
+    if message: assert message in found[0].message and prepare(ds)[1] == found
+
+
+def test_a_training_split_without_a_box_that_counts(tmp_path):
+    splits = ["train"] * 9 + ["val"] * 3
+    ds = replace(dataset(tmp_path / "in", 12, splits=splits), flags=[CROWD] * 9 + [0] * 3)
+    write_dataset(ds, tmp_path / "d", "coco")
+    refused(lambda: train_on(tmp_path / "d"), "the split 'train' has no boxes that count: all are crowd or ignored")
+    for mark in (CROWD, IGNORE, DIFFICULT): # nothing to evaluate on: as without a val split
+        assert labeled_split(replace(ds, flags=[0] * 9 + [mark] * 3), "val", needed=False) is None
+    assert len(labeled_split(replace(ds, flags=[DIFFICULT] * 12), "train")) == 9
+
+
+def test_what_a_copy_lacks_is_said_of_the_folder_that_was_asked_for(tmp_path):
+    ds = replace(dataset(tmp_path / "in", 3), flags=[CROWD] * 3)
+    refused(lambda: write_dataset(ds, tmp_path / "out", "yolo"), f"{tmp_path / 'out'}: 3 images and not one box",
+            "crowd or ignored boxes, which YOLO cannot hold: left out")
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
 def labeled(root, counts, splits=("",)):
@@ -368,8 +418,16 @@ def test_odd_boxes(tmp_path):
 def test_input_fit(size, input_size, kinds):
     ds = replace(labeled("d", {"a": 20}), sizes=[size] * 20)
     assert {f.kind for f in input_fit(ds, input_size)} == kinds
-    h, w = _fitting_input(ds.sizes.astype(float), input_size)
-    assert h % 32 == w % 32 == 0 and .8 * input_size[0] * input_size[1] <= h * w <= 1.02 * input_size[0] * input_size[1]
+
+
+@pytest.mark.parametrize("size, box", [((1080, 1920), 40), ((432, 768), 200), ((360, 640), 20), ((1920, 1080), 300)])
+def test_one_input_size_is_advised(size, box):
+    "The check names the size that the statistics name."
+    ds = replace(labeled("d", {"a": 20}), sizes=[size] * 20, boxes=[(5, 5, 5 + box, 5 + box)] * 20)
+    note, = [f for f in input_fit(ds, (416, 416)) if f.kind == "padding"]
+    advice, = [a for a in advise(ds, (416, 416)) if a.topic == "input"]
+    named = note.message.split(": ")[1].split()[0]
+    assert f"an input of {named} " in advice.line and named != "416x416"
 
 
 def test_sizes_of_input_change_the_report(tmp_path):

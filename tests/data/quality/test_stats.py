@@ -119,6 +119,13 @@ def test_nothing_to_count():
         with pytest.raises(InputError, match="input_size is"): dataset_stats(empty, bad)
 
 
+def test_the_table_says_what_is_measured():
+    ds = columns([(100, 100)] * 4, [(k, 0, 5, 5, 90, 90) for k in range(4)])
+    text = str(dataset_stats(ds))
+    assert "unsplit" in text and "none" not in text
+    assert "px: the square root of a box's area" in text and "whose shorter side is under" in text
+
+
 # Advice
 
 def advice_by_topic(ds, size, **kw): return {a.topic: a for a in advise(ds, size, **kw)}

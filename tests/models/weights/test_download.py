@@ -7,12 +7,15 @@ import hashlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -210,6 +213,29 @@ def test_nobody_there(get):
     s.close()
     with pytest.raises(DownloadError, match="4 times") as e: get(s.url)
     assert "refused" in str(e.value).lower() and left(get) == []
+
+
+@pytest.mark.parametrize("behavior", [{"status": 404}, {"status": 503}, {"body": b"<html>log in</html>"}, {"cut": 10}])
+def test_what_cannot_be_had_may_be_put_there(get, behavior):
+    "The line names the file; one that is put there is taken, and offline too."
+    s = Site(**behavior)
+    with pytest.raises(DownloadError) as e: get(s.url)
+    s.close()
+    place = re.search(r"; or get it elsewhere, and put the file at (\S+) \(make the folder where it is missing\)$",
+                      str(e.value))
+    assert place and Path(place[1]).is_relative_to(get.cache) and place[1].endswith("/w.pth"), e.value
+    shutil.rmtree(get.cache)
+    with pytest.raises(InputError, match=re.escape(f"offline: put the file at {place[1]} ")): get(s.url, offline=True)
+    Path(place[1]).parent.mkdir(parents=True, exist_ok=True)
+    Path(place[1]).write_bytes(s.data)
+    assert str(get(s.url, offline=True)) == str(get(s.url)) == place[1]
+
+
+def test_a_full_disk_has_no_room_for_a_file_from_elsewhere(site, get, monkeypatch):
+    full = SimpleNamespace(free=1000)
+    monkeypatch.setattr("jetson_det.downloads.shutil.disk_usage", lambda folder: full)
+    with pytest.raises(DownloadError, match="the disk is full") as e: get(site.url)
+    assert "elsewhere" not in str(e.value)
 
 
 def test_sha256_given(site, get):

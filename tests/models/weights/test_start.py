@@ -1,6 +1,7 @@
 """What a training starts from: `auto`, `none`, or what is named; a local server stands for the official place."""
 import hashlib
 import io
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from jetson_det.models.zoo import MODELS, create_model  # noqa: E402
 from jetson_det.runtime.contract import COCO_CLASSES  # noqa: E402
 from jetson_det.runtime.files import InputError  # noqa: E402
 from jetson_det.config import load_config  # noqa: E402
+from jetson_det.train.lineage import lineage, lineage_text  # noqa: E402
 from servers import Site  # noqa: E402
 from train_helpers import QUICK, scenes  # noqa: E402
 
@@ -90,12 +92,35 @@ def test_a_training_from_the_official_file(cache, official, tmp_path, monkeypatc
     assert "carried over: Person" in capsys.readouterr().out
 
 
+def test_what_was_downloaded_is_in_the_lineage(cache, official, tmp_path, monkeypatch, capsys):
+    "By name and by URL: the copy in the cache, its sha256, and where it came from."
+    site = Site(official)
+    monkeypatch.setattr(download, "official_urls", lambda: {"yolox-nano": site.url})
+    monkeypatch.setattr(download, "official_sha256", lambda url: None)
+    data = scenes(tmp_path/"data", 8)
+    for k, word in enumerate(("auto", "yolox-nano", site.url)):
+        out = tmp_path/f"run-{k}"
+        assert trained(data, out, f"model.weights={word}") == 0
+        found = lineage(out/"best")[1]
+        assert found["sha256"] == hashlib.sha256(official).hexdigest() and found["found"] == "as it was"
+        assert Path(found["path"]).is_relative_to(cache) and found["name"] == "w.pth"
+        assert found["copy_of"] == site.url
+        line = lineage_text(lineage(out/"best")).splitlines()[1]
+        assert line.endswith(f": w.pth, a copy of {site.url}, sha256 {found['sha256'][:12]}, as it was")
+    site.close()
+    own = tmp_path/"mine.pth"
+    own.write_bytes(official)
+    out = tmp_path/"own"
+    assert trained(data, out, f"model.weights={own}") == 0
+    assert lineage(out/"best")[1]["path"] == str(own) and "copy_of" not in lineage(out/"best")[1]
+
+
 def test_offline_without_the_file_is_one_line(cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JETSON_DET_OFFLINE", "1")
     assert trained(scenes(tmp_path/"data", 8), tmp_path/"run") == 2
     line = capsys.readouterr().err.strip()
     assert line.count("\n") == 0 and not (tmp_path/"run").exists()
-    for part in ("model.weights=auto", "yolox_nano.pth: not in", str(cache), "put the file there",
+    for part in ("model.weights=auto", "yolox_nano.pth: not in", f"put the file at {cache/'yolox_nano.pth'}",
                  MODELS["yolox-nano"].url, "model.weights=none"):
         assert part in line, line
 
@@ -107,7 +132,8 @@ def test_nobody_there_is_one_line(cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("jetson_det.downloads.time.sleep", lambda seconds: None)
     assert trained(scenes(tmp_path/"data", 8), tmp_path/"run") == 2
     line = capsys.readouterr().err.strip()
-    assert line.count("\n") == 0 and "model.weights=none" in line and "w.pth" in line
+    assert line.count("\n") == 0 and "model.weights=none" in line
+    assert f"put the file at {cache/'w.pth'} (make the folder where it is missing)" in line
 
 
 def test_random_weights_are_said_aloud(cache, tmp_path, capsys):
