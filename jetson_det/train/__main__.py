@@ -29,6 +29,7 @@ def main(
     try: code = app(["train", *words], prog_name="python -m jetson_det.train", standalone_mode=False)
     except typer.Exit as e: return e.exit_code
     except (Exception, KeyboardInterrupt) as e: return world.fail(e)
+    finally: join_world(None)
     world.close()
     return code or 0
 

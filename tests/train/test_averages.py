@@ -11,6 +11,7 @@ from jetson_det.models.checkpoint import load_checkpoint
 from jetson_det.train.averages import Averages
 from jetson_det.train.data import training_data
 from jetson_det.train.loop import Trainer, train
+from jetson_det.train.world import current_world
 from process_helpers import preload, together
 from train_helpers import config, scenes
 
@@ -168,6 +169,7 @@ def test_figures_are_no_exit_code(data, tmp_path, monkeypatch, figures, code):
     assert main(["train", *words]) == code
     assert main(["train", *words, "--gpus", "2"]) == code
     assert launched.main(words) == code
+    assert current_world() is not current_world() # a later training in this process is alone again
 
 
 class Poison(Callback):
