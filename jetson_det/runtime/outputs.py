@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
 from contextlib import contextmanager
@@ -216,15 +217,19 @@ def work_folder(
     path = Path(str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in _abandoned(path): shutil.rmtree(str(left), ignore_errors=True)
-    work = path.with_name(".{}.{}.part".format(path.name, os.getpid()))
+    work = path.with_name(".{}.{}-{}.part".format(path.name, _host(), os.getpid()))
     try:
         work.mkdir()
         yield work
     finally: shutil.rmtree(str(work), ignore_errors=True)
 
+def _host()->str:
+    "8 hexadecimal digits of this machine's name: another one's processes have the same numbers."
+    return hashlib.sha256(socket.gethostname().encode("utf-8")).hexdigest()[:8]
+
 def _abandoned(path)->list: # of Path
     "Work folders for `path` whose processes are no more; one with the number of this process is of an earlier one."
-    pattern = re.compile(r"\.{}\.(\d+)\.part".format(re.escape(path.name)))
+    pattern = re.compile(r"\.{}\.{}-(\d+)\.part".format(re.escape(path.name), _host()))
     found = []
     for name in os.listdir(str(path.parent)):
         match = pattern.fullmatch(name)

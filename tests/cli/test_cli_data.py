@@ -16,6 +16,7 @@ from format_writers import WRITERS as FORMAT_WRITERS
 from signals import hear_ctrl_c
 
 from jetson_det.data.formats.registry import read_dataset, write_dataset
+from jetson_det.runtime.outputs import _host
 from jetson_det.scenes.docks import write_scenes
 
 
@@ -342,7 +343,7 @@ def test_what_is_stopped_leaves_nothing(scenes, tmp_path, words, number):
     "What was killed leaves its work, and the next call for the same folder removes it."
     (tmp_path / "in").symlink_to(scenes)
     (tmp_path / ".out.notes.part").mkdir() # somebody else's
-    (tmp_path / f".out.{os.getpid()}.part").mkdir() # of a process that lives
+    (tmp_path / f".out.{_host()}-{os.getpid()}.part").mkdir() # of a process that lives
     there = hidden(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", AT_WORK, "data", *words], cwd=tmp_path, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_ctrl_c)

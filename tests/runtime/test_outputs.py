@@ -9,6 +9,7 @@ import sys
 import pytest
 from predict_sources import put_image
 
+from jetson_det.runtime import outputs
 from jetson_det.runtime.files import InputError, open_atomic, read_json, write_bytes_atomic, write_json_atomic
 from jetson_det.runtime.folders import walk_files
 from jetson_det.runtime.outputs import (MARKER, OutputFolder, check_new_folder, check_output, is_inside, is_own_output,
@@ -169,8 +170,11 @@ def test_walk_follows_links_once(tmp_path):
 
 def test_a_work_folder_is_removed(tmp_path):
     "With what processes left that are no more, of the same folder only."
-    gone = ["out.99999999", "out.{}".format(os.getpid()), "out.9" + "9" * 30]
-    stay = ["out.1", "other.99999999", "out.99999999.more", "out.x", "xout.99999999"]
+    host = outputs._host()
+    gone = ["out.{}-{}".format(host, number) for number in ("99999999", os.getpid(), "9" * 31)]
+    stay = ["{}-{}".format(name, end) for name, end in (
+        ("out." + host, "1"), ("out." + host, "x"), ("out." + host, "99999999.more"), ("other." + host, "99999999"),
+        ("xout." + host, "99999999"), ("out.0000beef", "99999999"))] + ["out.99999999"]
     for name in gone + stay: (tmp_path / ".{}.part".format(name)).mkdir()
     with pytest.raises(KeyError):
         with work_folder(tmp_path / "out") as work:

@@ -226,9 +226,9 @@ def _add_absent(
     message = f"none of its {len(images)} images is there (such as {shown(name)})"
     if not all(im.size for im in images.values()):
         if not rows.paths: raise InputError(f"{files.root / file}: {message}")
-        rows.flaw("no-images", file, "", message, "dropped", "error")
+        rows.flaw("no-images", file, "", f"{file}: {message}", "dropped", "error")
         return dict.fromkeys(images)
-    rows.flaw("no-images", file, "", f"{message}; sizes are the declared ones", "stops", "error")
+    rows.flaw("no-images", file, "", f"{file}: {message}; sizes are the declared ones", "stops", "error")
     added = {}
     for key, im in images.items():
         # the path stays below the root

@@ -721,9 +721,19 @@ def _lost_labels(
             except InputError: continue
             words = lines[0].split() if lines else []
             if len(words) < 4 or not all(map(_is_number, words)): continue # a readme, a list of names
-            rel = os.path.relpath(path, rows.root).replace(os.sep, "/")
             image = stem_of(name)
+            if _is_elsewhere(files, folder, image): continue # in no split
+            rel = os.path.relpath(path, rows.root).replace(os.sep, "/")
             rows.flaw("missing-image", rel, "", f"{rel}: its image {image}.* {why_missing(files, image)}")
+
+def _is_elsewhere(
+    files:Files, # the folder, or None
+    folder:str, # of a label file, absolute
+    stem:str, # its name without suffix
+)->bool:
+    "Whether there is an image that the label is for, though nothing names it."
+    images = () if files is None else files.by_stem.get(stem.lower(), ())
+    return any(folder in _LabelFolders.tries(os.path.abspath(files.root / image)) for image in images)
 
 def _misplaced_labels(
     rows:Rows, # where to

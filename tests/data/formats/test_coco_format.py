@@ -123,7 +123,7 @@ def test_too_many_attributes_are_not_columns(folder, parsing):
 
 def test_labels_without_their_images(tmp_path, parsing):
     ds = read_coco(put(tmp_path, {"a.json": labels(("images/1.png", "/home/x/../2.png"))}) / "a.json")
-    message = "none of its 2 images is there (such as images/1.png); sizes are the declared ones"
+    message = "a.json: none of its 2 images is there (such as images/1.png); sizes are the declared ones"
     assert ds.flaws == [Flaw("error", "no-images", "a.json", "", message, "stops")]
     assert ds.sizes.tolist() == [[48, 64]] * 2
     assert ds.paths.tolist() == ["images/1.png", "home/x/2.png"]

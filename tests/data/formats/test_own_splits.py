@@ -295,3 +295,14 @@ def test_labeled_images_that_data_yaml_does_not_name_are_said(tmp_path):
     assert "data.yaml names 2 images with labels in no split" in flaw.message
     put(tmp_path, {"data.yaml": "train: [images/train, images/extra]\nval: images/val\nnames: [s]\n"})
     assert not [f for f in read_dataset(tmp_path).flaws if f.kind == "no-split"]
+
+
+def test_lists_of_a_part_of_the_images_miss_no_image(tmp_path):
+    "Images in the same folder that no list names are in no split; only a label without any image misses one."
+    for k in range(4):
+        put(tmp_path, {f"images/{k}.jpg": image_bytes(), f"labels/{k}.txt": "0 .5 .5 .5 .5\n"})
+    put(tmp_path, {"labels/9.txt": "0 .5 .5 .5 .5\n", "train.txt": "images/0.jpg\n", "val.txt": "images/1.jpg\n",
+                   "data.yaml": "train: train.txt\nval: val.txt\nnames: [s]\n"})
+    flaws = read_dataset(tmp_path).flaws
+    assert [f.file for f in flaws if f.kind == "missing-image"] == ["labels/9.txt"]
+    assert [f.file for f in flaws if f.kind == "no-split"] == ["images/2.jpg"]
