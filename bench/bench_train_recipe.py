@@ -76,20 +76,16 @@ def bring_nms():
     takes its place, which is compiled too."""
     import cv2
     import torch
-    try: import torchvision.ops
-    except RuntimeError: pass  # "operator torchvision::nms does not exist"
-    else: return
-    for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]: del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"): library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from bench_loader import allow_import_of_torchvision
+    allow_import_of_torchvision()
+    import torchvision
+    if torchvision.extension._has_ops(): return
 
     def nms(boxes, scores, threshold):
         boxes = boxes.double()
         xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).numpy()
         kept = cv2.dnn.NMSBoxes(xywh, scores.float().numpy(), 0., threshold)
         return torch.as_tensor(kept, dtype=torch.int64).flatten()
-    bring_nms.library = library  # the declarations live as long as this object
-    import torchvision.ops
     torchvision.ops.nms = nms
 
 
