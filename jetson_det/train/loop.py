@@ -402,15 +402,20 @@ def _filled_in(cfg, ds, world)->tuple: # Config, rows for the table
 
 def _resumed_lines(run)->list:
     "Where a training goes on, and whether the log has more than that behind it."
-    lines = [f"resumed after epoch {run.epoch}, step {run.step}"]
+    if run.step: lines = [f"resumed after epoch {run.epoch}, step {run.step}"]
+    else: lines = ["begins anew: nothing was saved before it was ended"]
     is_behind = any(int(row["epoch"]) > run.epoch for row in read_table(run.out/"metrics.csv"))
     if is_behind: lines.append("lines above about later epochs are of the training that broke off")
     return lines
 
+def _newest_name(out)->str: # such as step-00000120
+    "The newest checkpoint; nothing for a run that was ended before its first one."
+    return list_checkpoints(out)[-1].name if list_checkpoints(out) else ""
+
 def _open_run_folder(trainer, cfg, resume, changed, saved, recipe):
     "Write the settings, the data and the resolved values of this run, and start its log file."
     check_run_folder(trainer.run.out, cfg, resume)
-    if resume and list_checkpoints(trainer.run.out)[-1].name != saved:
+    if resume and _newest_name(trainer.run.out) != saved:
         raise InputError(f"{trainer.run.out}: another process has trained in this run meanwhile; resume once more")
     rows = resolved_rows(trainer, recipe)
     write_run_folder(trainer.run.out, cfg, trainer.ds, rows)
@@ -431,7 +436,8 @@ def train(
     say = RunLog() if world.main else lambda line: None
     # all that can be checked before the data is read
     changed = check_before(cfg, out, resume, world.size)
-    if not resume:
+    saved = _newest_name(out) if resume else ""
+    if not saved:
         with main_first(world): fetch_start(cfg.model.weights, cfg.model.name, say)
     deterministic(cfg.train.deterministic)
     if not out and not cfg.data.path: out = world.share(str(default_run_folder(cfg))) # generated scenes lie in it
@@ -442,8 +448,7 @@ def train(
     else: cfg, recipe = _filled_in(cfg, ds, world)
     out = Path(out or world.share(str(default_run_folder(cfg, ds))))
     if resume and (out/"dataset.tsv").exists(): check_same_data(out/"dataset.tsv", ds)
-    saved = list_checkpoints(out)[-1].name if resume else ""
-    checkpoint = load_checkpoint(newest_whole(out, say)) if resume else None
+    checkpoint = load_checkpoint(newest_whole(out, say)) if saved else None
     fitting = _with_fitting_batch(cfg, ds, checkpoint, world, say)
     with explain_memory("before the first step"):
         trainer = Trainer(fitting, ds, out, checkpoint, _with_own(callbacks), say, world)

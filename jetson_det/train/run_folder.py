@@ -23,7 +23,7 @@ from ..config import Config, load_config, save_config
 from ..core import InputError, fingerprint
 from ..models.checkpoint import list_checkpoints
 from ..runtime.files import read_json, write_bytes_atomic, write_json_atomic
-from ..runtime.outputs import final_path, mark_output
+from ..runtime.outputs import final_path, is_own_output, mark_output
 from .environment import environment, git_states
 
 # %% ../../nbs/34_train.run_folder.ipynb #b0540238
@@ -192,13 +192,19 @@ def check_run_folder(
                          " with --resume")
     if not names: raise InputError(f"{out}: no run to resume; without --resume a new one begins")
     if "config.yaml" not in names: raise InputError(f"{out}: not the folder of a run (config.yaml is missing)")
-    if not list_checkpoints(out): raise InputError(f"{out}: no checkpoint to resume from; {_instead_of(out)}")
+    if not list_checkpoints(out) and not _has_only_begun(out):
+        raise InputError(f"{out}: no checkpoint to resume from; {_instead_of(out)}")
     return _check_same_config(begun_config(out), cfg)
+
+def _has_only_begun(out)->bool:
+    "Whether a training was ended in this folder before its first checkpoint."
+    results = ("metrics.json", "best", "last") # of a run whose checkpoints are gone
+    return is_own_output(out) and not any((out/name).exists() for name in results)
 
 def _instead_of(out)->str:
     "What to do where a run has no checkpoint."
     if list_checkpoints(out/"training"): return f"the run is in {out/'training'}" # jobs of earlier versions
-    return "a run that ended before its first checkpoint begins again in another folder, without --resume"
+    return "a new run needs a folder of its own, without --resume"
 
 # %% ../../nbs/34_train.run_folder.ipynb #04306af0
 def write_run_folder(

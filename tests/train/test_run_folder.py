@@ -261,6 +261,30 @@ def test_to_resume_without_a_checkpoint_is_an_error_and_changes_nothing(tmp_path
     assert hashes(out) == before and sum(f.is_file() for f in out.rglob("*")) == len(files)
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, data, capsys):
+    out = tmp_path/"run"
+    cfg = config(data, *ONE)
+    before = train(cfg, out)["val"]["stats"]
+    for name in ("checkpoints", "best", "last"): shutil.rmtree(out/name)
+    (out/"metrics.json").unlink()
+    (out/".config.yaml.part").write_text("half")
+    assert train(cfg, out, resume=True)["val"]["stats"] == before
+    assert "begins anew: nothing was saved before it was ended" in capsys.readouterr().out
+    assert not (out/".config.yaml.part").exists()
+    assert [e["event"] for e in read_journal(out)] == ["began", "resumed"]
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_trained_over(tmp_path, data):
+    out = tmp_path/"run"
+    cfg = config(data, *ONE)
+    train(cfg, out)
+    shutil.rmtree(out/"checkpoints")
+    before = hashes(out)
+    with pytest.raises(InputError, match="no checkpoint to resume from; a new run needs a folder of its own"):
+        train(cfg, out, resume=True)
+    assert hashes(out) == before
+
+
 def test_figures_that_a_job_has_added_to_stay(tmp_path, data):
     out = tmp_path/"run"
     cfg = config(data, *ONE)
