@@ -191,7 +191,8 @@ def arguments():
                         help="labeled images; without it and without JETSON_DET_DATA: generated scenes")
     parser.add_argument("--minutes", type=float, default=3.)
     parser.add_argument("--size", type=int, default=320, help="side of the input, pixels")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="how many of them")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--peer", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -215,7 +216,7 @@ def main():
             epochs = max(int((60 * args.minutes - beside) / each), 1)
             print(f"{source.name}: an epoch of ours takes {each:.1f} s, {epochs} of them", flush=True)
             found = []
-            for seed in range(args.seeds):
+            for seed in range(args.first_seed, args.first_seed + args.seeds):
                 found.append(pair(data, folder, args, seed, epochs))
                 for name, figures in found[-1].items():
                     rows.append(dict(data=source.name, seed=seed, trainer=name, epochs=epochs, **figures))

@@ -215,8 +215,10 @@ def _unit_table(
     "How many images of each class are in each unit."
     unit_of = np.empty(sum(map(len, units)), np.int64)
     unit_of[np.concatenate(units)] = np.repeat(np.arange(len(units)), [len(u) for u in units])
+    # an image and a class as one number; each pair counts once, however many boxes it has
     pairs = np.sort(np.asarray(image, np.int64) * n_classes + label)
     pairs = pairs[np.flatnonzero(np.diff(pairs, prepend=-1))] # faster than np.unique
+    # a unit and a class as one number; how many images of the unit have the class
     rows, images = np.unique(unit_of[pairs // n_classes] * n_classes + pairs % n_classes, return_counts=True)
     return rows // n_classes, rows % n_classes, images
 
@@ -539,7 +541,7 @@ def made_splits(
     "Which images were chosen for which split, and the command that keeps this choice."
     have = set(before.splits.tolist())
     is_new = (before.splits != after.splits) & (after.splits != "")
-    if len(have) > 1: is_new &= before.splits != "" # those are train where the data names no train
+    if len(have) > 1: is_new &= before.splits != "" # images in no split are train if the data has no train: not new
     if not is_new.any(): return ""
     counts = Counter(after.splits[is_new].tolist())
     made = ", ".join(f"{name} {counts[name]}" for name in SPLITS if counts[name])

@@ -82,8 +82,8 @@ def nms(
     labels:np.ndarray,         # (N,) class of each box
     iou_threshold:float=.45,   # IoU over which the box with the lower score goes
     class_agnostic:bool=False, # do boxes of different classes suppress each other?
-    max_detections:int=None,   # keep at most so many; None: all
-    max_per_class:int=None,    # keep at most so many of each class; None: all
+    max_detections:int=None,   # keep at most this many; None: all
+    max_per_class:int=None,    # keep at most this many of each class; None: all
 )->np.ndarray: # (K,) int64 indices of the boxes kept, by falling score
     "Greedy non-maximum suppression, class by class unless `class_agnostic`."
     order = np.argsort(-scores, kind="stable")
@@ -113,8 +113,8 @@ def nms(
 # %% ../../nbs/62_runtime.nms.ipynb #4795b433
 def cap_detections(
     detections:Detections,    # of one image, by falling score
-    max_detections:int=None,  # keep at most so many; None: all
-    max_per_class:int=None,   # keep at most so many of each class; None: all
+    max_detections:int=None,  # keep at most this many; None: all
+    max_per_class:int=None,   # keep at most this many of each class; None: all
 )->tuple: # (Detections, number of boxes taken away)
     "The best detections of an image, and how many are left out."
     n = len(detections.scores)

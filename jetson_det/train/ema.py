@@ -35,9 +35,9 @@ class ModelEMA:
         self.decay = decay
         self.tau = tau
         self.updates = 0
-        self._averages = [] # tensors that float, and in the same order the network's own
+        self._averages = [] # floating-point tensors; `_followed` has the network's own, in the same order
         self._followed = []
-        self._counters = [] # pairs of the others
+        self._counters = [] # (average's, network's) pairs of the other tensors
         for average, followed in zip(_tensors(self.module), _tensors(model)):
             if average.is_floating_point():
                 self._averages.append(average)
@@ -73,7 +73,7 @@ class ModelSWA:
     def update(self):
         "Take the network's present weights into the average; once after each epoch that counts."
         self.count += 1
-        torch._foreach_lerp_(self._averages, self._weights, 1 / self.count)
+        torch._foreach_lerp_(self._averages, self._weights, 1 / self.count) # the n-th counts 1/n: a plain mean
         for old, new in self._buffers: old.copy_(new)
 
     def state_dict(self)->dict: # for a checkpoint; no tensors as long as nothing is averaged

@@ -130,7 +130,7 @@ class Trainer:
             while self.run.epoch < self.run.epochs:
                 too_large = ""
                 try: self.train_epoch()
-                except TooLarge as e: too_large = str(e) # the error itself holds on to what fills the memory
+                except TooLarge as e: too_large = str(e) # not the error: it keeps alive what fills the memory
                 if too_large: self._use_smaller_pieces(too_large)
             self.call("after_train")
 
@@ -344,7 +344,7 @@ def _fit_to_the_end(trainer, callbacks=())->Trainer: # the one that finished; a 
             return trainer
         except LossNotFinite as e:
             if trainer.cfg.train.on_nan != "rollback" or trainer.run.lr_factor < .2: raise
-            why = str(e) # the error itself holds on to the step that failed
+            why = str(e) # not the error: it keeps alive the step that failed
         trainer = _rolled_back(trainer, why, callbacks)
 
 def _rolled_back(trainer, why, callbacks)->Trainer:
@@ -452,7 +452,7 @@ def train(
     fitting = _with_fitting_batch(cfg, ds, checkpoint, world, say)
     with explain_memory("before the first step"):
         trainer = Trainer(fitting, ds, out, checkpoint, _with_own(callbacks), say, world)
-    checkpoint = None # as large as the training itself
+    checkpoint = None # frees its memory, as much as the training itself takes
     # from here on files are written
     try:
         with hold_run(out) if world.main else nullcontext():

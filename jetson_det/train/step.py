@@ -97,7 +97,7 @@ def _undone_without_memory(stepper, done):
         if not is_out_of_memory(e): raise
         message = memory_message(e)
     else: return
-    for p in set(optimizer.state) - set(known): del optimizer.state[p] # half made
+    for p in set(optimizer.state) - set(known): del optimizer.state[p] # perhaps only half of it was allocated
     if stepper.world.size > 1 or _changes(optimizer) != before:
         raise TrainingError(f"{message}, in the middle of the optimizer's step, which can't be undone; a smaller"
                             " train.batch_size or model, or train.optimizer=sgd may help; what was saved before is"
@@ -142,7 +142,7 @@ class Stepper:
         if self.ema: self.ema.update()
         self.skipped_in_row = 0
 
-    def _skip(self, done)->int: # 1: a step was skipped
+    def _skip(self, done)->int: # 1, the number of steps skipped
         "A gradient is not finite: fp16 tries the next step with half the scale; otherwise it is an error."
         batches = [batch for _, batch in done]
         if not self.scaler.is_enabled(): raise NotFinite("the gradient", batches)
@@ -192,7 +192,7 @@ class Stepper:
         self.freezer = Freezer(model, plan_freeze(model.stages(), cfg.freeze, cfg.freeze_until_epoch, cfg.unfreeze))
         self.optimizer = build_optimizer(StudentWithAdapters(model, distiller) if distiller else model, cfg, images)
         self.ema = ModelEMA(model, cfg.ema_decay, cfg.ema_tau) if cfg.ema else None
-        self.synced = sync_batchnorm(model, self.world) # the average has its plain copy by now
+        self.synced = sync_batchnorm(model, self.world) # comes after the copy for the moving average, which stays plain
         self.pieces = Pieces(model, self.world, self._throw_away, self.synced)
         if self.device.type == "cpu": settle_memory(self.optimizer)
 

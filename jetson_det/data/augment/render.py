@@ -22,7 +22,7 @@ from ...runtime.images import decode_image, exif_orientation, upright
 
 # %% ../../../nbs/17_data.augment.render.ipynb #c773926c
 def reduction(
-    size:tuple, # (h, w) of the image as stored
+    size:tuple, # (h, w) of the image at full size
     detail:tuple, # (h, w) of the input that it should fill sharply
 )->int: # 0, 1, 2 or 3: decode at 1, 1/2, 1/4 or 1/8
     "The strongest reduction that still leaves the image as large as its letterbox."
@@ -154,7 +154,8 @@ def _draw(
     left, top, right, bottom = _bounds(rows, within, image.shape[:2])
     if left < right and top < bottom: image[top:bottom, left:right:16, 0].max()
 
-    # from centers of the image's pixels, counted from the border's first, to centers of the rectangle's, from its first
+    # OpenCV counts in pixel centers: pixel u of the bordered image is x = u - 1/2 of the image (-1 for the border, +1/2
+    # for the center), pixel v of the rectangle is x = v + 1/2 + x1 of the canvas
     (a, b, tx), (c, d, ty) = rows
     x1, y1, x2, y2 = within
     between_centers = np.array([[a, b, tx - (a + b) / 2 - .5 - x1], [c, d, ty - (c + d) / 2 - .5 - y1]])

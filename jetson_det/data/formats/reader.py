@@ -38,7 +38,7 @@ class Files:
     ):
         self.root = Path(root)
         self.is_closed = is_closed
-        self.own_outputs = [] # folders of our own results, which are no data
+        self.own_outputs = [] # folders of our own results, which are not data
         self.unreadable_folders = [] # (folder, why)
         self.unread = {} # label file -> why it could not be read
         self.encodings = {} # path of a label file -> its encoding, where that is not UTF-8
@@ -110,7 +110,7 @@ _UNREAD_IMAGES = (".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".pgm", ".tg
 
 def _is_file(
     entry, # os.DirEntry
-)->bool: # also a link to one
+)->bool: # True for a link to a file, too
     "Whether an entry is a regular file."
     try: return entry.is_file()
     except OSError: return False # a circular link
@@ -125,7 +125,7 @@ def _group(
     return found
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #6f7a8b97
-_NAMED = 20 # files that get a finding each
+_NAMED = 20 # files that get a flaw each
 
 def unread_flaws(
     files:Files, # the folder, after its labels were read
@@ -210,7 +210,7 @@ def image_base(
 )->str: # a folder relative to the root ("" is the root), or None when no image fits
     "The folder that image names are relative to. Raises InputError when two folders have the same claim."
     votes = Counter()
-    for name in names[:500]:
+    for name in names[:500]: # enough for a vote
         for f in files.by_name.get(name.rsplit("/", 1)[-1].lower(), ()):
             if f == name: votes[""] += 1
             elif f.endswith("/" + name): votes[f[:-len(name) - 1]] += 1
@@ -320,8 +320,8 @@ class Rows:
         root:Path, # the dataset's folder
         format:str, # the name of its label format
         files:Files=None, # the folder, for lists of splits; None: none are looked for
-        shared:bool=False, # a label file speaks of many images, so that its name may say a split
-        is_scaled:bool=False, # boxes are added in pixels whatever the labels have; False: shares are recognized
+        shared:bool=False, # a label file covers many images, so that its name may say a split
+        is_scaled:bool=False, # boxes are added in pixels; False: relative coordinates are recognized and scaled
     ):
         self.root = Path(root)
         self.format = format
@@ -331,7 +331,7 @@ class Rows:
         self.claims = {} # label file -> two images that it could mean
         self.encodings = {} if files is None else files.encodings
         self.flaws = []
-        self.index = {} # image path -> the label file that speaks of it
+        self.index = {} # image path -> the label file that names it
         self.sources = set() # label files that were read beside these
         # columns of images
         self.paths = []
@@ -537,7 +537,7 @@ def _scale_shares(
         of_file = np.flatnonzero(mask)
         sizes = np.array([rows.label_size(row) for row in boxes.images[of_file]])
         boxes.xyxy[of_file] *= np.tile(sizes[:, ::-1], 2)
-        shares = of_file[boxes.areas[of_file] <= 1.5]
+        shares = of_file[boxes.areas[of_file] <= 1.5] # areas that are relative, too
         boxes.areas[shares] *= np.array([math.prod(rows.label_size(row)) for row in boxes.images[shares]])
         file = files[boxes.images[of_file[0]]]
         which = f"{file} and the other label files" if not rows.shared and len(number) > 1 else file
@@ -616,7 +616,7 @@ def _note_encodings(
     for encoding, paths in files_of.items():
         file = os.path.relpath(paths[0], rows.root).replace(os.sep, "/")
         which = f"{file} is" if len(paths) == 1 else f"{len(paths)} label files, such as {file}, are"
-        is_certain = encoding == "UTF-16" # by its mark
+        is_certain = encoding == "UTF-16" # known by its byte order mark
         advice = "" if is_certain else " (if names look wrong, it was another encoding: save it as UTF-8)"
         message = f"{which} not UTF-8: read as {encoding}{advice}"
         rows.flaw("encoding", file, "", message, "noted", "note" if is_certain else "warning")

@@ -89,7 +89,7 @@ def _central_points(
         near_middle = (point > center - _RADIUS*s) & (point < center + _RADIUS*s)
         in_image = (cell >= 0) & (cell < size)
         ok = in_box & near_middle & in_image
-        # their product are the 25 points
+        # the 25 points are all pairs of such an x and such a y
         x, y = torch.minimum(cell.clamp(min=0), size - 1).long().unbind(-1)
         index.append((start + y[:, :, None]*w + x[:, None]).flatten(1))
         central.append((ok[:, :, None, 1] & ok[:, None, :, 0]).flatten(1))
@@ -182,7 +182,7 @@ def _pair_cost(
     "Class cost plus 3 x -log IoU, without the penalty."
     p_cls = scene.cls[image, anchor, scene.labels[image, slot]].sigmoid_()
     p = (p_cls*scene.obj[image, anchor].sigmoid_()).sqrt_()
-    cls = scene.background[image, anchor] - _log(p) + _log1m(p)
+    cls = scene.background[image, anchor] - _log(p) + _log1m(p) # the box's own class has the target 1, not 0
     return (cls - 3*(_pair_iou(scene, image, slot, anchor) + 1e-8).log()).clamp(min=0)
 
 # %% ../../../nbs/22_models.yolox.loss.ipynb #3907011c
@@ -239,7 +239,7 @@ def _owners(
         cost = _pair_cost(scene, image, slot, anchor) + _OFF_CENTER_COST
         cost.masked_fill_(~scene.real[image[:, 0]], float("inf"))
         best[rest] = _key(cost, slot).amin(1)
-    return best & 0xffffffff
+    return best & 0xffffffff # the slot, in the lower half of the key
 
 # %% ../../../nbs/22_models.yolox.loss.ipynb #ccbe5fc8
 class Assignment(NamedTuple):
