@@ -104,7 +104,7 @@ $(VENV)/.train: $(VENV)/.made settings.ini setup.py constraints.txt
 
 $(VENV)/.dev: $(VENV)/.train
 	@echo "== installing the tools for tests, notebooks and docs (once)"
-	@$(PIP) install --progress-bar off -q -c constraints.txt -e ".[dev]"
+	@$(PIP) install --progress-bar off -q -c constraints.txt -e ".[dev,lint-check]"
 	@echo "== installing the yolox package, the oracle of the tests (it builds for about 20 s)"
 	@$(PIP) install --progress-bar off -q --no-deps torchvision==0.28.0 thop
 	@$(PIP) install --progress-bar off -q ninja

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'report_error', 'set_up_process', 'main', 'train', 'import_pt', 'rollback', 'verify', 'lineage', 'evaluate',
-           'predict', 'bench', 'export', 'job', 'demo']
+           'predict', 'bench', 'export', 'lint', 'parity', 'job', 'demo']
 
 # %% ../nbs/89_cli.ipynb #34b2cf4c
 import errno
@@ -31,7 +31,9 @@ _OTHER_VERBS = {
     "predict": "infer inference detect detection track forward draw",
     "bench": "benchmark speed profile latency time",
     "train": "fit finetune fine-tune learn resume",
-    "export": "onnx to-onnx save",
+    "export": "onnx to-onnx save tensorrt",
+    "lint": "check-onnx lint-onnx trtexec",
+    "parity": "compare diff-models",
     "data check": "check verify-data lint-data fix",
     "data stats": "stats statistics",
     "data view": "view browse show",
@@ -498,25 +500,101 @@ def export(
     out:Annotated[Optional[Path], typer.Option(help="file to write; none: beside the checkpoint")]=None,
     size:Annotated[Optional[str], typer.Option(
         help="network input, height x width, multiples of 32; none: that of the training")]=None,
-    opset:Annotated[Optional[int], typer.Option(help="ONNX operator set; none: 13, which a Jetson Nano reads")]=None,
+    opset:Annotated[Optional[int], typer.Option(
+        help="ONNX operator set, 13 to 19; none: 13, which a Jetson Nano reads, or by the board's rule")]=None,
     dynamic:Annotated[bool, typer.Option("--dynamic-batch", help="leave the batch size open")]=False,
+    batch:Annotated[Optional[int], typer.Option(min=1, help="images at a time; none: 1")]=None,
+    output:Annotated[Optional[str], typer.Option(
+        help="raw (boxes and scores), nms (ONNX's NonMaxSuppression in the graph) or efficient-nms (TensorRT's"
+        " plugin); none: raw, or by the board's rule")]=None,
+    uint8:Annotated[bool, typer.Option("--uint8",
+        help="take bytes, height x width x 3: normalization in the graph")]=False,
+    max_detections:Annotated[Optional[int], typer.Option(min=1, help="of an NMS in the graph; none: 300")]=None,
+    board:Annotated[Optional[str], typer.Option(
+        help="Jetson that it is for, such as nano or orin-nano: what its TensorRT takes, and a script that builds"
+        " there")]=None,
+    jetpack:Annotated[Optional[str], typer.Option(
+        help="release on that board, such as 6.2; none: a file that all its releases take")]=None,
+    precision:Annotated[Optional[str], typer.Option(help="fp16 or fp32 on that board; none: by rule")]=None,
     json_file:JsonFile=None,
 ):
     "Write a file that runs elsewhere, with decoded boxes and its contract. Its outputs are compared with torch's."
     from jetson_det.core import plural
     from jetson_det.export.targets import export_target
     from jetson_det.models.checkpoint import checkpoint_of
-    target = export_target(to)
+    target = export_target(to, board)
     input_size = parse_input_size(size) if size else None
     check_files(json_file, sources=[checkpoint])
     checkpoint_of(checkpoint)
     path = out or Path(checkpoint.rstrip("/") + target.suffix)
     if path.suffix == target.suffix: check_files(path) # of another name the target says what is wrong
-    contract = target.export(checkpoint, path, input_size=input_size, opset=opset, dynamic_batch=dynamic)
+    contract = target.export(checkpoint, path, input_size=input_size, opset=opset, dynamic_batch=dynamic, batch=batch,
+                             output=output, uint8=uint8, max_detections=max_detections, board=board, jetpack=jetpack,
+                             precision=precision)
     height, width = contract.input_size
     print(f"wrote {path}: {contract.name}, {height}x{width}, {plural(len(contract.classes), 'class')};"
           f" {_parity_text(contract.parity)}")
+    if "tensorrt" in contract.extra: _say_board_choices(contract, path)
     write_figures(json_file, {"file": str(path), "contract": contract._asdict()})
+
+def _say_board_choices(contract, path):
+    "What the board's rules chose, and what builds the engine there."
+    from jetson_det.export.tensorrt import Choice, choices_text
+    print(choices_text([Choice(*row) for row in contract.extra["tensorrt"]["choices"]]))
+    print(f"on the board, build the engine with: sh {path.with_suffix('.build.sh').name}")
+
+# %% ../nbs/89_cli.ipynb #7932aa07
+@app.command(rich_help_panel=SHIPPING)
+def lint(
+    model:Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX file, of this package or another")],
+    board:Annotated[Optional[str], typer.Option(
+        help="Jetson, such as nano or orin-nano: TensorRT of its releases")]=None,
+    tensorrt:Annotated[Optional[str], typer.Option(help="one version of TensorRT, such as 10.3")]=None,
+    precision:Annotated[str, typer.Option(help="in which it will be built: fp16, fp32 or int8")]="fp16",
+    cut_nms:Annotated[Optional[Path], typer.Option(
+        help="also write the graph without its NMS, which ends in boxes and scores, to this file")]=None,
+    json_file:JsonFile=None,
+):
+    "Will a board's TensorRT take this file? Operators, types, limits and known faults; nothing is built."
+    from jetson_det.export.lint import cut_nms as cut, lint as run, print_lint
+    from jetson_det.runtime.files import InputError
+    existing(model)
+    if board is None and tensorrt is None:
+        raise InputError("lint needs a board (--board nano) or a version (--tensorrt 10.3)")
+    check_files(json_file, cut_nms, sources=[model])
+    report = run(model, board, tensorrt, precision)
+    print_lint(report)
+    if cut_nms:
+        boxes, scores = cut(model, cut_nms)
+        print(f"wrote {cut_nms}: boxes {boxes}, scores {scores}")
+    write_figures(json_file, report.to_json())
+    if not report.ok: raise typer.Exit(1)
+
+@app.command(rich_help_panel=SHIPPING)
+def parity(
+    first:Annotated[str, typer.Argument(metavar="A", help="checkpoint folder or ONNX file: the reference")],
+    second:Annotated[str, typer.Argument(metavar="B", help="checkpoint folder or ONNX file that is compared with it")],
+    data:Annotated[str, typer.Option(help="folder with images and labels")],
+    split:Annotated[str, typer.Option(help="train, val, test or all; none: test, else val, else all")]="",
+    boxes_px:Annotated[float, typer.Option(help="how far a box may move, pixels")]=.5,
+    scores:Annotated[float, typer.Option(help="how far a score may move")]=.05,
+    ap:Annotated[float, typer.Option(help="how far AP may move")]=.005,
+    images:Annotated[int, typer.Option(min=1, max=64, help="whose boxes are compared; AP is measured on all")]=16,
+    json_file:JsonFile=None,
+):
+    "Do two artifacts find the same? Box by box on some images, and by AP on all of them."
+    import json
+    from jetson_det.data.open import check_split, evaluation_data
+    from jetson_det.export.golden import parity as run
+    for place in (first, second, data): existing(place)
+    check_split(split)
+    check_files(json_file, sources=[first, second, data])
+    reference = _open(first, None, "auto", "", 0.)
+    ds = evaluation_data(data, split, reference.contract.extra.get("split"), "auto", artifact=first).ds
+    report = run(reference, _open(second, None, "auto", "", 0.), ds, boxes_px, scores, ap, images)
+    for line in report.lines(): print(line)
+    write_figures(json_file, json.loads(report.to_json()))
+    if not report.ok: raise typer.Exit(1)
 
 # %% ../nbs/89_cli.ipynb #af6104e4
 def _parse_parameter(word:str)->tuple: # (name, value as text)

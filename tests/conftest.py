@@ -12,7 +12,8 @@ models/test_families.py experiments/test_jobs.py models/detr/test_detr.py train/
 models/weights/test_load.py data/test_loader.py train/test_distill.py models/ultralytics/test_ultralytics.py
 models/ultralytics/test_yolo26.py train/test_stop.py train/test_launch.py models/test_prune.py train/test_loop.py
 train/test_resume.py train/test_averages.py site/test_site.py train/test_run_folder.py cli/test_words.py
-cli/test_cli_init.py data/augment/test_render.py cli/test_cli.py train/test_processes.py export/test_onnx.py
+export/test_onnx_matrix.py export/test_rewrite.py cli/test_cli_init.py data/augment/test_render.py cli/test_cli.py
+train/test_processes.py export/test_onnx.py export/test_tensorrt.py export/test_ranges.py
 """.split()
 
 

@@ -36,13 +36,16 @@ class Target(NamedTuple):
 
 TARGETS = {
     "onnx": Target("jetson_det.export.onnx", "export_onnx", ".onnx"),
+    "tensorrt": Target("jetson_det.export.tensorrt", "export_tensorrt", ".onnx"),
 }
 
 # %% ../../nbs/59_export.targets.ipynb #4dc8b440
 def export_target(
     name:str, # one of `TARGETS`
+    board:str=None, # a name of runtime.boards: ONNX for a board is the target tensorrt
 )->Target:
     "A target by its name. Raises InputError."
     from jetson_det.core import did_you_mean # not needed for --help
     if name not in TARGETS: raise InputError(f"--to {name}: no such target: {did_you_mean(name, TARGETS)}")
+    if board is not None and name == "onnx": return TARGETS["tensorrt"]
     return TARGETS[name]

@@ -57,6 +57,17 @@ class Contract(NamedTuple):
         "Indented JSON text."
         return json.dumps(self.validate()._asdict(), indent=1, ensure_ascii=False, allow_nan=False)
 
+    @property
+    def layout(self): # "chw", or "hwc", as a frame lies in memory
+        "The order of the input's axes after the batch."
+        return self.extra.get("layout", "chw")
+
+    @property
+    def input_shape(self): # (3, h, w), or (h, w, 3)
+        "One image of the input."
+        size = tuple(self.input_size)
+        return size + (3,) if self.layout == "hwc" else (3,) + size
+
     @staticmethod
     def from_json(text, where="contract"):
         "The contract in a JSON text; `where` names it in errors."
@@ -82,7 +93,7 @@ def _is_size(size):
     return size[0] * size[1] <= _MOST_PIXELS
 
 def _is_extra(extra):
-    if not isinstance(extra, dict): return False
+    if not isinstance(extra, dict) or extra.get("layout", "chw") not in ("chw", "hwc"): return False
     columns = extra.get("class_columns", [])
     return isinstance(columns, (list, tuple)) and all(_is_int(c, 0, 1 << 20) for c in columns)
 
@@ -106,7 +117,7 @@ _RULES = ( # field, does its value hold?, what would be right
     ("config", _is_text_or_none, "a fingerprint or null"),
     ("parity", lambda v: v is None or isinstance(v, dict), "a record or null"),
     ("made_from", _is_text_or_none, "a sha256 or null"),
-    ("extra", _is_extra, "a record, whose class_columns is a list of numbers"),
+    ("extra", _is_extra, "a record, whose class_columns is a list of numbers, and whose layout is chw or hwc"),
 )
 
 # %% ../../nbs/62_runtime.contract.ipynb #aabb5c0c
@@ -262,10 +273,10 @@ def check_input(
     shape,             # its dimensions
 ):
     "Compare the graph's input with the contract. Raises `InputError`."
-    want = (None, 3) + tuple(contract.input_size)
-    if not _agrees(shape, want):
+    want = contract.input_shape
+    if not _agrees(shape, (None,) + want):
         raise InputError("input {!r} of the graph has the shape {}, but its contract ({}) needs {}".format(
-            name, _shape_text(shape), contract.name, _shape_text(("batch", 3) + tuple(contract.input_size))))
+            name, _shape_text(shape), contract.name, _shape_text(("batch",) + want)))
 
 # %% ../../nbs/62_runtime.contract.ipynb #90c6a561
 STRIDES = (8, 16, 32)  # pixels between anchor points, level by level

@@ -67,7 +67,7 @@ def letterbox(
 
 # %% ../../nbs/63_runtime.preprocess.ipynb #4cba22b8
 class _Slot:
-    "One image of the batch: buffers for its geometry, and a view of the input's valid area."
+    "One image of the batch in planes: buffers for its geometry, and a view of the input's valid area."
     def __init__(self, chw, place, padding, order):
         new_h, new_w = place.resized
         x, y = place.offset
@@ -87,18 +87,39 @@ class _Slot:
         else: np.multiply(self.planes, gain, out=self.valid)
         if bias is not None: self.valid += bias
 
+class _PackedSlot:
+    "One image of the batch as it lies in a frame, (h,w,3)."
+    def __init__(self, hwc, place, padding, order):
+        new_h, new_w = place.resized
+        x, y = place.offset
+        above, below = hwc[:y], hwc[y + new_h:]
+        left, right = hwc[y:y + new_h, :x], hwc[y:y + new_h, x + new_w:]
+        for border in (above, below, left, right): border[...] = padding
+        self.place = place
+        self.valid = hwc[y:y + new_h, x:x + new_w]
+        self.bgr = self.valid[..., ::-1] if order[0] == 2 else self.valid # where blue, green and red go, in this order
+        self.small = np.empty((new_h, new_w, 3), np.uint8)
+
+    def fill(self, image, gain, bias):
+        "Resize, convert into the input."
+        np.copyto(self.bgr, resize_to_fit(image, self.place, self.small))
+        if gain is not None: self.valid *= gain
+        if bias is not None: self.valid += bias
+
 # %% ../../nbs/63_runtime.preprocess.ipynb #45894810
 class Preprocessor:
     "Frames to the network's input, as the contract says."
     def __init__(self,
-        contract:Contract,  # color, scale, mean, std, fit, pad and size
+        contract:Contract,  # color, scale, mean, std, fit, pad, size and layout
         dtype=np.float32,   # of the input: float32, or uint8 for a graph that normalizes by itself
     ):
         self.contract = contract.validate()
         self.dtype = np.dtype(dtype)
-        std = np.float64(contract.std).reshape(3, 1, 1)
+        is_packed = contract.layout == "hwc"
+        axes = (1, 1, 3) if is_packed else (3, 1, 1)
+        std = np.float64(contract.std).reshape(axes)
         gain = np.float32(contract.scale / std)
-        bias = np.float32(-np.float64(contract.mean).reshape(3, 1, 1) / std)
+        bias = np.float32(-np.float64(contract.mean).reshape(axes) / std)
         self._padding = contract.pad * gain + bias
         self._gain = None if (gain == 1).all() else gain
         self._bias = bias if bias.any() else None
@@ -106,15 +127,17 @@ class Preprocessor:
             raise InputError("contract {}: a uint8 input cannot have a scale, mean or std; use float32, or a graph that"
                              " normalizes by itself".format(contract.name))
         self._order = (0, 1, 2) if contract.color == "bgr" else (2, 1, 0)
-        self._input = np.empty((0, 3) + self.contract.input_size, self.dtype)
+        self._slot_type = _PackedSlot if is_packed else _Slot
+        self._shape = self.contract.input_shape
+        self._input = np.empty((0,) + self._shape, self.dtype)
         self._slots = []
 
     def __call__(self,
         images:list, # of (h,w,3) BGR uint8, or what `as_bgr` takes
-    )->Tuple[np.ndarray, list]: # (B,3,h,w), valid until the next call; a Fit for each image
+    )->Tuple[np.ndarray, list]: # (B,3,h,w) or (B,h,w,3), valid until the next call; a Fit for each image
         "Fill the input with the images."
         if len(images) > len(self._input):
-            self._input = np.empty((len(images), 3) + self.contract.input_size, self.dtype)
+            self._input = np.empty((len(images),) + self._shape, self.dtype)
             self._slots = [None] * len(images)
         fits = [self._fill(i, as_bgr(image)) for i, image in enumerate(images)]
         return self._input[:len(images)], fits
@@ -124,6 +147,6 @@ class Preprocessor:
         slot = self._slots[i]
         if slot is None or slot.place.size != image.shape[:2]:
             place = fit_image(image.shape[:2], self.contract.input_size, self.contract.fit)
-            slot = self._slots[i] = _Slot(self._input[i], place, self._padding, self._order)
+            slot = self._slots[i] = self._slot_type(self._input[i], place, self._padding, self._order)
         slot.fill(image, self._gain, self._bias)
         return slot.place

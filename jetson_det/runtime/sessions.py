@@ -49,7 +49,7 @@ class Session:
 
     def __init__(self,
         contract:Contract,     # how to feed it and how to read it
-        infer,                 # array (B,3,h,w) -> list of arrays, in the contract's order
+        infer,                 # array (B,3,h,w), or (B,h,w,3) -> list of arrays, in the contract's order
         dtype=np.float32,      # of the input array: float32 or uint8
         batch_size:int=None,   # the batch the network is fixed to; None: any
     ):
@@ -222,6 +222,7 @@ def _own_contract(path, given, metadata, shape, classes, input_size): # (Contrac
     contract = rename_classes(contract, classes)
     notes += renaming_notes(own, classes)
     if input_size:
+        if contract.layout == "hwc" and len(shape) == 4: shape = [shape[axis] for axis in (0, 3, 1, 2)]
         size, _ = input_size_of(shape, read_metadata({}), input_size)
         contract = contract._replace(input_size=size)
     return contract.validate(), notes
@@ -242,6 +243,14 @@ def _contract_of(
         if is_own: return _own_contract(path, given, metadata, shape, classes, input_size)
         return foreign_contract(given, metadata, shape, outputs, classes, input_size)
     except InputError as e: raise InputError(_with_path(path, e))
+
+def _nms_notes(contract)->list: # a line, or none
+    "What an NMS inside the graph fixes."
+    nms = contract.extra.get("nms")
+    if not isinstance(nms, dict): return []
+    values = (str(nms.get(key))[:12] for key in ("iou", "confidence", "max_detections"))
+    return ["NMS is part of the graph: the overlap stays {}, scores up to {} are dropped, and an image has {} boxes at"
+            " most".format(*values)]
 
 def _with_path(path, error)->str:
     "An error's text that names the file, once."
@@ -297,7 +306,7 @@ class OnnxSession(Session):
         fixed = image.shape[0] if isinstance(image.shape[0], int) and image.shape[0] > 0 else None
         super().__init__(contract, self._run, np.uint8 if self._dtype == np.uint8 else np.float32, fixed)
         self.engine = "ONNX Runtime {}".format(_runtime().__version__)
-        self.notes = tuple(printable("{}: {}".format(path, note)) for note in notes)
+        self.notes = tuple(printable("{}: {}".format(path, note)) for note in notes + _nms_notes(contract))
         if "CUDAExecutionProvider" in self.ort.get_providers(): self.device = "cuda"
         self._judge = self._judge_first
         recorded = metadata.get(GRAPH_KEY)

@@ -59,7 +59,7 @@ from .world import World, current_world, main_first, share_of, steps_of
 class LossNotFinite(TrainingError): "A loss, a gradient or an output is NaN or infinite."
 class DeviceLost(TrainingError): "The GPU is no longer usable in this process."
 
-class _NoBatch(Exception):
+class _BatchFailed(Exception):
     "A batch could not be made."
     def __init__(self, error):
         super().__init__(str(error))
@@ -89,7 +89,7 @@ def _explained(trainer):
         raise LossNotFinite(f"{e.what} is not finite in epoch {run.epoch + 1}, step {run.step + 1} (images {names});"
                             " nothing of this step was kept; a lower train.lr_per_image, train.clip or"
                             " train.precision=fp32 may help") from None
-    except _NoBatch as e: raise _without_a_batch(trainer, e.error) from e.error
+    except _BatchFailed as e: raise _stop_without_batch(trainer, e.error) from e.error
     except RuntimeError as e:
         if is_out_of_memory(e): raise TrainingError(f"{memory_message(e)}; {run.how_to_go_on}") from e
         if operation := not_deterministic(e):
@@ -108,7 +108,7 @@ def _explained(trainer):
         trainer.loader.close()
         allocator.give_memory_back()
 
-def _without_a_batch(trainer, error)->Exception: # to raise
+def _stop_without_batch(trainer, error)->Exception: # to raise
     "Save what whole steps have learned; the line that says so."
     run = trainer.run
     trainer.stepper.pieces.take_back()
@@ -172,10 +172,10 @@ class Trainer:
         set_warmup(self.stepper.optimizer, bias_lr, momentum)
 
     def _batches(self):
-        "What is left of the epoch. Raises _NoBatch."
+        "What is left of the epoch. Raises _BatchFailed."
         run = self.run
         try: yield from self.loader.epoch(run.epoch, start=run.batch, augment=not run.in_tail)
-        except (WorkerLost, SampleError, InputError) as e: raise _NoBatch(e) from e
+        except (WorkerLost, SampleError, InputError) as e: raise _BatchFailed(e) from e
 
     def call(self, event:str):
         "Call one method of every callback; the time they take is not counted as training."

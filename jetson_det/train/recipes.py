@@ -55,7 +55,7 @@ def fitting_average(
     return round(1 - 1/window, 5), round(min(tau, rules.tau_share*window), 1)
 
 # %% ../../nbs/31_train.recipes.ipynb #f8a2bf9d
-def _value(cfg, key:str):
+def _get_value(cfg, key:str):
     section, _, leaf = key.partition(".")
     return getattr(getattr(cfg, section), leaf)
 
@@ -63,7 +63,7 @@ def _of_length(published:dict, size, finetune:bool, rules:Rules)->list: # of Set
     "Warm-up, tail, average and evaluations for a training of this size."
     from jetson_det.models.detector import Setting
     per_epoch = size.steps_per_epoch
-    def value(key): return published[key].value if key in published else _value(Config(), key)
+    def value(key): return published[key].value if key in published else _get_value(Config(), key)
     rows = []
     # warm-up
     if finetune: warmup = max(rules.warmup_epochs*per_epoch, rules.fewest_warmup)
@@ -90,7 +90,7 @@ def _of_length(published:dict, size, finetune:bool, rules:Rules)->list: # of Set
     every = min(max(size.epochs // rules.evaluations, 1), rules.rarest_evaluation)
     return rows + [Setting("train.eval_every", every, f"about {rules.evaluations} in a training")]
 
-def _mild(published:dict, size, rules:Rules)->list: # of Setting
+def _mild_augmentation(published:dict, size, rules:Rules)->list: # of Setting
     "Augmentation of a fine-tuning."
     from jetson_det.models.detector import Setting
     rows = []
@@ -113,7 +113,7 @@ def recipe_of(
     rows = family_of(name).recipe(name, size, finetune)
     published = {row.key: row for row in rows}
     rows = rows + _of_length(published, size, finetune, rules)
-    if finetune: rows += _mild(published, size, rules)
+    if finetune: rows += _mild_augmentation(published, size, rules)
     found = {row.key: row for row in rows} # the last row of a key counts
     found.pop("train.warmup_steps", None) # already part of warmup_epochs
     return list(found.values())
@@ -131,7 +131,7 @@ augment.hsv_prob augment.flip augment.crop augment.crop_scale augment.zoom_out a
 augment.multiscale augment.multiscale_every
 """.split()) # all that a recipe may set
 
-def _put(cfg, key:str, value):
+def _set_value(cfg, key:str, value):
     section, _, leaf = key.partition(".")
     setattr(getattr(cfg, section), leaf, value)
 
@@ -200,10 +200,10 @@ def with_recipe(
     is_open = {key: not _is_set(cfg, key) for key in RECIPE_KEYS}
     for key in RECIPE_KEYS:
         if given[key] and any(member in found for member in _group(key)):
-            rows.append((key, _value(cfg, key), "yours"))
+            rows.append((key, _get_value(cfg, key), "yours"))
         elif is_open[key] and key in found:
-            _put(cfg, key, found[key].value)
-            rows.append((key, _value(cfg, key), f"{name}: {found[key].source}"))
+            _set_value(cfg, key, found[key].value)
+            rows.append((key, _get_value(cfg, key), f"{name}: {found[key].source}"))
     cfg.train.recipe = name
     return cfg, rows
 
@@ -216,4 +216,4 @@ def fill_from_run(
     if cfg.train.recipe == "auto": cfg.train.recipe = before.train.recipe
     is_set = {key: _is_set(cfg, key) for key in RECIPE_KEYS}
     for key in RECIPE_KEYS:
-        if not is_set[key]: _put(cfg, key, _value(before, key))
+        if not is_set[key]: _set_value(cfg, key, _get_value(before, key))

@@ -87,7 +87,7 @@ def _changes(optimizer)->int:
     return sum(t._version for t in tensors)
 
 @contextmanager
-def _undone_without_memory(stepper, done):
+def _undo_if_out_of_memory(stepper, done):
     "A lack of memory behind the gradients: undo the step and raise TooLarge, or say that it is too late for that."
     optimizer = stepper.optimizer
     known = list(optimizer.state)
@@ -102,7 +102,7 @@ def _undone_without_memory(stepper, done):
         raise TrainingError(f"{message}, in the middle of the optimizer's step, which can't be undone; a smaller"
                             " train.batch_size or model, or train.optimizer=sgd may help; what was saved before is"
                             " whole")
-    stepper.forget_unscaling()
+    stepper.reset_scaler()
     stepper.pieces.give_up(done, message)
 
 # %% ../../nbs/36_train.step.ipynb #064cb0ac
@@ -121,7 +121,7 @@ class Stepper:
             if not is_out_of_memory(e): raise
             failure = memory_message(e)
         self.pieces.end(done, failure) # raises TooLarge, with the step undone
-        with _undone_without_memory(self, done):
+        with _undo_if_out_of_memory(self, done):
             meter = self._sum_over_processes(summed(done), l1)
             self._divide(meter)
             norm = clip_gradients(self.optimizer, self.cfg.clip)
@@ -209,7 +209,7 @@ class Stepper:
     def _new_scaler(self):
         return torch.GradScaler(self.device.type, init_scale=2.**10, enabled=self.cfg.precision == "fp16")
 
-    def forget_unscaling(self):
+    def reset_scaler(self):
         "Gradients that were thrown away count as never unscaled."
         state = self.scaler.state_dict()
         self.scaler = self._new_scaler()

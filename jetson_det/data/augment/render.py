@@ -165,7 +165,7 @@ def _draw(
 # %% ../../../nbs/17_data.augment.render.ipynb #7b4d7bc4
 _FLIP_CODES = (None, 1, 0, -1) # of cv2.flip, for nothing, left and right, top and bottom, both
 
-def _part(image, matrix, source):
+def _cut_out(image, matrix, source):
     "Cut (x1, y1, x2, y2) out of an image, with the neighboring pixels as the border, and adapt the matrix."
     h = image.shape[0] - 2
     w = image.shape[1] - 2
@@ -199,7 +199,7 @@ def _draw_tile(
     sx = w / (image.shape[1] - 2)
     sy = h / (image.shape[0] - 2)
     matrix = tile.matrix * [sx, sy, 1] - [[0, 0, left], [0, 0, top]]
-    if tile.source: image, matrix = _part(image, matrix, (tile.source / np.array([sx, sy] * 2)).tolist())
+    if tile.source: image, matrix = _cut_out(image, matrix, (tile.source / np.array([sx, sy] * 2)).tolist())
     _draw(canvas, image, matrix, within)
 
 def _draw_resized(canvas, image, flips, within):

@@ -433,12 +433,12 @@ class Rows:
         _note_claims(self)
         _note_class_names(self, classes)
         boxes = _all_boxes(self)
-        if not self.is_scaled: _scale_shares(self, boxes)
+        if not self.is_scaled: _scale_relative(self, boxes)
         _note_areas(self, boxes)
         if not len(boxes.images): raise _no_boxes(self)
         order = np.argsort(boxes.images, kind="stable")
         xyxy = boxes.xyxy[order]
-        if self.as_stored: _turn_labels(self, boxes.images[order], xyxy)
+        if self.as_stored: _move_stored_boxes(self, boxes.images[order], xyxy)
         return DetDataset(
             self.root,
             classes,
@@ -521,7 +521,7 @@ def _note_claims(
     rows.flaw("two-images", own, label, f"{label} is called like {own} and names {named}: correct the name inside, or"
               f" rename the label file{more}", "stops", "error")
 
-def _scale_shares(
+def _scale_relative(
     rows:Rows, # what was read; flaws are written down
     boxes:_Boxes, # all boxes; changed in place
 ):
@@ -622,7 +622,7 @@ def _note_encodings(
         rows.flaw("encoding", file, "", message, "noted", "note" if is_certain else "warning")
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #2c10f0e7
-def _fit(
+def _fits_in(
     boxes:np.ndarray, # (K,4) xyxy
     size, # (height, width)
 )->bool:
@@ -639,13 +639,13 @@ def _drawn_upright(
     only_stored = set()
     for row in rows.as_stored:
         h, w = rows.sizes[row]
-        fits_upright = _fit(boxes_of(row), (h, w))
-        fits_stored = _fit(boxes_of(row), (w, h))
+        fits_upright = _fits_in(boxes_of(row), (h, w))
+        fits_stored = _fits_in(boxes_of(row), (w, h))
         if fits_upright and not fits_stored: only_upright.add(row)
         if fits_stored and not fits_upright: only_stored.add(row)
     return set(rows.as_stored) if only_upright and not only_stored else only_upright
 
-def _turn_labels(
+def _move_stored_boxes(
     rows:Rows, # where flaws go
     box_image:np.ndarray, # (M,) rows, sorted
     xyxy:np.ndarray, # (M,4) as the labels have them; turned in place
@@ -663,10 +663,10 @@ def _turn_labels(
             continue
         rows.flaw("rotated-image", path, source, f"{message}: its boxes are turned with it", "noted")
         boxes_of(row)[:] = boxes_upright(boxes_of(row), read_header(rows.root / path).orientation, (w, h))
-    if not kept: _turn_others(rows, boxes_of)
+    if not kept: _move_undecided_boxes(rows, boxes_of)
 
 # %% ../../../nbs/11_data.formats.reader.ipynb #8a001ad4
-def _turn_others(
+def _move_undecided_boxes(
     rows:Rows, # where flaws go
     boxes_of, # function of a row: its boxes (K,4), changed in place
 ):
@@ -685,7 +685,7 @@ def _turn_others(
         h, w = rows.sizes[row]
         stored_size = (w, h) if orientation >= 5 else (h, w)
         boxes = boxes_of(row)
-        if not _fit(boxes, stored_size): continue
+        if not _fits_in(boxes, stored_size): continue
         boxes[:] = boxes_upright(boxes, orientation, stored_size)
         rows.flaw("rotated-image", path, rows.index[path],
                   f"{path} has the EXIF orientation {orientation}, and its size does not say how it was labeled: its"
