@@ -10,6 +10,7 @@ __all__ = ['MARKER', 'WRITTEN_BY', 'is_inside', 'final_path', 'mark_output', 'is
 import errno
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -77,7 +78,8 @@ WRITTEN_BY = "jetson-det" # what our own JSON files have under "written_by", and
 _MARKS = (b'"written_by": "jetson-det', b'name="generator" content="jetson-det', b"# Made by jetson-det init",
           b'"title": "jetson_det config"', b"Made by jetson-det data stats")
 _NEAR = 8192 # bytes of either end of a file in which a mark stands
-_CONTRACT_MARK = b"jetson_det.contract" # a key in an ONNX file's metadata
+_CONTRACT_MARK = b"jetson_det.contract" # the key of the contract in an exported file's metadata
+_TEXT_SUFFIXES = (".json", ".html", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".md", ".xml", ".py", ".ipynb")
 
 def is_own_output(
     path, # a folder or a file
@@ -87,12 +89,14 @@ def is_own_output(
     if os.path.isdir(path): return _hides(os.path.join(path, MARKER))
     try:
         with open_regular(path) as f:
-            if path.lower().endswith(".onnx"): return _CONTRACT_MARK in f.read()
             text = f.read(_NEAR)
             f.seek(max(os.fstat(f.fileno()).st_size - _NEAR, 0))
             text += f.read(_NEAR)
-    except (OSError, ValueError): return False
-    return any(mark in text for mark in _MARKS)
+            if any(mark in text for mark in _MARKS): return True
+            if path.lower().endswith(_TEXT_SUFFIXES): return False
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as everything:
+                return everything.find(_CONTRACT_MARK) >= 0
+    except (OSError, ValueError): return False # ValueError: an empty file
 
 # %% ../../nbs/61_runtime.outputs.ipynb #eece10d5
 def _reason(error):

@@ -391,3 +391,12 @@ def test_a_way_back_through_a_missing_folder_is_no_other_place(tmp_path):
         with pytest.raises(InputError, match="would be replaced"): check_output(out/"a.jpg", [photos/"a.jpg"])
         with pytest.raises(InputError, match="is a file of"): check_output(out/"a.jpg", [photos])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
+
+
+def test_an_exported_file_of_any_suffix_is_our_own(tmp_path):
+    padding = bytes(20_000)
+    for name, content, is_ours in (("a.onnx", b"jetson_det.contract", True), ("a.pt2", b"jetson_det.contract", True),
+                                   ("b.pt2", b"another's", False), ("empty.pt2", b"", False),
+                                   ("notes.txt", b"jetson_det.contract", False)):
+        (tmp_path/name).write_bytes(padding + content + padding if content else b"")
+        assert is_own_output(tmp_path/name) == is_ours, name

@@ -22,8 +22,9 @@ from ...core import InputError, and_more, plural
 from ..dataset import CROWD, DIFFICULT, IGNORE, DetDataset, Flaw
 from ..images.exif import boxes_upright
 from ..images.header import image_sizes, read_header, size_or_error
-from .parse import (
-    is_outside, leads_out, lines_of, path_readings, plain_text, read_text, stem_of, why_no_file, why_unread)
+from jetson_det.data.formats.parse import (
+    IMAGE_LABEL_SUFFIXES, is_outside, leads_out, lines_of, path_readings, plain_text, read_text, stem_of,
+    why_no_file, why_unread)
 from .splits import own_splits, split_lists, split_of
 from ...runtime.files import open_regular, printable
 from ...runtime.folders import walk_entries, walk_files
@@ -104,7 +105,7 @@ class Files:
         if not data.startswith((b"\xff\xfe", b"\xfe\xff")): return data
         return data[:len(data) // 2 * 2].decode("utf-16", "ignore").encode()
 
-_LABEL_SUFFIXES = (".txt", ".xml", ".json", ".csv", ".tsv", ".yaml", ".yml", ".data", ".names")
+_LABEL_SUFFIXES = IMAGE_LABEL_SUFFIXES + (".csv", ".tsv", ".yaml", ".yml", ".data", ".names")
 _UNREAD_IMAGES = (".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd", ".dng", ".cr2", ".nef",
                   ".arw")
 

@@ -223,6 +223,8 @@ def start_of(
     if weights is None: return Start(None, "random", "model.weights = none")
     if weights != AUTO: return Start(weights, weights, "model.weights")
     base = name if MODELS[name].url else name.partition("-")[0] # a graph of our own takes YOLO11's
+    if base not in MODELS or not MODELS[base].url:
+        return Start(None, "random", f"model.weights = auto, but no weights of {name} are published")
     file = MODELS[base].url.rsplit("/", 1)[1]
     if not file.endswith(".pt"): return Start(base, f"{file}, official, trained on COCO", "model.weights = auto")
     imported = cache_dir()/"weights"/f"{base}.safetensors"

@@ -43,8 +43,15 @@ def official():
 def test_every_model_has_a_start(cache, name):
     "The official file, or a line that says why there is none and what to do."
     start = start_of(AUTO, name)
-    if start.source is None: assert "pickle of code" in start.rule and f"--out {cache}" in start.rule
+    if start.source is None: assert "are published" in start.rule or f"--out {cache}" in start.rule
     else: assert start.source == name and "official" in start.text and MODELS[name].url.endswith(".pth")
+
+
+def test_a_family_that_nobody_has_trained_begins_with_random_weights(monkeypatch):
+    monkeypatch.setitem(MODELS, "toy-n", MODELS["yolox-nano"]._replace(url=None))
+    start = start_of(AUTO, "toy-n")
+    assert (start.source, start.text) == (None, "random")
+    assert start.rule == "model.weights = auto, but no weights of toy-n are published"
 
 
 @pytest.mark.parametrize("name, base", [("yolo11n", "yolo11n"), ("yolo11s-p2-lite", "yolo11s"), ("yolo26m", "yolo26m")])
