@@ -507,8 +507,8 @@ def export(
     output:Annotated[Optional[str], typer.Option(
         help="raw (boxes and scores), nms (ONNX's NonMaxSuppression in the graph) or efficient-nms (TensorRT's"
         " plugin); none: raw, or by the board's rule")]=None,
-    uint8:Annotated[bool, typer.Option("--uint8",
-        help="take bytes, height x width x 3: normalization in the graph")]=False,
+    uint8:Annotated[Optional[bool], typer.Option("--uint8/--no-uint8",
+        help="take bytes, height x width x 3, with normalization in the graph; none: no, or by the board's rule")]=None,
     max_detections:Annotated[Optional[int], typer.Option(min=1, help="of an NMS in the graph; none: 300")]=None,
     board:Annotated[Optional[str], typer.Option(
         help="Jetson that it is for, such as nano or orin-nano: what its TensorRT takes, and a script that builds"

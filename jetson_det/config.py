@@ -278,7 +278,7 @@ class EvaluateConfig(Section):
 # %% ../nbs/01_config.ipynb #75736c47
 class ExportConfig(Section):
     "What the exported file carries."
-    opset:int = Field(13, ge=11, le=20, description="ONNX operator set; 13 is what TensorRT 8.2 (Jetson Nano) reads")
+    opset:int = Field(13, ge=13, le=19, description="ONNX operator set; 13 is what TensorRT 8.2 (Jetson Nano) reads")
     confidence:float = Field(.25, ge=0, le=1, description="boxes below this score are not shown")
     iou:float = Field(.45, gt=0, le=1, description="IoU over which NMS drops the box with the lower score")
     simplify:bool = Field(True, description="fold and clean the graph with onnxslim")

@@ -98,7 +98,7 @@ def _match_layer_norm(div, links): # (name of the deviations, axes, epsilon), or
 _LEAST_SCALE = 1e-3 # of a row's deviations: its square is 1e-6, ten times FP16's smallest number
 
 def rewrite_layer_norm(
-    graph, # onnx.ModelProto, opset 13 to 19; changed in place
+    graph, # onnx.ModelProto; changed in place. From opset 18 on only if its axes are attributes, as of opset 13 to 17
 )->int: # how many were rewritten
     "Scale each LayerNorm's deviations before they are squared. The operator LayerNormalization is left as it is."
     links = _Links(graph)

@@ -22,13 +22,17 @@ class Target(NamedTuple):
     def export(self,
         source, # Detector, a checkpoint folder, or a training's folder
         path, # the file to write
-        **options # of the function; those that are None or False were not set, and are not passed on
+        **options # of the function; None, and False where that is no answer to None, were not set and are not passed on
     ): # runtime.contract.Contract
         "Write the file; its module is imported only now. Raises InputError for an option that the target has not."
         function = getattr(importlib.import_module(self.module), self.function)
-        chosen = {name: value for name, value in options.items() if value is not None and value is not False}
         parameters = inspect.signature(function).parameters
         takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+        chosen = {}
+        for name, value in options.items():
+            is_rule_off = name in parameters and parameters[name].default is None and value is False # None: by rule
+            if value is None or (value is False and not is_rule_off): continue
+            chosen[name] = value
         for name in chosen:
             if takes_any or name in parameters: continue
             raise InputError(f"{self.suffix} files have no option {name.replace('_', ' ')}: leave it out")

@@ -247,10 +247,10 @@ def test_options_through_the_table(yolox, tmp_path):
         with pytest.raises(InputError, match=text) as e: target.export(yolox, tmp_path/"m.onnx", **options)
         assert "\n" not in str(e.value)
     assert not list(tmp_path.iterdir())
-    # a flag that was not set leaves the choice to the rule: bytes on a Thor
+    # what was not set leaves the choice to the rule: bytes on a Thor
     common = dict(board="thor", input_size=(64, 96), dynamic_batch=False)
-    assert target.export(yolox, tmp_path/"m.onnx", uint8=False, **common).layout == "hwc"
-    assert export_tensorrt(yolox, tmp_path/"m.onnx", uint8=False, **common).layout == "chw"
+    assert target.export(yolox, tmp_path/"m.onnx", uint8=None, **common).layout == "hwc"
+    assert target.export(yolox, tmp_path/"m.onnx", uint8=False, **common).layout == "chw"
 
 
 def test_the_target_without_a_board_is_one_line(yolox, tmp_path, capsys):
