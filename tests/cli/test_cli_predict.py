@@ -257,6 +257,8 @@ OUTPUTS = {  # verb -> (what it needs to begin, its options that name a file)
     "evaluate": (["m.onnx", "--data", "empty"], ["--json", "--html"]),
     "bench": (["m.onnx"], ["--json"]),
     "export": (["empty"], ["--json"]),
+    "lint": (["m.onnx", "--board", "nano"], ["--json"]),
+    "parity": (["m.onnx", "m.onnx", "--data", "empty"], ["--json"]),
     "data download": (["coco", "new"], ["--json"]),
     "data check": (["empty"], ["--json", "--html"]),
     "data stats": (["empty"], ["--json", "--plot"]),
