@@ -49,6 +49,7 @@ setup(
     package_data={
         "jetson_det.data.quality": ["page.html", "page.css", "page.js"],
         "jetson_det.evaluate": ["page.html", "page.css"],
+        "jetson_det.export": ["latency_rows.json", "latency_layers.json", "latency_model.json"],
     },
     python_requires=">=" + cfg["min_python"],
     install_requires=listed("requirements"),

@@ -258,6 +258,8 @@ OUTPUTS = {  # verb -> (what it needs to begin, its options that name a file)
     "bench": (["m.onnx"], ["--json"]),
     "export": (["empty"], ["--json"]),
     "lint": (["m.onnx", "--board", "nano"], ["--json"]),
+    "estimate": (["m.onnx", "--board", "nano"], ["--json"]),
+    "plan": (["--board", "nano", "--data", "empty"], ["--json"]),
     "parity": (["m.onnx", "m.onnx", "--data", "empty"], ["--json"]),
     "data download": (["coco", "new"], ["--json"]),
     "data check": (["empty"], ["--json", "--html"]),
