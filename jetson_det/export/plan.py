@@ -176,7 +176,8 @@ def _rule_against(model, row, precision, mode)->str: # "" where nothing speaks a
         return "DETRs need LayerNormalization, which TensorRT 8.2 can't keep in the range of FP16"
     if precision == "int8":
         if not row.has_fast_int8: return f"in INT8 ({row.label} has no fast INT8)"
-        if not int8_gain(model, row.name, mode).pays: return "in INT8 (it does not pay: less than 1.2 times as fast, perhaps)"
+        pays = int8_gain(model, row.name, mode).pays
+        if not pays: return "in INT8 (it does not pay: less than 1.2 times as fast, perhaps)"
     return ""
 
 def _best_input(model, row, precision, mode, inputs, budget, sizes, calibration): # -> (PlanRow or None, rule)
