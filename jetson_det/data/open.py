@@ -23,7 +23,7 @@ from .dataset import DetDataset
 from .images.facts import inspect_images
 from .index import read_indexed
 from .quality.check import prepare
-from .split import (SPLITS, ensure_splits, eval_split, lost_splits, made_splits, read_split_lists,
+from .split import (SPLITS, ensure_splits, eval_split, lost_split_flaws, made_splits, read_split_lists,
                                    split_digest)
 from ..runtime.files import InputError, open_regular, printable
 
@@ -51,7 +51,7 @@ def open_data(
     chosen = "" if settings.splits else made_splits(read, ds, settings.path, *_how_to_split(settings))
     if chosen: say(chosen)
     clean, flaws = prepare(ds, settings.strict, settings.max_flawed, facts=facts, clip=False)
-    for line in _flaw_lines([*flaws, *lost_splits(ds, clean)]): say(line)
+    for line in _flaw_lines([*flaws, *lost_split_flaws(ds, clean)]): say(line)
     return clean
 
 def _read(settings, say): # DetDataset, ImageFacts

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'rank_of', 'with_groups', 'tied', 'split_units', 'split_counts', 'random_split', 'stratified_split',
-           'lost_splits', 'ensure_splits', 'kept_splits', 'made_splits', 'eval_split', 'split_table', 'split_digest',
-           'split_lists', 'write_split_lists', 'read_split_lists']
+           'lost_split_flaws', 'ensure_splits', 'kept_splits', 'made_splits', 'eval_split', 'split_table',
+           'split_digest', 'split_lists', 'write_split_lists', 'read_split_lists']
 
 # %% ../../nbs/15_data.split.ipynb #9278a91a
 import hashlib
@@ -440,7 +440,7 @@ def _wanted(
     return ds, None, 0, 0
 
 # %% ../../nbs/15_data.split.ipynb #e236373f
-def lost_splits(
+def lost_split_flaws(
     before:DetDataset, # with splits
     after:DetDataset, # what is left of it
 )->list: # of Flaw
@@ -484,7 +484,7 @@ def ensure_splits(
     usable = _usable(ds, facts)
     if usable.all(): return _divide(ds, val, test, seed, by, group_by, facts)
     part = replace(ds.subset(usable), flaws=ds.flaws)
-    part = replace(part, flaws=[*part.flaws, *lost_splits(ds, part)])
+    part = replace(part, flaws=[*part.flaws, *lost_split_flaws(ds, part)])
     part = _divide(part, val, test, seed, by, group_by, facts.pick(usable))
     splits = np.full(len(ds), "", object)
     splits[usable] = part.splits

@@ -76,7 +76,7 @@ class Averages(Callback):
     def after_epoch(self, trainer):
         run = trainer.run
         if self.swa and swa_due(run.epoch, run.epochs, trainer.cfg.train.swa_epochs): self.swa.update()
-        if self.best.k and run.metrics.get("AP") is not None: self.best.offer(run.metrics["AP"], run.step)
+        if self.best.k and run.metrics.get("AP") is not None: self.best.update(run.metrics["AP"], run.step)
         run.kept = set(self.best.steps)
 
     def after_train(self, trainer):

@@ -140,7 +140,7 @@ class BestSteps:
         self.k = k
         self.rows = [list(row) for row in rows][:k]
 
-    def offer(self,
+    def update(self,
         score:float, # AP
         step:int, # optimizer steps done
     )->bool: # is it among the best now?

@@ -29,7 +29,7 @@ class Rules(NamedTuple):
     rarest_evaluation:int = 10 # at least one in so many epochs
     small_set:int = 1000 # images, below which mixup and strong zooms blur what little there is
     size_share:float = .4 # the input size varies by at most this share of its shorter side (YOLOX: 160 px of 416)
-    one_size:int = 3000 # in a training of at most so many steps the input keeps the size that ships
+    one_size_steps:int = 3000 # in a training of at most so many steps the input keeps the size that ships
 
 RULES = Rules()
 
@@ -99,8 +99,8 @@ def _mild_augmentation(published:dict, size, rules:Rules)->list: # of Setting
         rows.append(Setting("augment.mixup", 0., source))
         has_mosaic = "augment.mosaic" not in published or published["augment.mosaic"].value > 0
         if has_mosaic: rows.append(Setting("augment.mosaic_scale", [.5, 1.5], source))
-    if size.steps <= rules.one_size:
-        rows.append(Setting("augment.multiscale", 0, f"{size.steps} steps, at most {rules.one_size}: one size"))
+    if size.steps <= rules.one_size_steps:
+        rows.append(Setting("augment.multiscale", 0, f"{size.steps} steps, at most {rules.one_size_steps}: one size"))
     return rows
 
 def recipe_of(

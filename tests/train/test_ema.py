@@ -168,7 +168,7 @@ def test_the_best_are_the_best_and_survive_a_resume(k, scores, cut):
     best = BestSteps(k)
     for i, s in enumerate(scores):
         if i == cut: best = BestSteps(k, best.rows)
-        assert best.offer(s, i) == (i in best.steps)
+        assert best.update(s, i) == (i in best.steps)
     assert best.steps == sorted(range(len(scores)), key=lambda i: (scores[i], i), reverse=True)[:k]
 
 

@@ -163,7 +163,7 @@ def _cleaned(
     files:Files, # the folder
 )->str:
     "Forward slashes, unless a file here has a backslash in its name, and no `./` in front."
-    return files.reading(name).removeprefix("./")
+    return files.local_name(name).removeprefix("./")
 
 # %% ../../../nbs/12_data.formats.coco.ipynb #c0a920af
 def _image_path(

@@ -215,7 +215,7 @@ def _read_images(
     for el in images:
         if not el.get("name"): raise x.error(el, "<image> has no name")
     whole = (x.tree.findtext("meta/task/subset") or "").strip()
-    named = [(files.reading(el.get("name")), (el.get("subset") or whole).strip()) for el in images]
+    named = [(files.local_name(el.get("name")), (el.get("subset") or whole).strip()) for el in images]
     for el, (name, subset), path in zip(images, named, _cvat_images(files, x, named)):
         shapes = [(s, x.label(s)) for s in el if s.tag != "attribute"]
         if not path:

@@ -82,7 +82,7 @@ def _labelme_image(
     hint:str, # its imagePath; may be empty or wrong
 )->str: # the image's path, or "" when there is none
     "The image of a LabelMe file. Raises InputError when two could be meant."
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(label), files.reading(hint)))
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(label), files.local_name(hint)))
     name = posixpath.basename(path) if hint else ""
     if name and path in files.by_name.get(name.lower(), ()): return path
     return image_for(files, label, name)

@@ -81,7 +81,7 @@ class Files:
         "The lists of images of each split. Raises InputError when an image is in two of them."
         return split_lists(self)
 
-    def reading(self, path:str)->str:
+    def local_name(self, path:str)->str:
         "A path that a text names: as it stands where an image here has such a name, else with forward slashes."
         readings = path_readings(path)
         for reading in readings[:-1]:
@@ -164,8 +164,8 @@ def image_for(
     "The image of a label file: of the same stem, else the one hinted at. Raises InputError when two could be meant."
     stem = stem_of(label).lower()
     hits = files.by_stem.get(stem, []) or files.by_name.get(stem, [])
-    if not hits and hint: hits = files.by_name.get(files.reading(hint).rsplit("/", 1)[-1].lower(), [])
-    if not hits and hint: hits = files.by_stem.get(stem_of(files.reading(hint)).lower(), [])
+    if not hits and hint: hits = files.by_name.get(files.local_name(hint).rsplit("/", 1)[-1].lower(), [])
+    if not hits and hint: hits = files.by_stem.get(stem_of(files.local_name(hint)).lower(), [])
     if len(hits) > 1: hits = [f for f in hits if plain_folder(f) == plain_folder(label)] or hits
     if len(hits) > 1: hits = [f for f in hits if f.rsplit("/", 1)[-1] == hint] or hits
     if len(hits) > 1:
@@ -191,7 +191,7 @@ def other_image(
     hint:str, # the image's name as the label has it; may be empty or wrong
 )->tuple: # the image of the label's stem, the one that the label names; () when they do not contradict each other
     "Two images that are there, in one folder, and could both be meant by a label file."
-    name = files.reading(hint).rsplit("/", 1)[-1].lower()
+    name = files.local_name(hint).rsplit("/", 1)[-1].lower()
     stem = stem_of(label).lower()
     if not name or stem_of(name) == stem: return ()
     own = files.by_stem.get(stem, [])

@@ -105,7 +105,7 @@ def _images_named(
     file:str="", # the list
 )->list: # of image paths
     "The images that a line names by a path, with folders too many in front perhaps, a name or a stem."
-    parts = files.reading(line).lower().split("/")
+    parts = files.local_name(line).lower().split("/")
     hits = files.by_name.get(parts[-1]) or files.by_stem.get(stem_of(parts[-1]), [])
     if len(hits) < 2: return hits
     near = file.lower().split("/")[:-1]

@@ -134,7 +134,7 @@ def find_image(
     split:str="", # its split, where that is known
 )->str: # the image's path, "" when there is none
     "The image that a row names. Raises InputError, without file and line, when two could be meant."
-    path = files.reading(name)
+    path = files.local_name(name)
     parts = [p for p in path.lower().split("/") if p not in ("", ".", "..")]
     if not parts: return ""
     hits = files.by_name.get(parts[-1], ()) or files.by_stem.get(stem_of(parts[-1]), ())
