@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Mode', 'Calibrate', 'report_error', 'set_up_process', 'main', 'train', 'import_pt', 'rollback', 'verify',
-           'lineage', 'evaluate', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan', 'job', 'demo']
+           'lineage', 'evaluate', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan', 'quantize', 'job',
+           'demo']
 
 # %% ../nbs/89_cli.ipynb #34b2cf4c
 import errno
@@ -655,6 +656,41 @@ def plan(
     print(found)
     write_figures(json_file, json.loads(found.to_json()))
     if not found.rows: raise typer.Exit(1)
+
+# %% ../nbs/89_cli.ipynb #39cb82e2
+@app.command(rich_help_panel=SHIPPING)
+def quantize(
+    model:Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX file in FP32, of this package or another")],
+    data:Annotated[str, typer.Option(help="folder with images and labels: train calibrates, val measures")],
+    out:Annotated[Optional[Path], typer.Option(help="file to write; none: MODEL.int8.onnx beside it")]=None,
+    method:Annotated[str, typer.Option(help="of the calibration: entropy, percentile or minmax")]="entropy",
+    board:Annotated[Optional[str], typer.Option(
+        help="Jetson, such as orin-nano: whether INT8 pays there; none: that of the export")]=None,
+    tensorrt:Annotated[Optional[str], typer.Option(
+        help="version that builds, such as 10.7; none: those of the board's releases")]=None,
+    images:Annotated[int, typer.Option(min=1, help="of the training split, for the calibration")]=100,
+    max_ap_loss:Annotated[float, typer.Option(
+        min=0, max=1, help="AP that INT8 may cost before layers go back to float; 1: measure only")]=.01,
+    percentile:Annotated[float, typer.Option(help="of the method percentile")]=99.99,
+    keep:Annotated[Optional[List[str]], typer.Option(help="convolution that stays in float; may be repeated")]=None,
+    contract:Annotated[Optional[str], typer.Option(
+        help="how to feed and read a file of others: a preset or a JSON file")]=None,
+    map_classes:Annotated[str, typer.Option(
+        "--map", metavar="MODEL=DATA,...", help="pair class names that differ, such as van=car")]="",
+    json_file:JsonFile=None,
+):
+    "An ONNX file in INT8 (Q/DQ), with what it costs in AP beside FP32 and FP16, and whether it pays on a board."
+    from jetson_det.evaluate.coco import parse_class_map
+    from jetson_det.export.quantize import quantize as run
+    for place in (model, data): existing(place)
+    path = out or model.with_suffix(".int8.onnx")
+    check_files(json_file, path, sources=[str(model), data])
+    report = run(model, path, data, method, board, tensorrt, images, None if max_ap_loss == 1 else max_ap_loss,
+                 percentile, keep or (), contract, parse_class_map(map_classes) or None)
+    print(f"wrote {path}")
+    print(report)
+    write_figures(json_file, report.to_json())
+    if report.ap_loss is not None and report.ap_loss > max_ap_loss: raise typer.Exit(1)
 
 # %% ../nbs/89_cli.ipynb #af6104e4
 def _parse_parameter(word:str)->tuple: # (name, value as text)
