@@ -517,16 +517,26 @@ def export(
     jetpack:Annotated[Optional[str], typer.Option(
         help="release on that board, such as 6.2; none: a file that all its releases take")]=None,
     precision:Annotated[Optional[str], typer.Option(help="fp16 or fp32 on that board; none: by rule")]=None,
+    data:Annotated[Optional[str], typer.Option(
+        help="images and labels: boxes and AP are compared on them, and NAME.golden is written")]=None,
+    split:Annotated[str, typer.Option(help="train, val, test or all; none: test, else val, else all")]="",
+    boxes_px:Annotated[float, typer.Option(help="with --data: how far a box may move, pixels")]=.5,
+    scores:Annotated[float, typer.Option(help="with --data: how far a score may move")]=.05,
+    ap:Annotated[float, typer.Option(help="with --data: how far AP may move")]=.005,
     json_file:JsonFile=None,
 ):
     "Write a file that runs elsewhere, with decoded boxes and its contract. Its outputs are compared with torch's."
+    import json
     from jetson_det.core import plural
+    from jetson_det.data.open import check_split
     from jetson_det.export.targets import export_target
     from jetson_det.models.checkpoint import checkpoint_of
     target = export_target(to, board)
     input_size = parse_input_size(size) if size else None
     check_files(json_file, sources=[checkpoint])
     checkpoint_of(checkpoint)
+    check_split(split)
+    if data: existing(data)
     path = out or Path(checkpoint.rstrip("/") + target.suffix)
     if path.suffix == target.suffix: check_files(path) # of another name the target says what is wrong
     contract = target.export(checkpoint, path, input_size=input_size, opset=opset, dynamic_batch=dynamic, batch=batch,
@@ -536,7 +546,23 @@ def export(
     print(f"wrote {path}: {contract.name}, {height}x{width}, {plural(len(contract.classes), 'class')};"
           f" {_parity_text(contract.parity)}")
     if "tensorrt" in contract.extra: _say_board_choices(contract, path)
-    write_figures(json_file, {"file": str(path), "contract": contract._asdict()})
+    report = None
+    if data: report = _gate(checkpoint, path, contract, data, split, dict(boxes_px=boxes_px, scores=scores, ap=ap))
+    figures = {"file": str(path), "contract": contract._asdict()}
+    if report is not None: figures["parity"] = json.loads(report.to_json())
+    write_figures(json_file, figures)
+    if report is not None and not report.ok: raise typer.Exit(1)
+
+def _gate(checkpoint, path, contract, data, split, bounds): # ParityReport, or None where it can't run here
+    "Compare the file with its checkpoint on real images, and write the golden file."
+    from jetson_det.data.open import evaluation_data
+    from jetson_det.export.golden import gate, golden_path
+    ds = evaluation_data(data, split, contract.extra.get("split"), "auto", artifact=checkpoint).ds
+    report = gate(checkpoint, path, ds, **bounds)
+    print(f"wrote {golden_path(path)}: images and what the checkpoint finds in them")
+    if report is None: print("not compared here: EfficientNMS_TRT runs in TensorRT alone; compare on the board")
+    else: print("\n".join(report.lines()))
+    return report
 
 def _say_board_choices(contract, path):
     "What the board's rules chose, and what builds the engine there."
@@ -682,6 +708,7 @@ def quantize(
     "An ONNX file in INT8 (Q/DQ), with what it costs in AP beside FP32 and FP16, and whether it pays on a board."
     from jetson_det.evaluate.coco import parse_class_map
     from jetson_det.export.quantize import quantize as run
+    from jetson_det.export.tensorrt import read_contract, write_build_script
     for place in (model, data): existing(place)
     path = out or model.with_suffix(".int8.onnx")
     check_files(json_file, path, sources=[str(model), data])
@@ -689,6 +716,8 @@ def quantize(
                  percentile, keep or (), contract, parse_class_map(map_classes) or None)
     print(f"wrote {path}")
     print(report)
+    made = read_contract(path)
+    if "tensorrt" in made.extra: print(f"on the board, build the engine with: sh {write_build_script(made, path).name}")
     write_figures(json_file, report.to_json())
     if report.ap_loss is not None and report.ap_loss > max_ap_loss: raise typer.Exit(1)
 

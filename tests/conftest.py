@@ -13,7 +13,9 @@ models/weights/test_load.py data/test_loader.py train/test_distill.py models/ult
 models/ultralytics/test_yolo26.py train/test_stop.py train/test_launch.py models/test_prune.py train/test_loop.py
 train/test_resume.py train/test_averages.py site/test_site.py train/test_run_folder.py cli/test_words.py
 export/test_onnx_matrix.py export/test_rewrite.py cli/test_cli_init.py data/augment/test_render.py cli/test_cli.py
-train/test_processes.py export/test_onnx.py export/test_tensorrt.py export/test_ranges.py export/test_latency.py export/test_quantize.py export/test_calibration.py
+train/test_processes.py export/test_onnx.py export/test_tensorrt.py export/test_ranges.py export/test_latency.py
+export/test_quantize.py export/test_calibration.py export/test_lint_exports.py export/test_onnx_queries.py
+export/test_golden_gate.py
 """.split()
 
 

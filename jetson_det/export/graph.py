@@ -436,8 +436,23 @@ def read_onnx(
     except Exception as e: # a field of a damaged file that is of no known form
         raise InputError(f"{path}: not an ONNX file, or torn: {type(e).__name__}") from None
 
+def _texts(model): # yields what should be text
+    "Names of nodes, operators and tensors, and the metadata."
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for values in (model.graph.initializer, model.graph.input, model.graph.output, model.graph.value_info):
+        yield from (value.name for value in values)
+    for entry in model.metadata_props: yield from (entry.key, entry.value)
+
+def _check_texts(path, model):
+    "Raise InputError where a name is no UTF-8: protobuf then hands out bytes."
+    if all(isinstance(text, str) for text in _texts(model)): return
+    raise InputError(f"{path}: names or metadata are not UTF-8 text")
+
 def _understand(path, model, sizes)->OnnxGraph:
     "`read_onnx` after the parser."
+    _check_texts(path, model)
     opset = _opset_of(path, model)
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1: raise InputError(f"size of {_short(name)}: {size!r}; it is 1 or more")

@@ -138,6 +138,10 @@ def _nonzero(ctx, node, values):
 
 def _deform_conv(ctx, node, values): yield "operator-by-plugin", ("DeformConv",)
 
+def _roi_align(ctx, node, values):
+    yield "roi-align-plugin", ()
+    yield "operator-by-plugin", ("RoiAlign",)
+
 def _resize(ctx, node, values):
     if values.get("mode") == "cubic": yield "resize-cubic", ()
     mode = values.get("coordinate_transformation_mode")
@@ -190,8 +194,9 @@ def _sized(ctx, node, values):
             yield "sizes-of-data", (node.op_type,)
             return
 
-_CHECKS = {"TopK": _topk, "NonMaxSuppression": _nms, "NonZero": _nonzero, "DeformConv": _deform_conv, "Resize": _resize,
-           "Einsum": _einsum, "Pad": _pad, "MaxPool": _pool, "AveragePool": _pool, "LpPool": _pool,
+_CHECKS = {"TopK": _topk, "NonMaxSuppression": _nms, "NonZero": _nonzero, "DeformConv": _deform_conv,
+           "RoiAlign": _roi_align, "Resize": _resize, "Einsum": _einsum, "Pad": _pad,
+           "MaxPool": _pool, "AveragePool": _pool, "LpPool": _pool,
            "LayerNormalization": _layer_norm, "ScatterND": _scatter_nd, "GridSample": _grid_sample,
            "QuantizeLinear": _quantize, "DequantizeLinear": _quantize}
 for _name in "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split(): _CHECKS["Reduce" + _name] = _reduce
@@ -200,7 +205,16 @@ for _name in "Reshape Expand Tile ConstantOfShape Range".split(): _CHECKS[_name]
 # %% ../../nbs/53_export.lint.ipynb #d1e21a54
 _SAME_TYPE = ("Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Gemm", "Max", "Min", "Conv")
 
+_INT32 = np.iinfo(np.int32)
+
+def _has_wide_numbers(value)->bool:
+    "Does a constant of 64 bits hold what 32 do not?"
+    if value is None or value.dtype != np.int64 or not value.size: return False
+    return bool(value.max() > _INT32.max or value.min() < _INT32.min)
+
 def _types(ctx, node, values):
+    if node.op_type != "Slice" and any(_has_wide_numbers(ctx.graph.constants.get(name)) for name in node.input):
+        yield "int64-clamped", (node.op_type,) # a Slice to the end says so with the largest number, which stays right
     if "uint8" in [ctx.dtype(name) for name in node.input] and node.op_type not in (
             "Cast", "QuantizeLinear", "DequantizeLinear", "Identity"):
         yield "bytes-inside", (node.op_type,)
@@ -208,14 +222,31 @@ def _types(ctx, node, values):
         kinds = sorted({ctx.dtype(name) for name in node.input if ctx.dtype(name)})
         if len(kinds) > 1: yield "mixed-types", (node.op_type, " and ".join(kinds))
 
+def _is_read(kind:str, version)->bool:
+    "Does a version read a type? Where the type is not known: yes. Bytes have limits of their own."
+    if not kind or kind == "uint8": return True
+    since = TYPES.get(kind)
+    return since is not None and version >= tensorrt_version(since)
+
 def _unread_types(ctx):
-    "(node, type) of results whose type no importer of this version reads."
+    "(node, or None for an input of the file; name; type) of values whose type no importer of this version reads."
+    for name in ctx.graph.inputs:
+        kind = ctx.dtype(name)
+        if not _is_read(kind, ctx.version): yield None, name, kind
     for node in ctx.graph.nodes:
-        for name in node.output:
+        for name in [*(name for name in node.input if name in ctx.graph.constants), *node.output]:
             kind = ctx.dtype(name)
-            since = TYPES.get(kind)
-            if not kind or kind == "uint8": continue
-            if since is None or ctx.version < tensorrt_version(since): yield node, kind
+            if not _is_read(kind, ctx.version): yield node, name, kind
+
+def _unread_finding(node, name, kind)->Finding:
+    "An input, a constant or a result of a type that is not read."
+    cure = "cast it to a type that is read"
+    source = "onnx-tensorrt, docs/operators.md"
+    if node is None:
+        what = f"the input {printable(name)[:60]} has the type {kind}"
+        return Finding("error", "refused", "", "", what, f"feed float32: {cure} before", "seen in the source", source)
+    what = f"its {'result' if name in node.output else 'constant'} has the type {kind}"
+    return Finding("error", "refused", node_label(node), node.op_type, what, cure, "seen in the source", source)
 
 def _of_file(ctx):
     "Limits that are about the whole file."
@@ -323,9 +354,7 @@ def _lint_version(graph, text, board, precision, origins, features):
         if check is not None and node.input and node.domain in ("", "ai.onnx"): found += check(ctx, node, values)
         for key, filling in found:
             if key in limits: yield _limit_finding(limits[key], node, filling)
-    for node, kind in _unread_types(ctx):
-        yield Finding("error", "refused", node_label(node), node.op_type, f"its result has the type {kind}",
-                      "cast it to a type that is read", "seen in the source", "onnx-tensorrt, docs/operators.md")
+    for node, name, kind in _unread_types(ctx): yield _unread_finding(node, name, kind)
     for row in known_bad(text, board, precision, features, graph.opset):
         effect = {"error": "wrong"}.get(row.level, "limited")
         yield Finding(row.level, effect, "", "", row.what, row.cure, row.known, ", ".join(row.sources))

@@ -87,20 +87,6 @@ def quantizable(
 _IS_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "QLinear", "ConvInteger", "MatMulInteger")
 _PER_CHANNEL = 13 # opset from which QuantizeLinear has an axis
 
-def _texts(model): # yields what should be text
-    "Names of nodes, operators and tensors, and the metadata."
-    for node in model.graph.node:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-        yield from (attribute.name for attribute in node.attribute)
-    for values in (model.graph.initializer, model.graph.input, model.graph.output, model.graph.value_info):
-        yield from (value.name for value in values)
-    for entry in model.metadata_props: yield from (entry.key, entry.value)
-
-def _check_texts(graph):
-    "Raise InputError where a name is no UTF-8: protobuf then hands out bytes."
-    if all(isinstance(text, str) for text in _texts(graph.model)): return
-    raise InputError(f"{graph.path}: names or metadata are not UTF-8 text")
-
 def _refuse_quantized(graph):
     "Raise InputError for a file with integers in its layers."
     found = next((node for node in graph.nodes if node.op_type.startswith(_IS_QUANTIZED)), None)
@@ -119,7 +105,6 @@ def _prepared(graph): # onnx.ModelProto
     "A copy with its weights inside, opset 13 or later, named nodes. Raises InputError."
     onnx = require("onnx")
     path = graph.path
-    _check_texts(graph)
     _refuse_quantized(graph)
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)

@@ -36,7 +36,8 @@ def through_fp16(
             if types.get(name) != floats or node.op_type == "Constant": continue
             node.output[i] = name + "/exact"
             half = part.add("Cast", name + "/exact", to=onnx.TensorProto.FLOAT16)
-            part.rename(part.add("Cast", half, to=floats), name)
+            part.add("Cast", half, to=floats)
+            part.nodes[-1].output[0] = name # nobody has read it yet: no search through the graph as in `rename`
     del rounded.graph.node[:]
     rounded.graph.node.extend(part.nodes)
     return rounded

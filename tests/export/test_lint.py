@@ -63,6 +63,46 @@ def test_an_operator_counts_from_its_version(tmp_path, operator, since):
     assert refused == {v for v in VERSIONS if check_version(v) < check_version(since)}
 
 
+@pytest.mark.parametrize("kind", ["UINT16", "INT16", "UINT32", "UINT64", "STRING"])
+def test_inputs_of_a_type_that_no_version_reads(tmp_path, kind):
+    node = helper.make_node("Cast", ["x"], ["o"], "cast", to=FLOAT)
+    report = lint(write(tmp_path, [node], [("x", getattr(TensorProto, kind), [1, 3])], ["o"]), precision="fp32")
+    refused, = [f for f in report.findings if f.effect == "refused"]
+    assert "the input x has the type " in refused.what and refused.versions == VERSIONS and not report.takes
+    taken = lint(write(tmp_path, [node], [("x", TensorProto.INT32, [1, 3])], ["o"]), precision="fp32")
+    assert taken.findings == ()
+
+
+def test_constants_of_a_type_that_no_version_reads(tmp_path):
+    nodes = [helper.make_node("Cast", ["w"], ["f"], "cast", to=FLOAT),
+             helper.make_node("Add", ["x", "f"], ["o"], "add")]
+    path = write(tmp_path, nodes, [("x", FLOAT, [3])], ["o"], [("w", np.uint16([1, 2, 3]))])
+    assert texts(lint(path)) == ["its constant has the type uint16"]
+
+
+def test_numbers_beyond_int32(tmp_path):
+    def report(operator, value):
+        node = helper.make_node(operator, ["x", "w"], ["i"], "n") if operator == "Add" else \
+            helper.make_node("Slice", ["x", "zero", "w"], ["i"], "n")
+        nodes = [node, helper.make_node("Cast", ["i"], ["o"], "c", to=FLOAT)]
+        path = write(tmp_path, nodes, [("x", TensorProto.INT32 if operator == "Slice" else LONG, [4])], ["o"],
+                     [("w", np.array([value])), ("zero", np.array([0]))])
+        return [f.versions for f in lint(path, precision="fp32").findings if "beyond INT32" in f.what]
+    assert report("Add", 2**31) == [("8.2", "8.5", "8.6")]
+    assert report("Add", -2**31 - 1) and not report("Add", 2**31 - 1) and not report("Add", -2**31)
+    assert not report("Slice", 2**63 - 1)
+
+
+def test_roi_align_is_a_plugin(tmp_path):
+    node = helper.make_node("RoiAlign", ["x", "r", "b"], ["o"], "crop")
+    path = write(tmp_path, [node], [("x", FLOAT, [1, 3, 8, 8]), ("r", FLOAT, [4, 4])], ["o"], [("b", np.zeros(4, int))],
+                 opset=16)
+    later = tuple(v for v in VERSIONS if v not in ("8.2", "11.4"))
+    assert [f.versions for f in lint(path, precision="fp32").findings if "ROIAlign_TRT" in f.what] == [later]
+    by_version = {v: lint(path, tensorrt=v, precision="fp32").takes for v in VERSIONS}
+    assert by_version == {v: v not in ("8.2", "11.4") for v in VERSIONS}
+
+
 def test_topk(tmp_path):
     node = helper.make_node("TopK", ["x", "k"], ["v", "i"], "select", largest=0)
     path = write(tmp_path, [node], [("x", FLOAT, [1, 4000])], ["v"], [("k", np.array([3841]))])
