@@ -49,7 +49,8 @@ setup(
     package_data={
         "jetson_det.data.quality": ["page.html", "page.css", "page.js"],
         "jetson_det.evaluate": ["page.html", "page.css"],
-        "jetson_det.export": ["latency_rows.json", "latency_layers.json", "latency_model.json"],
+        "jetson_det.export": ["latency_rows.json", "latency_layers.json", "latency_model.json",
+                              "bundle_files/*"],
     },
     python_requires=">=" + cfg["min_python"],
     install_requires=listed("requirements"),

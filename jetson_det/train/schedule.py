@@ -68,22 +68,22 @@ def lr_at(
     step:int, # optimizer steps done before this one
     schedule:Schedule,
 )->float: # learning rate of this step, for a group whose lr_scale is 1
-    """The rate of a step: warm-up, then the schedule (yolox/utils/lr_scheduler.py; warm-up by a straight line as in
-    RT-DETR)."""
+    """The rate of a step: warm-up, then the schedule (yolox/utils/lr_scheduler.py; ultralytics/engine/trainer.py; the
+    straight warm-up as in RT-DETR)."""
     s = schedule
+    ratio = s.min_lr_ratio
+    full = s.lr * (1 - (1 - ratio) * step / s.steps) if s.kind == "linear" else s.lr
     if s.warmup and step <= s.warmup:
-        if s.warmup_shape == "quadratic": return s.lr * (step / s.warmup)**2
-        return s.lr * min((step + 1) / s.warmup, 1.)
+        if s.warmup_shape == "quadratic": return full * (step / s.warmup)**2
+        return full * min((step + 1) / s.warmup, 1.)
 
-    # two that know no lowest rate
-    if s.kind == "constant": return s.lr
+    # three that do not look at the tail
+    if s.kind in ("constant", "linear"): return full
     if s.kind == "multistep": return s.lr * s.gamma**sum(step >= m for m in s.milestones)
 
-    # three that fall from lr to lr * ratio over the main part, and stay there
-    ratio = s.min_lr_ratio
+    # two that fall from lr to lr * ratio over the main part, and stay there
     if step >= s.steps - s.tail: return s.lr * ratio
     done = (step - s.warmup) / (s.steps - s.warmup - s.tail) # 0..1
-    if s.kind == "linear": return s.lr * (1 - (1 - ratio) * done)
     if s.kind == "exponential": return s.lr * ratio**done
     return s.lr * ratio + .5 * s.lr * (1 - ratio) * (1 + math.cos(math.pi * done))
 

@@ -54,7 +54,7 @@ def torch_rates(make, lr, steps):
 MAIN = 70 * 11 # steps of the main part of 80 epochs of 11 steps, 10 of them the tail
 ORACLES = {
     "cosine": lambda o: CosineAnnealingLR(o, MAIN, eta_min=.002 * .05),
-    "linear": lambda o: LinearLR(o, 1., .05, MAIN),
+    "linear": lambda o: LinearLR(o, 1., .05, 80 * 11), # to the end: Ultralytics has no tail at the lowest rate
     "exponential": lambda o: ExponentialLR(o, .05**(1 / MAIN)),
     "multistep": lambda o: MultiStepLR(o, [40 * 11, 55 * 11], .3),
     "constant": lambda o: ConstantLR(o, 1., 5)}
@@ -65,15 +65,17 @@ def test_the_schedules_are_torch_s(kind):
     cfg = but(lr=.002, schedule=kind, gamma=.3, milestones=[40, 55] if kind == "multistep" else [])
     s = make_schedule(cfg, Phases(80, 0., 10, ""), 11, batch=8)
     theirs = torch_rates(ORACLES[kind], .002, s.steps)
-    for step in range(MAIN): assert lr_at(step, s) == pytest.approx(theirs[step], rel=1e-9), step
+    until = s.steps if kind == "linear" else MAIN
+    for step in range(until): assert lr_at(step, s) == pytest.approx(theirs[step], rel=1e-9), step
     end = {"multistep": .002 * .09, "constant": .002}.get(kind, .0001)
-    assert all(lr_at(step, s) == pytest.approx(end, rel=1e-9) for step in range(MAIN, s.steps))
+    assert all(lr_at(step, s) == pytest.approx(end, rel=1e-9) for step in range(until, s.steps))
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_a_straight_warm_up_is_torch_s_linear_one(kind):
     s = Schedule(.002, 1000, 50, 100, .05, kind, "linear", (400,) if kind == "multistep" else (), .1)
     theirs = torch_rates(lambda o: LinearLR(o, 1 / 50, 1., 49), .002, 51)
+    if kind == "linear": theirs = [rate * (1 - .95 * i / 1000) for i, rate in enumerate(theirs)] # it falls meanwhile
     assert [lr_at(i, s) for i in range(51)] == pytest.approx(theirs, rel=1e-9)
 
 
@@ -92,10 +94,21 @@ def test_every_schedule_rises_falls_and_stays_in_bounds(kind, shape, epochs, war
     up = int(s.warmup) + 1
     risen = rates[:up]
     rest = rates[up:]
-    assert risen == sorted(risen)
+    if kind != "linear": assert risen == sorted(risen) # the line that it rises to falls meanwhile
     assert all(b <= a * (1 + 1e-9) for a, b in zip(rest, rest[1:]))
     if kind in ("cosine", "linear", "exponential") and rest: assert min(rest) >= lr * ratio * (1 - 1e-9)
-    if s.tail and kind in ("cosine", "linear", "exponential"): assert rates[-1] == lr * ratio
+    if s.tail and kind in ("cosine", "exponential"): assert rates[-1] == lr * ratio
+
+
+@pytest.mark.parametrize("epochs, warmup", [(50, 3), (100, 3), (20, 0)])
+def test_the_linear_schedule_is_ultralytics(epochs, warmup):
+    "lf = max(1 - x / epochs, 0) * (1 - lrf) + lrf; the warm-up rises to lr0 * lf (ultralytics/engine/trainer.py)."
+    s = make_schedule(but(lr=.002, schedule="linear", warmup_shape="linear", min_lr_ratio=.01),
+                      Phases(epochs, float(warmup), 10, ""), 15, batch=8)
+    for step in range(0, s.steps, 15): # Ultralytics takes a line's value at the beginning of an epoch
+        lf = max(1 - step / 15 / epochs, 0) * .99 + .01
+        rise = min((step + 1) / (warmup * 15), 1.) if warmup and step <= warmup * 15 else 1.
+        assert lr_at(step, s) == pytest.approx(.002 * lf * rise, rel=1e-9)
 
 
 @pytest.mark.parametrize("epochs", range(1, 40))
