@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Mode', 'Calibrate', 'report_error', 'set_up_process', 'main', 'train', 'import_pt', 'rollback', 'verify',
-           'lineage', 'evaluate', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan', 'quantize', 'job',
-           'demo']
+           'lineage', 'evaluate', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan', 'quantize',
+           'bundle', 'job', 'demo']
 
 # %% ../nbs/89_cli.ipynb #34b2cf4c
 import errno
@@ -720,6 +720,31 @@ def quantize(
     if "tensorrt" in made.extra: print(f"on the board, build the engine with: sh {write_build_script(made, path).name}")
     write_figures(json_file, report.to_json())
     if report.ap_loss is not None and report.ap_loss > max_ap_loss: raise typer.Exit(1)
+
+# %% ../nbs/89_cli.ipynb #f73e5600
+@app.command(rich_help_panel=SHIPPING)
+def bundle(
+    artifact:Annotated[Path, typer.Argument(metavar="ARTIFACT", help="ONNX file of export or quantize")],
+    board:Annotated[Optional[str], typer.Option(
+        help="Jetson, such as nano or orin-nano; none: that of the export")]=None,
+    jetpack:Annotated[Optional[str], typer.Option(help="one release of that board, such as 6.2; none: all")]=None,
+    out:Annotated[Optional[Path], typer.Option(help="the .tar.gz to write; none: VERSION.tar.gz beside it")]=None,
+    golden:Annotated[Optional[Path], typer.Option(help="golden file; none: the one beside the artifact")]=None,
+    data:Annotated[Optional[str], typer.Option(
+        help="images and labels to make golden images from; none: there must be a golden file")]=None,
+    key:Annotated[Optional[Path], typer.Option(help="private key (PEM) to sign with")]=None,
+    json_file:JsonFile=None,
+):
+    "One archive for the board: model, golden images, runtime, service, container, and an installer that can go back."
+    from jetson_det.data.open import evaluation_data
+    from jetson_det.export.bundle import bundle as run
+    for place in (artifact, golden, data, key):
+        if place is not None: existing(place)
+    check_files(json_file, sources=[str(artifact)])
+    ds = evaluation_data(data, "", None, "auto").ds if data else None
+    made = run(artifact, out, board, jetpack, golden, ds, key)
+    print(made)
+    write_figures(json_file, made._asdict())
 
 # %% ../nbs/89_cli.ipynb #af6104e4
 def _parse_parameter(word:str)->tuple: # (name, value as text)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['runtime_zipapp', 'Bundle', 'bundle']
 
-# %% ../../nbs/59_export.bundle.ipynb #802740c6
+# %% ../../nbs/59_export.bundle.ipynb #82d2c409
 import gzip
 import io
 import json
@@ -25,9 +25,9 @@ from ..runtime.files import printable, sha256_bytes, write_bytes_atomic
 from ..runtime.golden import read_golden, write_golden
 from ..runtime.outputs import check_output, check_replaced
 from ..runtime.program import BUNDLE
-from ..runtime.sessions import open_session
+from ..runtime.sessions import open_session, verify_onnx
 
-# %% ../../nbs/59_export.bundle.ipynb #716165f1
+# %% ../../nbs/59_export.bundle.ipynb #03863801
 _DATE = (1980, 1, 1, 0, 0, 0) # of every file: the same files give the same bytes
 _MAIN = b"import sys\nfrom jetson_det.runtime.program import main\nsys.exit(main())\n"
 
@@ -45,9 +45,10 @@ def runtime_zipapp()->bytes:
             archive.writestr(entry, data)
     return out.getvalue()
 
-# %% ../../nbs/59_export.bundle.ipynb #8402faa0
+# %% ../../nbs/59_export.bundle.ipynb #d93fc3d6
 _TEMPLATES = Path(__file__).parent/"bundle_files" if "__file__" in globals() else None
-_PIP = "RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-opencv \\\n" \
+_PIP = "# hadolint ignore=DL3008,DL3013\n" \
+       "RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-opencv \\\n" \
        " && rm -rf /var/lib/apt/lists/* && pip3 install --no-cache-dir numpy onnxruntime"
 _IMAGES = { # JetPack -> base image, what has to be installed into it
     "4.6": ("dustynv/l4t-ml:r32.7.1", "# numpy, OpenCV and ONNX Runtime are in the image"),
@@ -67,7 +68,7 @@ def _filled(name, **words)->bytes:
     for key, value in words.items(): text = text.replace(f"@{key}@", value)
     return text.encode("utf-8")
 
-# %% ../../nbs/59_export.bundle.ipynb #226fa86a
+# %% ../../nbs/59_export.bundle.ipynb #9024779d
 def _contract_of(path)->Contract:
     "What an ONNX file says of itself. Raises InputError."
     graph = read_onnx(path)
@@ -76,7 +77,9 @@ def _contract_of(path)->Contract:
         raise InputError(f"{path}: has no contract: only files of jetson-det export and quantize can be bundled")
     if any(tensor.data_location for tensor in graph.model.graph.initializer):
         raise InputError(f"{path}: has weights beside it; export it into one file")
-    return Contract.from_json(texts[METADATA_KEY], f"{path}: contract in the metadata")
+    contract = Contract.from_json(texts[METADATA_KEY], f"{path}: contract in the metadata")
+    verify_onnx(path) # a file that was altered since its export is no release
+    return contract
 
 def _check_board(contract, row, path):
     "Raise InputError for a file that was exported for another board."
@@ -110,7 +113,7 @@ def _l4t_of(row, jetpack)->tuple: # majors such as "R36", version of JetPack for
             raise InputError(f"jetpack {printable(str(jetpack))}: {row.label} has {', '.join(row.jetpacks)}")
     return tuple(dict.fromkeys(release.l4t.split(".")[0] for release in releases)), releases[-1].version
 
-# %% ../../nbs/59_export.bundle.ipynb #aeff9db8
+# %% ../../nbs/59_export.bundle.ipynb #5aa39d8d
 def _sums(files)->bytes:
     "As sha256sum writes it."
     return "".join(f"{sha256_bytes(data)}  {name}\n" for name, data in sorted(files.items())).encode()
@@ -157,7 +160,7 @@ class Bundle(NamedTuple):
         archive = Path(self.path).name
         return "\n".join([*lines, f"on the board: tar xzf {archive} && sh {self.version}/install.sh"])
 
-# %% ../../nbs/59_export.bundle.ipynb #d4952b40
+# %% ../../nbs/59_export.bundle.ipynb #e73649ae
 def bundle(
     artifact, # an .onnx file of `jetson-det export` or `quantize`
     path=None, # the .tar.gz to write; None: VERSION.tar.gz beside the artifact

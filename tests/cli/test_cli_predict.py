@@ -260,6 +260,7 @@ OUTPUTS = {  # verb -> (what it needs to begin, its options that name a file)
     "lint": (["m.onnx", "--board", "nano"], ["--json"]),
     "estimate": (["m.onnx", "--board", "nano"], ["--json"]),
     "quantize": (["m.onnx", "--data", "empty"], ["--json"]),
+    "bundle": (["m.onnx", "--board", "nano"], ["--json"]),
     "plan": (["--board", "nano", "--data", "empty"], ["--json"]),
     "parity": (["m.onnx", "m.onnx", "--data", "empty"], ["--json"]),
     "data download": (["coco", "new"], ["--json"]),
