@@ -9,9 +9,11 @@ __all__ = ['runtime_zipapp', 'Bundle', 'bundle']
 import gzip
 import io
 import json
+import re
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -81,6 +83,10 @@ def _contract_of(path)->Contract:
     verify_onnx(path) # a file that was altered since its export is no release
     return contract
 
+def _plain_name(name)->str: # of a folder: letters, digits and ._-
+    "A contract's name as install.sh takes it."
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60].strip("-.") or "detector"
+
 def _check_board(contract, row, path):
     "Raise InputError for a file that was exported for another board."
     made = contract.extra.get("tensorrt")
@@ -140,6 +146,13 @@ def _archive(version, files)->bytes: # .tar.gz
             archive.addfile(entry, io.BytesIO(data))
     return out.getvalue()
 
+def _is_bundle(path)->bool:
+    "Whether a file is an archive of `bundle`, which the next one may replace."
+    try:
+        with tarfile.open(path, "r:gz") as archive: names = {name.partition("/")[2] for name in archive.getnames()}
+    except (OSError, EOFError, tarfile.TarError, zlib.error): return False
+    return {BUNDLE, "bundle.env", "install.sh", "SHA256SUMS"} <= names
+
 class Bundle(NamedTuple):
     "What was written."
     path:str
@@ -196,7 +209,7 @@ def bundle(
         files["model.build.sh"] = text.replace(artifact.stem + ".", "model.").encode("utf-8")
     files[BUNDLE] = (json.dumps({"format": 1, "name": contract.name, "board": row.name, "parts": parts}, indent=1)
                      + "\n").encode()
-    version = f"{contract.name}-{sha256_bytes(_sums(files))[:12]}"
+    version = f"{_plain_name(contract.name)}-{sha256_bytes(_sums(files))[:12]}"
     files["bundle.env"] = f"VERSION={version}\nBOARD={row.name}\nL4T={' '.join(l4t)}\n".encode()
     image, packages = _IMAGES[release]
     files["Dockerfile"] = _filled("Dockerfile", LABEL=row.label, JETPACK=release, IMAGE=image, PACKAGES=packages,
@@ -207,7 +220,8 @@ def bundle(
     if key is not None: files["SHA256SUMS.sig"] = _signature(files["SHA256SUMS"], key)
 
     out = Path(path) if path is not None else artifact.with_name(f"{version}.tar.gz")
-    check_replaced(check_output(out, [str(artifact)]))
+    check_output(out, [str(artifact)])
+    if not _is_bundle(out): check_replaced(out)
     write_bytes_atomic(out, _archive(version, files))
     return Bundle(str(out), version, row.name, l4t, {name: len(data) for name, data in sorted(files.items())}, images,
                   key is not None)

@@ -23,6 +23,7 @@ from jetson_det.export.bundle import bundle, runtime_zipapp
 from jetson_det.export.onnx import export_onnx
 from jetson_det.export.tensorrt import export_tensorrt
 from jetson_det.models.zoo import create_model
+from jetson_det.runtime.contract import METADATA_KEY
 from jetson_det.runtime.sessions import open_session
 from jetson_det.scenes.docks import write_scenes
 
@@ -326,3 +327,48 @@ def test_hadolint(made, tmp_path, board, jetpack):
     with tarfile.open(one.path) as archive: archive.extractall(tmp_path, filter="data")
     done = subprocess.run([linter("hadolint"), tmp_path/one.version/"Dockerfile"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a b", "é", "-rf", ".x", "n"*300, "/", "a\nb"])
+def test_odd_names_of_models(made, machine, tmp_path, name):
+    folder, (old, _) = made
+    model = onnx.load(str(folder/"old.onnx"))
+    for row in model.metadata_props:
+        if row.key == METADATA_KEY: row.value = json.dumps(dict(json.loads(row.value), name=name))
+    onnx.save(model, str(tmp_path/"odd.onnx"))
+    one = bundle(tmp_path/"odd.onnx", board_name="nano")
+    with tarfile.open(one.path) as archive:
+        assert {member.name.split("/")[0] for member in archive} == {one.version}
+        archive.extractall(tmp_path, filter="data")
+    assert install(machine, tmp_path/one.version, "--no-check").returncode == 0 and current(machine) == one.version
+
+
+def test_a_bundle_replaces_a_bundle_and_nothing_else(made, tmp_path):
+    folder, (old, _) = made
+    for _ in range(2): bundle(folder/"old.onnx", tmp_path/"x.tar.gz", "nano")
+    (tmp_path/"y.tar.gz").write_bytes(b"of somebody")
+    with pytest.raises(InputError, match="is there already"): bundle(folder/"old.onnx", tmp_path/"y.tar.gz", "nano")
+
+
+def test_another_board_with_the_same_l4t(made, machine):
+    folder, (old, _) = made
+    tree = machine/"root/proc/device-tree"
+    tree.mkdir(parents=True)
+    (tree/"model").write_bytes(b"NVIDIA Jetson Xavier NX Developer Kit\0")
+    refused(install(machine, folder/old.version), "this machine is xavier-nx; the bundle is for nano")
+    (tree/"model").write_bytes(b"NVIDIA Jetson Nano Developer Kit\0")
+    assert install(machine, folder/old.version, "--no-check").returncode == 0
+
+
+def test_ended_while_it_checks(made, machine, tmp_path):
+    folder, (old, _) = made
+    slow = tmp_path/"python"
+    slow.write_text('#!/bin/sh\ncase "$*" in *check) sleep 3 ;; esac\n')
+    slow.chmod(0o755)
+    p = subprocess.Popen(["sh", str(folder/old.version/"install.sh"), "--prefix", str(machine/"opt")],
+                         env=environment(machine, str(slow)), stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list(machine.glob("opt/versions/.*.part/SHA256SUMS")): time.sleep(.02)
+    time.sleep(.3)
+    os.killpg(p.pid, signal.SIGTERM)
+    assert p.wait(20) == 130 and current(machine) is None
+    assert not list((machine/"opt/versions").iterdir())

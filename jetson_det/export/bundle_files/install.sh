@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs this bundle beside earlier ones and switches to it. POSIX sh with GNU coreutils, as on a Jetson.
-set -eu
+set -euf
+umask 022
 
 usage() {
     cat <<'TEXT'
@@ -62,6 +63,7 @@ point() {
 }
 
 lock() {
+    command -v flock >/dev/null || fail "flock is not here: install util-linux"
     mkdir -p "$prefix/versions" || fail "$prefix: can't be written; take another --prefix, or sudo"
     exec 9>"$prefix/.lock" || fail "$prefix: can't be written; take another --prefix, or sudo"
     flock -n 9 || fail "$prefix: another install is running"
@@ -124,6 +126,16 @@ if [ "$force" = no ]; then
     *" $release "*) ;;
     *) fail "this machine has L4T $release; the bundle is for $board, L4T $(value L4T); --force installs it" ;;
     esac
+    # Boards of one GPU generation can stand in for each other; a machine that does not tell its model passes.
+    other=$("$python" - "$here/detector.pyz" "$board" "${root:-/}" <<'PYTHON'
+import sys
+sys.path.insert(0, sys.argv[1])
+from jetson_det.runtime.boards import board, this_board
+found = this_board(sys.argv[3])
+if found and found.board.compute_capability != board(sys.argv[2]).compute_capability: print(found.board.name)
+PYTHON
+    ) || fail "$python does not run detector.pyz"
+    [ -z "$other" ] || fail "this machine is $other; the bundle is for $board; --force installs it"
 fi
 
 lock
@@ -136,6 +148,7 @@ else
     rm -rf "$part"
     mkdir "$part"
     trap 'rm -rf "$part"' EXIT
+    trap 'exit 130' HUP INT TERM
     for name in $names SHA256SUMS; do cp "$here/$name" "$part/$name"; done
     [ ! -f "$here/SHA256SUMS.sig" ] || cp "$here/SHA256SUMS.sig" "$part/"
     (cd "$part" && sha256sum -c --quiet --strict SHA256SUMS >/dev/null 2>&1) ||
@@ -146,7 +159,7 @@ else
             fail "the check with the golden images failed: the version that ran before still does"
     fi
     mv -T "$part" "$prefix/$target"
-    trap - EXIT
+    trap - EXIT HUP INT TERM
 fi
 
 # ---- switch
@@ -155,6 +168,7 @@ if [ -n "$now" ] && [ "$now" != "$target" ]; then point previous "$now"; fi
 point current "$target"
 say "installed $version; current: $prefix/current"
 if [ "$service" = yes ]; then
+    prefix=$(cd "$prefix" && pwd)
     sed "s|@PREFIX@|$prefix|g" "$here/detector.service" >/etc/systemd/system/detector.service
     if [ ! -f "$prefix/detector.env" ]; then printf 'SOURCE=0\n' >"$prefix/detector.env"; fi
     systemctl daemon-reload
