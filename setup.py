@@ -32,7 +32,7 @@ class BuildWithNotebooks(build_py):
 
 extras = {k[: -len("_requirements")]: listed(k) for k in cfg if k.endswith("_requirements")}
 extras["all"] = sorted({r for name in ("train", "wandb", "mlflow") for r in extras[name]})
-extras["dev"] = sorted({r for name in ("train", "docs", "dev") for r in extras[name]})
+extras["dev"] = sorted({r for name in ("train", "mobile", "docs", "dev") for r in extras[name]})
 
 setup(
     name=cfg["lib_name"],

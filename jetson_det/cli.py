@@ -32,7 +32,7 @@ _OTHER_VERBS = {
     "predict": "infer inference detect detection track forward draw",
     "bench": "benchmark speed profile latency time",
     "train": "fit finetune fine-tune learn resume",
-    "export": "onnx to-onnx save tensorrt",
+    "export": "onnx to-onnx save tensorrt openvino",
     "lint": "check-onnx lint-onnx trtexec",
     "parity": "compare diff-models",
     "data check": "check verify-data lint-data fix",
@@ -516,7 +516,8 @@ def export(
         " there")]=None,
     jetpack:Annotated[Optional[str], typer.Option(
         help="release on that board, such as 6.2; none: a file that all its releases take")]=None,
-    precision:Annotated[Optional[str], typer.Option(help="fp16 or fp32 on that board; none: by rule")]=None,
+    precision:Annotated[Optional[str], typer.Option(
+        help="fp16 or fp32 on that board, or of an OpenVINO file's weights; none: by rule")]=None,
     data:Annotated[Optional[str], typer.Option(
         help="images and labels: boxes and AP are compared on them, and NAME.golden is written")]=None,
     split:Annotated[str, typer.Option(help="train, val, test or all; none: test, else val, else all")]="",

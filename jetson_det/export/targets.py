@@ -41,6 +41,7 @@ class Target(NamedTuple):
 TARGETS = {
     "onnx": Target("jetson_det.export.onnx", "export_onnx", ".onnx"),
     "tensorrt": Target("jetson_det.export.tensorrt", "export_tensorrt", ".onnx"),
+    "openvino": Target("jetson_det.export.mobile", "export_openvino", ".xml"),
 }
 
 # %% ../../nbs/59_export.targets.ipynb #4dc8b440

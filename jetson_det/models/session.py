@@ -125,9 +125,13 @@ def open_artifact(
     if not path.exists(): raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in (".pth", ".pt", ".safetensors"):
         raise InputError(
-            f"{path}: weights alone can't be run; give a checkpoint folder or an .onnx file (model.weights={path.name}"
-            " starts a training from them)"
+            f"{path}: weights alone can't be run; give a checkpoint folder, an .onnx or an .xml file"
+            f" (model.weights={path.name} starts a training from them)"
         )
+    if path.suffix.lower() == ".xml":
+        from jetson_det.runtime.openvino import OpenVinoSession
+        if device not in ("auto", "cpu"): raise InputError(f"{path}: OpenVINO runs on the CPU here, not on {device}")
+        return OpenVinoSession(path, contract, classes=classes, input_size=input_size, **kw)
     if device != "auto": kw.setdefault("providers", _providers_for(device))
     return open_session(path, contract, classes=classes, input_size=input_size, **kw)
 
