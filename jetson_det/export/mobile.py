@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError, did_you_mean
-from .onnx import _differences_by_content, _is_undecided, export_onnx, parity_frames
+from .onnx import differences_by_content, is_undecided, export_onnx, parity_frames
 from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.files import fsync_dir, sha256_file
 from ..runtime.openvino import WEIGHTS_KEY, OpenVinoSession, load_openvino, weights_path
@@ -68,11 +68,11 @@ def _compare(
     for frame in frames:
         x, _ = reference.preprocess([frame]*size)
         answer = [np.asarray(v[0]) for v in reference.infer(x)]
-        found = _differences_by_content(answer, [np.asarray(v[0]) for v in other.infer(x)])
+        found = differences_by_content(answer, [np.asarray(v[0]) for v in other.infer(x)])
         over = not all(found[k] <= bounds[k] for k in bounds) # NaN is over too
         # a query that a rounding of the image moves to another object decides nothing
         may_waver = contract.output == "queries" and over and size == 1 and x.dtype == np.float32
-        if may_waver and _is_undecided(reference.infer, x[0], answer): continue
+        if may_waver and is_undecided(reference.infer, x[0], answer): continue
         decided += 1
         for k in worst: worst[k] = max(worst[k], found[k]) if found[k] == found[k] else np.inf
     over = {k: worst[k] for k in bounds if not worst[k] <= bounds[k]}

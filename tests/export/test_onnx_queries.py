@@ -118,7 +118,7 @@ def test_images_that_decide_nothing_are_no_proof(name, traced, monkeypatch, tmp_
     values = onnx.numpy_helper.to_array(tensor)
     tensor.CopyFrom(onnx.numpy_helper.from_array(values*2, tensor.name))
     monkeypatch.setattr(export, "_trace", lambda *args: wrong)
-    monkeypatch.setattr(export, "_is_undecided", lambda *args: True)
+    monkeypatch.setattr(export, "is_undecided", lambda *args: True)
     with pytest.raises(RuntimeError, match="none of the 3 images tells"):
         export_onnx(model, tmp_path/"m.onnx", SIZE)
     assert not list(tmp_path.iterdir())
@@ -132,11 +132,11 @@ def test_matching_undoes_an_order_and_hides_no_difference(seed, count, moved):
     ours = [boxes, rng.random((count, 3))]
     order = rng.permutation(count)
     theirs = [v[order] for v in ours]
-    assert export._differences_by_content(ours, theirs) == dict(boxes=0, boxes_px=0, scores=0)
+    assert export.differences_by_content(ours, theirs) == dict(boxes=0, boxes_px=0, scores=0)
     row = int(rng.integers(count))
     theirs[1] = theirs[1].copy()
     theirs[1][row] += 2 + moved # no other row has such scores
-    assert not export._within(export._differences_by_content(ours, theirs))
+    assert not export._within(export.differences_by_content(ours, theirs))
     theirs = [v[order].copy() for v in ours]
     theirs[0][row, 0] = np.nan
-    assert export._differences_by_content(ours, theirs)["boxes"] == np.inf
+    assert export.differences_by_content(ours, theirs)["boxes"] == np.inf
