@@ -57,14 +57,16 @@ def freeze_batchnorm(
     for m in _norms(model): m.eval().requires_grad_(False)
     return len(_norms(model))
 
-_OVERFIT_MOMENTUM = .3 # share of the newest batch in the statistics
+_OVERFIT_MOMENTUM = .3 # share of the newest batch in the statistics, where there is one batch
 
 def raise_batchnorm_momentum(
     model:nn.Module, # changed in place
+    batches:int=1, # that all steps see
 ):
-    "The statistics follow within a few steps: in an overfit check every step sees the same batch."
+    "The statistics follow within a few passes over the batches of an overfit check."
     for m in _norms(model):
-        if m.momentum is not None: m.momentum = max(m.momentum, _OVERFIT_MOMENTUM) # None: an average over all batches
+        if m.momentum is None: continue # an average over all batches
+        m.momentum = max(m.momentum, _OVERFIT_MOMENTUM/batches)
 
 def norms_text(
     model:nn.Module,
@@ -110,7 +112,7 @@ def build_model(
     if pruned: rebuild_pruned(model, pruned)
     elif model_cfg.prune and loader is not None: say(str(prune_model(model, loader.input_size, model_cfg.prune)))
     if train_cfg.freeze_bn: freeze_batchnorm(model)
-    if train_cfg.overfit_batches: raise_batchnorm_momentum(model)
+    if train_cfg.overfit_batches: raise_batchnorm_momentum(model, train_cfg.overfit_batches)
     if not train_cfg.compile: allow_single_values(model)
     if train_cfg.checkpoint_stages: checkpoint_stages(model)
     return model
