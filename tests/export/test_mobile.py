@@ -82,8 +82,11 @@ def test_bytes_and_an_open_batch(nano, tmp_path):
     for together, frame in zip(session(frames), frames): assert_same(together, torch_session(nano, SIZE)(frame))
 
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("yolo11n-p2-lite", "rtdetr-r18")]
+
+
 @needs_openvino
-@pytest.mark.parametrize("name", ["yolo11n-p2-lite", "yolo26n", "rtdetr-r18", "dfine-n"])
+@pytest.mark.parametrize("name", ["yolo26n", "dfine-n", *SLOW])
 def test_other_families(name, tmp_path, monkeypatch):
     model = network(name, monkeypatch.setitem)
     frames = [scene(k, SIZE) for k in range(3)]

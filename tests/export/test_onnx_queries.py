@@ -15,7 +15,7 @@ from jetson_det.models.graph import simplify_onnx, trace_onnx
 from jetson_det.models.zoo import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DETRS = ("rtdetr-r18", "rtdetrv2-r18", "dfine-n")
+DETRS = each_family(["rtdetr-r18", "dfine-n"]) + each_family(["rtdetrv2-r18"], slow=True)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_fresh_network_is_exported(name, tmp_path, monkeypatch):
     assert contract.parity["frames"] >= 1 and contract.parity["boxes"] <= 1e-3
 
 
-@pytest.mark.parametrize("name", each_family(DETRS))
+@pytest.mark.parametrize("name", DETRS)
 def test_each_transformer_is_exported(name, traced, tmp_path, monkeypatch):
     "With nothing but the frames that the export brings, a plain gray one among them."
     model, graph = traced(name)
@@ -66,7 +66,7 @@ def weights(graph):
     return [t for t in kinds if np.prod(t.dims) >= 64]
 
 
-@pytest.mark.parametrize("name", each_family(DETRS))
+@pytest.mark.parametrize("name", DETRS)
 @pytest.mark.parametrize("part", ["Conv", "aifi.0/layers.0/self_attn/v_proj", "layers.1/self_attn/v_proj"],
                          ids=["backbone", "encoder", "decoder"])
 def test_a_wrong_weight_is_caught(name, part, traced):
