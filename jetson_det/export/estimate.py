@@ -301,6 +301,9 @@ def calibrate(
         raise InputError(f"{measured_json}: has no rows: a list of tables with model, input_size, precision and ms")
     name = board_name or stored.get("board")
     if not isinstance(name, str): raise InputError(f"{measured_json}: names no board")
+    of = stored.get("board", name)
+    if not isinstance(of, str) or board(of).name != board(name).name:
+        raise InputError(f"{measured_json}: was measured on {printable(str(of))}, not on {board(name).name}")
     mode = mode or stored.get("mode") or None
     row = board(name)
     where = machine(row.name, mode)
