@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,7 +25,7 @@ from .graph import read_onnx
 from ..runtime.boards import JETPACKS, board
 from ..runtime.contract import METADATA_KEY, Contract
 from ..runtime.files import printable, sha256_bytes, write_bytes_atomic
-from ..runtime.golden import read_golden, write_golden
+from ..runtime.golden import read_golden
 from ..runtime.outputs import check_output, check_replaced
 from ..runtime.program import BUNDLE
 from ..runtime.sessions import open_session, verify_onnx
@@ -48,7 +49,6 @@ def runtime_zipapp()->bytes:
     return out.getvalue()
 
 # %% ../../nbs/59_export.bundle.ipynb #d93fc3d6
-_TEMPLATES = Path(__file__).parent/"bundle_files" if "__file__" in globals() else None
 _PIP = "# hadolint ignore=DL3008,DL3013\n" \
        "RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-opencv \\\n" \
        " && rm -rf /var/lib/apt/lists/* && pip3 install --no-cache-dir numpy onnxruntime"
@@ -60,13 +60,9 @@ _IMAGES = { # JetPack -> base image, what has to be installed into it
     "7.2": ("nvcr.io/nvidia/tensorrt:25.08-py3", _PIP),
 }
 
-def _template(name)->str:
-    home = _TEMPLATES or Path(jetson_det.__file__).parent/"export/bundle_files"
-    return (home/name).read_text(encoding="utf-8")
-
 def _filled(name, **words)->bytes:
     "A template with its words."
-    text = _template(name)
+    text = (Path(jetson_det.__file__).parent/"export/bundle_files"/name).read_text(encoding="utf-8")
     for key, value in words.items(): text = text.replace(f"@{key}@", value)
     return text.encode("utf-8")
 
@@ -95,21 +91,15 @@ def _check_board(contract, row, path):
 
 def _golden_bytes(path, contract, golden, data)->tuple: # bytes or None, number of images
     "The golden file that is given, lies beside the model, or is made now. Raises InputError."
-    place = Path(golden) if golden is not None else golden_path(path)
     if data is not None and golden is None:
-        found = make_golden(open_session(path), data)
-        return _written(found), len(found.images)
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)/"made.golden"
+            found = make_golden(open_session(path), data, place)
+            return place.read_bytes(), len(found.images)
+    place = Path(golden) if golden is not None else golden_path(path)
     if golden is None and not place.exists(): return None, 0
     found = read_golden(place, contract)
     return place.read_bytes(), len(found.images)
-
-def _written(golden)->bytes:
-    "A Golden as its file has it."
-    import tempfile
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder)/"made.golden"
-        write_golden(file, golden)
-        return file.read_bytes()
 
 def _l4t_of(row, jetpack)->tuple: # majors such as "R36", version of JetPack for the container
     releases = [JETPACKS[name] for name in row.jetpacks]
