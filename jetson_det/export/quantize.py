@@ -568,7 +568,9 @@ def quantize(
         if not names: raise InputError(f"{source}: has no convolution that can become INT8")
         _check_opset(job, chosen)
         measure = partial(_measure_names, job, folder, val=val, class_map=class_map)
-        measured, before, sensitive = (), None, ()
+        measured = ()
+        before = None
+        sensitive = ()
         if val is not None:
             exact = _measure("fp32", source, contract, val, class_map, threads)
             half = _measure("fp16", as_fp16(source, Path(folder)/"fp16.onnx"), contract, val, class_map, threads)
