@@ -57,7 +57,7 @@ notebooks-test: env-dev
 
 # One thread for each process: the processes share the cores already.
 pytest: env-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -rs --durations=10 -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -rs --durations=10 -n $(WORKERS) --dist loadfile --max-worker-restart 0
 
 fuzz: env-dev ## the tests that Hypothesis draws examples for, with other examples each time; SEEDS=100: a hundred times
 	@for seed in $$(shuf -i 1-1000000000 -n $(SEEDS)); do echo "== --hypothesis-seed=$$seed"; \
