@@ -16,7 +16,7 @@ SEEDS ?= 5
 # Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/89_cli.ipynb).
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: help demo test test-quick layout lint-web bench gpu-check docs readme sync notebooks-test pytest fuzz test-runtime36 test-wheel lab notebooks env env-dev env-bench clean
+.PHONY: help demo test test-quick layout lint-web bench gpu-check docs readme sync notebooks-test pytest fuzz test-runtime36 test-wheel lab notebooks env env-dev env-bench env-pycuda clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -120,6 +120,10 @@ $(VENV)/.bench: $(VENV)/.dev
 	@echo "== installing the peers of the benchmarks (once)"
 	@$(PIP) install --progress-bar off -q --no-deps libreyolo==1.6.0
 	@touch $@
+
+# The wheel stays in the user's cache folder.
+env-pycuda: env-dev ## compile PyCUDA for the tests of device memory (minutes, once)
+	$(BIN)/python tests/fake_cuda.py $$(ls -d .venv-py36/bin/python 2>/dev/null) $(BIN)/python
 
 clean: ## remove what was built (not .venv, not runs/)
 	rm -rf build dist site _proc _docs *.egg-info .pytest_cache .hypothesis

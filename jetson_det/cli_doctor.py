@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import __version__
 from .cli_args import JsonFile, check_files, write_figures
-from .runtime.files import how_to_install
+from .runtime.files import cache_dir, how_to_install
 
 # %% ../nbs/80_cli_doctor.ipynb #2e79a8b6
 _PACKAGES = ("numpy", "opencv-python-headless", "opencv-python", "onnxruntime", "onnxruntime-gpu", "pydantic", "typer",
@@ -101,7 +101,7 @@ def _cached_weights(cache:Path)->list: # names
 
 def _room()->list: # of lines
     "Memory, the disk here, the cache."
-    from jetson_det.core import and_more, cache_dir
+    from jetson_det.core import and_more
     cache = cache_dir()
     weights = _cached_weights(cache)
     lines = [_memory_line(), _disk_line("disk", Path.cwd()), _disk_line("cache", cache),

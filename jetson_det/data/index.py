@@ -21,10 +21,9 @@ import jetson_det
 import jetson_det.data
 import jetson_det.runtime.folders
 import jetson_det.runtime.images
-from ..core import cache_dir
 from .dataset import DetDataset, Flaw
 from .images.facts import array_to_texts, texts_to_array, trim_folder
-from ..runtime.files import write_bytes_atomic
+from ..runtime.files import cache_dir, write_bytes_atomic
 from ..runtime.folders import walk_entries
 
 # %% ../../nbs/13_data.index.ipynb #667985f0

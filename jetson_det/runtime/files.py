@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['printable', 'plural', 'InputError', 'package_of', 'how_to_install', 'require', 'fsync_dir', 'open_atomic',
            'write_bytes_atomic', 'open_device', 'is_device', 'why_not_regular', 'open_regular', 'write_json_atomic',
-           'json_bytes', 'read_json', 'sha256_bytes', 'sha256_file']
+           'json_bytes', 'read_json', 'sha256_bytes', 'sha256_file', 'cache_dir']
 
 # %% ../../nbs/60_runtime.files.ipynb #8c70241b
 import errno
@@ -247,3 +247,12 @@ def sha256_file(
     with open_regular(path) as f:
         for piece in iter(lambda: f.read(1 << 20), b""): h.update(piece)
     return h.hexdigest()
+
+# %% ../../nbs/60_runtime.files.ipynb #c5b5b23f
+def cache_dir()->Path: # absolute; it may not exist yet
+    "The cache folder: `$JETSON_DET_CACHE`, else `$XDG_CACHE_HOME/jetson_det`, else `~/.cache/jetson_det`."
+    own = os.environ.get("JETSON_DET_CACHE")
+    if own: return Path(own).absolute()
+    xdg = os.environ.get("XDG_CACHE_HOME")
+    base = Path(xdg).absolute() if xdg else Path.home() / ".cache"
+    return base / "jetson_det"

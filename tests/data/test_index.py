@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jetson_det.core import InputError, cache_dir
+from jetson_det.core import InputError
 from jetson_det.data import index
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, Flaw
 from jetson_det.data.images.header import image_size, image_sizes
+from jetson_det.runtime.files import cache_dir
 from jetson_det.runtime.images import read_image
 from jetson_det.data.formats.reader import Rows, walk_files
 from jetson_det.data.formats.registry import read_dataset, write_dataset

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import InputError, cache_dir
+from ...core import InputError
 from .render import ImageCache, reduction
-from ...runtime.files import fsync_dir, require
+from ...runtime.files import cache_dir, fsync_dir, require
 
 # %% ../../../nbs/17_data.augment.pixel_store.ipynb #75838029
 def reductions(

@@ -23,7 +23,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from ...core import InputError, cache_dir
+from ...core import InputError
+from ...runtime.files import cache_dir
 from .parse import is_below
 
 # %% ../../../nbs/11_data.formats.archives.ipynb #a935756d

@@ -13,12 +13,12 @@ import posixpath
 from pathlib import Path
 from typing import NamedTuple
 
-from ...core import InputError, cache_dir
+from ...core import InputError
 from ..dataset import DIFFICULT, DetDataset
 from .parse import json_line, load_json, number, plain_text
 from .reader import (
     Files, Rows, flag_of, image_for, note_unlabeled, number_labels, pass_over, plain_folder, why_missing)
-from ...runtime.files import write_bytes_atomic
+from ...runtime.files import cache_dir, write_bytes_atomic
 
 # %% ../../../nbs/12_data.formats.labelme.ipynb #37039c16
 _OPEN = ("point", "points", "line", "linestrip") # shapes without an area

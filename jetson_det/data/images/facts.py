@@ -25,9 +25,8 @@ import numpy as np
 try: from simplejpeg import decode_jpeg
 except ImportError: decode_jpeg = None # OpenCV alone, which says nothing of damage inside a JPEG
 
-from ...core import cache_dir
 from .header import Header, image_header
-from ...runtime.files import open_regular, write_bytes_atomic
+from ...runtime.files import cache_dir, open_regular, write_bytes_atomic
 from ...runtime.images import is_truncated, jpeg_damage, upright
 
 # %% ../../../nbs/11_data.images.facts.ipynb #a27f4d6c

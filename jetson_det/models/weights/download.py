@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from ...core import cache_dir, did_you_mean
+from ...core import did_you_mean
 from ...downloads import (DownloadError, RemoteFile, damage, download_file, is_offline, is_url, mirror_folder,
                                   page_instead, progress_mb, remote_of_url)
-from ...runtime.files import InputError, require, sha256_file
+from ...runtime.files import InputError, cache_dir, require, sha256_file
 
 # %% ../../../nbs/29_models.weights.download.ipynb #d3ef5a51
 def official_urls()->dict: # model's name -> URL
