@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Mode', 'Calibrate', 'report_error', 'set_up_process', 'main', 'train', 'import_pt', 'rollback', 'verify',
-           'lineage', 'evaluate', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan', 'quantize',
-           'bundle', 'job', 'demo']
+           'lineage', 'evaluate', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan', 'shrink',
+           'quantize', 'bundle', 'build', 'job', 'demo']
 
 # %% ../nbs/89_cli.ipynb #34b2cf4c
 import errno
@@ -32,7 +32,7 @@ _OTHER_VERBS = {
     "predict": "infer inference detect detection track forward draw",
     "bench": "benchmark speed profile latency time",
     "train": "fit finetune fine-tune learn resume",
-    "export": "onnx to-onnx save tensorrt openvino",
+    "export": "onnx to-onnx save tensorrt openvino litert tflite coreml",
     "lint": "check-onnx lint-onnx trtexec",
     "parity": "compare diff-models",
     "data check": "check verify-data lint-data fix",
@@ -517,7 +517,7 @@ def export(
     jetpack:Annotated[Optional[str], typer.Option(
         help="release on that board, such as 6.2; none: a file that all its releases take")]=None,
     precision:Annotated[Optional[str], typer.Option(
-        help="fp16 or fp32 on that board, or of an OpenVINO file's weights; none: by rule")]=None,
+        help="fp16 or fp32 on that board, or of an OpenVINO or Core ML file's weights; none: by rule")]=None,
     data:Annotated[Optional[str], typer.Option(
         help="images and labels: boxes and AP are compared on them, and NAME.golden is written")]=None,
     split:Annotated[str, typer.Option(help="train, val, test or all; none: test, else val, else all")]="",
@@ -532,14 +532,17 @@ def export(
     from jetson_det.data.open import check_split
     from jetson_det.export.targets import export_target
     from jetson_det.models.checkpoint import checkpoint_of
+    from jetson_det.runtime.golden import Bounds
     target = export_target(to, board)
     input_size = parse_input_size(size) if size else None
     check_files(json_file, sources=[checkpoint])
-    checkpoint_of(checkpoint)
+    sealed = checkpoint_of(checkpoint)
     check_split(split)
-    if data: existing(data)
+    bounds = Bounds(boxes_px, scores, ap).check()
+    ds = _gate_images(checkpoint, sealed, existing(data), split) if data else None
     path = out or Path(checkpoint.rstrip("/") + target.suffix)
-    if path.suffix == target.suffix: check_files(path) # of another name the target says what is wrong
+    # of another name, and for a folder, the target says what is wrong
+    if path.suffix == target.suffix and not path.is_dir(): check_files(path)
     contract = target.export(checkpoint, path, input_size=input_size, opset=opset, dynamic_batch=dynamic, batch=batch,
                              output=output, uint8=uint8, max_detections=max_detections, board=board, jetpack=jetpack,
                              precision=precision)
@@ -548,20 +551,26 @@ def export(
           f" {_parity_text(contract.parity)}")
     if "tensorrt" in contract.extra: _say_board_choices(contract, path)
     report = None
-    if data: report = _gate(checkpoint, path, contract, data, split, dict(boxes_px=boxes_px, scores=scores, ap=ap))
+    if data: report = _gate(checkpoint, path, ds, bounds)
     figures = {"file": str(path), "contract": contract._asdict()}
     if report is not None: figures["parity"] = json.loads(report.to_json())
     write_figures(json_file, figures)
     if report is not None and not report.ok: raise typer.Exit(1)
 
-def _gate(checkpoint, path, contract, data, split, bounds): # ParityReport, or None where it can't run here
-    "Compare the file with its checkpoint on real images, and write the golden file."
+def _gate_images(checkpoint, sealed, data, split): # DetDataset
+    "What file and checkpoint will be compared on: known before anything is written."
     from jetson_det.data.open import evaluation_data
+    from jetson_det.runtime.contract import Contract
+    contract = Contract.from_json((sealed/"contract.json").read_text("utf-8"), str(sealed/"contract.json"))
+    return evaluation_data(data, split, contract.extra.get("split"), "auto", artifact=checkpoint).ds
+
+def _gate(checkpoint, path, ds, bounds): # ParityReport, or None where it can't run here
+    "Compare the file with its checkpoint on real images, and write the golden file."
     from jetson_det.export.golden import gate, golden_path
-    ds = evaluation_data(data, split, contract.extra.get("split"), "auto", artifact=checkpoint).ds
-    report = gate(checkpoint, path, ds, **bounds)
+    report = gate(checkpoint, path, ds, **bounds._asdict())
     print(f"wrote {golden_path(path)}: images and what the checkpoint finds in them")
-    if report is None: print("not compared here: EfficientNMS_TRT runs in TensorRT alone; compare on the board")
+    if report is None:
+        print("not compared here: only a board (EfficientNMS_TRT) or a Mac (Core ML) runs it; compare there")
     else: print("\n".join(report.lines()))
     return report
 
@@ -652,15 +661,16 @@ def estimate(
 ):
     "How long will a network take on a board? A prediction with its interval; nothing is run."
     import json
-    from jetson_det.export.estimate import estimate as run, int8_gain
+    from jetson_det.export.estimate import estimate as run, int8_gain, read_network
     from jetson_det.runtime.boards import board as board_named
     check_files(json_file, sources=[place for place in (model, calibrate_with) if place])
     input_size = parse_input_size(size) if size else None
     calibration = _calibration(calibrate_with, board, mode)
-    found = run(model, board, precision, mode, batch, calibration, input_size)
+    network = read_network(model, input_size, batch)
+    found = run(network, board, precision, mode, batch, calibration)
     print(found)
     if board_named(board).has_fast_int8 and found.precision == "fp16":
-        print(f"  {int8_gain(model, board, mode, calibration, input_size)}")
+        print(f"  {int8_gain(network, board, mode, calibration)}")
     write_figures(json_file, json.loads(found.to_json()))
 
 @app.command(rich_help_panel=SHIPPING)
@@ -683,6 +693,34 @@ def plan(
     print(found)
     write_figures(json_file, json.loads(found.to_json()))
     if not found.rows: raise typer.Exit(1)
+
+# %% ../nbs/89_cli.ipynb #f778240e
+@app.command(rich_help_panel=TRAINING)
+def shrink(
+    run:Annotated[Path, typer.Argument(metavar="RUN", help="a training's folder, or a checkpoint in it")],
+    overrides:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY.SUB=VALUE]...",
+        help="settings of the training, such as train.batch_size=16")]=None,
+    data:Annotated[Optional[str], typer.Option(help="folder with images and labels; none: that of the run")]=None,
+    flops:Annotated[Optional[float], typer.Option(help="target: share of the GFLOPs that may stay, such as .5")]=None,
+    latency:Annotated[Optional[float], typer.Option(help="target: ms on the board, predicted")]=None,
+    board:Annotated[Optional[str], typer.Option(help="Jetson, such as orin-nano")]=None,
+    precision:Annotated[str, typer.Option(help="of the engine: fp16, fp32 or int8")]="fp16",
+    mode:Mode=None,
+    epochs:Annotated[Optional[int], typer.Option(min=1, help="none: by the recipe")]=None,
+    out:Annotated[Optional[Path], typer.Option(help="run folder to make; none: RUN-small beside it")]=None,
+    json_file:JsonFile=None,
+):
+    "Prune a trained network to a target and let it learn from itself: AP, work and predicted time, before and after."
+    from jetson_det.export.shrink import shrink as run_shrink
+    from jetson_det.runtime.outputs import check_folder
+    existing(run)
+    if data: existing(data)
+    folder = out or run.with_name(run.name + "-small")
+    check_folder(str(folder))
+    check_files(json_file, sources=[str(run)])
+    report = run_shrink(run, folder, flops, latency, board, precision, mode, data, epochs, overrides or ())
+    print(report)
+    write_figures(json_file, report.to_json())
 
 # %% ../nbs/89_cli.ipynb #39cb82e2
 @app.command(rich_help_panel=SHIPPING)
@@ -709,7 +747,8 @@ def quantize(
     "An ONNX file in INT8 (Q/DQ), with what it costs in AP beside FP32 and FP16, and whether it pays on a board."
     from jetson_det.evaluate.coco import parse_class_map
     from jetson_det.export.quantize import quantize as run
-    from jetson_det.export.tensorrt import read_contract, write_build_script
+    from jetson_det.export.tensorrt import write_build_script
+    from jetson_det.runtime.metadata import read_contract
     for place in (model, data): existing(place)
     path = out or model.with_suffix(".int8.onnx")
     check_files(json_file, path, sources=[str(model), data])
@@ -733,19 +772,59 @@ def bundle(
     golden:Annotated[Optional[Path], typer.Option(help="golden file; none: the one beside the artifact")]=None,
     data:Annotated[Optional[str], typer.Option(
         help="images and labels to make golden images from; none: there must be a golden file")]=None,
+    split:Annotated[str, typer.Option(help="train, val, test or all; none: test, else val, else all")]="",
     key:Annotated[Optional[Path], typer.Option(help="private key (PEM) to sign with")]=None,
     json_file:JsonFile=None,
 ):
     "One archive for the board: model, golden images, runtime, service, container, and an installer that can go back."
     from jetson_det.data.open import evaluation_data
     from jetson_det.export.bundle import bundle as run
+    from jetson_det.runtime.metadata import read_contract
     for place in (artifact, golden, data, key):
         if place is not None: existing(place)
     check_files(json_file, sources=[str(artifact)])
-    ds = evaluation_data(data, "", None, "auto").ds if data else None
+    ds = None
+    if data: ds = evaluation_data(data, split, read_contract(artifact).extra.get("split"), "auto").ds
     made = run(artifact, out, board, jetpack, golden, ds, key)
     print(made)
     write_figures(json_file, made._asdict())
+
+# %% ../nbs/89_cli.ipynb #a60fbd55
+@app.command(rich_help_panel=SHIPPING)
+def build(
+    model:Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX file of export or quantize, or of another"
+                                                                    " project")],
+    out:Annotated[Optional[Path], typer.Option(help="the engine to write; none: MODEL.engine beside it")]=None,
+    precision:Annotated[Optional[str], typer.Option(
+        help="fp16, fp32 or int8; none: by rule; TensorRT 11 takes the types that the file has")]=None,
+    workspace:Annotated[Optional[int], typer.Option(
+        help="MiB in which TensorRT may try kernels; none: by rule, 256 on a Nano")]=None,
+    timing_cache:Annotated[Optional[Path], typer.Option(
+        help="file of timed kernels: the next build with it is faster; made where there is none")]=None,
+    calibration:Annotated[Optional[Path], typer.Option(
+        help="folder of images for INT8 without a quantized file; before TensorRT 11")]=None,
+    golden:Annotated[Optional[Path], typer.Option(
+        help="golden images to compare with; none: MODEL.golden beside it")]=None,
+    batch:Annotated[int, typer.Option(min=1, max=256, help="images at a time, where the file leaves it open")]=1,
+    contract:_ContractName=None,
+    classes:_Classes=None,
+    size:_OpenSize=None,
+    json_file:JsonFile=None,
+):
+    "On the board: a TensorRT engine of an ONNX file, compared with its golden images. 1 where it finds something else."
+    from jetson_det.runtime.engine.build import PhaseLine, build as run
+    for place in (model, calibration, golden):
+        if place is not None: existing(place)
+    check_files(json_file, sources=[model])
+    line = PhaseLine(sys.stderr) if sys.stderr.isatty() else None
+    try:
+        made = run(model, out, precision, workspace, timing_cache, calibration, golden, batch, contract, classes,
+                   parse_size(size) if size else None, report=line)
+    finally:
+        if line is not None: line.end()
+    print(made)
+    write_figures(json_file, made.to_json())
+    if not made.ok: raise typer.Exit(1)
 
 # %% ../nbs/89_cli.ipynb #af6104e4
 def _parse_parameter(word:str)->tuple: # (name, value as text)

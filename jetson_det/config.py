@@ -226,6 +226,9 @@ class TrainConfig(Section):
         description="epochs after which the stages of freeze train; 0: never")
     unfreeze:Dict[int, List[str]] = Field({},
         description="epochs done -> stages that train from then on and are frozen until then")
+    qat:bool = Field(False,
+        description="quantization-aware training: the convolutions that become INT8 round inputs and weights while they"
+            " train; from trained weights, with BatchNorm frozen")
     freeze_bn:Optional[bool] = Field(None,
         description="true: BatchNorm keeps its statistics and weights; false: it trains; none: as the family was"
             " published, and from random weights it trains")

@@ -15,7 +15,7 @@ train/test_resume.py train/test_averages.py site/test_site.py train/test_run_fol
 export/test_onnx_matrix.py export/test_rewrite.py cli/test_cli_init.py data/augment/test_render.py cli/test_cli.py
 train/test_processes.py export/test_onnx.py export/test_tensorrt.py export/test_ranges.py export/test_latency.py
 export/test_quantize.py export/test_calibration.py export/test_lint_exports.py export/test_onnx_queries.py
-export/test_golden_gate.py export/test_bundle.py export/test_mobile.py
+export/test_golden_gate.py export/test_bundle.py export/test_mobile.py runtime/engine/test_engine_versions.py
 """.split()
 
 

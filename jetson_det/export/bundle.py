@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import re
+import shlex
 import subprocess
 import tarfile
 import tempfile
@@ -20,19 +21,33 @@ from typing import NamedTuple, Optional
 
 import jetson_det
 from ..core import InputError, plural
+from .ends import PLUGIN_DOMAIN
 from .golden import golden_path, make_golden
 from .graph import read_onnx
+from .tensorrt import write_build_script
 from ..runtime.boards import JETPACKS, board
-from ..runtime.contract import METADATA_KEY, Contract
+from ..runtime.contract import Contract
 from ..runtime.files import printable, sha256_bytes, write_bytes_atomic
 from ..runtime.golden import read_golden
+from ..runtime.metadata import read_contract
 from ..runtime.outputs import check_output, check_replaced
 from ..runtime.program import BUNDLE
 from ..runtime.sessions import open_session, verify_onnx
 
 # %% ../../nbs/59_export.bundle.ipynb #03863801
 _DATE = (1980, 1, 1, 0, 0, 0) # of every file: the same files give the same bytes
-_MAIN = b"import sys\nfrom jetson_det.runtime.program import main\nsys.exit(main())\n"
+_MAIN = b"""import os
+import platform
+import sys
+if sys.version_info < (3, 7) and platform.machine() == "aarch64": # a Nano's numpy ends with "illegal instruction" else
+    os.environ.setdefault("OPENBLAS_CORETYPE", "ARMV8")
+try: from jetson_det.runtime.program import main
+except ImportError as e:
+    reason = "has no " + e.name if e.name else str(e)
+    sys.stderr.write("error: {} {}: numpy, OpenCV (cv2) and ONNX Runtime are needed\\n".format(sys.executable, reason))
+    sys.exit(2)
+sys.exit(main())
+"""
 
 def runtime_zipapp()->bytes:
     "The package's runtime as a file that Python runs."
@@ -70,12 +85,12 @@ def _filled(name, **words)->bytes:
 def _contract_of(path)->Contract:
     "What an ONNX file says of itself. Raises InputError."
     graph = read_onnx(path)
-    texts = {entry.key: entry.value for entry in graph.model.metadata_props}
-    if METADATA_KEY not in texts:
-        raise InputError(f"{path}: has no contract: only files of jetson-det export and quantize can be bundled")
     if any(tensor.data_location for tensor in graph.model.graph.initializer):
         raise InputError(f"{path}: has weights beside it; export it into one file")
-    contract = Contract.from_json(texts[METADATA_KEY], f"{path}: contract in the metadata")
+    if any(node.domain == PLUGIN_DOMAIN for node in graph.nodes):
+        raise InputError(f"{path}: ends in TensorRT's NMS plugin, which ONNX Runtime, the bundle's program, does not"
+                         " know; export raw outputs (--output raw)")
+    contract = read_contract(path)
     verify_onnx(path) # a file that was altered since its export is no release
     return contract
 
@@ -121,9 +136,15 @@ def _signature(sums:bytes, key)->bytes:
     try: done = subprocess.run(["openssl", "dgst", "-sha256", "-sign", str(key)], input=sums, capture_output=True)
     except FileNotFoundError: raise InputError("openssl is not here: install it, or bundle without a key") from None
     if done.returncode:
-        reason = " ".join(done.stderr.decode("utf-8", "replace").split())[:120]
-        raise InputError(f"{key}: openssl can't sign with it: {reason}")
+        reason = printable(done.stderr.decode("utf-8", "replace").strip().split("\n")[0][:120])
+        raise InputError(f"{key}: openssl can't sign with it ({reason}); it takes a private RSA or EC key in PEM"
+                         " without a pass phrase")
     return done.stdout
+
+def _build_script(contract)->bytes:
+    "What builds the engine of `model.onnx`."
+    with tempfile.TemporaryDirectory() as folder:
+        return write_build_script(contract, Path(folder)/"model.onnx").read_bytes()
 
 def _archive(version, files)->bytes: # .tar.gz
     "The same files give the same bytes."
@@ -160,7 +181,7 @@ class Bundle(NamedTuple):
         lines = [f"{self.version}, for {board(self.board).label} (L4T {', '.join(self.l4t)}): {size:.1f} MB, {golden},"
                  f" {'signed' if self.signed else 'not signed'}"]
         lines += [f"  {count:>9,}  {name}" for name, count in self.files.items()]
-        archive = Path(self.path).name
+        archive = shlex.quote(Path(self.path).name)
         return "\n".join([*lines, f"on the board: tar xzf {archive} && sh {self.version}/install.sh"])
 
 # %% ../../nbs/59_export.bundle.ipynb #e73649ae
@@ -177,6 +198,8 @@ def bundle(
     artifact = Path(artifact)
     if artifact.is_dir(): raise InputError(f"{artifact}: is a folder; export it first, and name the ONNX file")
     if artifact.suffix.lower() != ".onnx": raise InputError(f"{artifact}: not an .onnx file")
+    if path is not None and not str(path).endswith((".tar.gz", ".tgz")):
+        raise InputError(f"{path}: a bundle's name ends in .tar.gz")
     contract = _contract_of(artifact)
     made = contract.extra.get("tensorrt")
     if board_name is None and isinstance(made, dict): board_name = made.get("board")
@@ -193,10 +216,7 @@ def bundle(
     if stored is not None:
         parts["golden"] = "model.golden"
         files["model.golden"] = stored
-    script = artifact.with_suffix(".build.sh")
-    if isinstance(made, dict) and script.is_file():
-        text = script.read_text(encoding="utf-8")
-        files["model.build.sh"] = text.replace(artifact.stem + ".", "model.").encode("utf-8")
+    if isinstance(made, dict): files["model.build.sh"] = _build_script(contract)
     files[BUNDLE] = (json.dumps({"format": 1, "name": contract.name, "board": row.name, "parts": parts}, indent=1)
                      + "\n").encode()
     version = f"{_plain_name(contract.name)}-{sha256_bytes(_sums(files))[:12]}"

@@ -163,6 +163,7 @@ def _nms_layer(layers, points:int, classes:int):
     return layers[0]._replace(kind="nms", groups=1, m=1, k=1, n=1, area=1, read=points*(classes + 4), written=points,
                               weights=0)
 
+@lru_cache
 def _layers_of(one:Measurement)->list:
     "The layers of what was measured."
     layers = layer_tables()[one.model].at(one.input_size)

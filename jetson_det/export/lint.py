@@ -262,6 +262,22 @@ def _of_file(ctx):
     floats = {ctx.dtype(name) for name in graph.inputs} & {"float32", "float16"}
     if ctx.precision == "fp16" and floats != {"float16"}: yield "fp16-by-file", ()
 
+# %% ../../nbs/53_export.lint.ipynb #ec682088
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
+_MOST_FP16 = 65504
+
+def _weight_faults(graph)->list: # of (node, key of the limit, filling)
+    "Weights that no arithmetic survives. The same for all versions, so they are read once."
+    found = []
+    for node in graph.nodes:
+        if node.op_type not in _WEIGHTED: continue
+        stored = [graph.constants[name] for name in node.input if name in graph.constants]
+        largest = [float(np.abs(value).max()) for value in stored if value.size and value.dtype.kind == "f"]
+        if not np.isfinite(largest).all(): found.append((node, "weights-not-finite", ()))
+        elif max(largest, default=0) > _MOST_FP16:
+            found.append((node, "weights-fp16", (f"{max(largest):.3g}",)))
+    return found
+
 # %% ../../nbs/53_export.lint.ipynb #c8a8647d
 def _has_layernorm_steps(graph)->bool:
     "Is the mean of the squared distance from a mean computed somewhere?"
@@ -327,7 +343,7 @@ def _limit_finding(row, node, filling)->Finding:
     level = "note" if row.key == "float64" else _LEVEL_OF[row.effect]
     return Finding(level, row.effect, label, operator, row.what.format(*filling), row.cure, row.known, row.source)
 
-def _lint_version(graph, text, board, precision, origins, features):
+def _lint_version(graph, text, board, precision, origins, features, weight_faults):
     "The findings for one version of TensorRT."
     version = check_version(text)
     limits = limits_of(version)
@@ -354,6 +370,8 @@ def _lint_version(graph, text, board, precision, origins, features):
         if check is not None and node.input and node.domain in ("", "ai.onnx"): found += check(ctx, node, values)
         for key, filling in found:
             if key in limits: yield _limit_finding(limits[key], node, filling)
+    for node, key, filling in weight_faults:
+        if key != "weights-fp16" or precision == "fp16": yield _limit_finding(limits[key], node, filling)
     for node, name, kind in _unread_types(ctx): yield _unread_finding(node, name, kind)
     for row in known_bad(text, board, precision, features, graph.opset):
         effect = {"error": "wrong"}.get(row.level, "limited")
@@ -385,8 +403,10 @@ def lint(
     try:
         origins = _origins(graph)
         features = graph_features(graph)
+        weight_faults = _weight_faults(graph)
         for version in versions:
-            for finding in _lint_version(graph, version, name or None, precision, origins, features):
+            for finding in _lint_version(graph, version, name or None, precision, origins, features,
+                                         weight_faults):
                 holds = found.setdefault(finding, [])
                 if version not in holds: holds.append(version)
     except InputError: raise
@@ -480,6 +500,16 @@ def _needed(graph, names, more)->list:
         for inner in _all_nodes([node]): waiting.extend(inner.input)
     return [node for node in graph.nodes if id(node) in wanted]
 
+def _rename(graph, names): # onnx.GraphProto, changed in place; old name -> new name
+    "Call tensors otherwise, all at once, in inner graphs too."
+    for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for side in node.input, node.output: side[:] = [names.get(name, name) for name in side]
+        for attribute in node.attribute:
+            inner = ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
+            for one in inner: _rename(one, names)
+
 def cut_nms(
     path, # an .onnx file that ends in NonMaxSuppression or EfficientNMS_TRT
     out, # the file to write
@@ -497,11 +527,9 @@ def cut_nms(
     boxes = part.add("MatMul", boxes, part.constant(_CORNERS)) if is_center else part.add("Identity", boxes)
     if is_plugin: scores = part.add("Sigmoid" if values.get("score_activation", 0) else "Identity", scores)
     else: scores = part.add("Transpose", scores, perm=[0, 2, 1]) # (B,C,A) of ONNX
-    part.rename(boxes, "boxes")
-    part.rename(scores, "scores")
-    taken = {name for node in graph.nodes for name in (*node.input, *node.output)} | set(graph.inputs)
-    if {"boxes", "scores"} & taken:
-        raise InputError(f"{graph.path}: a tensor in it is called boxes or scores already; rename it")
+    if {"boxes", "scores"} & set(graph.inputs):
+        raise InputError(f"{graph.path}: an input of it is called boxes or scores already; rename it")
+    names = {boxes: "boxes", scores: "scores", "boxes": "before_nms/boxes", "scores": "before_nms/scores"}
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     nodes = _needed(graph, [], part.nodes) + part.nodes
@@ -512,6 +540,7 @@ def cut_nms(
     for field in "node", "initializer", "output", "value_info": model.graph.ClearField(field)
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(weights)
+    _rename(model.graph, names)
     shape = graph.shapes.get(nms.input[1])
     if shape is not None and len(shape) == 3 and not is_plugin: shape = (shape[0], shape[2], shape[1])
     for name, dims in ("boxes", graph.shapes.get(nms.input[0])), ("scores", shape):

@@ -14,6 +14,8 @@ import numpy as np
 
 from ..core import InputError, did_you_mean, rng_for
 from .ends import InGraphNMS, add_efficient_nms, add_nms, take_bytes
+from .int8_pairs import add_trained_pairs
+from ..models.fake_quant import fake_quantized, without_fake_quant
 from ..models.graph import simplify_onnx, trace_onnx
 from ..models.session import TorchInfer, checkpoint_of, load_detector
 from ..runtime.contract import GRAPH_KEY, METADATA_KEY, Contract
@@ -107,6 +109,7 @@ def parity(
     frames, # images (h,w,3) uint8 BGR
     batch:int=1, # frames at a time; the last batch is filled up with its last frame
     fed:Contract=None, # how the file's input is prepared where it takes bytes; None: as torch's
+    as_it_stands:bool=False, # without ONNX Runtime's own fusions, whose INT8 kernels may round otherwise
 )->dict: # largest differences, how many frames decided and (where there were some) how many did not, what was compared
     "Compare torch and ONNX Runtime on the same inputs, on the CPU. Infinite differences where no frame decides."
     ort = require("onnxruntime")
@@ -115,6 +118,7 @@ def parity(
     prepare_fed = prepare if fed is None else Preprocessor(fed, np.uint8)
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if as_it_stands: options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     worst = Counter()
     undecided = 0
@@ -244,6 +248,12 @@ def _trace(
     for rewrite in rewrites: rewrite(graph)
     return graph
 
+def _trained_in_int8(model, extra)->dict:
+    "What the contract says beside the rest where the network was trained with fake quantization."
+    made = extra.get("tensorrt")
+    found = dict(extra, precision="int8", qat={"layers": len(fake_quantized(model))})
+    return dict(found, tensorrt=dict(made, precision="int8")) if isinstance(made, dict) else found
+
 # %% ../../nbs/50_export.onnx.ipynb #76ba738f
 def export_onnx(
     source, # Detector, a checkpoint folder, or a training's folder (its best checkpoint)
@@ -274,12 +284,13 @@ def export_onnx(
     contract = contract._replace(output=kind, opset=opset, confidence=confidence, iou=iou, extra=extra).validate()
     nms = InGraphNMS(contract.iou, nms_confidence, max_detections).check()
 
-    graph = _trace(model, contract.input_size, opset, batch, dynamic_batch, simplify, rewrites)
+    plain = without_fake_quant(model)
+    graph = _trace(plain, contract.input_size, opset, batch, dynamic_batch, simplify, rewrites)
     fed = take_bytes(graph, contract) if uint8 else None
     onnx.checker.check_model(graph, full_check=True)
     frames = parity_frames(contract.input_size) if frames is None else list(frames)
     at_a_time = len(frames) if dynamic_batch else batch
-    found = parity(model, graph.SerializeToString(), contract, frames, at_a_time, fed)
+    found = parity(plain, graph.SerializeToString(), contract, frames, at_a_time, fed)
     if not found["frames"]:
         raise RuntimeError(f"none of the {len(frames)} images tells whether the exported graph is right: torch itself"
                            " answers something else when they change by a rounding; nothing was written (try images of"
@@ -288,7 +299,11 @@ def export_onnx(
     if over:
         raise RuntimeError(f"the exported graph does not compute what the network does: differences {over}, allowed"
                            f" {_TOLERANCE}; nothing was written")
+    if plain is not model:
+        graph = add_trained_pairs(graph, model, contract.input_size)
+        found = parity(model, graph.SerializeToString(), contract, frames, at_a_time, fed, as_it_stands=True)
     contract = (fed or contract)._replace(parity=found)
+    if plain is not model: contract = contract._replace(extra=_trained_in_int8(model, contract.extra))
     if output != "raw":
         add = add_nms if output == "nms" else add_efficient_nms
         add(graph, nms)

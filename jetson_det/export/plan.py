@@ -17,6 +17,7 @@ from ..core import InputError, and_more
 from .estimate import Estimate, estimate, int8_gain
 from ..models.zoo import MODELS
 from ..runtime.boards import board
+from ..runtime.known_bad import known_bad, tensorrt_version
 
 # %% ../../nbs/57_export.plan.ipynb #06b08fcb
 class ObjectSizes(NamedTuple):
@@ -168,6 +169,22 @@ def _check_fps(fps)->float:
         raise InputError(f"fps is {fps!r}; it must be a number over 0 up to 1000")
     return float(fps)
 
+_READS_LAYER_NORM = (8, 6) # TensorRT, as one operator: it is exported at opset 17 then
+
+def _known_fault(model, row, precision)->str: # "" where one release of the board takes it
+    "A known-bad combination. An engine in INT8 computes in FP16 what is not quantized."
+    features = set()
+    if model.startswith("yolo26"): features.add("model:yolo26")
+    if model.startswith("dfine"): features |= {"family:dfine", "layernorm:steps"}
+    found = ""
+    for release in row.releases:
+        opset = 17 if tensorrt_version(release.tensorrt) >= _READS_LAYER_NORM else 13
+        errors = [fault for used in dict.fromkeys((precision, "fp16")) for fault in
+                  known_bad(release.tensorrt, row.name, used, features, opset) if fault.level == "error"]
+        if not errors: return ""
+        found = f"{errors[0].what} (TensorRT {release.tensorrt}; {', '.join(errors[0].sources)})"
+    return found
+
 def _rule_against(model, row, precision, mode)->str: # "" where nothing speaks against it
     "Why a network is not considered on a board."
     if MODELS[model].card.ap is None: return "nobody published an AP"
@@ -178,7 +195,7 @@ def _rule_against(model, row, precision, mode)->str: # "" where nothing speaks a
         if not row.has_fast_int8: return f"in INT8 ({row.label} has no fast INT8)"
         pays = int8_gain(model, row.name, mode).pays
         if not pays: return "in INT8 (it does not pay: less than 1.2 times as fast, perhaps)"
-    return ""
+    return _known_fault(model, row, precision)
 
 def _best_input(model, row, precision, mode, inputs, budget, sizes, calibration): # -> (PlanRow or None, rule)
     "The largest input that is fast enough and fits."
@@ -239,6 +256,11 @@ def _assumptions(row, share, sizes, px, rows)->tuple:
     if any(one.precision == "int8" for one in rows):
         found.append("INT8 loses 2 AP (published for YOLO26 n, s, m: .98, 3.8, 5.7); YOLO26 in INT8 needs TensorRT"
                      " 10.7")
+    oldest = row.releases[0]
+    if tensorrt_version(oldest.tensorrt) < _READS_LAYER_NORM and any(one.model.startswith("dfine") for one in rows):
+        newer = next(one for one in row.releases if tensorrt_version(one.tensorrt) >= _READS_LAYER_NORM)
+        found.append(f"D-FINE in FP16 needs TensorRT 8.6 or later: export it with --jetpack {newer.version}; for"
+                     f" JetPack {oldest.version} it is exported in FP32")
     if any(one.license == "AGPL-3.0" for one in rows):
         found.append("networks of Ultralytics are AGPL-3.0: a product that contains one must publish its source, or"
                      " needs Ultralytics' own license")

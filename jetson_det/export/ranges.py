@@ -15,8 +15,9 @@ import numpy as np
 from ..core import InputError, plural
 from .graph import OnnxGraph, attributes_of, node_label, read_onnx
 from .rewrite import through_fp16
-from ..runtime.contract import GRAPH_KEY, METADATA_KEY, Contract
+from ..runtime.contract import GRAPH_KEY, METADATA_KEY
 from ..runtime.files import printable, require, sha256_bytes, write_bytes_atomic
+from ..runtime.metadata import contract_in
 from ..runtime.preprocess import Preprocessor
 from ..runtime.sessions import open_session
 
@@ -324,8 +325,8 @@ def as_fp16(
     if not _float_results(graph): raise InputError(f"{path}: makes no float32 tensors: there is nothing to round")
     rounded = through_fp16(graph.model)
     metadata = {entry.key: entry.value for entry in graph.model.metadata_props}
-    if METADATA_KEY in metadata:
-        contract = Contract.from_json(metadata[METADATA_KEY], f"{path}: contract in the metadata")
+    contract = contract_in(metadata, path)
+    if contract is not None:
         contract = contract._replace(extra=dict(contract.extra, precision="fp16, emulated by rounding in FP32"))
         metadata[METADATA_KEY] = contract.to_json()
     if GRAPH_KEY in metadata: metadata[GRAPH_KEY] = sha256_bytes(rounded.graph.SerializeToString())

@@ -42,6 +42,8 @@ TARGETS = {
     "onnx": Target("jetson_det.export.onnx", "export_onnx", ".onnx"),
     "tensorrt": Target("jetson_det.export.tensorrt", "export_tensorrt", ".onnx"),
     "openvino": Target("jetson_det.export.mobile", "export_openvino", ".xml"),
+    "litert": Target("jetson_det.export.litert", "export_litert", ".tflite"),
+    "coreml": Target("jetson_det.export.coreml", "export_coreml", ".mlpackage"),
 }
 
 # %% ../../nbs/59_export.targets.ipynb #4dc8b440

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'Choice', 'choose_for_board', 'choices_text', 'build_command', 'export_tensorrt', 'write_build_script',
-           'read_contract', 'build_engine']
+           'build_engine']
 
 # %% ../../nbs/58_export.tensorrt.ipynb #90b84f96
 import os
@@ -20,9 +20,10 @@ from .rewrite import rewrite_for_fp16
 from ..models.session import checkpoint_of
 from ..runtime.boards import BOARDS, this_board
 from ..runtime.boards import board as board_of
-from ..runtime.contract import METADATA_KEY, Contract, load_contract
+from ..runtime.contract import Contract, load_contract
 from ..runtime.files import require, write_bytes_atomic
 from ..runtime.known_bad import known_bad
+from ..runtime.metadata import read_contract
 from ..runtime.outputs import check_output, check_replaced
 
 # %% ../../nbs/58_export.tensorrt.ipynb #edc9d7f3
@@ -93,11 +94,21 @@ def _refuse_known_bad(
 # %% ../../nbs/58_export.tensorrt.ipynb #e6c4258b
 PRECISIONS = ("fp16", "fp32", "int8")
 
+def _trained_precision(target, asked)->Choice:
+    "Of a network that was trained with fake quantization. Raises InputError."
+    begun = "was trained for INT8 (train.qat); export the run that it began with"
+    if asked not in (None, "int8"): raise InputError(f"precision {asked}: the network {begun}")
+    if not target.board.has_fast_int8:
+        raise InputError(f"{target.board.label} has no fast INT8, and the network {begun}")
+    _refuse_known_bad(target, "precision int8", "int8", {"model:yolo26"} if target.is_yolo26 else ())
+    return Choice("precision", "int8", "trained for it (train.qat)")
+
 def _precision(target, asked)->Choice:
     "In what numbers the engine computes. Raises InputError."
     board = target.board
     if asked is not None and asked not in PRECISIONS:
         raise InputError(f"precision {asked!r}: {did_you_mean(str(asked), PRECISIONS)}")
+    if target.contract.extra.get("qat"): return _trained_precision(target, asked)
     if asked == "int8":
         _refuse_known_bad(target, "precision int8", "int8", {"model:yolo26"} if target.is_yolo26 else ())
         raise InputError("precision int8 needs a quantized ONNX: export for fp16 and quantize that file")
@@ -136,7 +147,7 @@ def _layer_norm(target, precision:str, opset:int)->Choice:
     "How LayerNorm and softmax are written."
     if target.contract.family not in _HAVE_LAYER_NORM: return Choice("layer norm", "none", "the network has none")
     if opset >= 17: return Choice("layer norm", "one operator", "TensorRT keeps its inside in FP32")
-    if precision == "fp16":
+    if precision in ("fp16", "int8"): # what is not INT8 is FP16 there
         return Choice("layer norm", "rewritten", "single steps would overflow in FP16: scaled before the square")
     return Choice("layer norm", "single steps", "nothing overflows in FP32")
 
@@ -302,18 +313,6 @@ def write_build_script(
     return write_bytes_atomic(script, _script(contract, path).encode("utf-8"))
 
 # %% ../../nbs/58_export.tensorrt.ipynb #85812de6
-def read_contract(
-    path, # an .onnx file of this package
-)->Contract:
-    "What the file says of itself. Raises InputError."
-    path = Path(path)
-    if not path.is_file(): raise InputError(f"{path}: no such file")
-    onnx = require("onnx")
-    try: metadata = {p.key: p.value for p in onnx.load(str(path), load_external_data=False).metadata_props}
-    except Exception: raise InputError(f"{path}: not an ONNX file") from None # protobuf's error has no public class
-    if METADATA_KEY not in metadata: raise InputError(f"{path}: has no contract; export it with --board")
-    return Contract.from_json(metadata[METADATA_KEY], f"{path}: contract in the metadata")
-
 def build_engine(
     path, # an .onnx file of `export_tensorrt`
     engine=None, # the file to build; None: beside it, ending in .engine

@@ -54,11 +54,13 @@ def load_detector(
     "The network in a checkpoint. Raises InputError when it is torn, altered or does not fit its own contract."
     require("torch")
     from jetson_det.models.checkpoint import load_checkpoint
+    from jetson_det.models.fake_quant import rebuild_fake_quant
     from jetson_det.models.prune import rebuild_pruned
     from jetson_det.models.zoo import create_model
     ckpt = load_checkpoint(checkpoint_of(source), training=False)
     contract = ckpt.contract
     model = rebuild_pruned(create_model(contract.name, contract.classes), contract.extra.get("pruned"))
+    rebuild_fake_quant(model, contract.extra.get("qat"))
     try: model.load_state_dict(ckpt.shipped)
     except RuntimeError as e:
         why = " ".join(str(e).split())[:200]
@@ -107,7 +109,7 @@ def torch_session(
 
 # %% ../../nbs/29_models.session.ipynb #708d2bfc
 def open_artifact(
-    path, # a checkpoint folder, a training's folder, or an .onnx file
+    path, # a checkpoint folder, a training's folder, an .onnx, .xml, .tflite or .engine file
     contract=None, # for a file without one: a Contract, a preset's name or a JSON file
     device:str="auto", # auto (cuda where there is one), cpu, cuda or cuda:N
     input_size=None, # (h, w), for a checkpoint or a file that leaves it open; None: the artifact's own
@@ -117,6 +119,9 @@ def open_artifact(
     "The session for an artifact, with torch only where it takes torch. Raises InputError."
     path = Path(str(path))
     if classes is not None: classes = read_classes(classes)
+    if path.suffix.lower() == ".mlpackage":
+        raise InputError(f"{path}: a Core ML package runs on Apple's systems alone; compare it there, with its golden"
+                         " file")
     if path.is_dir():
         if contract is not None:
             raise InputError(f"{path}: a checkpoint carries its own contract; leave out --contract")
@@ -125,20 +130,34 @@ def open_artifact(
     if not path.exists(): raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in (".pth", ".pt", ".safetensors"):
         raise InputError(
-            f"{path}: weights alone can't be run; give a checkpoint folder, an .onnx or an .xml file"
+            f"{path}: weights alone can't be run; give a checkpoint folder, an .onnx, .xml, .tflite or .engine file"
             f" (model.weights={path.name} starts a training from them)"
         )
+    if path.suffix.lower() == ".tflite":
+        from jetson_det.runtime.litert import LiteRtSession
+        if device not in ("auto", "cpu"): raise InputError(f"{path}: LiteRT runs on the CPU here, not on {device}")
+        return LiteRtSession(path, contract, classes=classes, input_size=input_size, **kw)
     if path.suffix.lower() == ".xml":
         from jetson_det.runtime.openvino import OpenVinoSession
         if device not in ("auto", "cpu"): raise InputError(f"{path}: OpenVINO runs on the CPU here, not on {device}")
         return OpenVinoSession(path, contract, classes=classes, input_size=input_size, **kw)
+    if path.suffix.lower() == ".engine":
+        from jetson_det.runtime.engine.session import TensorRTSession
+        if device == "cpu": raise InputError(f"{path}: an engine runs on the GPU, not on {device}")
+        number = 0 if device == "auto" else _parse_device(device)[1]
+        return TensorRTSession(path, contract, classes=classes, input_size=input_size, device=number, **kw)
     if device != "auto": kw.setdefault("providers", _providers_for(device))
     return open_session(path, contract, classes=classes, input_size=input_size, **kw)
 
 def _providers_for(device:str)->list: # for `open_session`
     "ONNX Runtime's execution providers for a device. Raises InputError."
+    kind, number = _parse_device(device)
+    if kind == "cpu": return ["CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"device_id": str(number)}), "CPUExecutionProvider"]
+
+def _parse_device(device:str)->tuple: # cpu or cuda, number
+    "What a device's name says. Raises InputError."
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise InputError(f"device {device!r} is not known; it is auto, cpu, cuda or cuda:N")
-    if kind == "cpu": return ["CPUExecutionProvider"]
-    return [("CUDAExecutionProvider", {"device_id": number or "0"}), "CPUExecutionProvider"]
+    return kind, int(number or 0)

@@ -46,7 +46,8 @@ def plural(
 )->str: # "1 box", "2 boxes"
     "A number with its noun."
     if count == 1: return "1 " + noun
-    return "{} {}{}".format(count, noun, "es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    hisses = noun.endswith(("s", "x", "ch", "sh")) and not noun.endswith("epoch") # whose ch is a k
+    return "{} {}{}".format(count, noun, "es" if hisses else "s")
 
 # %% ../../nbs/60_runtime.files.ipynb #fda3b325
 class InputError(ValueError):

@@ -155,6 +155,7 @@ def check_output(
     text = str(path)
     if suffixes and path.suffix.lower() not in suffixes:
         raise InputError("{}: the name must end in {}".format(path, " or ".join(suffixes)))
+    if text == "-": raise InputError("-: give the name of a file; /dev/stdout is standard output")
     if os.path.isdir(text): raise InputError("{}: is a folder; give the name of a file".format(path))
     if is_device(path):
         _check_device(text)

@@ -215,9 +215,10 @@ class Trainer:
         device = pick_device(cfg.train.device, cfg.train.precision, self.world)
         if device.type == "cpu": allocator.keep_memory()
         if checkpoint: # brings its weights
-            pruned = checkpoint.contract.extra.get("pruned")
-            self.origin = checkpoint.contract.extra.get("origin")
-            self.model = build_model(cfg.model, cfg.train, self.ds.classes, device, pruned=pruned, say=self.say)
+            extra = checkpoint.contract.extra
+            self.origin = extra.get("origin")
+            self.model = build_model(cfg.model, cfg.train, self.ds.classes, device, pruned=extra.get("pruned"),
+                                     qat=extra.get("qat"), say=self.say)
         else:
             first_look = make_loader(self.train_ds, cfg.data, cfg.augment, cfg.train, first_look=True)
             self.model = build_model(cfg.model, cfg.train, self.ds.classes, device, first_look, say=self.say)

@@ -29,6 +29,9 @@ class Rules(NamedTuple):
     rarest_evaluation:int = 10 # at least one in so many epochs
     small_set:int = 1000 # images, below which mixup and strong zooms blur what little there is
     size_share:float = .4 # the input size varies by at most this share of its shorter side (YOLOX: 160 px of 416)
+    qat_share:float = .1 # a training with fake quantization takes this share of a fine-tuning's epochs
+    qat_steps:int = 200 # and at least so many steps
+    qat_rate:float = .01 # its learning rate, as a share of the fine-tuning's, and what it falls to
     one_size_steps:int = 3000 # in a training of at most so many steps the input keeps the size that ships
 
 RULES = Rules()
@@ -161,6 +164,25 @@ def _sizes_in_bounds(setting, input_size, rules:Rules): # Setting of augment.mul
     source = f"{setting.source}; at most {rules.size_share:.0%} of {min(input_size)} px"
     return setting._replace(value=most, source=source)
 
+def _qat_epochs(usual:int, steps_per_epoch:int, rules:Rules=RULES): # Setting
+    "A tenth of the usual length, but enough steps to change anything."
+    from jetson_det.models.detector import Setting
+    epochs = max(round(rules.qat_share*usual), -(-rules.qat_steps // steps_per_epoch))
+    source = f"train.qat: {rules.qat_share:.0%} of {usual} epochs, {rules.qat_steps} steps at least"
+    return Setting("train.epochs", epochs, source)
+
+def _qat_rows(found:dict, rules:Rules=RULES)->list: # of Setting
+    "What a training with fake quantization does otherwise. `found`: key -> Setting of the recipe."
+    from jetson_det.models.detector import Setting
+    key = "train.lr" if "train.lr" in found else "train.lr_per_image"
+    rate = found[key].value if key in found else _get_value(Config(), key)
+    source = "train.qat: a cosine from 1 % of the usual rate to 1 % of that (NVIDIA, pytorch-quantization)"
+    rows = [Setting(key, rules.qat_rate*rate, source), Setting("train.schedule", "cosine", source),
+            Setting("train.min_lr_ratio", rules.qat_rate, source), Setting("train.warmup_epochs", 0., source)]
+    plain = "train.qat: it goes on from a training's tail, which has neither"
+    return rows + [Setting("train.no_aug_epochs", 0, plain), Setting("augment.mosaic", 0., plain),
+                   Setting("augment.mixup", 0., plain)]
+
 def _size(cfg, images:int, classes:int, processes:int, finetune:bool): # TrainingSize, Setting of the epochs
     "The size of the training, for which the epochs must be known first."
     from jetson_det.models.detector import Setting, TrainingSize
@@ -171,6 +193,7 @@ def _size(cfg, images:int, classes:int, processes:int, finetune:bool): # Trainin
         source = (f"{RULES.images_seen:,} images seen, {RULES.fewest_epochs} epochs at least, {RULES.most_epochs} at"
                   " most")
         epochs = Setting("train.epochs", finetune_epochs(images), source)
+    if t.qat: epochs = _qat_epochs(epochs.value, -(-images // (t.batch_size*t.accumulate*processes)))
     optimizer = t.optimizer if _is_set(cfg, "train.optimizer") else ""
     if not optimizer and _is_set(cfg, "train.lr"): optimizer = family.published_optimizer
     size = TrainingSize(classes, images, t.batch_size*t.accumulate*processes,
@@ -195,6 +218,7 @@ def with_recipe(
         found["train.optimizer"] = found["train.optimizer"]._replace(source=source)
     if "augment.multiscale" in found:
         found["augment.multiscale"] = _sizes_in_bounds(found["augment.multiscale"], cfg.data.input_size, RULES)
+    if cfg.train.qat: found.update({s.key: s for s in _qat_rows(found)})
     # asked before the first value is put in: after that it looks as if a person had given it
     given = {key: _is_given(cfg, key) for key in RECIPE_KEYS}
     is_open = {key: not _is_set(cfg, key) for key in RECIPE_KEYS}

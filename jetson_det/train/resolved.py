@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..models.detector import count_params
+from ..models.fake_quant import fake_quantized
 from ..models.weights.download import start_of
 from .distill import teacher_row
 from .freeze import freeze_rows
@@ -98,6 +99,8 @@ def _weights_rows(trainer)->list:
             ("precision", t.precision, ""),
             ("BatchNorm", norms_text(trainer.stepper.model), "")]
     average_rule = "with BatchNorm measured anew; ships where it is better"
+    rounding = len(fake_quantized(trainer.stepper.model))
+    if rounding: rows.append(("INT8", f"{rounding} convolutions round", "train.qat; thresholds as calibrated"))
     if t.swa_epochs: rows.append(("average", f"the last {t.swa_epochs} epochs", average_rule))
     if t.average_best: rows.append(("average", f"the {t.average_best} best epochs", average_rule))
     if t.overfit_batches:

@@ -13,6 +13,7 @@ import torch
 from ..core import InputError
 from ..data.open import split_settings
 from ..models.checkpoint import load_checkpoint, whole_checkpoints
+from ..models.fake_quant import fake_quantized
 from .callbacks.resources import peak_memory
 from .state import LossMeter
 from .step import all_finite
@@ -50,6 +51,8 @@ def contract_of(
     model = trainer.stepper.model
     extra = {"split": split_settings(cfg.data, trainer.ds), "origin": trainer.origin}
     if model.pruned: extra["pruned"] = model.pruned
+    rounding = fake_quantized(model)
+    if rounding: extra["qat"] = {"layers": rounding}
     return model.contract(tuple(cfg.data.input_size), confidence=cfg.export.confidence, iou=cfg.export.iou,
                           dataset=trainer.ds.fingerprint(), config=cfg.fingerprint(), extra=extra)
 

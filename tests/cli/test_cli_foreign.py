@@ -10,7 +10,7 @@ import onnx_files as files
 from jetson_det.cli import main
 from jetson_det.runtime.contract import GRAPH_KEY, METADATA_KEY, Contract
 from jetson_det.runtime.files import sha256_bytes
-from jetson_det.runtime.sessions import _graph_bytes
+from jetson_det.runtime.metadata import graph_bytes
 
 EIGHT = {"output0": np.ascontiguousarray(files.dense(2, False).T)[None]}
 OPEN = dict(shape=("batch", 3, "height", "width"), shapes={"output0": ["batch", 6, "anchors"]})
@@ -141,7 +141,7 @@ def test_an_altered_file_is_said_and_run(tmp_path, image, capsys):
     assert code == 0 and err.count("warning: ") == 1 and "own.onnx: altered since its export" in err
     code, _, err = run(capsys, "verify", model)
     assert code == 1 and "warning" not in err
-    digits = sha256_bytes(_graph_bytes(model.read_bytes()))
+    digits = sha256_bytes(graph_bytes(model.read_bytes()))
     model = contract_file(tmp_path, ("cat", "dog"), **{GRAPH_KEY: digits})
     assert "warning" not in run(capsys, "predict", model, image, "--out", tmp_path / "q")[2]
 

@@ -261,6 +261,8 @@ OUTPUTS = {  # verb -> (what it needs to begin, its options that name a file)
     "estimate": (["m.onnx", "--board", "nano"], ["--json"]),
     "quantize": (["m.onnx", "--data", "empty"], ["--json"]),
     "bundle": (["m.onnx", "--board", "nano"], ["--json"]),
+    "build": (["m.onnx"], ["--json"]),
+    "shrink": (["empty"], ["--json"]),
     "plan": (["--board", "nano", "--data", "empty"], ["--json"]),
     "parity": (["m.onnx", "m.onnx", "--data", "empty"], ["--json"]),
     "data download": (["coco", "new"], ["--json"]),

@@ -119,6 +119,10 @@ def test_a_file_that_was_exported_for_a_board(tmp_path, made):
     export_tensorrt(random_detector(0), tmp_path/"dock.onnx", "orin-nano", input_size=(96, 160))
     one = bundle(tmp_path/"dock.onnx")
     assert one.board == "orin-nano" and one.l4t == ("R35", "R36", "R39") and one.golden_images == 0
+    (tmp_path/"dock.onnx").rename(tmp_path/"e.onnx") # and without its script: the bundle makes its own
+    again = bundle(tmp_path/"e.onnx")
+    assert again.version == one.version
+    (tmp_path/"e.onnx").rename(tmp_path/"dock.onnx")
     with tarfile.open(one.path) as archive: script = archive.extractfile(f"{one.version}/model.build.sh").read()
     assert b"--onnx=model.onnx" in script and b"dock." not in script
     with pytest.raises(InputError, match="was exported for orin-nano"): bundle(tmp_path/"dock.onnx", board_name="nano")
@@ -143,12 +147,18 @@ def test_damaged_models_are_one_line(made, tmp_path, seed):
     else: assert (tmp_path/"x.onnx").read_bytes() == (folder/"old.onnx").read_bytes(), "an altered file was bundled"
 
 
+def test_a_plugin_that_the_program_does_not_know(tmp_path, made):
+    export_onnx(random_detector(0), tmp_path/"nms.onnx", (96, 160), output="efficient-nms")
+    with pytest.raises(InputError, match="TensorRT's NMS plugin"): bundle(tmp_path/"nms.onnx", board_name="orin-nano")
+
+
 @pytest.mark.parametrize("call, part", [
     (lambda f: bundle(f), "is a folder"), (lambda f: bundle(f/"docks.txt", board_name="nano"), "not an .onnx file"),
     (lambda f: bundle(f/"gone.onnx", board_name="nano"), "gone.onnx"),
     (lambda f: bundle(f/"old.onnx"), "a bundle is for a board"),
     (lambda f: bundle(f/"old.onnx", board_name="nanu"), "did you mean 'nano'"),
     (lambda f: bundle(f/"old.onnx", f/"old.onnx", "nano"), "old.onnx"),
+    (lambda f: bundle(f/"old.onnx", f/"x.zip", "nano"), "ends in .tar.gz"),
     (lambda f: bundle(f/"old.onnx", board_name="nano", golden=f/"new.onnx"), "new.onnx"),
 ])
 def test_wrong_calls(made, call, part):
@@ -262,6 +272,12 @@ def test_signatures(made, machine, tmp_path):
     with tarfile.open(one.path) as archive: archive.extractall(tmp_path, filter="data")
     assert one.signed
     refused(install(machine, tmp_path/one.version, "--key", f"{other}.pub"), "the signature is not that of")
+    signature = tmp_path/one.version/"SHA256SUMS.sig"
+    right = signature.read_bytes()
+    for torn in (right[:100] + bytes([right[100] ^ 1]) + right[101:], right[:-1], b""):
+        signature.write_bytes(torn)
+        refused(install(machine, tmp_path/one.version, "--key", f"{mine}.pub"), "the signature is not that of")
+    signature.write_bytes(right)
     assert install(machine, tmp_path/one.version, "--key", f"{mine}.pub").returncode == 0
     (machine/"opt/trusted.pem").write_bytes((tmp_path/"mine.pub").read_bytes())
     refused(install(machine, folder/made[1][1].version), "is not signed")
@@ -289,6 +305,146 @@ def test_killed_at_twenty_moments(made, machine):
     assert install(machine, folder/new.version, "--no-check").returncode == 0 and current(machine) == new.version
     left = sorted(p.name for p in (machine/"opt/versions").iterdir())
     assert left == sorted([old.version, new.version])
+
+
+def another(folder, name):
+    "An unpacked bundle again, as another version."
+    again = folder.parent/name
+    shutil.copytree(folder, again)
+    (again/"README.txt").write_text(name)
+    (again/"bundle.env").write_text((again/"bundle.env").read_text().replace(folder.name, name))
+    names = [line.split("  ")[1] for line in (again/"SHA256SUMS").read_text().splitlines()]
+    with open(again/"SHA256SUMS", "w") as sums:
+        subprocess.run(["sha256sum", *names], cwd=again, stdout=sums, check=True)
+    return again
+
+
+@pytest.fixture(scope="module")
+def three(made, tmp_path_factory):
+    "Three versions, unpacked, and a machine on which the first two were installed."
+    folder, (old, new) = made
+    third = another(folder/new.version, "third")
+    machine = tmp_path_factory.mktemp("three")
+    (machine/"root/etc").mkdir(parents=True)
+    (machine/"root/etc/nv_tegra_release").write_text("# R32 (release), REVISION: 7.1\n")
+    for one in (folder/old.version, folder/new.version):
+        assert install(machine, one, "--no-check").returncode == 0
+    return machine, (folder/old.version, folder/new.version, third)
+
+
+def killed_at(step, machine, folder, *words):
+    "The installer, ended by SIGKILL at the STEP-th command that changes something; True: there were not so many."
+    shims = machine/"shims"
+    shims.mkdir(exist_ok=True)
+    for name in "ln mv mkdir rm chmod".split():
+        (shims/name).write_text(f"""#!/bin/sh
+echo x >>{shims}/count
+[ "$(wc -l <{shims}/count)" != {step} ] || kill -9 $PPID
+exec {shutil.which(name)} "$@"
+""")
+        (shims/name).chmod(0o755)
+    (shims/"count").write_text("")
+    found = environment(machine)
+    found["PATH"] = f"{shims}:{found['PATH']}"
+    done = subprocess.run(["sh", str(folder/"install.sh"), "--prefix", str(machine/"opt"), *words], env=found,
+                          capture_output=True, timeout=60)
+    assert done.returncode in (0, -signal.SIGKILL), done
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("words", [("--no-check",), ("--rollback",)])
+def test_killed_between_any_two_steps(three, tmp_path, words):
+    "What runs is whole, and there is a way back from it: nothing is forgotten."
+    base, (a, b, c) = three
+    step = 0
+    while True:
+        step += 1
+        machine = tmp_path/str(step)
+        shutil.copytree(base, machine, symlinks=True)
+        reached_the_end = killed_at(step, machine, c, *words)
+        now = current(machine)
+        before = {b.name: a.name, c.name: b.name, a.name: b.name}[now]
+        assert now == b.name or now == (c.name if words[0] == "--no-check" else a.name)
+        assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=machine/"opt/current").returncode == 0
+        assert f"previous: versions/{before}\n" in install(machine, c, "--status").stdout
+        done = install(machine, c, "--rollback")
+        assert done.returncode == 0 and current(machine) == before, (step, done)
+        assert install(machine, c, "--no-check").returncode == 0 and current(machine) == c.name
+        assert not [p for p in (machine/"opt/versions").iterdir() if p.name.startswith(".")]
+        if reached_the_end: break
+        shutil.rmtree(machine)
+    assert step > 4
+
+
+def test_old_versions_are_removed(three, tmp_path):
+    base, (a, b, c) = three
+    shutil.copytree(base, tmp_path/"m", symlinks=True)
+    assert install(tmp_path/"m", c, "--no-check").returncode == 0
+    (tmp_path/f"m/opt/versions/.{a.name}.part").mkdir() # of an install that was killed
+    assert install(tmp_path/"m", c, "--remove-old").returncode == 0
+    assert sorted(p.name for p in (tmp_path/"m/opt/versions").iterdir()) == sorted([b.name, c.name])
+    assert install(tmp_path/"m", c, "--rollback").returncode == 0 and current(tmp_path/"m") == b.name
+    (tmp_path/"m/opt/current").unlink()
+    refused(install(tmp_path/"m", c, "--remove-old"), "nothing is installed")
+
+
+def test_a_damaged_version_is_put_right(three, tmp_path):
+    base, (a, b, c) = three
+    shutil.copytree(base, tmp_path/"m", symlinks=True)
+    for one in (a, b): (tmp_path/"m/opt/versions"/one.name/"model.onnx").write_bytes(b"torn")
+    refused(install(tmp_path/"m", b, "--rollback"), "is damaged")
+    refused(install(tmp_path/"m", b, "--no-check"), "is the current version, and differs")
+    assert install(tmp_path/"m", a, "--no-check").returncode == 0 and current(tmp_path/"m") == a.name
+    assert install(tmp_path/"m", b, "--no-check").returncode == 0 and current(tmp_path/"m") == b.name
+
+
+def test_the_service(made, machine):
+    "Written, not started: no systemd here. It runs what the installer checked, and what it writes is bounded."
+    folder, (old, _) = made
+    assert install(machine, folder/old.version, "--no-check", "--service").returncode == 0
+    unit = (machine/"root/etc/systemd/system/detector.service").read_text()
+    start = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    program = machine/"opt/current/detector.pyz"
+    assert start.startswith(f"ExecStart={sys.executable} {program} watch ") and "--megabytes" in start
+    assert "@" not in unit and (machine/"opt/detector.env").read_text() == "SOURCE=0\n"
+    if shutil.which("systemd-analyze"):
+        done = subprocess.run(["systemd-analyze", "verify", str(machine/"root/etc/systemd/system/detector.service")],
+                              capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), done
+    (machine/"opt/detector.env").write_text("SOURCE=rtsp://gate\n")
+    assert install(machine, folder/old.version, "--no-check", "--service").returncode == 0
+    assert (machine/"opt/detector.env").read_text() == "SOURCE=rtsp://gate\n"
+    words = ["--prefix", str(machine/"a b"), "--service", "--no-check"]
+    done = subprocess.run(["sh", str(folder/old.version/"install.sh"), *words], env=environment(machine), text=True,
+                          capture_output=True)
+    refused(done, "has only letters")
+
+
+def test_a_python_without_packages(made, machine, tmp_path):
+    folder, (old, _) = made
+    bare = tmp_path/"python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n') # -S: no packages
+    bare.chmod(0o755)
+    done = install(machine, folder/old.version, python=str(bare))
+    assert done.returncode == 2 and "Traceback" not in done.stderr and current(machine) is None, done
+    first, last = done.stderr.splitlines()
+    assert "has no" in first and "numpy, OpenCV (cv2) and ONNX Runtime are needed" in first
+    assert "detector.pyz does not run here: nothing was switched" in last
+    refused(install(machine, folder/old.version, python="python9"), "python9 is not here")
+
+
+def test_places(made, machine):
+    "A space and letters of other alphabets; a relative place; none at all; one that can't be written."
+    folder, (old, _) = made
+    script = str(folder/old.version/"install.sh")
+    def run(prefix):
+        return subprocess.run(["sh", script, "--prefix", prefix, "--no-check"], cwd=machine, capture_output=True,
+                              text=True, env=environment(machine))
+    for prefix in ("ü b/c\td", "-x", "../" + machine.name + "/z"):
+        assert run(prefix).returncode == 0 and (machine/prefix/"current/detector.pyz").is_file()
+    refused(run(""), "--prefix needs a value")
+    (machine/"file").write_text("")
+    refused(run("file"), "can't be written")
 
 
 def test_two_installs_at_once(made, machine):

@@ -12,18 +12,9 @@ from onnx import TensorProto, helper
 from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
 from jetson_det.data.formats.registry import read_dataset
-from jetson_det.export.calibration import (
-    BINS,
-    METHODS,
-    Histogram,
-    _binned,
-    _divergence,
-    _spread,
-    choose_calibration,
-    observe,
-    threshold,
-)
+from jetson_det.export.calibration import _spread, choose_calibration, observe
 from jetson_det.export.onnx import export_onnx
+from jetson_det.models.thresholds import BINS, METHODS, Histogram, _divergence, count_magnitudes, threshold
 from jetson_det.runtime.contract import preset
 from jetson_det.scenes.docks import write_scenes
 
@@ -86,6 +77,13 @@ def test_count(docks, count):
     with pytest.raises(InputError, match="whole number of images"): choose_calibration(docks, CONTRACT, count)
 
 
+def test_few_images_are_said(docks):
+    text = str(choose_calibration(docks, CONTRACT, 100))
+    train = len(docks.split("train"))
+    assert f"calibration: {train} training images (100 were asked for), which is few" in text
+    assert "asked for" not in str(choose_calibration(docks, CONTRACT, 4))
+
+
 def test_the_fingerprint_is_of_content_and_preprocessing(tmp_path):
     write_scenes(tmp_path / "docks", 8, size=(96, 160), seed=6)
     ds = read_dataset(tmp_path / "docks")
@@ -130,7 +128,7 @@ VALUES = hnp.arrays(np.float32, st.integers(50, 3000), elements=st.floats(0, 100
 def test_percentile_is_numpys(values, percentile):
     largest = float(values.max())
     if largest <= 1e-12: return
-    found = threshold(Histogram(largest, _binned(values, largest)), "percentile", percentile)
+    found = threshold(Histogram(largest, count_magnitudes(values, largest)), "percentile", percentile)
     wanted = float(np.percentile(values, percentile, method="inverted_cdf"))
     assert abs(found - wanted) <= largest / BINS * 1.01 + 1e-6
 
@@ -161,7 +159,7 @@ def test_divergence_is_the_literal_one(seed, end):
 @given(VALUES, st.sampled_from(METHODS))
 def test_a_threshold_is_within_what_was_seen(values, method):
     largest = float(values.max())
-    counts = _binned(values, largest) if largest > 1e-12 else np.zeros(BINS)
+    counts = count_magnitudes(values, largest) if largest > 1e-12 else np.zeros(BINS)
     limit = threshold(Histogram(largest, counts), method)
     assert 0 <= limit <= largest * (1 + 1e-6) and (limit > 0) == (largest > 1e-12)
 

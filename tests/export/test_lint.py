@@ -93,6 +93,26 @@ def test_numbers_beyond_int32(tmp_path):
     assert not report("Slice", 2**63 - 1)
 
 
+@pytest.mark.parametrize("value, precision, level", [
+    (np.nan, "fp16", "error"), (-np.inf, "fp32", "error"), (np.inf, "int8", "error"), (7e4, "fp16", "warning"),
+    (-7e4, "fp16", "warning"), (7e4, "fp32", None), (6e4, "fp16", None),
+])
+def test_weights_that_no_arithmetic_survives(tmp_path, value, precision, level):
+    weights = np.zeros((4, 3, 3, 3), np.float32)
+    weights[2, 1, 0, 2] = value
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], "stem")
+    path = write(tmp_path, [conv], [("x", FLOAT, [1, 3, 8, 8])], ["y"], [("w", weights)])
+    findings = [f for f in lint(path, tensorrt="10.3", precision=precision).findings if "weights" in f.what]
+    assert [(f.level, f.node) for f in findings] == ([(level, "'stem'")] if level else [])
+
+
+def test_a_constant_that_is_no_weight_may_be_infinite(tmp_path):
+    "The mask of an attention."
+    add = helper.make_node("Add", ["x", "mask"], ["y"], "mask")
+    path = write(tmp_path, [add], [("x", FLOAT, [1, 3])], ["y"], [("mask", np.float32([0, -np.inf, -1e9]))])
+    assert lint(path, "nano").ok
+
+
 def test_roi_align_is_a_plugin(tmp_path):
     node = helper.make_node("RoiAlign", ["x", "r", "b"], ["o"], "crop")
     path = write(tmp_path, [node], [("x", FLOAT, [1, 3, 8, 8]), ("r", FLOAT, [4, 4])], ["o"], [("b", np.zeros(4, int))],
@@ -188,6 +208,26 @@ def test_cut_nms_computes_what_the_nms_got(tmp_path, center):
     wanted = np.stack([cx - w/2, cy - h/2, cx + w/2, cy + h/2], -1) if center else x[..., :4]
     assert np.allclose(boxes, wanted, atol=1e-6) and np.array_equal(scores, x[..., 4:])
     with pytest.raises(InputError, match="has 0 NMS nodes"): cut_nms(tmp_path / "cut.onnx", tmp_path / "again.onnx")
+
+
+@pytest.mark.parametrize("box, score", [("boxes", "scores"), ("scores", "boxes"), ("b", "s")])
+def test_cut_nms_of_a_graph_with_those_names(tmp_path, box, score):
+    "As our own export with its NMS has them."
+    nodes = [helper.make_node("Split", ["x"], [box, "t"], "split", axis=2),
+             helper.make_node("Transpose", ["t"], [score], "turn", perm=[0, 2, 1]),
+             helper.make_node("NonMaxSuppression", [box, score, "k"], ["rows"], "nms"),
+             helper.make_node("Cast", ["rows"], ["o"], "end", to=FLOAT)]
+    path = write(tmp_path, nodes, [("x", FLOAT, [1, 50, 8])], ["o"], [("k", np.array([10]))])
+    cut_nms(path, tmp_path / "cut.onnx")
+    onnx.checker.check_model(str(tmp_path / "cut.onnx"), full_check=True)
+    session = onnxruntime.InferenceSession(str(tmp_path / "cut.onnx"), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).random((1, 50, 8), np.float32)
+    boxes, scores = session.run(["boxes", "scores"], {"x": x})
+    assert np.array_equal(boxes, x[..., :4]) and np.array_equal(scores, x[..., 4:])
+    path = write(tmp_path, nodes[:-1] + [helper.make_node("Cast", ["boxes"], ["o"], to=FLOAT)],
+                 [("x", FLOAT, [1, 50, 8]), ("boxes", FLOAT, [1])], ["o"], [("k", np.array([10]))])
+    if box == "b":
+        with pytest.raises(InputError, match="an input of it is called boxes"): cut_nms(path, tmp_path / "cut.onnx")
 
 
 def test_known_bad_asks_for_all_conditions():

@@ -11,8 +11,10 @@ from jetson_det.core import InputError
 from jetson_det.data.index import read_indexed
 from jetson_det.export.estimate import estimate
 from jetson_det.export.plan import ObjectSizes, YOLOX, expected_ap, object_sizes, plan, propose, size_factor
+from jetson_det.export.tensorrt import choose_for_board
 from jetson_det.models.zoo import MODELS
 from jetson_det.runtime.boards import BOARDS
+from jetson_det.runtime.contract import preset
 from jetson_det.scenes.docks import write_scenes
 
 SIZES = ObjectSizes(np.array([.05, .09, .2], np.float32), 16/9, 1280, 3)
@@ -77,6 +79,30 @@ def test_the_nano():
     assert {"yolox-nano", "yolox-tiny", "yolov8n"} <= names and not names & {"yolox-l", "yolo11x", "yolov8x"}
     assert any("little is known" in text for text in found.assumptions)
     assert all(row.license == ("Apache-2.0" if row.model in YOLOX else "AGPL-3.0") for row in found.rows)
+
+
+@pytest.mark.parametrize("name", sorted(BOARDS))
+def test_the_plan_and_the_export_choose_the_same_precision(name):
+    "What is planned in FP16 is exported in FP16, for the newest JetPack at least; where not for all, it is said."
+    found = plan(SIZES, name, 2, precisions=("fp16",), models=["dfine-n", "rtdetr-r18", "yolox-s"])
+    planned = {row.model: row.precision for row in found.rows}
+    oldest, newest = (BOARDS[name].releases[k].version for k in (0, -1))
+    for family, model in (("dfine", "dfine-n"), ("rtdetr", "rtdetr-r18"), ("yolox", "yolox-s")):
+        contract = preset("rtdetr" if family != "yolox" else "yolox", ("Sack",), (640, 640))._replace(family=family)
+        chosen = [next(one.value for one in choose_for_board(contract, name, jetpack) if one.name == "precision")
+                  for jetpack in (newest, oldest)]
+        if planned.get(model) == "fp16": assert chosen[0] == "fp16", (name, model)
+        if family == "dfine": assert ("dfine-n" in planned) == (chosen[0] == "fp16" and newest != "4.6"), name
+        told = any("D-FINE in FP16 needs" in text for text in found.assumptions)
+        if family == "dfine" and "dfine-n" in planned: assert told == (chosen[1] != "fp16"), name
+
+
+def test_yolo26_in_int8_where_no_release_builds_it(monkeypatch):
+    assert any(row.model == "yolo26s" for row in plan(None, "orin-nano", 60, ("int8",), models=["yolo26s"]).rows)
+    old = BOARDS["orin-nano"]._replace(jetpacks=("6.2",))
+    monkeypatch.setitem(BOARDS, "orin-nano", old)
+    found = plan(None, "orin-nano", 60, ("int8",), models=["yolo26s"])
+    assert not found.rows and "YOLO26 does not build in INT8 (TensorRT 10.3" in next(iter(found.left_out))
 
 
 def test_too_fast_for_anything():

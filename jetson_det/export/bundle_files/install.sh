@@ -6,8 +6,7 @@ umask 022
 usage() {
     cat <<'TEXT'
 sh install.sh [--prefix DIR] [--service] [--no-check] [--force] [--key FILE]
-sh install.sh --rollback [--prefix DIR]
-sh install.sh --status [--prefix DIR]
+sh install.sh --rollback | --remove-old | --status [--prefix DIR]
 
   --prefix DIR   where versions are kept (default /opt/detector)
   --service      also install and start the systemd unit (needs root)
@@ -15,6 +14,10 @@ sh install.sh --status [--prefix DIR]
   --force        install on a machine that the bundle was not made for
   --key FILE     public key: the bundle must be signed by its private one; PREFIX/trusted.pem counts too
   --rollback     back to the version that ran before
+  --remove-old   remove all versions but the current one and the one before it
+  --status       the current version and the one before it
+
+PYTHON=FILE sh install.sh ... takes another Python than python3.
 TEXT
 }
 
@@ -26,7 +29,6 @@ fail() {
 
 here=$(cd "$(dirname "$0")" && pwd)
 prefix=/opt/detector
-python=${PYTHON:-python3}
 root=${DETECTOR_ROOT:-}
 action=install
 check=yes
@@ -36,7 +38,7 @@ key=
 while [ $# -gt 0 ]; do
     case $1 in
     --prefix | --key)
-        [ $# -gt 1 ] || fail "$1 needs a value"
+        [ $# -gt 1 ] && [ -n "$2" ] || fail "$1 needs a value"
         if [ "$1" = --prefix ]; then prefix=$2; else key=$2; fi
         shift
         ;;
@@ -44,6 +46,7 @@ while [ $# -gt 0 ]; do
     --no-check) check=no ;;
     --force) force=yes ;;
     --rollback) action=rollback ;;
+    --remove-old) action=remove ;;
     --status) action=status ;;
     -h | --help)
         usage
@@ -53,44 +56,82 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+prefix=$(readlink -m -- "$prefix")
 
 link_of() { readlink "$prefix/$1" 2>/dev/null || true; }
+is_whole() { (cd "$1" && sha256sum -c --quiet --strict SHA256SUMS >/dev/null 2>&1); }
 
 # A link gets its new target at once: whoever reads it sees the old one or the new one.
 point() {
-    ln -s "$2" "$prefix/.$1.$$"
-    mv -T "$prefix/.$1.$$" "$prefix/$1"
+    ln -sfn "$2" "$prefix/.link" 2>/dev/null ||
+        fail "$prefix: no link can be made; is the disk full, or of a kind without links?"
+    mv -T "$prefix/.link" "$prefix/$1"
+}
+
+# back/NAME is what ran before NAME. It is written before NAME becomes the current one: a switch that is cut off leaves
+# the old version with its own way back, or the new one with its.
+before() {
+    link=$(link_of "back/${1#versions/}")
+    say "${link#../}"
+}
+switch_to() {
+    now=$(link_of current)
+    [ "$now" != "$1" ] || return 0
+    if [ -n "$now" ]; then
+        mkdir -p "$prefix/back" || fail "$prefix: can't be written"
+        point "back/${1#versions/}" "../$now"
+    fi
+    point current "$1"
 }
 
 lock() {
     command -v flock >/dev/null || fail "flock is not here: install util-linux"
-    mkdir -p "$prefix/versions" || fail "$prefix: can't be written; take another --prefix, or sudo"
-    exec 9>"$prefix/.lock" || fail "$prefix: can't be written; take another --prefix, or sudo"
+    mkdir -p "$prefix/versions" 2>/dev/null && (: >>"$prefix/.lock") 2>/dev/null && [ -w "$prefix/versions" ] ||
+        fail "$prefix: can't be written; take another --prefix, or sudo"
+    exec 9>>"$prefix/.lock"
     flock -n 9 || fail "$prefix: another install is running"
+    find "$prefix/versions" -mindepth 1 -maxdepth 1 -name '.*.part' -exec rm -rf {} + # of installs that were killed
 }
 
+# The unit is one a machine; another prefix has nothing to do with it.
+unit=$root/etc/systemd/system/detector.service
 restart() {
+    grep -qF " $prefix/current/detector.pyz " "$unit" 2>/dev/null || return 0
     [ -z "$root" ] || return 0
-    [ -f /etc/systemd/system/detector.service ] || return 0
     systemctl restart detector.service || say "warning: systemctl restart detector.service failed"
 }
 
+now=$(link_of current)
 if [ "$action" = status ]; then
-    say "current: $(link_of current)"
-    say "previous: $(link_of previous)"
+    say "current: ${now:-none}"
+    back=$(before "$now")
+    say "previous: ${back:-none}"
     exit 0
 fi
 
 if [ "$action" = rollback ]; then
     lock
-    now=$(link_of current)
-    before=$(link_of previous)
-    [ -n "$before" ] && [ "$before" != "$now" ] || fail "$prefix: no earlier version to go back to"
-    [ -f "$prefix/$before/detector.pyz" ] || fail "$prefix/$before: is gone"
-    point current "$before"
-    point previous "$now"
-    say "went back to ${before#versions/}"
+    back=$(before "$now")
+    [ -n "$back" ] || fail "$prefix: no earlier version to go back to"
+    [ -f "$prefix/$back/detector.pyz" ] || fail "$prefix/$back: is gone"
+    [ "$force" = yes ] || is_whole "$prefix/$back" ||
+        fail "$prefix/$back: is damaged; install it again, or --force to go back all the same"
+    switch_to "$back"
+    say "went back to ${back#versions/}"
     restart
+    exit 0
+fi
+
+if [ "$action" = remove ]; then
+    [ -n "$now" ] || fail "$prefix: nothing is installed"
+    lock
+    back=$(before "$now")
+    for folder in versions back; do
+        [ -d "$prefix/$folder" ] || continue
+        find "$prefix/$folder" -mindepth 1 -maxdepth 1 ! -name "${now#versions/}" ! -name "${back#versions/}" \
+            -exec rm -rf {} +
+    done
+    say "kept: $now${back:+ and $back}"
     exit 0
 fi
 
@@ -106,17 +147,40 @@ if [ -z "$key" ] && [ -f "$prefix/trusted.pem" ]; then key=$prefix/trusted.pem; 
 if [ -n "$key" ]; then
     [ -f "$key" ] || fail "$key: no such file"
     [ -f "$here/SHA256SUMS.sig" ] || fail "the bundle is not signed, and $key asks for it"
+    command -v openssl >/dev/null || fail "openssl is not here, and $key asks for a signature: install it"
     openssl dgst -sha256 -verify "$key" -signature "$here/SHA256SUMS.sig" "$here/SHA256SUMS" >/dev/null 2>&1 ||
         fail "the signature is not that of $key: nothing was installed"
 fi
-(cd "$here" && sha256sum -c --quiet --strict SHA256SUMS >/dev/null 2>&1) ||
-    fail "a file differs from SHA256SUMS: copy the bundle again; nothing was installed"
+is_whole "$here" || fail "a file differs from SHA256SUMS: copy the bundle again; nothing was installed"
 value() { sed -n "s/^$1=//p" "$here/bundle.env"; }
 version=$(value VERSION)
 board=$(value BOARD)
 case $version in
 '' | *[!A-Za-z0-9._-]* | .*) fail "bundle.env: VERSION is no name" ;;
 esac
+wanted=${PYTHON:-python3}
+python=$(command -v "$wanted") || fail "$wanted is not here: install Python, or name it: PYTHON=FILE sh install.sh"
+case $python in
+/*) ;;
+*) python=$PWD/$python ;;
+esac
+
+# ---- can the service reach what it needs? It runs as a user of its own, and sees no homes.
+if [ "$service" = yes ]; then
+    [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "--service needs root: sudo sh install.sh --service"
+    for place in "$prefix" "$python"; do
+        case $place in
+        /home/* | /root/* | /tmp/* | /var/tmp/*)
+            [ -n "$root" ] || fail "$place: the service sees no homes and no /tmp; take another place"
+            ;;
+        esac
+        case $place in
+        *[!A-Za-z0-9._/+-]*) fail "$place: a place of the service has only letters, digits and . _ + - in its name" ;;
+        esac
+    done
+    PYTHONNOUSERSITE=1 # packages in a user's home are not there for it, so the check has to do without
+    export PYTHONNOUSERSITE
+fi
 
 # ---- is this the board?
 release=$(sed -n 's/^# R\([0-9]*\) (release).*/R\1/p' "$root/etc/nv_tegra_release" 2>/dev/null || true)
@@ -134,44 +198,53 @@ from jetson_det.runtime.boards import board, this_board
 found = this_board(sys.argv[3])
 if found and found.board.compute_capability != board(sys.argv[2]).compute_capability: print(found.board.name)
 PYTHON
-    ) || fail "$python does not run detector.pyz"
+    ) || fail "$python does not run detector.pyz: it needs Python 3.6 or later"
     [ -z "$other" ] || fail "this machine is $other; the bundle is for $board; --force installs it"
 fi
 
 lock
 target=versions/$version
 part=$prefix/versions/.$version.part
+compare() { # the golden images, with what is in a folder
+    [ "$check" = yes ] || return 0
+    code=0
+    "$python" "$1/detector.pyz" check 9>&- || code=$?
+    [ "$code" != 1 ] || fail "the check with the golden images failed: nothing was switched"
+    [ "$code" = 0 ] || fail "detector.pyz does not run here: nothing was switched"
+}
+if [ -d "$prefix/$target" ] && ! is_whole "$prefix/$target"; then
+    [ "$now" != "$target" ] ||
+        fail "$prefix/$target: is the current version, and differs; go back (--rollback), then install it again"
+    rm -rf "${prefix:?}/$target"
+fi
 if [ -d "$prefix/$target" ]; then
-    (cd "$prefix/$target" && sha256sum -c --quiet --strict SHA256SUMS >/dev/null 2>&1) ||
-        fail "$prefix/$target: is there already and differs; remove it first"
+    compare "$prefix/$target"
 else
-    rm -rf "$part"
     mkdir "$part"
     trap 'rm -rf "$part"' EXIT
     trap 'exit 130' HUP INT TERM
-    for name in $names SHA256SUMS; do cp "$here/$name" "$part/$name"; done
+    for name in $names SHA256SUMS; do
+        cp "$here/$name" "$part/$name" 2>/dev/null || fail "$prefix: $name can't be written; is the disk full?"
+    done
     [ ! -f "$here/SHA256SUMS.sig" ] || cp "$here/SHA256SUMS.sig" "$part/"
-    (cd "$part" && sha256sum -c --quiet --strict SHA256SUMS >/dev/null 2>&1) ||
-        fail "the copy in $prefix differs: is the disk full?"
+    chmod -R a+rX "$part"
+    is_whole "$part" || fail "the copy in $prefix differs: is the disk full?"
     sync
-    if [ "$check" = yes ]; then
-        "$python" "$part/detector.pyz" check ||
-            fail "the check with the golden images failed: the version that ran before still does"
-    fi
+    compare "$part"
     mv -T "$part" "$prefix/$target"
     trap - EXIT HUP INT TERM
 fi
 
 # ---- switch
-now=$(link_of current)
-if [ -n "$now" ] && [ "$now" != "$target" ]; then point previous "$now"; fi
-point current "$target"
+switch_to "$target"
 say "installed $version; current: $prefix/current"
 if [ "$service" = yes ]; then
-    prefix=$(cd "$prefix" && pwd)
-    sed "s|@PREFIX@|$prefix|g" "$here/detector.service" >/etc/systemd/system/detector.service
+    mkdir -p "$root/etc/systemd/system"
+    sed -e "s|@PREFIX@|$prefix|g" -e "s|@PYTHON@|$python|g" "$here/detector.service" >"$unit"
     if [ ! -f "$prefix/detector.env" ]; then printf 'SOURCE=0\n' >"$prefix/detector.env"; fi
-    systemctl daemon-reload
-    systemctl enable detector.service
+    if [ -z "$root" ]; then
+        systemctl daemon-reload
+        systemctl enable detector.service
+    fi
 fi
 restart

@@ -80,9 +80,10 @@ def _recognize_onnx(path, name)->str: # a model's name, or ""
 def _read_folder(path): # -> Source
     if (path/"config.json").exists() and not (path/"manifest.json").exists(): return _read_hub(path)
     from jetson_det.models.checkpoint import load_checkpoint
+    from jetson_det.models.fake_quant import float_weights
     from jetson_det.models.session import checkpoint_of
     ckpt = load_checkpoint(checkpoint_of(path), training=False)
-    return Source(str(path), "checkpoint", dict(ckpt.shipped), tuple(ckpt.contract.classes),
+    return Source(str(path), "checkpoint", float_weights(ckpt.shipped), tuple(ckpt.contract.classes),
                   pruned=ckpt.contract.extra.get("pruned"))
 
 def _read_hub(path): # -> Source

@@ -19,9 +19,10 @@ import torch
 
 from ...core import InputError, match_classes
 from ..detector import Detector
-from ...runtime.contract import COCO_CLASSES, METADATA_KEY, Contract
+from ...runtime.contract import COCO_CLASSES, Contract
 from ...runtime.foreign import names_in_text, read_metadata
 from ...runtime.files import open_regular, printable, require
+from ...runtime.metadata import contract_in
 
 # %% ../../../nbs/21_models.weights.source.ipynb #d2020bb1
 def _tensors_in(found)->Optional[dict]: # name -> tensor, or None
@@ -141,8 +142,7 @@ def onnx_contract(
     path, # of the file, for errors
 )->Optional[Contract]: # None where the file has none
     "The contract in an ONNX file. Raises InputError for a damaged one."
-    text = _onnx_metadata(model).get(METADATA_KEY)
-    return None if text is None else Contract.from_json(text, f"{path}: contract in the metadata")
+    return contract_in(_onnx_metadata(model), path)
 
 def onnx_classes(
     model, # onnx.ModelProto
