@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Mode', 'Calibrate', 'report_error', 'set_up_process', 'main', 'train', 'import_pt', 'rollback', 'verify',
            'lineage', 'evaluate', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan', 'shrink',
-           'quantize', 'bundle', 'build', 'job', 'demo']
+           'quantize', 'half', 'bundle', 'build', 'job', 'demo']
 
 # %% ../nbs/89_cli.ipynb #34b2cf4c
 import errno
@@ -760,6 +760,34 @@ def quantize(
     if "tensorrt" in made.extra: print(f"on the board, build the engine with: sh {write_build_script(made, path).name}")
     write_figures(json_file, report.to_json())
     if report.ap_loss is not None and report.ap_loss > max_ap_loss: raise typer.Exit(1)
+
+# %% ../nbs/89_cli.ipynb #c6cfb3ac
+@app.command(rich_help_panel=SHIPPING)
+def half(
+    model:Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="ONNX file in FP32, of this package or another")],
+    out:Annotated[Optional[Path], typer.Option(help="file to write; none: MODEL.fp16.onnx beside it")]=None,
+    images:Annotated[Optional[Path], typer.Option(
+        help="images or a video to compare on, and to find what leaves the range of FP16; none: generated ones")]=None,
+    keep:Annotated[Optional[List[str]], typer.Option(help="node that stays in FP32; may be repeated")]=None,
+    contract:_ContractName=None,
+    json_file:JsonFile=None,
+):
+    "An ONNX file typed FP16 for TensorRT 11. 1 where it finds something else than the file in FP32."
+    from jetson_det.export.half import to_half
+    from jetson_det.runtime.stream.sources import open_source
+    existing(model)
+    path = out or model.with_suffix(".fp16.onnx")
+    check_files(json_file, path, sources=[str(model)])
+    frames = None
+    if images is not None:
+        source = open_source(str(existing(images)))
+        try: frames = [frame.image for _, frame in zip(range(16), source)]
+        finally: source.close()
+    report = to_half(model, path, keep, frames, contract)
+    print(f"wrote {path}")
+    print(report)
+    write_figures(json_file, report.to_json())
+    if not report.parity.ok: raise typer.Exit(1)
 
 # %% ../nbs/89_cli.ipynb #f73e5600
 @app.command(rich_help_panel=SHIPPING)

@@ -262,6 +262,7 @@ OUTPUTS = {  # verb -> (what it needs to begin, its options that name a file)
     "quantize": (["m.onnx", "--data", "empty"], ["--json"]),
     "bundle": (["m.onnx", "--board", "nano"], ["--json"]),
     "build": (["m.onnx"], ["--json"]),
+    "half": (["m.onnx"], ["--json"]),
     "shrink": (["empty"], ["--json"]),
     "plan": (["--board", "nano", "--data", "empty"], ["--json"]),
     "parity": (["m.onnx", "m.onnx", "--data", "empty"], ["--json"]),

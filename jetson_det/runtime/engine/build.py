@@ -486,7 +486,7 @@ def build(
             plural(len(frames), "image"), _FEW_IMAGES))
     if not api_of(trt).precision_flags and number == "fp32":
         lines.append("the file is FP32, and TensorRT {} computes in the file's types: an FP16 file would be faster"
-                     .format(machine.tensorrt))
+                     " (jetson-det half {})".format(machine.tensorrt, Path(str(onnx)).name))
 
     started = time.perf_counter()
     with cuda:
