@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+from signals import hearing_ctrl_c
 
 from jetson_det.runtime import program
 from jetson_det.runtime.geometry import as_detections
@@ -96,7 +97,7 @@ def test_a_line_that_a_power_cut_tore_is_cut_off(watch, tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_it_well(watch, tmp_path, name):
     stop = lambda: os.kill(os.getpid(), getattr(signal, name))
-    assert watch([1] * 10, seen={4: stop}) == 0
+    with hearing_ctrl_c(): assert watch([1] * 10, seen={4: stop}) == 0
     assert len(rows(tmp_path/"found/found.jsonl")) == 1 + 5
 
 
