@@ -12,7 +12,7 @@ from typing import NamedTuple, Optional, Tuple
 import cv2
 import numpy as np
 
-from ..draw import class_color
+from ..draw import class_color, draw_label
 from ..files import InputError, printable
 from ..preprocess import as_bgr
 
@@ -365,14 +365,6 @@ def _count_text(region, counts)->str:
     if region.kind == "line": return "{}: {} right, {} left".format(name, counts["to_right"], counts["to_left"])
     return "{}: {} in, {} entered".format(name, counts["present"], counts["entered"])
 
-def _write(image, text, corner, scale):
-    "White on black, above the corner if that is inside the image."
-    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-    x = int(max(min(corner[0], image.shape[1] - width - 2), 0))
-    y = int(max(corner[1] - 2, height + base + 2))
-    cv2.rectangle(image, (x, y - height - base - 2), (x + width + 2, y), (0, 0, 0), -1)
-    cv2.putText(image, text, (x + 1, y - base), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
-
 def draw_regions(
     image:np.ndarray,   # (h,w,3) uint8 BGR, or what `as_bgr` takes
     regions,            # of `read_regions`
@@ -396,5 +388,6 @@ def draw_regions(
             tip = middle + np.array([-along[1], along[0]]) * side / 16
             ends = [tuple(int(round(v)) for v in end) for end in (middle, tip)]
             cv2.arrowedLine(canvas, ends[0], ends[1], color, thickness, cv2.LINE_AA, tipLength=.4)
-        _write(canvas, _count_text(region, None if counts is None else counts[region.name]), pixels[0].tolist(), scale)
+        text = _count_text(region, None if counts is None else counts[region.name])
+        draw_label(canvas, text, *pixels[0].tolist(), (0, 0, 0), scale, 1)
     return canvas
