@@ -363,7 +363,7 @@ _Overlap = Annotated[float, typer.Option("--overlap", min=0, max=.9, help="overl
 # %% ../nbs/89_cli.ipynb #9c2e07d1
 def _open(artifact:str, contract:Optional[str], device:str, tiles:str, overlap:float, classes=None, size=None):
     "The session of an artifact; with `tiles` it cuts each frame into tiles first."
-    if Path(existing(artifact)).is_dir():
+    if Path(existing(artifact)).is_dir() and Path(artifact).suffix.lower() != ".mlpackage":
         from jetson_det.models.checkpoint import checkpoint_of
         checkpoint_of(artifact) # a folder of something else is refused without torch
     from jetson_det.models.session import open_artifact
@@ -549,6 +549,8 @@ def export(
     height, width = contract.input_size
     print(f"wrote {path}: {contract.name}, {height}x{width}, {plural(len(contract.classes), 'class')};"
           f" {_parity_text(contract.parity)}")
+    if contract.extra.get("precision") == "int8":
+        print("INT8 rounds where the network does not: what that costs is the difference of AP, with --data")
     if "tensorrt" in contract.extra: _say_board_choices(contract, path)
     report = None
     if data: report = _gate(checkpoint, path, ds, bounds)

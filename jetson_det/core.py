@@ -95,13 +95,14 @@ _SHOWN = 60 # characters of each
 def did_you_mean(
     word:str, # what the user wrote
     options, # the valid names
+    most:int=_LISTED, # of them that are listed
 )->str: # the end of an error line
     "`did you mean 'x'?` when a name is close, else the list of all."
     options = [str(o) for o in options]
     near = nearest(word, options)
     if near: return f"did you mean {near[:_SHOWN]!r}?"
     if not options: return "there is none to choose from"
-    return "it is one of " + and_more([option[:_SHOWN] for option in options], _LISTED)
+    return "it is one of " + and_more([option[:_SHOWN] for option in options], most)
 
 # %% ../nbs/00_core.ipynb #3f7b5010
 def worker_count(

@@ -21,7 +21,7 @@ from ..runtime.contract import GRAPH_KEY, METADATA_KEY
 from ..runtime.files import printable, require, sha256_bytes, sha256_file, write_bytes_atomic
 from ..runtime.golden import ParityReport, compare_session
 from ..runtime.metadata import contract_in, onnx_metadata
-from ..runtime.outputs import check_output, check_replaced
+from ..runtime.outputs import check_output, check_replaced, work_folder
 from ..runtime.sessions import open_session
 
 # %% ../../nbs/57_export.half.ipynb #ha000007
@@ -69,7 +69,7 @@ def _kept_nodes(
     known = {node.name for node in view.nodes} | set(labels)
     for name in keep:
         if name not in known:
-            raise InputError(f"{graph.path}: keep {name!r}: no such node: {did_you_mean(str(name), sorted(known))}")
+            raise InputError(f"{graph.path}: keep {name!r}: no such node: {did_you_mean(str(name), sorted(known), 6)}")
     kept = {}
     for node, label in zip(view.nodes, labels):
         if node.op_type == "Constant": continue
@@ -294,12 +294,13 @@ def to_half(
     made = known.extra.get("tensorrt")
     if isinstance(made, dict): extra["tensorrt"] = dict(made, precision="fp16")
     known = known._replace(parity=None, extra=extra).validate()
-    part = out.with_name(out.stem + ".part.onnx")
-    try:
-        write_bytes_atomic(part, _serialized(model, known, onnx_path))
-        report = _compare(onnx_path, part, images, contract)
-    finally: part.unlink(missing_ok=True)
+    with work_folder(out.absolute()) as work:
+        write_bytes_atomic(work/"model.onnx", _serialized(model, known, onnx_path))
+        report = _compare(onnx_path, work/"model.onnx", images, contract)
+    if not report.detections:
+        raise InputError(f"{onnx_path}: nothing is found on {plural(report.images, 'image')}, so there is nothing to"
+                         " compare: give images of its objects")
     data = _serialized(model, known._replace(parity=_record(report)), onnx_path)
+    sizes = (Path(onnx_path).stat().st_size, len(data))
     write_bytes_atomic(out, data)
-    return HalfReport(str(out), str(onnx_path), typed.half_nodes, kept, typed.casts,
-                      (Path(onnx_path).stat().st_size, len(data)), report)
+    return HalfReport(str(out), str(onnx_path), typed.half_nodes, kept, typed.casts, sizes, report)

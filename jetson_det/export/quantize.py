@@ -379,7 +379,7 @@ def _kept_by_rule(layers, keep, path)->dict: # name -> reason
     names = [layer.name for layer in layers]
     for name in keep:
         if name not in names:
-            raise InputError(f"{path}: keep {name!r}: no such convolution: {did_you_mean(str(name), names)}")
+            raise InputError(f"{path}: keep {name!r}: no such convolution: {did_you_mean(str(name), names, 6)}")
     kept = {layer.name: layer.stays for layer in layers if layer.stays}
     kept.update({name: "asked for" for name in keep})
     return kept

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from ..config import Config, load_config
-from ..core import InputError
+from ..core import InputError, did_you_mean
 from ..evaluate.coco import known_ap
 from .estimate import Estimate, estimate
+from .latency import machine
 from .layers import torch_layers
 from ..models.detector import count_gflops, count_params
 from ..models.fake_quant import fake_quantized
@@ -27,9 +28,10 @@ from ..runtime.files import write_json_atomic
 from ..train.averages import evaluate_weights
 from ..train.data import labeled_split, training_data
 from ..train.loop import train
-from ..train.run_folder import begun_config
+from ..train.run_folder import begun_config, check_run_folder
 
 # %% ../../nbs/58_export.shrink.ipynb #4a370044
+_PRECISIONS = ("fp16", "fp32", "int8")
 _STEPS = 6 # of the bisection: the share is right to a sixty-fourth of what can go
 
 class Target(NamedTuple):
@@ -53,7 +55,10 @@ class Target(NamedTuple):
         if self.flops is not None and self.flops >= 1:
             raise InputError(f"flops is {self.flops:g}; it must be under 1, the share of the GFLOPs that may stay")
         if self.latency is not None and self.board is None: raise InputError("latency: on which board? (--board)")
-        if self.board is not None: board_of(self.board)
+        if self.precision not in _PRECISIONS:
+            raise InputError(f"precision {self.precision!r}: {did_you_mean(self.precision, _PRECISIONS)}")
+        if self.board is None and self.mode: raise InputError("mode: of which board? (--board)")
+        if self.board is not None: machine(board_of(self.board).name, self.mode)
         return self
 
     def __str__(self):
@@ -203,6 +208,12 @@ def _ap_before(source, cfg, out)->tuple: # AP, AP50, images
     if val is None: return None, None, 0
     return (*known_ap(evaluate_weights(checkpoint_of(source), val, cfg.evaluate, cfg.data.input_size)), len(val))
 
+def _is_begun(source, out)->bool:
+    "Is `out` a shrink of this network that was ended before its report?"
+    if not (Path(out)/"config.yaml").is_file() or (Path(out)/"shrink.json").exists(): return False
+    before = begun_config(out)
+    return before.model.weights == str(source) and before.model.prune > 0
+
 def shrink(
     source, # a training's folder, or a checkpoint in it
     out, # run folder to make
@@ -216,7 +227,8 @@ def shrink(
     settings=(), # words such as "train.batch_size=16"
     say=print, # called with each line for the person
 )->ShrinkReport: # also in shrink.json of the run folder
-    "Prune a trained network to a target and let it learn from itself. Raises InputError and TrainingError."
+    """Prune a trained network to a target and let it learn from itself; a call that was ended goes on in its folder.
+    Raises InputError and TrainingError."""
     target = Target(flops, latency, board, precision, mode).check()
     model, contract = load_detector(source)
     if fake_quantized(model):
@@ -224,12 +236,16 @@ def shrink(
                          " with train.qat")
     size = tuple(contract.input_size)
     words = [*settings, *([] if epochs is None else [f"train.epochs={epochs}"])]
-    shrink_config(source, contract, .5, data, words) # what is wrong with a setting is said before the search
+    # what is wrong with a setting, the folder or the board is said before the search
+    cfg = shrink_config(source, contract, .5, data, words)
+    is_begun = _is_begun(source, out)
+    if not is_begun: check_run_folder(out, cfg)
+    times = [_latency(model, size, target)] if board else []
     ratio = find_ratio(model, size, target)
     say(f"{model.name} to {target}: {ratio:.0%} of the work is to go")
     cfg = shrink_config(source, contract, ratio, data, words)
     begun = time.perf_counter()
-    figures = train(cfg, out)
+    figures = train(cfg, out, resume=is_begun)
     seconds = time.perf_counter() - begun
     narrow, _ = load_detector(out)
     ap, ap50, images = _measured(figures)
@@ -238,6 +254,6 @@ def shrink(
     report = ShrinkReport(
         model.name, str(source), str(out), str(target), ratio, size, images, (old_ap, ap), (old_ap50, ap50),
         tuple(count_gflops(copy.deepcopy(one).to("meta"), size) for one in both), tuple(map(count_params, both)),
-        tuple(_latency(one, size, target) for one in both) if board else (), figures["epochs"], round(seconds, 1))
+        tuple(times + [_latency(narrow, size, target)]) if board else (), figures["epochs"], round(seconds, 1))
     write_json_atomic(Path(out)/"shrink.json", report.to_json())
     return report

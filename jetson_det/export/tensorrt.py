@@ -24,7 +24,7 @@ from ..runtime.contract import Contract, load_contract
 from ..runtime.files import require, write_bytes_atomic
 from ..runtime.known_bad import known_bad
 from ..runtime.metadata import read_contract
-from ..runtime.outputs import check_output, check_replaced
+from ..runtime.outputs import check_output, check_replaced, work_folder
 
 # %% ../../nbs/58_export.tensorrt.ipynb #edc9d7f3
 class Choice(NamedTuple):
@@ -322,8 +322,7 @@ def build_engine(
     path = Path(path)
     contract = read_contract(path)
     final = Path(engine or path.with_suffix(".engine"))
-    part = final.with_name(final.name + ".part")
-    words = build_command(contract, path, part)
+    words = build_command(contract, path, final)
 
     made = contract.extra["tensorrt"]
     here = this_board(root)
@@ -334,11 +333,13 @@ def build_engine(
     program = shutil.which(words[0]) or (_TRTEXEC if os.access(_TRTEXEC, os.X_OK) else None)
     if program is None: raise InputError(f"trtexec is not installed: it is part of JetPack ({_TRTEXEC})")
     check_output(final)
-    try: done = subprocess.run([program, *words[1:]], capture_output=True, text=True, errors="replace", check=False)
-    except OSError as e: raise InputError(f"{program}: cannot be run: {e.strerror}") from None
-    if done.returncode or not part.is_file():
-        part.unlink(missing_ok=True)
+    with work_folder(final.absolute()) as work:
+        part = work/final.name
+        words = build_command(contract, path, part)
+        try: done = subprocess.run([program, *words[1:]], capture_output=True, text=True, errors="replace", check=False)
+        except OSError as e: raise InputError(f"{program}: cannot be run: {e.strerror}") from None
+        if not done.returncode and part.is_file():
+            os.replace(part, final)
+            return final
         last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-1:]
         raise RuntimeError(f"trtexec could not build {final.name} (exit code {done.returncode}): {''.join(last)[:300]}")
-    os.replace(part, final)
-    return final

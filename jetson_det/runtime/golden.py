@@ -320,7 +320,8 @@ class ParityReport(NamedTuple):
     def lines(self): # list of str
         "The report as text, the verdict first."
         verdict = "parity holds" if self.ok else "parity fails: " + "; ".join(self.failed)
-        lines = ["{} ({} against {}, {})".format(verdict, self.compared, self.reference, plural(self.images, "image"))]
+        lines = ["{} ({} against {}: {} on {})".format(verdict, self.compared, self.reference,
+                                               plural(self.detections, "detection"), plural(self.images, "image"))]
         if self.looks_like: lines.append("looks like: " + self.looks_like)
         lines.append("boxes p50 {p50:.3g}, p99 {p99:.3g}, max {max:.3g} px".format(**self.box_px))
         lines.append("scores p50 {p50:.2g}, p99 {p99:.2g}, max {max:.2g}".format(**self.scores))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .contract import METADATA_KEY
-from .files import InputError, require, sha256_file
+from .files import InputError, open_regular, require, sha256_file
 from .sessions import FileSession
 
 # %% ../../nbs/66_runtime.openvino.ipynb #6a1f0c06
@@ -38,6 +38,7 @@ def openvino_core(): # openvino.Core
 
 # %% ../../nbs/66_runtime.openvino.ipynb #6a1f0c09
 WEIGHTS_KEY = "jetson_det.weights_sha256" # of the .bin file, in the .xml file's rt_info
+_HEAD = 4096 # bytes of the .xml in which <net> begins
 
 def weights_path(
     path, # the .xml file
@@ -60,6 +61,8 @@ def _read_pair(
     weights = weights_path(path)
     if not weights.is_file():
         raise InputError("{}: its weights, {}, are not beside it: copy both files".format(path, weights.name))
+    with open_regular(path) as f: head = f.read(_HEAD)
+    if b"<net" not in head: raise InputError("{}: not a file of OpenVINO: it has no <net>".format(path))
     try: model = openvino_core().read_model(str(path))
     except Exception as e: # openvino's own exceptions are RuntimeErrors of no public class
         raise InputError("{}: OpenVINO cannot read it: {}".format(path, _one_line(e)))

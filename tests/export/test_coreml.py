@@ -89,6 +89,7 @@ def test_the_gate_leaves_it_to_the_mac(package, nano, tmp_path):
     assert len(golden.images) == 3 and golden.confidence == package[1].confidence
 
 
+@pytest.mark.slow # converts three times
 @needs_coremltools
 def test_what_is_not_the_network_writes_nothing(package, nano, tmp_path, monkeypatch):
     from jetson_det.export import coreml

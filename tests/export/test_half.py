@@ -207,3 +207,22 @@ def test_a_trained_network_on_photos(tmp_path):
     assert report.parity.ok and report.parity.detections > 10
     found = open_session(tmp_path / "half.onnx", "yolox", threads=1)(frames[0])
     assert np.isfinite(found.boxes).all()
+
+
+def test_files_beside_it_stay(tmp_path):
+    "The source may have any name, and what lies beside it is somebody's."
+    export_onnx(network("yolox-nano"), tmp_path/"x.part.onnx", SIZE)
+    (tmp_path/"x.fp16.part.onnx").write_text("of somebody")
+    before = (tmp_path/"x.part.onnx").read_bytes()
+    for out in ("x.onnx", "x.fp16.onnx"): assert to_half(tmp_path/"x.part.onnx", tmp_path/out).parity.ok
+    assert (tmp_path/"x.part.onnx").read_bytes() == before
+    assert (tmp_path/"x.fp16.part.onnx").read_text() == "of somebody" and len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_image_without_a_detection_decides_nothing(tmp_path):
+    model = network("yolox-nano")
+    for layer in model.head.obj_preds: layer.bias.data.fill_(-30)
+    export_onnx(model, tmp_path/"x.onnx", SIZE)
+    with pytest.raises(InputError, match="nothing is found on 1 image"):
+        to_half(tmp_path/"x.onnx", tmp_path/"y.onnx", images=[np.zeros((*SIZE, 3), np.uint8)])
+    assert not (tmp_path/"y.onnx").exists()

@@ -28,7 +28,7 @@ from jetson_det.models.int8 import int8_layers
 from jetson_det.runtime.sessions import open_session, verify_onnx
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUICK = ("yolox-nano", "yolo26n")
+QUICK = ("yolox-nano",)
 OTHERS = ("dfine-n", "yolov8n", "yolo11n-p2-lite", "rtdetr-r18", "rtdetrv2-r18")
 
 

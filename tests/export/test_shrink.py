@@ -114,11 +114,13 @@ def test_settings_of_the_run(run, data):
     assert inner.data.path == str(data) and inner.distill.teacher == ""
 
 
+WORDS = ["train.device=cpu", "train.threads=1", "train.batch_size=2", "data.workers=0", "train.report=false",
+         "train.trackers=[]"]
+
+
 def test_a_real_one(run, tmp_path):
-    words = ["train.device=cpu", "train.threads=1", "train.batch_size=2", "data.workers=0", "train.report=false",
-             "train.trackers=[]"]
     lines = []
-    report = shrink(run, tmp_path/"small", flops=.5, board="nano", epochs=1, settings=words, say=lines.append)
+    report = shrink(run, tmp_path/"small", flops=.5, board="nano", epochs=1, settings=WORDS, say=lines.append)
     narrow, contract = load_detector(tmp_path/"small")
     assert report.gflops[1] == pytest.approx(gflops(narrow)) and report.gflops[1] <= .5*report.gflops[0]
     assert report.params[1] < report.params[0] and contract.extra["pruned"]
@@ -130,6 +132,32 @@ def test_a_real_one(run, tmp_path):
     assert record["ratio"] == .5 and len(record["latency"]) == 2 and record["epochs"] == 1
     assert "predicted (90 %)" in str(report) and "GFLOPs at 96x96" in report._repr_markdown_()
     assert "teacher" in (tmp_path/"small"/"log.txt").read_text() and len(lines) == 1
+
+
+def test_one_that_was_ended_goes_on(run, tmp_path, monkeypatch):
+    "After the training here, before the report."
+    def ended(*args, **kw):
+        train(*args, **kw)
+        raise KeyboardInterrupt
+    train = module.train
+    call = lambda: shrink(run, tmp_path/"small", flops=.5, epochs=1, settings=WORDS, say=lambda line: None)
+    with monkeypatch.context() as m:
+        m.setattr(module, "train", ended)
+        with pytest.raises(KeyboardInterrupt): call()
+    assert not (tmp_path/"small"/"shrink.json").exists()
+    weights = (tmp_path/"small"/"last"/"weights.safetensors").read_bytes()
+    assert call().epochs == 1 and (tmp_path/"small"/"shrink.json").exists()
+    assert (tmp_path/"small"/"last"/"weights.safetensors").read_bytes() == weights
+    with pytest.raises(InputError, match="is not empty"): call() # it is done
+
+
+def test_refused_before_the_search(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_ratio", None)
+    for more, words in (({"precision": "fp17"}, "did you mean 'fp16'"), ({"mode": "15W"}, "of which board"),
+                        ({"board": "orin-nano", "mode": "99W"}, "mode"),
+                        ({"board": "nano", "precision": "int8"}, "no fast INT8"), ({"out": run}, "is not empty")):
+        with pytest.raises(InputError, match=words): shrink(run, more.pop("out", tmp_path/"a"), flops=.5, **more)
+    assert not (tmp_path/"a").exists()
 
 
 def test_refusals(run, tmp_path, model):
