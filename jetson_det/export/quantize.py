@@ -16,7 +16,7 @@ import numpy as np
 from ..core import InputError, and_more, did_you_mean, plural
 from ..data.dataset import DetDataset
 from ..data.open import evaluation_data
-from ..evaluate.coco import evaluate, known_ap
+from ..evaluate.coco import evaluate, known_ap, shared_classes
 from .calibration import choose_calibration, observe, open_with_outputs, run_graph
 from .estimate import int8_gain
 from .graph import node_label, read_onnx
@@ -478,6 +478,7 @@ def quantize(
     chosen = choose_calibration(ds, job.session.contract, count, seed)
     val = _validation(ds, validation_images)
     if val is None: lines.append("no labeled validation images: AP was not measured")
+    else: shared_classes(job.session.contract.classes, val.classes, class_map) # raises before the work
     say(str(chosen))
     job.session(chosen.ds.image(0)) # raises where the file computes nothing that is finite
     found = _Cost()

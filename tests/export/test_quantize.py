@@ -1,5 +1,6 @@
 """export.quantize: the pairs are as TensorRT wants them and where the rule says; what does not pay or is known to fail
 is refused; a damaged file is one line; layers go back to float until the loss is within its bound."""
+import dataclasses
 import os
 from pathlib import Path
 
@@ -171,6 +172,14 @@ def test_measured_and_put_back(tmp_path, docks, exported):
     record = report.to_json()
     assert record["ap_loss"] == report.ap_loss and record["gain"]["pays"] is False
     assert "| alone in INT8 |" in report._repr_markdown_()
+
+
+def test_other_classes_are_said_before_the_work(tmp_path, docks, exported, monkeypatch):
+    monkeypatch.setattr("jetson_det.export.quantize.observe", None)
+    others = dataclasses.replace(docks, classes=[f"thing {k}" for k in range(len(docks.classes))])
+    with pytest.raises(InputError, match="no class in common|none of"):
+        quantize(exported, tmp_path / "int8.onnx", others, count=4, threads=1, say=quiet)
+    assert not list(tmp_path.glob("int8*"))
 
 
 def test_what_was_asked_for_stays(tmp_path, docks, exported):
