@@ -19,6 +19,7 @@ from ..evaluate.coco import known_ap
 from .estimate import Estimate, estimate
 from .latency import machine
 from .layers import torch_layers
+from .lint import PRECISIONS
 from ..models.detector import count_gflops, count_params
 from ..models.fake_quant import fake_quantized
 from ..models.prune import PruneSearch, rebuild_pruned
@@ -31,7 +32,6 @@ from ..train.loop import train
 from ..train.run_folder import begun_config, check_run_folder
 
 # %% ../../nbs/58_export.shrink.ipynb #4a370044
-_PRECISIONS = ("fp16", "fp32", "int8")
 _STEPS = 6 # of the bisection: the share is right to a sixty-fourth of what can go
 
 class Target(NamedTuple):
@@ -55,8 +55,8 @@ class Target(NamedTuple):
         if self.flops is not None and self.flops >= 1:
             raise InputError(f"flops is {self.flops:g}; it must be under 1, the share of the GFLOPs that may stay")
         if self.latency is not None and self.board is None: raise InputError("latency: on which board? (--board)")
-        if self.precision not in _PRECISIONS:
-            raise InputError(f"precision {self.precision!r}: {did_you_mean(self.precision, _PRECISIONS)}")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision {self.precision!r}: {did_you_mean(self.precision, PRECISIONS)}")
         if self.board is None and self.mode: raise InputError("mode: of which board? (--board)")
         if self.board is not None: machine(board_of(self.board).name, self.mode)
         return self

@@ -12,7 +12,7 @@ from typing import NamedTuple, Optional, Tuple
 import cv2
 import numpy as np
 
-from ..draw import class_color, draw_label
+from ..draw import class_color, draw_label, line_and_letters
 from ..files import InputError, printable
 from ..preprocess import as_bgr
 
@@ -374,9 +374,7 @@ def draw_regions(
     "Draw zones and lines with their counts."
     canvas = as_bgr(image)
     if not inplace: canvas = np.array(canvas)
-    side = min(canvas.shape[:2])
-    thickness = max(int(round(side / 240)), 1)
-    scale = min(max(side / 900, .35), 3)
+    thickness, scale = line_and_letters(canvas)
     for number, region in enumerate(regions):
         color = class_color(number)
         corners = region.in_pixels(canvas.shape[:2])
@@ -385,7 +383,7 @@ def draw_regions(
         if region.kind == "line":
             along = (corners[1] - corners[0]) / np.hypot(*(corners[1] - corners[0]))
             middle = corners.mean(0)
-            tip = middle + np.array([-along[1], along[0]]) * side / 16
+            tip = middle + np.array([-along[1], along[0]]) * min(canvas.shape[:2]) / 16
             ends = [tuple(int(round(v)) for v in end) for end in (middle, tip)]
             cv2.arrowedLine(canvas, ends[0], ends[1], color, thickness, cv2.LINE_AA, tipLength=.4)
         text = _count_text(region, None if counts is None else counts[region.name])
