@@ -21,7 +21,7 @@ from .graph import read_onnx
 from .latency import (Rows, latency_model, layer_tables, machine, measurements, predict, update,
                                        with_effects)
 from .layers import onnx_layers, uncounted_operators
-from ..runtime.boards import board
+from ..runtime.boards import board, check_precision
 from ..runtime.files import printable, read_json
 from ..runtime.geometry import check_input_size
 
@@ -224,9 +224,7 @@ def _evidence(row, measured, calibration)->tuple: # text, warnings
 # %% ../../nbs/56_export.estimate.ipynb #2274cce8
 def _check_precision(row, precision)->str:
     "fp32, fp16 or int8, that the board is fast in. Raises InputError."
-    precision = str(precision).lower()
-    if precision not in ("fp32", "fp16", "int8"):
-        raise InputError(f"precision {precision!r}: {did_you_mean(precision, ('fp16', 'fp32', 'int8'))}")
+    precision = check_precision(precision)
     if precision == "int8" and not row.has_fast_int8:
         raise InputError(f"{row.label} has no fast INT8: an INT8 engine runs there at FP32 speed; use fp16")
     return precision

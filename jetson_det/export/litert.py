@@ -10,9 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ..core import InputError
-from .mobile import compare_with_onnx, deployable, quietly
-from .onnx import export_onnx, parity_frames
-from ..models.session import load_detector
+from .mobile import compare_with_onnx, deployable, export_reference, quietly
 from ..runtime.contract import Contract
 from ..runtime.files import require, write_bytes_atomic
 from ..runtime.litert import LiteRtSession, with_contract
@@ -98,24 +96,18 @@ def export_litert(
     frames=None, # images (h,w,3) uint8 BGR to compare on; None: `parity_frames`
 )->Contract: # as it stands in the file
     "Write a detector for LiteRT. Raises InputError, and RuntimeError when LiteRT does not compute what torch does."
-    torch = require("torch")
     path = _check_file(path)
     converter = _load_converter()
     with work_folder(path.absolute()) as work:
-        onnx_path = work/"model.onnx"
-        contract = export_onnx(source, onnx_path, input_size, opset=17, batch=batch, confidence=confidence, iou=iou,
-                               frames=frames)
-        if contract.extra.get("precision") == "int8":
-            raise InputError(f"{contract.name}: was trained for INT8 (train.qat), which LiteRT files here do not hold:"
-                             " export a checkpoint from before, or to onnx")
-        frames = parity_frames(contract.input_size) if frames is None else list(frames)
-        model = source if isinstance(source, torch.nn.Module) else load_detector(source)[0]
-        data = _converted(model, contract.input_size, batch, contract.name)
+        reference = export_reference(source, work, "LiteRT", frames, input_size=input_size, batch=batch,
+                                     confidence=confidence, iou=iou)
+        contract = reference.contract
+        data = _converted(reference.model, contract.input_size, batch, contract.name)
         made = dict(version=converter.__version__, onnx_parity=contract.parity)
         contract = contract._replace(opset=None, extra=dict(contract.extra, litert=made))
         final = work/path.name
         final.write_bytes(with_contract(data, contract))
-        found = compare_with_onnx(onnx_path, _opened(final, contract.name), frames)
+        found = compare_with_onnx(reference.path, _opened(final, contract.name), reference.frames)
         contract = contract._replace(parity=found)
         write_bytes_atomic(path, with_contract(data, contract))
     return contract

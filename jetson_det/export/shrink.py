@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from ..config import Config, load_config
-from ..core import InputError, did_you_mean
+from ..core import InputError
 from ..evaluate.coco import known_ap
 from .estimate import Estimate, estimate
 from .latency import machine
 from .layers import torch_layers
-from .lint import PRECISIONS
 from ..models.detector import count_gflops, count_params
 from ..models.fake_quant import fake_quantized
 from ..models.prune import PruneSearch, rebuild_pruned
 from ..models.session import checkpoint_of, load_detector
 from ..runtime.boards import board as board_of
+from ..runtime.boards import check_precision
 from ..runtime.files import write_json_atomic
 from ..train.averages import evaluate_weights
 from ..train.data import labeled_split, training_data
@@ -55,8 +55,7 @@ class Target(NamedTuple):
         if self.flops is not None and self.flops >= 1:
             raise InputError(f"flops is {self.flops:g}; it must be under 1, the share of the GFLOPs that may stay")
         if self.latency is not None and self.board is None: raise InputError("latency: on which board? (--board)")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision {self.precision!r}: {did_you_mean(self.precision, PRECISIONS)}")
+        check_precision(self.precision)
         if self.board is None and self.mode: raise InputError("mode: of which board? (--board)")
         if self.board is not None: machine(board_of(self.board).name, self.mode)
         return self

@@ -24,8 +24,9 @@ def why_not_compiled(
     x = torch.zeros(1, 1, 8, 8, device=device)
     try: torch.compile(net, backend=backend)(x).sum().backward()
     except Exception as e:
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        return f"{type(e).__name__}: {lines[0] if lines else '?'}"
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()] or ["?"]
+        if lines[0].endswith(":"): lines[0] = " ".join(lines[:2]) # the error of a backend stands in the next line
+        return f"{type(e).__name__}: {lines[0]}"
     return ""
 
 # %% ../../nbs/35_train.compile.ipynb #4863059b

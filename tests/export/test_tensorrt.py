@@ -11,12 +11,12 @@ from train_helpers import each_family
 
 from jetson_det.core import InputError
 from jetson_det.export.targets import export_target
-from jetson_det.export.tensorrt import (PRECISIONS, Choice, build_command, build_engine, choices_text,
-                                        choose_for_board, export_tensorrt)
+from jetson_det.export.tensorrt import (Choice, build_command, build_engine, choices_text, choose_for_board,
+                                        export_tensorrt)
 from jetson_det.models.graph import operators
 from jetson_det.models.session import torch_session
 from jetson_det.models.zoo import create_model
-from jetson_det.runtime.boards import BOARDS, JETPACKS
+from jetson_det.runtime.boards import BOARDS, JETPACKS, PRECISIONS
 from jetson_det.runtime.contract import Contract
 from jetson_det.runtime.sessions import open_session
 

@@ -7,6 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+import torch._inductor.lowering  # noqa: F401  at the start: an import that fails half way cannot be tried again
 
 from jetson_det.config import load_config
 from jetson_det.core import InputError
@@ -112,6 +113,11 @@ def test_without_a_compiler_it_is_said_and_the_network_runs():
     assert len(lines) == 1 and lines[0].startswith(
         "train.compile: NOT COMPILED, the network runs as it is: InvalidBackend") and "\n" not in lines[0]
     assert gradients(model, (64, 64))[0] is not None and model._compiled_call_impl is None
+
+
+def test_what_a_backend_raises_is_said():
+    def broken(graph, inputs): raise ValueError("no room\nand more")
+    assert why_not_compiled(broken).endswith("raised: ValueError: no room")
 
 
 def test_a_missing_cxx_compiler_is_found_out():

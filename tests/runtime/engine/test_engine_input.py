@@ -56,7 +56,7 @@ def test_before_tensorrt(tmp_path):
         ("not an ONNX file", dict(onnx=tmp_path / "torn.onnx")),
         ("must end in .engine", dict(engine=tmp_path / "a.plan")),
         ("jetson-det did not write it", dict(engine=tmp_path / "theirs.engine")),
-        ("precision 'fp8': it must be one of fp32, fp16, int8", dict(precision="fp8")),
+        ("precision 'fp8': it is one of fp32, fp16, int8", dict(precision="fp8")),
         ("batch 0: it is a whole number", dict(batch=0)),
         ("batch True", dict(batch=True)),
         ("workspace 3", dict(workspace=3)),
