@@ -26,15 +26,13 @@ demo: env ## the whole flow on generated scenes: train, evaluate, export, measur
 	$(BIN)/jetson-det demo --out $(OUT)
 
 test: env-dev ## everything a CPU can test
-	@echo "== 1/5 notebooks and package in sync, layout, web files"
-	@$(MAKE) --no-print-directory sync layout lint-web
-	@echo "== 2/5 the notebooks' own examples"
+	@echo "== 1/4 notebooks and package in sync"
+	@$(MAKE) --no-print-directory sync
+	@echo "== 2/4 side by side: layout, web files, the runtime under Python 3.6, the built wheel under each Python found"
+	@$(MAKE) --no-print-directory -j4 --output-sync=target layout lint-web test-runtime36 test-wheel
+	@echo "== 3/4 the notebooks' own examples"
 	@$(MAKE) --no-print-directory notebooks-test
-	@echo "== 3/5 runtime under Python 3.6"
-	@$(MAKE) --no-print-directory test-runtime36
-	@echo "== 4/5 the built wheel under each Python found"
-	@$(MAKE) --no-print-directory test-wheel
-	@echo "== 5/5 pytest; it builds the site too"
+	@echo "== 4/4 pytest; it builds the site too"
 	@$(MAKE) --no-print-directory pytest
 
 test-quick: env-dev ## what daily work needs, in under 5 minutes: sync, layout, and the tests without trainings and browsers

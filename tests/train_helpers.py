@@ -34,6 +34,7 @@ FAMILIES = {
     "yolox-nano": [], "yolov8n": [], "yolo11n-p2-lite": [], "yolo26n": [], "rtdetr-r18": DETR, "rtdetrv2-r18": DETR,
     "dfine-n": DETR
 }
+TWINS = ("yolov8n", "rtdetrv2-r18") # built by the code of yolo11n-p2-lite and rtdetr-r18
 # folder of a family -> what must be installed for it
 NEEDED = {"ultralytics": "ultralytics", "detr": "transformers"}
 # a network of the zoo that needs a package -> which

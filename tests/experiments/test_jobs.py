@@ -177,6 +177,7 @@ def test_papermill_lists_the_parameters_with_their_meanings():
             assert line in text and " ".join(parameter.comment.split()) in text
 
 
+@pytest.mark.slow
 def test_papermill_runs_the_training_job_in_a_folder_with_other_files(tmp_path):
     (tmp_path / "photo.txt").write_text("mine")
     words = ["papermill", str(find_job("train")), "out.ipynb", "--no-progress-bar", "-y", json.dumps(TINY)]

@@ -69,6 +69,7 @@ def test_all_weights_are_in_the_package(package, nano):
 
 
 @needs_coremltools
+@pytest.mark.slow
 def test_an_export_is_replaced_and_half_as_large_in_fp16(package, nano, tmp_path):
     path = tmp_path / "net.mlpackage"
     shutil.copytree(package[0], path)

@@ -172,6 +172,7 @@ def test_with_every_end(tmp_path, rounding, options):
     assert len(found) == 2 and contract.extra["precision"] == "int8"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_gives_the_same_bytes_each_time(tmp_path, rounding):
     contract = rounding.contract(SIZE, extra={"qat": {"layers": fake_quantized(rounding)}})
     save_checkpoint(tmp_path / "run", rounding, None, None, {}, contract)

@@ -42,6 +42,7 @@ def compared(model, graph, frames=None):
 
 
 @pytest.mark.parametrize("name", each_family(["rtdetr-r18"]))
+@pytest.mark.slow
 def test_a_fresh_network_is_exported(name, tmp_path, monkeypatch):
     "As it is made, at its full size: on a plain gray image its cells are all alike."
     torch.manual_seed(0)

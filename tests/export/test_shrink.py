@@ -56,6 +56,7 @@ def test_flops(model):
     assert .5*gflops(model) < gflops(pruned(model, ratio)) <= .6*gflops(model)
 
 
+@pytest.mark.slow
 def test_latency(model, monkeypatch):
     "A board whose time is its work: the search finds the least share."
     calls = []
@@ -134,6 +135,7 @@ def test_a_real_one(run, tmp_path):
     assert "teacher" in (tmp_path/"small"/"log.txt").read_text() and len(lines) == 1
 
 
+@pytest.mark.slow
 def test_one_that_was_ended_goes_on(run, tmp_path, monkeypatch):
     "After the training here, before the report."
     def ended(*args, **kw):

@@ -9,6 +9,7 @@ import torch
 from train_helpers import (
     FAMILIES,
     PACKAGES,
+    TWINS,
     Watch,
     config,
     distance,
@@ -38,7 +39,7 @@ def small(monkeypatch): small_detrs(monkeypatch.setitem)
 
 # ---- 1 x 32 = 4 x 8 = 2 processes x 16
 
-HERE = [n for n in FAMILIES if installed(n)]
+ALL_FAMILIES = [*each_family([n for n in FAMILIES if n not in TWINS]), *each_family(TWINS, slow=True)]
 # AdamW moves every weight that has a gradient, however small
 # 36 images: steps of 32 and of 4, twice
 EXACT = [
@@ -74,12 +75,14 @@ def rank_fitted(world, data, names, tmp):
 
 
 @pytest.fixture(scope="module")
-def two(data, tmp_path_factory):
+def two(data, tmp_path_factory, pytestconfig):
     "Where two processes with 16 images each have left what they came to."
     from jetson_det.train.launch import launch
     forkserver()
     tmp = tmp_path_factory.mktemp("two")
-    launch(rank_fitted, 2, data, HERE, str(tmp), start="forkserver")
+    with_slow = pytestconfig.getoption("--run-slow")
+    names = [n for n in FAMILIES if installed(n) and (with_slow or n not in TWINS)]
+    launch(rank_fitted, 2, data, names, str(tmp), start="forkserver")
     return tmp
 
 
@@ -92,7 +95,7 @@ def same_steps(a, b):
     np.testing.assert_allclose(losses, their_losses, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", each_family())
+@pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_one_times_32_is_4_times_8_is_2_processes_times_16(name, data, two, tmp_path, small):
     """BatchNorm frozen: the same weights and averages after four steps, the second and fourth of them short.
 
@@ -107,7 +110,7 @@ def test_one_times_32_is_4_times_8_is_2_processes_times_16(name, data, two, tmp_
         assert distance(whole, end, start) < 1e-3
 
 
-@pytest.mark.parametrize("name", each_family())
+@pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_batchnorm_learns_from_both_processes_images(name, data, two, tmp_path, small):
     start, whole, steps = fitted(exactly(data, name, 32, 1, False), str(tmp_path))
     end, theirs = torch.load(two/f"{name}-False.pt", weights_only=False)
@@ -143,6 +146,7 @@ def crowded(images, annotations):
     return [*crowd, *second, dict(image_id=images[1]["id"], category_id=3, bbox=[30, 20, 24, 36])]
 
 
+ONE_OF_A_KIND = ("yolox-nano", "yolo26n", "dfine-n")
 # name -> images, a change of the labels, settings
 CASES = {
     "a crowd, empty batches, a class with one example": (12, crowded, ["train.accumulate=1", "augment.mosaic=0"]),
@@ -152,9 +156,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", each_family())
-def test_trains_on_what_there_is(name, case, tmp_path, small, monkeypatch):
+# each case with one family of each kind; the others only with the case that has most in it
+HARDEST = next(iter(CASES))
+
+
+@pytest.mark.parametrize("case, name", [
+    *[pytest.param(HARDEST, *p.values, marks=p.marks) for p in each_family()],
+    *[pytest.param(case, *p.values, marks=[*p.marks, *([] if p.values[0] in ONE_OF_A_KIND else [pytest.mark.slow])])
+      for case in CASES if case != HARDEST for p in each_family()]])
+def test_trains_on_what_there_is(case, name, tmp_path, small, monkeypatch):
     "Through the whole of `train`: finite losses, a whole checkpoint, an evaluation."
     count, change, words = CASES[case]
     splits = {"train": .75, "val": .25} if count > 2 else {"train": .5, "val": .5}

@@ -366,6 +366,7 @@ def test_a_training_with_a_teacher_resumes_bit_for_bit(tmp_path):
     assert not any("adapter" in k for k in load_checkpoint(tmp_path/"whole"/"best", training=False).weights)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path):
     from jetson_det.train.launch import train_processes
     data = helpers.scenes(tmp_path/"scenes")

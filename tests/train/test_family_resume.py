@@ -8,6 +8,7 @@ from train_helpers import (
     FAMILIES,
     PACKAGES,
     QUICK,
+    TWINS,
     command_in_child,
     config,
     each_family,
@@ -63,7 +64,6 @@ def finish(child, data, out, words):
     assert process.exitcode == 0, open(f"{out}.txt").read()[-2000:]
 
 
-TWINS = ("yolov8n", "rtdetrv2-r18") # built by the code of yolo11n-p2-lite and rtdetr-r18
 QUICK_FAMILIES = [n for n in FAMILIES if n not in TWINS]
 
 @pytest.mark.parametrize("name", [*each_family(QUICK_FAMILIES), *each_family(TWINS, slow=True)])

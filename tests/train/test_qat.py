@@ -114,6 +114,7 @@ def test_a_pruned_network_with_a_teacher(tmp_path, data, start):
     assert contract.extra["pruned"] and fake_quantized(model) == contract.extra["qat"]["layers"]
 
 
+@pytest.mark.slow
 def test_a_run_in_int8_is_a_start_like_any_other(tmp_path, data, start):
     "Of a float training, and of another one in fake INT8: its thresholds are found anew."
     from jetson_det.train.loop import train
