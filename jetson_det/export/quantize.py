@@ -7,6 +7,7 @@ __all__ = ['Measured', 'Sensitive', 'QuantReport', 'quantize', 'label_with']
 
 # %% ../../nbs/58_export.quantize.ipynb #08179330
 import tempfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -502,7 +503,8 @@ def quantize(
 def _lint_line(path, board, tensorrt)->str:
     "What the lint says of the written file."
     found = lint(path, board and board.name, tensorrt, "int8")
-    errors = [f.what for f in found.findings if f.level == "error"]
+    counts = Counter(f.what for f in found.findings if f.level == "error")
+    errors = [f"{what} ({plural(n, 'node')})" for what, n in counts.items()]
     return f"lint for TensorRT {', '.join(found.versions)}: {'; '.join(errors) or 'no errors'}"
 
 def _check_opset(job, chosen):
