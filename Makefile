@@ -16,7 +16,7 @@ SEEDS ?= 5
 # Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/89_cli.ipynb).
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: help demo test test-quick layout lint-web bench gpu-check docs readme sync notebooks-test pytest fuzz test-runtime36 test-wheel lab notebooks env env-dev env-bench env-pycuda clean
+.PHONY: help demo test test-quick layout lint-web lint-docker bench gpu-check docs readme sync notebooks-test pytest fuzz test-runtime36 test-wheel lab notebooks env env-dev env-bench env-pycuda clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,8 +28,8 @@ demo: env ## the whole flow on generated scenes: train, evaluate, export, measur
 test: env-dev ## everything a CPU can test
 	@echo "== 1/4 notebooks and package in sync"
 	@$(MAKE) --no-print-directory sync
-	@echo "== 2/4 side by side: layout, web files, the runtime under Python 3.6, the built wheel under each Python found"
-	@$(MAKE) --no-print-directory -j4 --output-sync=target layout lint-web test-runtime36 test-wheel
+	@echo "== 2/4 side by side: layout, web files, containers and scripts, the runtime under Python 3.6, the built wheel under each Python found"
+	@$(MAKE) --no-print-directory -j4 --output-sync=target layout lint-web lint-docker test-runtime36 test-wheel
 	@echo "== 3/4 the notebooks' own examples"
 	@$(MAKE) --no-print-directory notebooks-test
 	@echo "== 4/4 pytest; it builds the site too"
@@ -42,6 +42,9 @@ test-quick: env-dev ## what daily work needs, in under 5 minutes: sync, layout, 
 
 layout: env-dev
 	@$(BIN)/python tools/check_layout.py
+
+lint-docker: env-dev
+	@bash tools/lint_docker.sh $(BIN)
 
 lint-web:
 	@bash tools/lint_web.sh

@@ -19,11 +19,11 @@ def listed(name):
 
 
 class BuildWithNotebooks(build_py):
-    "Copies nbs/jobs and configs into the package, so that jobs run after a plain `pip install`."
+    "Copies nbs/jobs, configs and docker into the package, so that jobs run after a plain `pip install`."
 
     def run(self):
         super().run()
-        for folder, pattern in (("nbs/jobs", "*.ipynb"), ("configs", "*.yaml")):
+        for folder, pattern in (("nbs/jobs", "*.ipynb"), ("configs", "*.yaml"), ("docker", "*")):
             target = Path(self.build_lib) / "jetson_det" / Path(folder).name
             target.mkdir(parents=True, exist_ok=True)
             for f in sorted((here / folder).glob(pattern)):
@@ -32,7 +32,7 @@ class BuildWithNotebooks(build_py):
 
 extras = {k[: -len("_requirements")]: listed(k) for k in cfg if k.endswith("_requirements")}
 extras["all"] = sorted({r for name in ("train", "wandb", "mlflow") for r in extras[name]})
-extras["dev"] = sorted({r for name in ("train", "mobile", "docs", "dev") for r in extras[name]})
+extras["dev"] = sorted({r for name in ("train", "mobile", "fleet", "docs", "dev") for r in extras[name]})
 
 setup(
     name=cfg["lib_name"],

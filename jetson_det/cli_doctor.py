@@ -62,8 +62,9 @@ def _gstreamer(
     build:str, # what OpenCV says of how it was built
 )->str:
     "Can it open GStreamer pipelines?"
-    lines = [line.split(":", 1)[1].strip() for line in build.splitlines() if line.strip().startswith("GStreamer:")]
-    if lines and lines[0].startswith("YES"): return f"with GStreamer {lines[0][3:].strip(' ()')}".strip()
+    from jetson_det.runtime.ops.board_advice import gstreamer_of
+    version = gstreamer_of(build)
+    if version: return f"with GStreamer {version}"
     return "without GStreamer: files, USB cameras and rtsp:// work, CSI cameras of a Jetson do not"
 
 # %% ../nbs/80_cli_doctor.ipynb #b13546c9
@@ -136,17 +137,20 @@ def doctor(json_file:JsonFile=None):
     "Show what is installed, devices, memory and disk, what is missing, and the next command."
     import platform
     from jetson_det.runtime.boards import this_board
+    from jetson_det.runtime.ops.board_advice import board_advice
     check_files(json_file)
     versions = _versions()
     devices = _devices()
     room = _room()
+    advice = board_advice()
     missing = _missing(versions)
     python = platform.python_version()
     command = _next_command(versions, this_board() is not None)
     print(f"jetson_det {__version__}, Python {python}, {platform.system()} {platform.machine()}")
-    print("\n".join(devices + room))
+    print("\n".join(devices + room + [str(row) for row in advice]))
     print("installed: " + ", ".join(f"{name} {version}" for name, version in versions.items() if version))
     print("\n".join("missing: " + row for row in missing) or "nothing is missing")
     print(f"next: {command}")
     write_figures(json_file, {"jetson_det": __version__, "python": python, "versions": versions, "devices": devices,
-                              "room": room, "missing": missing, "next": command})
+                              "room": room, "board": [dict(row._asdict()) for row in advice], "missing": missing,
+                              "next": command})

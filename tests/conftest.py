@@ -16,7 +16,8 @@ export/test_onnx_matrix.py export/test_rewrite.py cli/test_cli_init.py data/augm
 train/test_processes.py export/test_onnx.py export/test_tensorrt.py export/test_ranges.py export/test_latency.py
 export/test_quantize.py export/test_calibration.py export/test_lint_exports.py export/test_onnx_queries.py
 export/test_golden_gate.py export/test_bundle.py export/test_mobile.py runtime/engine/test_engine_versions.py
-train/test_qat.py export/test_half.py export/test_shrink.py export/test_int8_pairs.py export/test_coreml.py
+runtime/engine/test_board_check_versions.py export/test_bundle_updates.py train/test_qat.py export/test_half.py
+export/test_shrink.py export/test_int8_pairs.py export/test_coreml.py
 """.split()
 
 

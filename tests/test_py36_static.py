@@ -12,7 +12,7 @@ import pytest
 RUNTIME = Path(__file__).parent.parent / "jetson_det" / "runtime"
 MODULES = sorted(RUNTIME.rglob("*.py"))
 ALLOWED = {"numpy", "cv2"}  # beside the standard library and the runtime itself
-LAZY = {"onnxruntime", "tensorrt", "pycuda", "simplejpeg"}  # inside the functions that need them
+LAZY = {"onnxruntime", "tensorrt", "pycuda", "redis", "simplejpeg"}  # inside the functions that need them
 NOT_IN_36 = {
     "dataclasses", "contextvars", "graphlib", "zoneinfo", "tomllib", "importlib.metadata", "importlib.resources"
 }

@@ -29,7 +29,7 @@ try() {
 
 tries=()
 for v in 3.10 3.11 3.12 3.13; do
-  for p in "$HOME"/.pyenv/versions/$v*/bin/python python$v; do
+  for p in "$HOME"/.pyenv/versions/"$v"*/bin/python python$v; do
     "$p" -c "import sys, ensurepip; sys.exit('%d.%d' % sys.version_info[:2] != '$v')" 2>/dev/null || continue
     try "$v" "$p" &
     tries+=($!)
@@ -38,4 +38,4 @@ for v in 3.10 3.11 3.12 3.13; do
 done
 [ ${#tries[@]} -gt 0 ] || { echo "error: no Python 3.10 to 3.13 found to try the wheel with" >&2; exit 1; }
 for t in "${tries[@]}"; do wait "$t" || failed=1; done
-exit ${failed:-0}
+exit "${failed:-0}"

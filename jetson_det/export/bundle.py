@@ -64,16 +64,18 @@ def runtime_zipapp()->bytes:
     return out.getvalue()
 
 # %% ../../nbs/59_export.bundle.ipynb #d93fc3d6
-_PIP = "# hadolint ignore=DL3008,DL3013\n" \
-       "RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-opencv \\\n" \
-       " && rm -rf /var/lib/apt/lists/* && pip3 install --no-cache-dir numpy onnxruntime"
-_IMAGES = { # JetPack -> base image, what has to be installed into it
-    "4.6": ("dustynv/l4t-ml:r32.7.1", "# numpy, OpenCV and ONNX Runtime are in the image"),
-    "5.1": ("nvcr.io/nvidia/l4t-jetpack:r35.4.1", _PIP),
-    "6.2": ("dustynv/l4t-ml:r36.4.0", "# numpy, OpenCV and ONNX Runtime are in the image"),
-    "7.0": ("nvcr.io/nvidia/tensorrt:25.08-py3", _PIP),
-    "7.2": ("nvcr.io/nvidia/tensorrt:25.08-py3", _PIP),
-}
+_DOCKER_FILES = ("start.sh", "frame_age.sh", "image.sh", "compose.yaml")
+
+def _docker_file(name)->bytes:
+    "A file of docker/, in the wheel or in a checkout."
+    package = Path(jetson_det.__file__).parent
+    place = package/"docker" if (package/"docker").is_dir() else package.parent/"docker"
+    return (place/name).read_bytes()
+
+def _dockerfiles(row, jetpack)->list: # such as "Dockerfile.jetpack6"
+    "The Dockerfiles of a board's releases, or of one."
+    versions = row.jetpacks if jetpack is None else [jetpack]
+    return sorted({f"Dockerfile.jetpack{version.split('.')[0]}" for version in versions})
 
 def _filled(name, **words)->bytes:
     "A template with its words."
@@ -116,13 +118,13 @@ def _golden_bytes(path, contract, golden, data)->tuple: # bytes or None, number 
     found = read_golden(place, contract)
     return place.read_bytes(), len(found.images)
 
-def _l4t_of(row, jetpack)->tuple: # majors such as "R36", version of JetPack for the container
+def _l4t_of(row, jetpack)->tuple: # majors such as "R36"
     releases = [JETPACKS[name] for name in row.jetpacks]
     if jetpack is not None:
         releases = [release for release in releases if release.version == jetpack]
         if not releases:
             raise InputError(f"jetpack {printable(str(jetpack))}: {row.label} has {', '.join(row.jetpacks)}")
-    return tuple(dict.fromkeys(release.l4t.split(".")[0] for release in releases)), releases[-1].version
+    return tuple(dict.fromkeys(release.l4t.split(".")[0] for release in releases))
 
 # %% ../../nbs/59_export.bundle.ipynb #5aa39d8d
 def _sums(files)->bytes:
@@ -206,13 +208,14 @@ def bundle(
     if board_name is None: raise InputError("a bundle is for a board: name it, such as nano or orin-nano (--board)")
     row = board(board_name)
     _check_board(contract, row, artifact)
-    l4t, release = _l4t_of(row, jetpack)
+    l4t = _l4t_of(row, jetpack)
     stored, images = _golden_bytes(artifact, contract, golden, data)
 
     parts = {"model": "model.onnx", "contract": "contract.json"}
     files = {"model.onnx": artifact.read_bytes(), "contract.json": contract.to_json().encode("utf-8"),
              "detector.pyz": runtime_zipapp(), "install.sh": _filled("install.sh"),
              "detector.service": _filled("detector.service")}
+    for name in (*_DOCKER_FILES, *_dockerfiles(row, jetpack)): files[name] = _docker_file(name)
     if stored is not None:
         parts["golden"] = "model.golden"
         files["model.golden"] = stored
@@ -221,13 +224,11 @@ def bundle(
                      + "\n").encode()
     version = f"{_plain_name(contract.name)}-{sha256_bytes(_sums(files))[:12]}"
     files["bundle.env"] = f"VERSION={version}\nBOARD={row.name}\nL4T={' '.join(l4t)}\n".encode()
-    image, packages = _IMAGES[release]
-    files["Dockerfile"] = _filled("Dockerfile", LABEL=row.label, JETPACK=release, IMAGE=image, PACKAGES=packages,
-                                  FILES=" ".join(sorted([*files, "Dockerfile", "README.txt", "SHA256SUMS"])))
     files["README.txt"] = _filled("README.txt", NAME=contract.name, LABEL=row.label, L4T=", ".join(l4t),
-                                  VERSION=version)
+                                  VERSION=version, DOCKERFILE=" or ".join(_dockerfiles(row, jetpack)))
     files["SHA256SUMS"] = _sums(files)
     if key is not None: files["SHA256SUMS.sig"] = _signature(files["SHA256SUMS"], key)
+    files[".dockerignore"] = _docker_file(".dockerignore") # it can only keep files from Docker: no sum is needed
 
     out = Path(path) if path is not None else artifact.with_name(f"{version}.tar.gz")
     check_output(out, [str(artifact)])

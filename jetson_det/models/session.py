@@ -133,31 +133,4 @@ def open_artifact(
             f"{path}: weights alone can't be run; give a checkpoint folder, an .onnx, .xml, .tflite or .engine file"
             f" (model.weights={path.name} starts a training from them)"
         )
-    if path.suffix.lower() == ".tflite":
-        from jetson_det.runtime.litert import LiteRtSession
-        if device not in ("auto", "cpu"): raise InputError(f"{path}: LiteRT runs on the CPU here, not on {device}")
-        return LiteRtSession(path, contract, classes=classes, input_size=input_size, **kw)
-    if path.suffix.lower() == ".xml":
-        from jetson_det.runtime.openvino import OpenVinoSession
-        if device not in ("auto", "cpu"): raise InputError(f"{path}: OpenVINO runs on the CPU here, not on {device}")
-        return OpenVinoSession(path, contract, classes=classes, input_size=input_size, **kw)
-    if path.suffix.lower() == ".engine":
-        from jetson_det.runtime.engine.session import TensorRTSession
-        if device == "cpu": raise InputError(f"{path}: an engine runs on the GPU, not on {device}")
-        number = 0 if device == "auto" else _parse_device(device)[1]
-        return TensorRTSession(path, contract, classes=classes, input_size=input_size, device=number, **kw)
-    if device != "auto": kw.setdefault("providers", _providers_for(device))
-    return open_session(path, contract, classes=classes, input_size=input_size, **kw)
-
-def _providers_for(device:str)->list: # for `open_session`
-    "ONNX Runtime's execution providers for a device. Raises InputError."
-    kind, number = _parse_device(device)
-    if kind == "cpu": return ["CPUExecutionProvider"]
-    return [("CUDAExecutionProvider", {"device_id": str(number)}), "CPUExecutionProvider"]
-
-def _parse_device(device:str)->tuple: # cpu or cuda, number
-    "What a device's name says. Raises InputError."
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise InputError(f"device {device!r} is not known; it is auto, cpu, cuda or cuda:N")
-    return kind, int(number or 0)
+    return open_session(path, contract, device, classes=classes, input_size=input_size, **kw)

@@ -124,10 +124,12 @@ def check_precision(
 def device_model(
     root="/", # of the file system
 )->str: # such as "NVIDIA Jetson Nano Developer Kit"; "" without a device tree
-    "The name in the device tree."
-    try: data = Path(str(root), "proc/device-tree/model").read_bytes()
-    except (IOError, OSError): return ""
-    return data.decode("utf-8", "replace").strip("\0\n ")
+    "The name in the device tree, or the one that is mounted into a container, where the device tree is hidden."
+    for name in ("proc/device-tree/model", "etc/nv_jetson_model", "tmp/nv_jetson_model"):
+        try: data = Path(str(root), name).read_bytes()
+        except (IOError, OSError): continue
+        return data.decode("utf-8", "replace").strip("\0\n ")
+    return ""
 
 def _l4t(root)->str: # such as "R32.7.1", or ""
     "The L4T release in nv_tegra_release."

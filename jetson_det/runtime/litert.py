@@ -16,7 +16,7 @@ import numpy as np
 
 from .contract import METADATA_KEY
 from .files import InputError, open_regular, require, sha256_bytes
-from .sessions import FileSession
+from .session import FileSession
 
 # %% ../../nbs/66_runtime.litert.ipynb #66117006
 def load_litert(): # ai_edge_litert.interpreter

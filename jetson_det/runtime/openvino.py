@@ -14,7 +14,7 @@ import numpy as np
 
 from .contract import METADATA_KEY
 from .files import InputError, open_regular, require, sha256_file
-from .sessions import FileSession
+from .session import FileSession
 
 # %% ../../nbs/66_runtime.openvino.ipynb #6a1f0c06
 _TELEMETRY = "openvino_telemetry"

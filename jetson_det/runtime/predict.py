@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import sys
 import time
 import warnings
@@ -25,7 +24,8 @@ from .geometry import detection_rows
 from .outputs import OutputFolder, output_names
 from .signals import StopSignals
 from .draw import draw
-from .stream.sources import check_source, open_source, opencv_path
+from .stream.film import Film
+from .stream.sources import check_source, open_source
 
 # %% ../../nbs/69_runtime.predict.ipynb #bea6ae44
 class _BoxLines:
@@ -66,86 +66,6 @@ def _save_image(folder, name, image):
     except cv2.error: ok = False
     if not ok: raise OSError(errno.EINVAL, "{}x{} pixels are no JPEG".format(image.shape[1], image.shape[0]), name)
     with folder.open(name) as f: f.write(data.tobytes())
-
-# %% ../../nbs/69_runtime.predict.ipynb #518a1338
-def _check_film(
-    path, # an .mp4 that was just written
-    frames:int, # written to it
-):
-    "Raise OSError for a film that can't be read back whole."
-    with opencv_path(path) as text: capture = cv2.VideoCapture(text)
-    try:
-        found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-        whole = capture.isOpened() and (found >= .95 * frames - 1 or found <= 0) and capture.read()[0]
-    finally: capture.release()
-    if not whole:
-        raise OSError(errno.EIO, "the film can't be read back, so it was not kept; is the disk full?", str(path))
-
-# %% ../../nbs/69_runtime.predict.ipynb #4544c792
-_ROOM = 1 << 20 # bytes that must be free for a film to go on
-_PART = ".part.mp4" # name of a film that is not whole yet
-
-class _Film:
-    "Drawn frames as .mp4. Another size of frame begins another film, and so does `most`."
-    def __init__(self,
-        folder, # OutputFolder
-        stem:str, # of the film's name; the second one is STEM-0002.mp4
-        fps:float,
-        most:int=None, # frames of one film; None: all in one, which is STEM.mp4
-    ):
-        self.folder = folder
-        self.stem = stem
-        self.fps = min(max(fps, 1.), 240.)
-        self.most = most
-        self.number = 0 # of films begun
-        self.frames = 0 # in the film that is open
-        self.size = None
-        self.writer = None
-        self.part = None
-
-    def add(self, image):
-        "One frame. Raises OSError when a film can't be kept, InputError where OpenCV writes none."
-        if self.writer is not None and (image.shape[:2] != self.size or self.frames == self.most): self.finish()
-        if self.writer is None: self._begin(image)
-        self.writer.write(image)
-        self.frames += 1
-        if self.frames % 50 == 0 and shutil.disk_usage(str(self.folder.path)).free < _ROOM:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._name())
-
-    def _begin(self, image):
-        self.part = self.folder.add(_PART)
-        self.size = image.shape[:2]
-        self.frames = 0
-        self.number += 1
-        with opencv_path(self.part) as path:
-            self.writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), self.fps, self.size[::-1])
-        if not self.writer.isOpened():
-            self.discard()
-            raise InputError("{}: this OpenCV can't write MPEG-4 video; give a folder of images instead".format(
-                self.folder.path/self._name()))
-
-    def _name(self):
-        if self.number == 1 and self.most is None: return self.stem + ".mp4"
-        return "{}-{:04d}.mp4".format(self.stem, self.number)
-
-    def finish(self):
-        "Give the film its name. Raises OSError, and removes it, when it is not whole."
-        if self.writer is None: return
-        self.writer.release()
-        self.writer = None
-        try:
-            _check_film(self.part, self.frames)
-            while os.path.lexists(str(self.folder.path/self._name())): self.number += 1
-            self.folder.rename(_PART, self._name())
-        except OSError as e:
-            self.discard()
-            raise OSError(e.errno, e.strerror, self._name())
-
-    def discard(self):
-        "Remove the film that is open."
-        if self.writer is not None: self.writer.release()
-        self.writer = None
-        if self.part is not None and self.part.exists(): self.part.unlink()
 
 # %% ../../nbs/69_runtime.predict.ipynb #39010069
 _FILM_SECONDS = 60 # of one film of a source without an end
@@ -263,7 +183,7 @@ class _Results:
         self.folder.begin()
         self.lines = _BoxLines(self.folder.add("predictions.jsonl"))
         most = max(int(_FILM_SECONDS * self.fps), 1) if self.is_live else None
-        if self.film_stem: self.film = _Film(self.folder, self.film_stem, self.fps, most)
+        if self.film_stem: self.film = Film(self.folder, self.film_stem, self.fps, most)
 
     def fail(self, name, reason):
         "Note what could not be predicted or written."

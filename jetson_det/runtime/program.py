@@ -14,14 +14,19 @@ import time
 import warnings
 from pathlib import Path
 
-from .bench import bench
+from .boards import this_board
 from .engine.build import BuildError, PhaseLine, build
 from .engine.cuda import CudaError
-from .engine.session import TensorRTSession
+from .engine.sidecar import read_sidecar
 from .files import (InputError, json_bytes, open_regular, plural, printable, read_json,
                                       write_json_atomic)
 from .geometry import detection_rows
 from .golden import compare_golden, read_golden
+from .ops.board_advice import main as doctor
+from .ops.board_check import board_check, finding_line
+from .ops.sustained import bench_device, write_measured
+from .ops.audit import TOLERANCE, run_audit
+from .ops.watchdog import HealthFile, Watchdog, healthy, supervise
 from .outputs import check_folder, check_output, check_replaced
 from .predict import check_prediction, predict
 from .sessions import open_session
@@ -107,8 +112,7 @@ _MOST_FRAMES = 32 # of a source, to measure with
 
 def _open(parts, args):
     engine = parts["model"].with_suffix(".engine")
-    if engine.is_file(): session = TensorRTSession(engine)
-    else: session = open_session(str(parts["model"]), threads=args.threads)
+    session = open_session(str(engine if engine.is_file() else parts["model"]), threads=args.threads)
     if args.confidence is None: return session
     if not 0 < args.confidence < 1:
         raise InputError("--confidence {:g}: must be over 0 and under 1".format(args.confidence))
@@ -132,6 +136,7 @@ def _watch(parts, args): # exit code
     session = _open(parts, args)
     classes = session.contract.classes
     lines.head.update(model=session.contract.name, classes=list(classes), confidence=session.confidence)
+    watchdog = Watchdog(args.age, health=HealthFile(args.health) if args.health else None)
     source = open_source(args.source)
     frames = 0
     boxes = 0
@@ -146,6 +151,7 @@ def _watch(parts, args): # exit code
                 row = {"time": round(now, 3), "name": str(frame.name), "index": frame.index, "detections": rows}
                 if rows: lines.add(row)
                 else: lines.touch()
+                watchdog.write()
                 if now - said >= _SECONDS:
                     said = now
                     print("{}, {}".format(plural(frames, "frame"), plural(boxes, "box")), flush=True)
@@ -153,6 +159,7 @@ def _watch(parts, args): # exit code
     finally:
         source.close()
         lines.close()
+        watchdog.close()
     print("{}, {}: {}".format(plural(frames, "frame"), plural(boxes, "box"), printable(lines.path)))
     if not source.live or stop.reason or frames == args.most: return 0
     print("error: {}: gives no more frames".format(printable(source.name)), file=sys.stderr)
@@ -187,11 +194,26 @@ def _frames(parts, source, session): # list of images
 
 def _bench(parts, args): # exit code
     if args.json: check_replaced(check_output(args.json))
-    session = _open(parts, args)
-    report = bench(session, _frames(parts, args.source, session))
-    print(report)
-    if args.json: write_json_atomic(args.json, json.loads(report.to_json()))
+    engine = parts["model"].with_suffix(".engine")
+    is_board = this_board() is not None
+    if args.measured and not (is_board and engine.is_file()):
+        raise InputError("--measured {}: is for an engine (build it first) on a board of the table".format(
+            args.measured))
+    report = bench_device(lambda: _open(parts, args), lambda session: _frames(parts, args.source, session),
+                          args.minutes, args.idle, tegrastats=("tegrastats",) if is_board else None)
+    print(report if is_board or args.minutes else report.bench)
+    if args.json: write_json_atomic(args.json, dict(report.bench.to_dict(), on_device=report.to_dict()))
+    if args.measured: print(write_measured(args.measured, report, parts["model"], read_sidecar(engine).precision))
     return 0
+
+def _doctor(parts, args): # exit code
+    return doctor()
+
+def _board_check(parts, args): # exit code
+    found = board_check(args.out, parts["model"] if args.own else None, camera=args.camera, minutes=args.minutes,
+                        only=args.only, report=lambda finding: print(finding_line(finding), flush=True))
+    print("{}; the report is in {}".format(found.summary(), args.out))
+    return 0 if found.ok else 1
 
 def _build(parts, args): # exit code
     "The engine of the model, beside it; from then on it is what runs."
@@ -203,6 +225,33 @@ def _build(parts, args): # exit code
         if line is not None: line.end()
     print(made)
     return 0 if made.ok else 1
+
+def _audit(parts, args): # exit code
+    "The model on labeled images, against its baseline or against another bundle."
+    if args.against and args.baseline: raise InputError("--against and --baseline: give one of them")
+    baseline = args.baseline
+    if args.against:
+        before = run_audit(_open(_files_beside(Path(args.against)), args), args.data, args.images, draws=args.draws)
+        print("before: {}".format(before.lines()[0]))
+        baseline = before.baseline
+    session = _open(parts, args)
+    found = run_audit(session, args.data, args.images, baseline, args.save_baseline, args.out, args.tolerance,
+                      args.draws)
+    print("\n".join(found.lines()))
+    if args.against and found.comparison.is_worse(args.bound):
+        print("AP is lower by {:.3f}; {:g} is the bound (--bound)".format(found.comparison.loss, args.bound))
+        return 1
+    return 1 if found.alarm else 0
+
+def _health(parts, args): # exit code
+    "For Docker's HEALTHCHECK."
+    found = healthy(args.file, args.age)
+    print(found.text)
+    return found.exit_code
+
+def _supervise(parts, args): # exit code
+    words = args.command[1:] if args.command[:1] == ["--"] else args.command
+    return supervise(words, args.health, args.age, args.start, args.failures, args.minutes)
 
 def _info(parts, args): # exit code
     contract = _open(parts, args).contract
@@ -228,7 +277,33 @@ def _parser():
     row.add_argument("--out", required=True, help="folder for found.jsonl and found.1.jsonl")
     row.add_argument("--megabytes", type=float, default=100., help="that the two may take (100)")
     row.add_argument("--most", type=int, default=None, help="stop after so many frames")
+    row.add_argument("--health", default=None, help="file that gets the time of the last frame, such as on a tmpfs")
+    row.add_argument("--age", type=float, default=30., help="seconds; systemd's watchdog is fed while the last frame is"
+                     " younger (30)")
     row.set_defaults(run=_watch)
+    row = verbs.add_parser("health", help="exit code 0 while the last frame is young enough, else 1")
+    row.add_argument("file", help="of watch --health, or one that changes with each frame")
+    row.add_argument("--age", type=float, default=30., help="seconds that the last frame may be old (30)")
+    row.set_defaults(run=_health)
+    row = verbs.add_parser("supervise", help="start a command again when it fails or hangs, where there is no systemd")
+    row.add_argument("--health", default=None, help="file that the command writes with each frame")
+    row.add_argument("--age", type=float, default=30., help="seconds that the last frame may be old (30)")
+    row.add_argument("--start", type=float, default=120., help="seconds until the first frame (120)")
+    row.add_argument("--failures", type=int, default=5, help="give up after so many (5)")
+    row.add_argument("--minutes", type=float, default=10., help="within this time (10)")
+    row.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command")
+    row.set_defaults(run=_supervise)
+    row = verbs.add_parser("audit", parents=[common], help="average precision on labeled images, against a baseline")
+    row.add_argument("data", help="COCO file of the labels")
+    row.add_argument("--images", default=None, help="folder of the images; none: beside the file")
+    row.add_argument("--baseline", default=None, help="file of an earlier audit; exit code 1 where AP fell for certain")
+    row.add_argument("--save-baseline", default=None, help="keep the result in this file, for later audits")
+    row.add_argument("--against", default=None, help="folder of another bundle, which is audited first")
+    row.add_argument("--bound", type=float, default=.01, help="AP that may be lost against it (0.01)")
+    row.add_argument("--tolerance", type=float, default=TOLERANCE, help="AP that may be lost without an alarm (0.005)")
+    row.add_argument("--draws", type=int, default=1000, help="of the bootstrap (1000)")
+    row.add_argument("--out", default=None, help="folder for audit.json and history.jsonl")
+    row.set_defaults(run=_audit)
     row = verbs.add_parser("check", parents=[common], help="compare with the golden images")
     row.set_defaults(run=_check)
     row = verbs.add_parser("build", help="make a TensorRT engine of the model, beside it, and compare it")
@@ -239,7 +314,19 @@ def _parser():
     row = verbs.add_parser("bench", parents=[common], help="time each stage")
     row.add_argument("source", nargs="?", default=None, help="as of predict; none: the golden images")
     row.add_argument("--json", default=None, help="also write the figures to this file")
+    row.add_argument("--minutes", type=float, default=0., help="then run so long without a pause (0)")
+    row.add_argument("--idle", type=float, default=60., help="seconds of the pause after it (60)")
+    row.add_argument("--measured", default=None, help="add the network's time to this file, for the estimate")
     row.set_defaults(run=_bench)
+    row = verbs.add_parser("doctor", help="what the board has and lacks")
+    row.set_defaults(run=_doctor)
+    row = verbs.add_parser("board-check", help="which claims of this project hold on this board: a report")
+    row.add_argument("--out", default="board-check", help="folder of the report")
+    row.add_argument("--own", action="store_true", help="with the bundle's model instead of a small one")
+    row.add_argument("--camera", default="", help="a source to check, too")
+    row.add_argument("--minutes", type=float, default=10., help="for all checks together (10)")
+    row.add_argument("--only", action="append", default=None, help="one check alone; may be given again")
+    row.set_defaults(run=_board_check)
     verbs.add_parser("info", parents=[common], help="what the model is").set_defaults(run=_info)
     return parser
 

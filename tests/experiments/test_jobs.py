@@ -117,11 +117,16 @@ def test_benchmark_job_measures_what_the_training_left(trained, tmp_path):
     run = trained.parent
     metrics = json.loads((run / "metrics.json").read_text())
     artifact = str(run / metrics["artifact"])
-    parameters = {"artifact": artifact, "data": str(run / "scenes"), "frames": "2", "repeats": "2"}
+    parameters = {"artifact": artifact, "data": str(run / "scenes"), "frames": "2", "repeats": "2", "minutes": "0.01",
+                  "idle": "0", "text": "96"}
     page = run_job("benchmark", parameters, tmp_path)
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["sha256"] == metrics["sha256"]
     bench = report["bench"]
+    device = report["device"]
+    assert device["sustained"]["windows"] and device["stats"] is None and "not measured" in device["notes"][0]
+    verdicts = {check["name"]: check["passed"] for check in device["checks"]}
+    assert verdicts["text"] is True and verdicts["GPU"] is None and isinstance(verdicts["rate"], bool)
     assert bench["calls"] == 4 and bench["stages"]["total"]["p99"] > 0 and bench["measured_on"]["device"]
     assert report["accuracy"]["stats"]["AP"] == pytest.approx(metrics["onnx"]["AP"], abs=1e-6)
     assert "image/png" in outputs(tmp_path / "benchmark.ipynb")[1] and page.name == "benchmark.html"
@@ -208,8 +213,8 @@ def test_pages_ask_no_other_host(trained):
     assert not re.findall(r"(?:url\(|@import|import\()\s*[\"']?(?:https?:)?//", html)
 
 
-def test_both_jobs_are_listed_with_typed_commented_parameters():
-    assert list_jobs() == ["benchmark", "train"]
+def test_the_jobs_are_listed_with_typed_commented_parameters():
+    assert list_jobs() == ["audit", "benchmark", "train"]
     for name in list_jobs():
         parameters = job_parameters(name)
         assert len(parameters) >= 8 and "out" in parameters
@@ -364,4 +369,5 @@ def test_the_wheel_carries_the_jobs(tmp_path):
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert p.stdout.count(str(tmp_path/"installed")) == 2 and "['benchmark', 'train']" in p.stdout, p.stdout + p.stderr
+    assert p.stdout.count(str(tmp_path/"installed")) == 2, p.stdout + p.stderr
+    assert "['audit', 'benchmark', 'train']" in p.stdout

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,13 @@ from jetson_det.export.bundle import bundle, runtime_zipapp
 from jetson_det.export.onnx import export_onnx
 from jetson_det.export.tensorrt import export_tensorrt
 from jetson_det.models.zoo import create_model
+from jetson_det.runtime.boards import board as board_of
 from jetson_det.runtime.contract import METADATA_KEY
 from jetson_det.runtime.sessions import open_session
 from jetson_det.scenes.docks import write_scenes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("flock"), reason="needs Linux and flock")
+DOCKER = Path(__file__).resolve().parents[2]/"docker"
 PYTHON36 = Path(__file__).resolve().parents[2]/".venv-py36/bin/python"
 PYTHONS = [pytest.param(sys.executable, id="this"),
            pytest.param(str(PYTHON36), id="3.6", marks=pytest.mark.skipif(
@@ -102,9 +105,13 @@ def test_what_is_inside(made):
     home = folder/old.version
     assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=home).returncode == 0
     listed = {line.split("  ")[1] for line in (home/"SHA256SUMS").read_text().splitlines()}
-    assert listed == set(old.files) - {"SHA256SUMS"} == {f.name for f in home.iterdir()} - {"SHA256SUMS"}
-    assert "@" not in (home/"Dockerfile").read_text() + (home/"README.txt").read_text()
-    assert set((home/"Dockerfile").read_text().split("COPY ")[1].split(" ./")[0].split()) == listed | {"SHA256SUMS"}
+    unlisted = {"SHA256SUMS", ".dockerignore"}
+    assert listed == set(old.files) - unlisted == {f.name for f in home.iterdir()} - unlisted
+    assert "@" not in (home/"README.txt").read_text()
+    copied = (home/"Dockerfile.jetpack4").read_text().split("COPY ")[1].split(" ./")[0].replace("\\\n", " ").split()
+    kept = [line[1:] for line in (home/".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for patterns in (copied, kept): # the image's sums are those of the bundle: each listed file has to get into it
+        assert {name for name in listed for pattern in patterns if fnmatch(name, pattern)} == listed
     assert os.access(home/"install.sh", os.X_OK)
 
 
@@ -228,7 +235,7 @@ def test_a_model_that_finds_something_else_is_not_switched_to(made, machine, tmp
     assert install(machine, wrong, "--no-check").returncode == 0
 
 
-@pytest.mark.parametrize("name", "model.onnx detector.pyz model.golden bundle.json bundle.env Dockerfile".split())
+@pytest.mark.parametrize("name", "model.onnx detector.pyz model.golden bundle.json bundle.env start.sh".split())
 def test_a_damaged_file_is_refused(made, machine, tmp_path, name):
     folder, (old, _) = made
     shutil.copytree(folder/old.version, tmp_path/"b")
@@ -477,12 +484,18 @@ def test_shellcheck(made):
 
 
 @pytest.mark.parametrize("board, jetpack", [("nano", "4.6"), ("xavier-nx", "5.1"), ("orin-nx", "6.2"), ("thor", "7.0")])
-def test_hadolint(made, tmp_path, board, jetpack):
+def test_dockerfiles(made, tmp_path, board, jetpack):
+    "Those of docker/, one for each JetPack of the board, or the one that is named."
     folder, (old, _) = made
+    name = f"Dockerfile.jetpack{jetpack[0]}"
     one = bundle(folder/"old.onnx", tmp_path/"x.tar.gz", board, jetpack, golden=folder/old.version/"model.golden")
+    assert [file for file in one.files if file.startswith("Dockerfile")] == [name]
     with tarfile.open(one.path) as archive: archive.extractall(tmp_path, filter="data")
-    done = subprocess.run([linter("hadolint"), tmp_path/one.version/"Dockerfile"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    for file in (name, "start.sh", "frame_age.sh", "image.sh", "compose.yaml", ".dockerignore"):
+        assert (tmp_path/one.version/file).read_bytes() == (DOCKER/file).read_bytes()
+    every = bundle(folder/"old.onnx", tmp_path/"x.tar.gz", board, golden=folder/old.version/"model.golden")
+    versions = {release.version[0] for release in board_of(board).releases}
+    assert {file[-1] for file in every.files if file.startswith("Dockerfile")} == versions
 
 
 @pytest.mark.parametrize("name", ["../../evil", "a b", "é", "-rf", ".x", "n"*300, "/", "a\nb"])

@@ -198,7 +198,7 @@ def test_our_own_contract_warns_where_the_network_may_be_untrained(tmp_path):
 def test_only_the_first_frames_are_judged(tmp_path, monkeypatch):
     calls = []
     usual = plausible.find_flaw
-    monkeypatch.setattr("jetson_det.runtime.sessions.find_flaw", lambda *a: calls.append(1) or usual(*a))
+    monkeypatch.setattr("jetson_det.runtime.session.find_flaw", lambda *a: calls.append(1) or usual(*a))
     session = open_session(write(tmp_path / "m.onnx", "yolov8"), threads=1)
     for _ in range(5): session(IMAGE)
     assert len(calls) == 1 and session._judge is None

@@ -1,4 +1,6 @@
 """An ONNX file from end to end on ONNX Runtime: ours, and (where there is real data) the official YOLOX-nano."""
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -98,3 +100,26 @@ def test_ultralytics_names_come_from_its_metadata(data):
     except InputError as e: pytest.skip("this onnxruntime is too old for the file: {:.80}".format(str(e)))
     found = session(cv2.imread(str(data / "datasets" / "images" / "zidane.jpg")))
     assert [session.contract.classes[l] for l in found.labels].count("person") == 2
+
+
+@pytest.mark.parametrize("name, device, message", [
+    ("a.engine", "cpu", "an engine runs on the GPU, not on cpu"), ("a.engine", "gpu", "'gpu' is not known"),
+    ("a.tflite", "cuda", "LiteRT runs on the CPU here"), ("a.xml", "cuda:0", "OpenVINO runs on the CPU here"),
+    ("a.onnx", "tpu", "it is auto, cpu, cuda or cuda:N"), ("a.engine", "auto", "a.engine"),
+    ("a.trt", "auto", "ends in one"),
+])
+def test_any_artifact_is_opened_by_its_suffix(tmp_path, name, device, message):
+    with pytest.raises(InputError) as e: open_session(tmp_path / name, device=device)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_the_device_of_onnx_runtime():
+    session = open_session(COLORS, device="cpu", threads=1)
+    assert session.ort.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_an_engine_is_opened_without_onnx_runtime():
+    "No circle, and nothing is imported for the others."
+    script = ("import sys; from jetson_det.runtime.engine.session import TensorRTSession;"
+              "assert 'jetson_det.runtime.sessions' not in sys.modules and 'onnxruntime' not in sys.modules")
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=str(Path(__file__).resolve().parents[2]))

@@ -95,6 +95,8 @@ def test_bench_report():
     assert (report.calls, report.frames, report.boxes) == (8, 2, 0) and set(report.stages) == set(STAGES)
     for s in report.stages.values(): assert 0 < s["min"] <= s["p50"] <= s["p95"] <= s["p99"]
     assert json.loads(report.to_json()) == json.loads(json.dumps(report.to_dict())) and "p99" in str(report)
+    assert report.first_ms > 0 and report.peak_mb > 1 and "first call: " in str(report)
+    assert bench(session, [np.zeros((48, 64, 3), np.uint8)], warmup=0, repeats=1).first_ms is None
     with pytest.raises(InputError, match="repeats"): bench(session, [np.zeros((4, 4, 3), np.uint8)], repeats=0)
 
 

@@ -5,7 +5,7 @@ umask 022
 
 usage() {
     cat <<'TEXT'
-sh install.sh [--prefix DIR] [--service] [--no-check] [--force] [--key FILE]
+sh install.sh [--prefix DIR] [--service] [--no-check] [--force] [--key FILE] [--audit FILE [--bound AP]]
 sh install.sh --rollback | --remove-old | --status [--prefix DIR]
 
   --prefix DIR   where versions are kept (default /opt/detector)
@@ -13,6 +13,8 @@ sh install.sh --rollback | --remove-old | --status [--prefix DIR]
   --no-check     do not compare with the golden images before switching
   --force        install on a machine that the bundle was not made for
   --key FILE     public key: the bundle must be signed by its private one; PREFIX/trusted.pem counts too
+  --audit FILE   switch only if it is not worse than the current version on these images (COCO file)
+  --bound AP     how much average precision it may lose there (default 0.01)
   --rollback     back to the version that ran before
   --remove-old   remove all versions but the current one and the one before it
   --status       the current version and the one before it
@@ -34,12 +36,19 @@ action=install
 check=yes
 force=no
 service=no
+audit=
+bound=0.01
 key=
 while [ $# -gt 0 ]; do
     case $1 in
-    --prefix | --key)
+    --prefix | --key | --audit | --bound)
         [ $# -gt 1 ] && [ -n "$2" ] || fail "$1 needs a value"
-        if [ "$1" = --prefix ]; then prefix=$2; else key=$2; fi
+        case $1 in
+        --prefix) prefix=$2 ;;
+        --key) key=$2 ;;
+        --audit) audit=$2 ;;
+        --bound) bound=$2 ;;
+        esac
         shift
         ;;
     --service) service=yes ;;
@@ -95,10 +104,14 @@ lock() {
 
 # The unit is one a machine; another prefix has nothing to do with it.
 unit=$root/etc/systemd/system/detector.service
-restart() {
+systemctl=${DETECTOR_SYSTEMCTL:-systemctl} # a test has one of its own
+restart() { # fails where the service gives no frame within its TimeoutStartSec
     grep -qF " $prefix/current/detector.pyz " "$unit" 2>/dev/null || return 0
-    [ -z "$root" ] || return 0
-    systemctl restart detector.service || say "warning: systemctl restart detector.service failed"
+    [ -z "$root" ] || [ -n "${DETECTOR_SYSTEMCTL:-}" ] || return 0
+    "$systemctl" restart detector.service || {
+        say "warning: systemctl restart detector.service failed; journalctl -u detector says why"
+        return 1
+    }
 }
 
 now=$(link_of current)
@@ -118,7 +131,7 @@ if [ "$action" = rollback ]; then
         fail "$prefix/$back: is damaged; install it again, or --force to go back all the same"
     switch_to "$back"
     say "went back to ${back#versions/}"
-    restart
+    restart || true
     exit 0
 fi
 
@@ -212,13 +225,32 @@ compare() { # the golden images, with what is in a folder
     [ "$code" != 1 ] || fail "the check with the golden images failed: nothing was switched"
     [ "$code" = 0 ] || fail "detector.pyz does not run here: nothing was switched"
 }
+# A version that is to replace one with an engine gets its own: the check and the audit are made with what will run.
+build() {
+    [ -n "$now" ] && [ -f "$prefix/$now/model.engine" ] && [ ! -f "$1/model.engine" ] || return 0
+    say "building the engine: minutes, on a Nano up to an hour"
+    "$python" "$1/detector.pyz" build 9>&- || fail "the engine was not built: nothing was switched"
+}
+audited() { # the current version and what is in a folder, on the same images
+    [ -n "$audit" ] || return 0
+    if [ -z "$now" ] || [ "$now" = "$target" ]; then
+        say "no other version is current: nothing to compare the audit with"
+        return 0
+    fi
+    code=0
+    "$python" "$1/detector.pyz" audit "$audit" --against "$prefix/$now" --bound "$bound" 9>&- || code=$?
+    [ "$code" != 1 ] || fail "it is worse than ${now#versions/} on $audit: nothing was switched"
+    [ "$code" = 0 ] || fail "the audit could not be made: nothing was switched"
+}
 if [ -d "$prefix/$target" ] && ! is_whole "$prefix/$target"; then
     [ "$now" != "$target" ] ||
         fail "$prefix/$target: is the current version, and differs; go back (--rollback), then install it again"
     rm -rf "${prefix:?}/$target"
 fi
 if [ -d "$prefix/$target" ]; then
+    build "$prefix/$target"
     compare "$prefix/$target"
+    audited "$prefix/$target"
 else
     mkdir "$part"
     trap 'rm -rf "$part"' EXIT
@@ -230,7 +262,9 @@ else
     chmod -R a+rX "$part"
     is_whole "$part" || fail "the copy in $prefix differs: is the disk full?"
     sync
+    build "$part"
     compare "$part"
+    audited "$part"
     mv -T "$part" "$prefix/$target"
     trap - EXIT HUP INT TERM
 fi
@@ -247,4 +281,8 @@ if [ "$service" = yes ]; then
         systemctl enable detector.service
     fi
 fi
-restart
+if ! restart && [ -n "$now" ] && [ "$now" != "$target" ]; then
+    point current "$now"
+    restart || true
+    fail "$version gives no frames: went back to ${now#versions/}"
+fi

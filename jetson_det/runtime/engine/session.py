@@ -23,7 +23,7 @@ from .sidecar import check_sidecar, read_engine_file, read_sidecar, rebuild_comm
 from ..files import InputError, printable
 from ..metadata import onnx_metadata
 from ..preprocess import as_bgr
-from ..sessions import FileSession
+from ..session import FileSession
 
 # %% ../../../nbs/68_runtime.engine.session.ipynb #f4a00406
 _NUMBERS = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32, "INT64": np.int64,

@@ -28,6 +28,7 @@ class FrameResult(NamedTuple):
     events: Tuple = ()                   # of RegionEvent: who entered, left or crossed in this frame
     counts: Optional[Dict] = None        # by the region's name, as RegionCounter.counts gives them
     seconds: Optional[Dict] = None       # by stage, such as {"inference": .012}
+    looked: bool = True                  # did the network see this frame? False: the tracker predicted it
 
 # %% ../../../nbs/66_runtime.stream.result.ipynb #res00009
 def time_text(
