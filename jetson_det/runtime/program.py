@@ -22,15 +22,16 @@ from .files import (InputError, json_bytes, open_regular, plural, printable, rea
                                       write_json_atomic)
 from .geometry import detection_rows
 from .golden import compare_golden, read_golden
+from .ops.audit import TOLERANCE, run_audit
 from .ops.board_advice import main as doctor
 from .ops.board_check import board_check, finding_line
 from .ops.sustained import bench_device, write_measured
-from .ops.audit import TOLERANCE, run_audit
 from .ops.watchdog import HealthFile, Watchdog, healthy, supervise
 from .outputs import check_folder, check_output, check_replaced
 from .predict import check_prediction, predict
 from .sessions import open_session
 from .signals import StopSignals
+from .stream.settings import open_pipeline, read_settings
 from .stream.sources import open_source
 
 # %% ../../nbs/69_runtime.program.ipynb #6eca3f43
@@ -165,6 +166,21 @@ def _watch(parts, args): # exit code
     print("error: {}: gives no more frames".format(printable(source.name)), file=sys.stderr)
     return 1
 
+def _run(parts, args): # exit code
+    "A pipeline's file; the model is the one of this folder where the file names none. A camera's end is a failure."
+    own = os.path.abspath(str(parts["model"]))
+    settings = read_settings(args.pipeline, own)
+    def open_model(path, **options): return _open(parts, args) if path == own else open_session(path, **options)
+    watchdog = Watchdog(args.age, health=HealthFile(args.health) if args.health else None)
+    folder = os.path.dirname(os.path.abspath(args.pipeline))
+    pipeline = open_pipeline(settings, folder, open_model, trace=args.trace, heartbeat=watchdog.write)
+    try: summary = pipeline.run(args.most, args.seconds)
+    finally: watchdog.close()
+    print(summary)
+    if not pipeline.source.live or summary.stopped_by or args.most or args.seconds: return 0
+    print("error: {}: gives no more frames".format(printable(summary.source)), file=sys.stderr)
+    return 1
+
 def _check(parts, args): # exit code
     "Compare with the golden file; without one, a frame must run."
     session = _open(parts, args)
@@ -281,6 +297,14 @@ def _parser():
     row.add_argument("--age", type=float, default=30., help="seconds; systemd's watchdog is fed while the last frame is"
                      " younger (30)")
     row.set_defaults(run=_watch)
+    row = verbs.add_parser("run", parents=[common], help="a pipeline's file: source, tracker, regions, outputs")
+    row.add_argument("pipeline", help="YAML, or JSON where there is no PyYAML")
+    row.add_argument("--most", type=int, default=None, help="stop after so many frames")
+    row.add_argument("--seconds", type=float, default=None, help="stop after so many seconds")
+    row.add_argument("--trace", default=None, help="file: when each stage worked on each frame")
+    row.add_argument("--health", default=None, help="as of watch")
+    row.add_argument("--age", type=float, default=30., help="as of watch (30)")
+    row.set_defaults(run=_run)
     row = verbs.add_parser("health", help="exit code 0 while the last frame is young enough, else 1")
     row.add_argument("file", help="of watch --health, or one that changes with each frame")
     row.add_argument("--age", type=float, default=30., help="seconds that the last frame may be old (30)")
