@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'fleet_app', 'Mode', 'Calibrate', 'report_error', 'set_up_process', 'main', 'train', 'import_pt', 'rollback',
-           'verify', 'lineage', 'evaluate', 'predict', 'bench', 'audit', 'run', 'board_check', 'fleet_worker',
-           'fleet_submit', 'fleet_status', 'export', 'lint', 'parity', 'estimate', 'plan', 'shrink', 'quantize', 'half',
-           'bundle', 'build', 'job', 'demo']
+           'verify', 'lineage', 'evaluate', 'predict', 'bench', 'audit', 'run', 'board_check', 'alpr',
+           'compare_runtimes', 'fleet_worker', 'fleet_submit', 'fleet_status', 'export', 'lint', 'parity', 'estimate',
+           'plan', 'shrink', 'quantize', 'half', 'bundle', 'build', 'job', 'demo']
 
 # %% ../nbs/89_cli.ipynb #34b2cf4c
 import errno
@@ -579,6 +579,69 @@ def board_check(
                 report=lambda finding: print(finding_line(finding), flush=True))
     print(f"{found.summary()}; the report is {out/'board-check.md'}")
     if not found.ok: raise typer.Exit(1)
+
+# %% ../nbs/89_cli.ipynb #brd00010
+@app.command(rich_help_panel=SHIPPING)
+def alpr(
+    source:Annotated[str, typer.Argument(metavar="SOURCE", help="image, folder or video")],
+    detector:Annotated[str, typer.Option(help="artifact whose boxes are plates, or an .onnx of open-image-models")],
+    ocr:Annotated[str, typer.Option(help=".onnx that reads plates: of fast-plate-ocr, or a CTC model")],
+    ocr_config:Annotated[Optional[Path], typer.Option(
+        help="its .yaml or .json; none: the file of the same name beside it")]=None,
+    country:Annotated[str, typer.Option(help="two letters, such as PL: tell texts of its form alone, and correct"
+        " similar characters that it decides; none: any")]="",
+    confidence:Annotated[float, typer.Option(min=0, max=1, help="lowest score of a box that is read")]=.4,
+    least:Annotated[float, typer.Option(min=0, max=1, help="lowest confidence of a text that is told")]=.3,
+    texts:Annotated[str, typer.Option(help="keep, hash or drop")]="keep",
+    key_file:Annotated[Optional[Path], typer.Option(help="with --texts hash: the secret key; made at first")]=None,
+    log:Annotated[Optional[Path], typer.Option(help="file for the confidences of each reading, without texts")]=None,
+    out:Annotated[Optional[Path], typer.Option(help="folder for plates.jsonl and images with boxes")]=None,
+    threads:Annotated[Optional[int], typer.Option(min=1, help="inside an operator; none: one a core")]=None,
+    device:_Device="auto",
+    json_file:JsonFile=None,
+):
+    "Find and read number plates on images, folders and videos."
+    from jetson_det.runtime.ops.privacy import read_privacy
+    from jetson_det.runtime.plates.alpr import Alpr, PlateReader, open_plate_detector, row_text, run_alpr
+    from jetson_det.runtime.plates.ocr import open_ocr
+    check_files(json_file, sources=[source, detector, ocr])
+    rules = read_privacy({"texts": texts, "key_file": None if key_file is None else str(key_file)})
+    session = open_plate_detector(detector, threads, device)
+    session.confidence = min(session.confidence, confidence)
+    texts_of = open_ocr(ocr, ocr_config, threads)
+    reader = PlateReader(texts_of, confidence=confidence, least=least, country=country, log=log)
+    images = []
+    def on_image(name, rows):
+        images.append({"image": name, "plates": rows})
+        for row in rows: print(row_text(name, row))
+    done = run_alpr(Alpr(session, reader), source, out, rules, on_image)
+    print(done)
+    write_figures(json_file, {"images": images, "stages_ms": done.stages})
+
+# %% ../nbs/89_cli.ipynb #brd00011
+@app.command("compare-runtimes", rich_help_panel=SHIPPING)
+def compare_runtimes(
+    artifact:Annotated[Path, typer.Argument(metavar="ONNX", help=".onnx file")],
+    engine:Annotated[Optional[Path], typer.Option(help="built of it; none: thread counts are compared")]=None,
+    source:Annotated[Optional[str], typer.Option(help="image, folder or video; none: generated scenes")]=None,
+    repeats:Annotated[int, typer.Option(min=1, help="passes over the frames")]=10,
+    frames:Annotated[int, typer.Option(min=1, help="frames held in memory")]=20,
+    threads:Annotated[str, typer.Option(help="two thread counts of ONNX Runtime")]="1,2",
+    contract:_ContractName=None,
+    json_file:JsonFile=None,
+):
+    "ONNX Runtime against TensorRT on the same images, in turns: the speed-up with its interval."
+    from jetson_det.experiments.report import sample_frames
+    from jetson_det.runtime.compare import compare_runtimes as run
+    from jetson_det.runtime.files import InputError
+    from jetson_det.runtime.stream.sources import check_source
+    check_files(json_file, sources=[artifact, engine, source])
+    if source: check_source(source)
+    try: counts = tuple(int(count) for count in threads.split(","))
+    except ValueError: raise InputError(f"--threads {threads!r}: two numbers, such as 1,2")
+    done = run(artifact, sample_frames(source or "", count=frames), engine, counts, repeats, contract=contract)
+    print(done)
+    write_figures(json_file, done._asdict())
 
 # %% ../nbs/89_cli.ipynb #brd00007
 fleet_app = typer.Typer(cls=_Verbs, no_args_is_help=True, help="Many boards share the frames of a queue on Redis.")

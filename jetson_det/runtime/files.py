@@ -57,7 +57,7 @@ class InputError(ValueError):
 # %% ../../nbs/60_runtime.files.ipynb #d77207ff
 # modules that come in a package of another name
 _PACKAGES = {"pynvml": "nvidia-ml-py", "yaml": "pyyaml", "cv2": "opencv-python-headless", "mlflow": "mlflow-skinny",
-             "sklearn": "scikit-learn", "PIL": "pillow"}
+             "sklearn": "scikit-learn", "PIL": "pillow", "paho": "paho-mqtt"}
 
 def package_of(
     module:str, # name of a module, such as "papermill.iorw"

@@ -264,6 +264,8 @@ OUTPUTS = {  # verb -> (what it needs to begin, its options that name a file)
     "build": (["m.onnx"], ["--json"]),
     "audit": (["m.onnx", "--data", "broken.yaml"], ["--json"]),
     "run": (["broken.yaml"], ["--json"]),
+    "alpr": (["empty", "--detector", "m.onnx", "--ocr", "m.onnx"], ["--json"]),
+    "compare-runtimes": (["m.onnx"], ["--json"]),
     "fleet submit": (["redis://127.0.0.1:1", "gate", "m.onnx"], ["--json"]),
     "fleet status": (["redis://127.0.0.1:1", "gate"], ["--json"]),
     "half": (["m.onnx"], ["--json"]),

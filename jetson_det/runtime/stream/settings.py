@@ -13,6 +13,7 @@ import re
 
 from ..files import InputError, open_regular, require
 from ..ops.privacy import read_privacy
+from ..plates.alpr import read_plates
 from ..sessions import open_session
 from .motion import MotionGate
 from .pipeline import Area, Cascade, Pipeline, open_frames
@@ -32,6 +33,8 @@ _SETTINGS = {
     "tracker": {"high_score": _NUMBER, "low_score": _NUMBER, "new_score": _NUMBER, "buffer": int, "class_aware": bool},
     "cascade": {"model": str, "contract": str, "threads": int, "confidence": _NUMBER, "on": list, "pad": _NUMBER,
                 "most": int},
+    "plates": {"ocr": str, "config": str, "classes": list, "confidence": _NUMBER, "least": _NUMBER, "country": str,
+               "pad": _NUMBER, "log": str, "threads": int},
     "privacy": {"texts": str, "key_file": str, "blur": list},
 }
 _MAY_BE_TRUE = ("tiles", "motion", "tracker") # with their usual settings
@@ -173,6 +176,9 @@ def open_pipeline(
         second = dict(settings["cascade"])
         limits = {key: second.pop(key) for key in ("on", "pad", "most") if key in second}
         parts["cascade"] = _make(Cascade, dict(limits, session=_session(second, folder, open_model)), "cascade")
+    if "plates" in settings:
+        known = classes + list(parts["cascade"].session.contract.classes if "cascade" in parts else ())
+        parts["reader"] = read_plates(settings["plates"], known, folder)
     detect = session
     if "tiles" in settings: detect = _make(Tiled, dict(settings["tiles"], session=session), "tiles")
     privacy = read_privacy(settings.get("privacy"), folder)

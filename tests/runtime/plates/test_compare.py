@@ -1,0 +1,53 @@
+"The ratio of two times, and what is said without TensorRT."
+import numpy as np
+import pytest
+
+from jetson_det.runtime import compare
+from jetson_det.runtime.compare import compare_runtimes, compare_sessions
+from jetson_det.runtime.files import InputError
+from jetson_det.runtime.geometry import as_detections
+
+
+class Clock:
+    "A clock that only the sessions move, and that runs faster and faster."
+    def __init__(self): self.now = 0.
+    def perf_counter(self): return self.now
+
+    def session(self, seconds, boxes):
+        def detect(frame):
+            self.now += seconds * (1 + self.now / 10)
+            return as_detections(boxes, [.9] * len(boxes), [0] * len(boxes))
+        return detect
+
+
+def test_turns_take_the_drift_out(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(compare, "time", clock)
+    box = [[0, 0, 10, 10], [20, 20, 40, 40]]
+    found = compare_sessions(clock.session(.03, box), clock.session(.01, box[:1]), [np.zeros((9, 9, 3), np.uint8)] * 4,
+                             repeats=10)
+    assert found.speedup == pytest.approx(3, rel=.02)
+    assert found.interval[0] <= found.speedup <= found.interval[1]
+    assert found.pairs == 40 and found.boxes == (8, 4) and found.same == 4
+    assert "speed-up 3.0" in str(found)
+
+
+def test_equal_sessions_have_one_inside_the_interval(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(compare, "time", clock)
+    same = clock.session(.02, [[0, 0, 9, 9]])
+    found = compare_sessions(same, same, [np.zeros((9, 9, 3), np.uint8)] * 3, repeats=8)
+    assert found.interval[0] <= 1 <= found.interval[1]
+
+
+def test_without_tensorrt_threads_are_compared(monkeypatch):
+    opened = []
+
+    def session(path, contract, threads, providers):
+        opened.append(threads)
+        return lambda frame: as_detections()
+    monkeypatch.setattr(compare, "OnnxSession", session)
+    found = compare_runtimes("a.onnx", [np.zeros((9, 9, 3), np.uint8)], threads=(1, 4), repeats=2)
+    assert opened == [1, 4] and "no engine was given" in str(found)
+    assert found.names == ("ONNX Runtime, 1 thread", "ONNX Runtime, 4 threads")
+    with pytest.raises(InputError, match="two numbers"): compare_runtimes("a.onnx", [], threads=(1,))
