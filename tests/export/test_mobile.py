@@ -86,7 +86,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("yolo11n-p2-lite
 
 
 @needs_openvino
-@pytest.mark.parametrize("name", ["yolo26n", "dfine-n", *SLOW])
+@pytest.mark.parametrize("name", ["yolo26n", pytest.param("dfine-n", marks=pytest.mark.slow), *SLOW])
 def test_other_families(name, tmp_path, monkeypatch):
     model = network(name, monkeypatch.setitem)
     frames = [scene(k, SIZE) for k in range(3)]

@@ -171,7 +171,7 @@ def exported(tmp_path_factory):
         yield get
 
 
-@pytest.mark.parametrize("name", ["yolox-nano", "rtdetr-r18", "dfine-n"])
+@pytest.mark.parametrize("name", ["yolox-nano", "rtdetr-r18", pytest.param("dfine-n", marks=pytest.mark.slow)])
 def test_a_detector_is_audited(exported, name):
     path = exported(name)
     report = range_audit(path, [scene(k) for k in range(2)])

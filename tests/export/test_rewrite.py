@@ -164,7 +164,7 @@ def test_through_fp16_is_numpys_rounding():
     assert again[0, 0, 0] == np.float32(1.5)*np.float32(3.1415926) # the graph itself is as it was
 
 
-@pytest.mark.parametrize("name", each_family(["rtdetr-r18", "dfine-n"]))
+@pytest.mark.parametrize("name", [*each_family(["rtdetr-r18"]), *each_family(["dfine-n"], slow=True)])
 def test_a_network_whose_encoder_is_loud(name, monkeypatch):
     "The attention of its encoder gives answers in the thousands: LayerNorm takes their scale away again."
     model = network(name, monkeypatch.setitem)

@@ -137,8 +137,10 @@ def test_on_the_board_the_installed_release_counts(tmp_path):
 def yolox(): return create_model("yolox-nano", ("Sack", "Person")).eval()
 
 
-@pytest.mark.parametrize("name", each_family(["yolox-nano", "rtdetr-r18"]))
-@pytest.mark.parametrize("board, jetpack", [("nano", None), ("orin-nx", "6.2")])
+@pytest.mark.parametrize("name, board, jetpack", [
+    ("yolox-nano", "nano", None), pytest.param("yolox-nano", "orin-nx", "6.2", marks=pytest.mark.slow),
+    *(pytest.param(*p.values, "nano", None, marks=[*p.marks, pytest.mark.slow]) for p in each_family(["rtdetr-r18"])),
+    *(pytest.param(*p.values, "orin-nx", "6.2", marks=p.marks) for p in each_family(["rtdetr-r18"]))])
 def test_the_file_of_a_board_finds_what_the_checkpoint_finds(name, board, jetpack, tmp_path, monkeypatch, one_thread):
     model = network(name, monkeypatch.setitem)
     frames = [scene(seed) for seed in range(3)] # of a gray image a random DETR's best cells are a matter of rounding

@@ -16,7 +16,7 @@ from jetson_det.export.onnx import export_onnx  # noqa: E402
 from jetson_det.models.int8 import CONVOLUTIONS, graph_view, int8_layers, name_nodes, quantizable  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUICK = ("yolox-nano", "dfine-n")
+QUICK = ("yolox-nano",)
 OTHERS = [name for name in FAMILIES if name not in QUICK]
 
 

@@ -460,8 +460,10 @@ ABSENT = {"GridSample", "LayerNormalization", "GroupNormalization", "Mod", "NonZ
           "HardSwish", "Gelu", "Mish", "ScatterND", "GatherElements"}
 
 
-@pytest.mark.parametrize("name, opset, dynamic", [("rtdetr-r18", 13, False), ("rtdetrv2-r18", 16, True),
-                                                  ("dfine-n", 13, False), ("dfine-n", 16, True)])
+# the small networks by default; the export's own tests hold the others
+@pytest.mark.parametrize("name, opset, dynamic", [
+    pytest.param("rtdetr-r18", 13, False, marks=pytest.mark.slow), ("rtdetrv2-r18", 16, True),
+    pytest.param("dfine-n", 13, False, marks=pytest.mark.slow), ("dfine-n", 16, True)])
 def test_exported_graph_is_the_network(name, opset, dynamic, monkeypatch):
     "Those with an open batch are narrow: it is the same graph of fewer numbers."
     import onnxruntime
