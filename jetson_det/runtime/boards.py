@@ -7,12 +7,11 @@ __all__ = ['JETPACKS', 'BOARDS', 'PRECISIONS', 'JetPack', 'PowerMode', 'Board', 
            'ThisBoard', 'this_board']
 
 # %% ../../nbs/67_runtime.boards.ipynb #ac3ed155
-import difflib
 import re
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
-from .files import InputError
+from .files import InputError, nearest_name
 
 # %% ../../nbs/67_runtime.boards.ipynb #31b96143
 class JetPack(NamedTuple):
@@ -93,14 +92,6 @@ BOARDS = {row.name: row for row in (
 )}
 
 # %% ../../nbs/67_runtime.boards.ipynb #03f2118a
-def _nearest(
-    key:str, # what was typed
-    names, # what there is
-)->str: # the end of an error line
-    "The name that may have been meant, or all of them."
-    near = difflib.get_close_matches(key, names, n=1)
-    return "did you mean {!r}?".format(near[0]) if near else "it is one of " + ", ".join(names)
-
 def board(
     name:str, # such as "orin-nano"; case, spaces, underscores and a leading "jetson" do not matter
 )->Board:
@@ -108,7 +99,7 @@ def board(
     key = re.sub(r"[\s_]+", "-", str(name).strip().lower())
     if key.startswith("jetson-"): key = key[len("jetson-"):]
     if key in BOARDS: return BOARDS[key]
-    raise InputError("unknown board {!r}: {}".format(str(name), _nearest(key, BOARDS)))
+    raise InputError("unknown board {!r}: {}".format(str(name), nearest_name(key, BOARDS)))
 
 PRECISIONS = ("fp32", "fp16", "int8") # number types that TensorRT computes in
 
@@ -118,7 +109,7 @@ def check_precision(
     "The number type of that name. Raises `InputError` with the nearest name."
     key = str(name).lower()
     if key in PRECISIONS: return key
-    raise InputError("precision {!r}: {}".format(str(name), _nearest(key, PRECISIONS)))
+    raise InputError("precision {!r}: {}".format(str(name), nearest_name(key, PRECISIONS)))
 
 # %% ../../nbs/67_runtime.boards.ipynb #0db86b33
 def device_model(

@@ -18,7 +18,7 @@ from typing import NamedTuple, Tuple
 import cv2
 import numpy as np
 
-from ..files import InputError, open_regular
+from ..files import InputError, nearest_name, open_regular
 
 # %% ../../../nbs/66_runtime.ops.privacy.ipynb #prv00007
 _KEY_BYTES = 32
@@ -86,8 +86,7 @@ class PrivacyRules(NamedTuple):
         "Raise InputError for a name of `blur` that is none of these."
         for name in self.blur:
             if name not in classes:
-                raise InputError("privacy.blur: no class is called {!r}; the classes are {}".format(
-                    name, ", ".join(str(c) for c in classes[:20])))
+                raise InputError("privacy.blur: no class {!r}; {}".format(name, nearest_name(name, classes)))
 
 def read_privacy(
     settings, # mapping with texts, key_file, blur; None: nothing is hidden

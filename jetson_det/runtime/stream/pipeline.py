@@ -17,7 +17,7 @@ from typing import Dict, NamedTuple, Tuple
 
 import numpy as np
 
-from ..files import InputError, plural, printable, write_bytes_atomic
+from ..files import InputError, nearest_name, plural, printable, write_bytes_atomic
 from ..geometry import Detections
 from ..outputs import WRITTEN_BY
 from ..signals import StopSignals
@@ -207,7 +207,7 @@ class Cascade:
         "Raise `InputError` for a name of `on` that the first session does not know."
         for name in self.on:
             if name not in classes:
-                raise InputError("cascade.on: no class {!r}; there are {}".format(name, ", ".join(classes)))
+                raise InputError("cascade.on: no class {!r}; {}".format(name, nearest_name(name, classes)))
 
 def _no_detections(): return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 

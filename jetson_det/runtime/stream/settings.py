@@ -6,12 +6,11 @@
 __all__ = ['check_settings', 'read_settings', 'open_pipeline']
 
 # %% ../../../nbs/68_runtime.stream.settings.ipynb #set00003
-import difflib
 import json
 import os
 import re
 
-from ..files import InputError, open_regular, require
+from ..files import InputError, nearest_name, open_regular, require
 from ..ops.privacy import read_privacy
 from ..plates.alpr import read_plates
 from ..sessions import open_session
@@ -49,9 +48,7 @@ def _check_keys(given, known, where):
     "Raise `InputError` for a key that is none of these."
     for key in given:
         if key in known: continue
-        near = difflib.get_close_matches(str(key), known, n=1)
-        hint = "did you mean {}?".format(near[0]) if near else "known are " + ", ".join(sorted(known))
-        raise InputError("{}{}: unknown key; {}".format(where, key, hint))
+        raise InputError("{}{}: unknown key; {}".format(where, key, nearest_name(key, sorted(known))))
 
 def _check_value(value, types, where):
     "Raise `InputError` for a value of another type."
@@ -145,7 +142,7 @@ def _numbered(regions, classes):
         labels = []
         for label in region["labels"]:
             if isinstance(label, str) and label not in classes:
-                raise InputError("regions: no class {!r}; there are {}".format(label, ", ".join(classes)))
+                raise InputError("regions: no class {!r}; {}".format(label, nearest_name(label, classes)))
             labels.append(classes.index(label) if isinstance(label, str) else label)
         numbered.append(dict(region, labels=labels))
     return read_regions(numbered)
