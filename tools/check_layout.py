@@ -6,7 +6,8 @@ Fails, a line for each fault, when
 - modules of the package import each other in a circle;
 - the runtime imports anything of the package that is not runtime;
 - a line of code is longer than 120 columns, in notebooks, tests, benchmarks and tools;
-- a stored output shows a path of the machine it was made on, or a warning.
+- a stored output shows a path of the machine it was made on, or a warning;
+- a page links to a notebook that is not there.
 """
 import ast
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 WIDEST = 120
+LINK = re.compile(r"\]\(([^)#\s:]+\.ipynb)[#)]")
 LEAKS = re.compile(r"/tmp/|/root/|/home/|/Users/|site-packages|\w*Warning:")
 
 
@@ -134,6 +136,16 @@ def leaking_outputs():
                     yield f"{path.relative_to(REPO)}: a stored output shows {text[found.start():][:60]!r}"
 
 
+def broken_links():
+    "Links to notebooks that are not there: of a page that was renamed, say."
+    for path, cells in notebooks():
+        for cell in cells:
+            if cell["cell_type"] != "markdown": continue
+            for link in LINK.findall(source_of(cell)):
+                if (path.parent / link).is_file(): continue
+                yield f"{path.relative_to(REPO)}: links to {link}, which is not there"
+
+
 def module_numbers():
     "module -> the number of its notebook."
     numbers = {}
@@ -151,6 +163,7 @@ def faults():
     yield from leaf_faults(graph)
     yield from wide_lines()
     yield from leaking_outputs()
+    yield from broken_links()
 
 
 if __name__ == "__main__":

@@ -69,3 +69,13 @@ def test_wide_lines_are_faults_in_notebooks_and_tests(layout, tmp_path):
     page(tmp_path, "00", "core", "f = 1 # " + "x"*113)
     (tmp_path / "tests" / "test_a.py").write_text("a = 1\n" + "# " + "x"*119 + "\n")
     assert [found.split(":")[0] for found in layout.faults()] == ["nbs/00_core.ipynb", "tests/test_a.py, line 2"]
+
+
+def test_a_link_to_a_page_that_was_renamed_is_a_fault(layout, tmp_path):
+    path = tmp_path / "nbs" / "00_core.ipynb"
+    page(tmp_path, "00", "core", "f = 1")
+    notebook = json.loads(path.read_text())
+    text = "[here](00_core.ipynb#top), [there](69_gone.ipynb), [far](https://a.org/b.ipynb)"
+    notebook["cells"].append(dict(cell_type="markdown", source=[text]))
+    path.write_text(json.dumps(notebook))
+    assert list(layout.faults()) == ["nbs/00_core.ipynb: links to 69_gone.ipynb, which is not there"]
