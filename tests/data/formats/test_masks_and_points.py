@@ -116,7 +116,7 @@ def stated(tmp_path):
     "Three boxes; areas of an outline, of the box itself, of nothing; flags; an attribute."
     rows = [dict(bbox=b) for b in BOXES]
     rows[0].update(area=17.25, iscrowd=1)
-    rows[1].update(area=BOXES[1][2] * BOXES[1][3], ignore=1, attributes=dict(text="M5 XSX"))
+    rows[1].update(area=BOXES[1][2] * BOXES[1][3], ignore=1, attributes=dict(text="B4 XQZ"))
     return read_coco_of(tmp_path / "in", *rows)
 
 
@@ -124,7 +124,7 @@ def agrees(ds, stated):
     assert np.abs(ds.boxes - stated.boxes).max() < 1e-6 and ds.flags.tolist() == [CROWD, IGNORE, 0]
     assert has_own_area(ds).tolist() == [True, False, False]
     assert ds.areas[0] == 17.25
-    assert attributes_of(ds) == {"text": ["", "M5 XSX", ""]}
+    assert attributes_of(ds) == {"text": ["", "B4 XQZ", ""]}
     assert to_coco(ds)["annotations"][0]["area"] == 17.25
 
 
