@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
-from .files import InputError, nearest_name
+from .files import InputError, did_you_mean
 
 # %% ../../nbs/67_runtime.boards.ipynb #31b96143
 class JetPack(NamedTuple):
@@ -99,7 +99,7 @@ def board(
     key = re.sub(r"[\s_]+", "-", str(name).strip().lower())
     if key.startswith("jetson-"): key = key[len("jetson-"):]
     if key in BOARDS: return BOARDS[key]
-    raise InputError("unknown board {!r}: {}".format(str(name), nearest_name(key, BOARDS)))
+    raise InputError("unknown board {!r}: {}".format(str(name), did_you_mean(key, BOARDS)))
 
 PRECISIONS = ("fp32", "fp16", "int8") # number types that TensorRT computes in
 
@@ -109,7 +109,7 @@ def check_precision(
     "The number type of that name. Raises `InputError` with the nearest name."
     key = str(name).lower()
     if key in PRECISIONS: return key
-    raise InputError("precision {!r}: {}".format(str(name), nearest_name(key, PRECISIONS)))
+    raise InputError("precision {!r}: {}".format(str(name), did_you_mean(key, PRECISIONS)))
 
 # %% ../../nbs/67_runtime.boards.ipynb #0db86b33
 def device_model(

@@ -35,6 +35,7 @@ from .board_advice import board_advice
 from .check_network import check_frames, write_check_network
 from .clocks import gpu_clocks, mode_clock
 from .tegrastats import Tegrastats
+from ..signals import signal_name
 from ..stream.result import time_text
 
 # %% ../../../nbs/69_runtime.ops.board_check.ipynb #69f00006
@@ -419,9 +420,6 @@ def _run_child(name, job_file, outcome_file):
         outcome = Outcome(None, "the check itself failed: {}".format(printable(repr(e))[:300]))
     write_json_atomic(outcome_file, json.loads(json.dumps(outcome._asdict(), default=str)))
 
-def _signal_name(number)->str:
-    return signal.Signals(number).name if number in set(signal.Signals) else "signal {}".format(number)
-
 def check_apart(
     name:str,       # of CLAIMS
     job:CheckJob,
@@ -446,7 +444,7 @@ def check_apart(
     row = read_json(outcome_file) if outcome_file.is_file() else None
     if row is not None and not code: return Outcome(row["holds"], str(row["measured"]), row["figures"])
     last = (work/(name + ".log")).read_text(errors="replace").strip().splitlines()
-    how = "by " + _signal_name(-code) if code < 0 else "with exit code {}".format(code)
+    how = "by " + signal_name(-code) if code < 0 else "with exit code {}".format(code)
     text = "its process ended {}{}".format(how, ": " + printable(last[-1])[:200] if last else "")
     if row is not None: text = "{}; then {}".format(row["measured"], text) # at exit, which is a fault too
     return Outcome(False if code < 0 else None, text)

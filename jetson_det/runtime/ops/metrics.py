@@ -10,15 +10,14 @@ __all__ = ['OTHER', 'CONTENT_TYPE', 'LATENCY_BUCKETS', 'Counter', 'Gauge', 'Hist
 import math
 import os
 import re
-import socket
 import sys
 import threading
 import time
 from bisect import bisect_left
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import ThreadingMixIn
+from http.server import BaseHTTPRequestHandler
 
 from ..files import InputError, printable
+from ..http_server import QuietServer
 from .tegrastats import total_watts
 
 # %% ../../../nbs/66_runtime.ops.metrics.ipynb #3c6f3471
@@ -223,19 +222,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_): "Nothing: a request a second would fill the log."
 
-class _Server(ThreadingMixIn, HTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def handle_error(self, *_): "A client that went away is no error of ours."
-
-    def server_bind(self):
-        "Without `HTTPServer`'s, which asks the network for this machine's name."
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]
-
 class MetricsServer:
     "Answers Prometheus' requests in a thread."
     def __init__(self,
@@ -243,7 +229,7 @@ class MetricsServer:
         host:str="127.0.0.1", # address to listen on; "0.0.0.0": all of this machine
         port:int=9465,        # 0: a free one
     ):
-        try: self._server = _Server((host, port), _Handler)
+        try: self._server = QuietServer((host, port), _Handler)
         except (OSError, OverflowError) as e:
             raise InputError("metrics: can't listen on {}:{}: {}".format(
                 host, port, getattr(e, "strerror", None) or e)) from None

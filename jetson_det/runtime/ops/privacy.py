@@ -12,13 +12,12 @@ import hmac
 import os
 import stat
 import tempfile
-import time
 from typing import NamedTuple, Tuple
 
 import cv2
 import numpy as np
 
-from ..files import InputError, nearest_name, open_regular
+from ..files import InputError, did_you_mean, open_regular
 
 # %% ../../../nbs/66_runtime.ops.privacy.ipynb #prv00007
 _KEY_BYTES = 32
@@ -86,7 +85,7 @@ class PrivacyRules(NamedTuple):
         "Raise InputError for a name of `blur` that is none of these."
         for name in self.blur:
             if name not in classes:
-                raise InputError("privacy.blur: no class {!r}; {}".format(name, nearest_name(name, classes)))
+                raise InputError("privacy.blur: no class {!r}; {}".format(name, did_you_mean(name, classes, 20)))
 
 def read_privacy(
     settings, # mapping with texts, key_file, blur; None: nothing is hidden

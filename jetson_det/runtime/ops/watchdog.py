@@ -18,7 +18,7 @@ import time
 from typing import NamedTuple, Optional
 
 from ..files import InputError, open_regular, plural, printable
-from ..signals import restore_handlers
+from ..signals import restore_handlers, signal_name
 
 # %% ../../../nbs/66_runtime.ops.watchdog.ipynb #af3b036a
 def _watchdog_seconds(environ)->Optional[float]: # None: no watchdog, or that of another process
@@ -256,8 +256,7 @@ class _Child:
 def _how(code)->str:
     "How a process ended."
     if code >= 0: return "with exit code {}".format(code)
-    number = -code
-    return "by " + (signal.Signals(number).name if number in set(signal.Signals) else "signal {}".format(number))
+    return "by " + signal_name(-code)
 
 class _Supervisor:
     "The state of `supervise` that signal handlers see."

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from ..files import InputError, open_regular, printable, read_json, require
+from ..sessions import load_onnx
 
 # %% ../../../nbs/67_runtime.plates.ocr.ipynb #plo00006
 class PlateText(NamedTuple):
@@ -233,7 +234,9 @@ def _graph_facts(shape, config): # (configuration with size and colors, channels
     "What the input's shape adds. Raises `InputError`."
     if len(shape) != 4: raise InputError("its input {} is not (batch, height, width, channels)".format(list(shape)))
     is_first = _is_number_of_channels(shape[1]) and not _is_number_of_channels(shape[3])
-    height, width, channels = (shape[2], shape[3], shape[1]) if is_first else (shape[1], shape[2], shape[3])
+    sizes = list(shape[1:])
+    if is_first: sizes = sizes[1:] + sizes[:1] # the channels to the end
+    height, width, channels = sizes
     sides = []
     for key, side in (("img_height", height), ("img_width", width)):
         told = getattr(config, key)
@@ -255,20 +258,11 @@ def open_ocr(
     providers=None,   # execution providers; None: CUDA where it is installed, and the CPU
 )->OcrSession:
     "A reading network in ONNX Runtime. Raises `InputError`."
-    ort = require("onnxruntime", "")
     path = Path(str(path))
     if not path.is_file(): raise InputError("{}: no such file".format(path))
     if config is None: config = _config_beside(path)
     if not isinstance(config, PlateConfig): config = read_plate_config(config)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if threads: options.intra_op_num_threads = int(threads)
-    if providers is None:
-        installed = ort.get_available_providers()
-        providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in installed]
-    try: graph = ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as e: # onnxruntime's own exceptions have no common base
-        raise InputError("{}: ONNX Runtime cannot open it: {}".format(path, " ".join(str(e).split())[:300]))
+    graph = load_onnx(path, threads, providers)
     inputs = graph.get_inputs()
     if len(inputs) != 1: raise InputError("{}: a reading network has one input, not {}".format(path, len(inputs)))
     types = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -279,7 +273,7 @@ def open_ocr(
     wanted = "plate" if "plate" in outputs else outputs[0]
     def infer(x): return graph.run([wanted], {inputs[0].name: x})[0]
     session = OcrSession(config, infer, types[inputs[0].type], is_first, batch)
-    session.engine = "ONNX Runtime {}".format(ort.__version__)
+    session.engine = "ONNX Runtime {}".format(require("onnxruntime", "").__version__)
     return session
 
 def _config_beside(path)->Path:

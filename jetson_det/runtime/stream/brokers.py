@@ -171,6 +171,7 @@ class _Broker:
                  first_wait=_FIRST_WAIT):
         parts = _split(self.kind, url, schemes)
         self.host = parts.hostname
+        self.port = parts.port # None: the usual one
         self.user = user or unquote(parts.username or "")
         self._password = password or unquote(parts.password or "")
         self.is_tls = bool(tls) or parts.scheme == schemes[1]
@@ -377,7 +378,6 @@ class Mqtt(_Broker):
         self.retain = retain
         self.client_id = client_id
         self._client = None
-        self.port = _split(self.kind, url, ("mqtt", "mqtts")).port
         super().__init__(url, ("mqtt", "mqtts"), user, password, tls, when, every, images, queue, batch, seconds,
                          privacy, first_wait)
 

@@ -12,7 +12,6 @@ import os
 import queue
 import random
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import numpy as np
 
 from ..boards import this_board
 from ..files import InputError, printable
+from ..signals import signal_name
 from .gstreamer import (
     csi_number, gstreamer_pipeline, has_gstreamer, require_gstreamer, usb_number)
 from .sources import camera_name, check_source, open_source
@@ -138,11 +138,6 @@ def _child(settings):
 _PROGRAM = ("import json, sys; settings = json.loads(open(0, 'rb', 0, closefd=False).readline().decode()); "
             "sys.path[:] = settings['path']; from jetson_det.runtime.stream.capture import _child; _child(settings)")
 
-def _signal_name(number:int)->str:
-    "Such as SIGKILL."
-    try: return signal.Signals(number).name
-    except ValueError: return "signal {}".format(number)
-
 class _Reader:
     "A child process, as the parent sees it."
     def __init__(self,
@@ -216,7 +211,7 @@ class _Reader:
         with self._lock: self._process.stdin.close()
         os.close(self.messages)
         if kill or code is None: return "its process was killed"
-        if code < 0: return "its process was ended by " + _signal_name(-code)
+        if code < 0: return "its process was ended by " + signal_name(-code)
         return "its process ended with exit code {}".format(code)
 
     def _wait(self, seconds):

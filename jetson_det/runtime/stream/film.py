@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from ..draw import class_color, draw, draw_label, line_and_letters
-from ..files import InputError, plural, printable
+from ..files import InputError, printable
 from ..ops.privacy import PrivacyRules, apply_privacy
 from .brokers import Outbox
 from .regions import draw_regions

@@ -16,12 +16,12 @@ import sys
 import threading
 import time
 from collections import deque
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import ThreadingMixIn
+from http.server import BaseHTTPRequestHandler
 
 import cv2
 
 from ..files import InputError, json_bytes, printable
+from ..http_server import QuietServer
 from ..ops.privacy import PrivacyRules, apply_privacy
 from .brokers import jpeg_of
 from .film import draw_result
@@ -153,23 +153,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_): "Nothing: a request a second would fill the log."
 
-class _Server(ThreadingMixIn, HTTPServer):
-    daemon_threads = True
-    block_on_close = False
+class _Server(QuietServer):
     clients = 0
     def __init__(self, address, view):
         self.view = view
         self.count = threading.Lock()
         super().__init__(address, _Handler)
-
-    def handle_error(self, *_): "A client that went away is no error of ours."
-
-    def server_bind(self):
-        "Without `HTTPServer`'s, which asks the network for this machine's name."
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]
 
     def process_request(self, request, address):
         "One thread a client, up to a limit."

@@ -13,11 +13,11 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, NamedTuple
 
 import numpy as np
 
-from ..files import InputError, nearest_name, plural, printable, write_bytes_atomic
+from ..files import InputError, did_you_mean, plural, printable, write_bytes_atomic
 from ..geometry import Detections
 from ..outputs import WRITTEN_BY
 from ..signals import StopSignals
@@ -207,7 +207,7 @@ class Cascade:
         "Raise `InputError` for a name of `on` that the first session does not know."
         for name in self.on:
             if name not in classes:
-                raise InputError("cascade.on: no class {!r}; {}".format(name, nearest_name(name, classes)))
+                raise InputError("cascade.on: no class {!r}; {}".format(name, did_you_mean(name, classes, 20)))
 
 def _no_detections(): return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 

@@ -10,14 +10,14 @@ import json
 import os
 import re
 
-from ..files import InputError, nearest_name, open_regular, require
+from ..files import InputError, did_you_mean, open_regular, require
 from ..ops.privacy import read_privacy
-from ..plates.alpr import read_plates
+from ..plates.alpr import PLATE_SETTINGS, read_plates
 from ..sessions import open_session
 from .motion import MotionGate
 from .pipeline import Area, Cascade, Pipeline, open_frames
 from .regions import read_regions
-from .sinks import read_outputs
+from .sinks import has_type, read_outputs, type_name
 from .tracker import Tracker
 from ..tiles import Tiled
 
@@ -32,23 +32,15 @@ _SETTINGS = {
     "tracker": {"high_score": _NUMBER, "low_score": _NUMBER, "new_score": _NUMBER, "buffer": int, "class_aware": bool},
     "cascade": {"model": str, "contract": str, "threads": int, "confidence": _NUMBER, "on": list, "pad": _NUMBER,
                 "most": int},
-    "plates": {"ocr": str, "config": str, "classes": list, "confidence": _NUMBER, "least": _NUMBER, "country": str,
-               "pad": _NUMBER, "log": str, "threads": int},
+    "plates": PLATE_SETTINGS,
     "privacy": {"texts": str, "key_file": str, "blur": list},
 }
 _MAY_BE_TRUE = ("tiles", "motion", "tracker") # with their usual settings
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
-
-def _kind(types)->str:
-    "What a setting takes, in words."
-    if types == _NUMBER: return "a number"
-    return " or ".join(_WORDS[t] for t in (types if isinstance(types, tuple) else (types,)))
-
 def _check_keys(given, known, where):
     "Raise `InputError` for a key that is none of these."
     for key in given:
         if key in known: continue
-        raise InputError("{}{}: unknown key; {}".format(where, key, nearest_name(key, sorted(known))))
+        raise InputError("{}{}: unknown key; {}".format(where, key, did_you_mean(key, sorted(known))))
 
 def _check_value(value, types, where):
     "Raise `InputError` for a value of another type."
@@ -57,9 +49,7 @@ def _check_value(value, types, where):
         _check_keys(value, types, where + ".")
         for key, inner in value.items(): _check_value(inner, types[key], "{}.{}".format(where, key))
         return
-    wanted = types if isinstance(types, tuple) else (types,)
-    is_right = bool in wanted if isinstance(value, bool) else isinstance(value, wanted) and value == value
-    if not is_right: raise InputError("{} must be {}".format(where, _kind(types)))
+    if not has_type(value, types): raise InputError("{} must be {}".format(where, type_name(types)))
 
 def check_settings(
     given, # what a YAML file holds
@@ -142,7 +132,7 @@ def _numbered(regions, classes):
         labels = []
         for label in region["labels"]:
             if isinstance(label, str) and label not in classes:
-                raise InputError("regions: no class {!r}; {}".format(label, nearest_name(label, classes)))
+                raise InputError("regions: no class {!r}; {}".format(label, did_you_mean(label, classes, 20)))
             labels.append(classes.index(label) if isinstance(label, str) else label)
         numbered.append(dict(region, labels=labels))
     return read_regions(numbered)
