@@ -88,11 +88,11 @@ def test_a_stop_is_exit_code_1_and_no_error(run, photos, monkeypatch):
 
 def test_an_image_that_cannot_be_written_is_exit_code_1(run, photos, monkeypatch):
     from jetson_det.runtime import predict as module
-    save = module._save_image
+    save = module.save_jpeg
     def fail(folder, name, image):
         if name == "b.jpg": raise OSError(28, "No space left on device", name)
         save(folder, name, image)
-    monkeypatch.setattr(module, "_save_image", fail)
+    monkeypatch.setattr(module, "save_jpeg", fail)
     code, out, err = run("predict", "m.onnx", "photos")
     assert code == 1 and "not written: b.jpg" in out and err == "warning: b.jpg: not written: No space left on device\n"
     assert visible("predictions") == ["a.jpg", "day/a.jpg", "predictions.json"]
