@@ -24,14 +24,16 @@ def run(
         help="when each stage worked on each frame, for ui.perfetto.dev")]=None,
     json_file:JsonFile=None,
 ):
-    "Run a camera or film through a network to files, brokers and a browser, as a YAML file says."
-    from jetson_det.runtime.stream.settings import open_pipeline, read_settings
+    """Run a camera or film through a network to files, brokers and a browser, as a YAML file says. Exit code 1 where an
+    output lost frames, or none came."""
+    from jetson_det.runtime.stream.settings import open_pipeline_file
     check_files(json_file, trace, sources=[pipeline])
-    opened = open_pipeline(read_settings(pipeline), pipeline.parent, trace=trace)
+    opened = open_pipeline_file(pipeline, trace=trace)
     for output in opened.outputs: print(output)
     summary = opened.run(most, seconds)
     print(summary)
     write_figures(json_file, summary._asdict())
+    if summary.lost or not summary.frames: raise typer.Exit(1)
 
 # %% ../nbs/82_cli_board.ipynb #d7067f33
 def alpr(

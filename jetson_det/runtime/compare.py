@@ -7,6 +7,7 @@ __all__ = ['RuntimeComparison', 'compare_sessions', 'compare_runtimes']
 
 # %% ../../nbs/69_runtime.compare.ipynb #cmp00003
 import importlib.util
+import os
 import time
 from typing import NamedTuple, Tuple
 
@@ -110,6 +111,7 @@ def compare_runtimes(
     "The second is the engine, or ONNX Runtime with more threads. Raises `InputError`."
     if len(threads) != 2 or min(threads) < 1:
         raise InputError("threads are two numbers of 1 or more, not {}".format(threads))
+    if engine is not None and not os.path.isfile(str(engine)): raise InputError("{}: no such file".format(engine))
     why = _why_no_engine(engine)
     if not why:
         pair = OnnxSession(onnx, contract, threads=threads[1]), open_session(engine, contract)

@@ -10,6 +10,7 @@ __all__ = ['PLATE_SETTINGS', 'crop_plates', 'PlateReader', 'read_plates', 'OpenI
 import json
 import os
 import time
+import warnings
 from typing import Dict, NamedTuple, Optional, Tuple
 
 import cv2
@@ -18,7 +19,8 @@ import numpy as np
 from ..draw import draw_label, line_and_letters, save_jpeg
 from ..files import InputError, and_more, plural, printable
 from ..geometry import Detections, as_detections
-from ..outputs import OutputFolder, ResultLines
+from ..ops.rotation import check_json_lines
+from ..outputs import OutputFolder, ResultLines, check_output
 from ..ops.privacy import PrivacyRules, blur_boxes, hash_text
 from .ocr import PlateText, open_ocr
 from .patterns import GENERIC, check_country, correct_text, countries_of, is_plausible
@@ -66,7 +68,8 @@ class PlateReader:
         self.country = check_country(country)
         self.pad = pad
         self.votes = TrackVotes() if votes is None else votes
-        self.log = log
+        self.log = None if log is None else check_json_lines(check_output(log))
+        self.problem = "" # why the last line of the log was not written
 
     def __call__(self,
         image:np.ndarray,      # (h,w,3) uint8 BGR
@@ -118,7 +121,11 @@ class PlateReader:
                "told": self.is_told(reading)}
         try:
             with open(str(self.log), "a") as f: f.write(json.dumps(row) + "\n")
-        except OSError as e: raise InputError("{}: cannot be written: {}".format(self.log, e.strerror or e))
+            self.problem = ""
+        except OSError as e: # plates are read all the same
+            reason = e.strerror or str(e)
+            if not self.problem: warnings.warn("{}: the log can't be written: {}".format(self.log, reason))
+            self.problem = reason
 
 # %% ../../../nbs/68_runtime.plates.alpr.ipynb #pla00020
 # key of a pipeline's `plates` -> the types that it takes
