@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Mode', 'Calibrate', 'report_error', 'set_up_process', 'main', 'train', 'import_pt', 'rollback', 'verify',
-           'lineage', 'evaluate', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan', 'shrink',
-           'quantize', 'half', 'bundle', 'build', 'job', 'demo']
+           'lineage', 'evaluate', 'compare', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan',
+           'shrink', 'quantize', 'half', 'bundle', 'build', 'job', 'demo']
 
 # %% ../nbs/89_cli.ipynb #34b2cf4c
 import errno
@@ -31,6 +31,7 @@ from .export.targets import TARGETS
 # %% ../nbs/89_cli.ipynb #6f15bfee
 _OTHER_VERBS = {
     "evaluate": "val valid validate validation test eval score map",
+    "compare": "versus vs diff significance ab",
     "predict": "infer inference detect detection track forward draw",
     "bench": "benchmark speed profile latency time",
     "board-check": "claims hardware jetson",
@@ -38,7 +39,7 @@ _OTHER_VERBS = {
     "train": "fit finetune fine-tune learn resume",
     "export": "onnx to-onnx save tensorrt openvino litert tflite coreml",
     "lint": "check-onnx lint-onnx trtexec",
-    "parity": "compare diff-models",
+    "parity": "diff-models",
     "data check": "check verify-data lint-data fix",
     "data stats": "stats statistics",
     "data view": "view browse show",
@@ -401,6 +402,68 @@ def evaluate(
     if html_file is None: return
     from jetson_det.evaluate.page import write_results
     print(f"wrote {write_results(html_file, artifact, data, part, ds, result, session.contract)}")
+
+# %% ../nbs/89_cli.ipynb #9e600eac
+@app.command(rich_help_panel=MEASURING)
+def compare(
+    models:Annotated[List[str], typer.Argument(metavar="A B ...",
+        help="checkpoint folders, ONNX files or engines; the others are compared with the first. Or two files of"
+        " predictions (.jsonl of predict or run, predictions.json), which need no labels")],
+    data:Annotated[str, typer.Option(help="folder with images and labels; none for files of predictions")]="",
+    split:Annotated[str, typer.Option(help="train, val, test or all; none: test, else val, else all")]="",
+    format:Format="auto",
+    splits:Annotated[str, typer.Option(help="folder with split lists; none: those of the first one's training")]="",
+    resamples:Annotated[int, typer.Option(min=100, help="how often the images are drawn again")]=1000,
+    max_detections:Annotated[int, typer.Option("--max-detections", min=1,
+        help="the best of each class in an image that count (COCO's maxDets)")]=100,
+    device:Device="auto",
+    json_file:JsonFile=None,
+):
+    "Which model is better, and is it sure? A paired test on labeled images, or where two files of predictions differ."
+    from jetson_det.core import InputError
+    for place in models: existing(place)
+    check_files(json_file, sources=[*models, *([data] if data else [])])
+    if all(place.lower().endswith((".jsonl", ".json")) for place in models):
+        from jetson_det.evaluate.compare import compare_live
+        if len(models) != 2: raise InputError(f"{len(models)} files of predictions; give two")
+        result = compare_live(*models)
+    else:
+        result = _compare_on_data(models, data, split, format, splits, resamples, max_detections, device)
+    print(result)
+    write_figures(json_file, {"models": models, **result.to_dict()})
+
+def _compare_on_data(models, data, split, format, splits, resamples, max_detections, device): # Comparison
+    "Evaluate each on the first one's images, and compare."
+    from jetson_det.core import InputError
+    from jetson_det.data.open import check_split, evaluation_data
+    from jetson_det.evaluate.coco import evaluate as run
+    from jetson_det.evaluate.compare import compare_results
+    if not data: raise InputError("models are compared on labeled images: give --data DIR")
+    if len(set(models)) < len(models) or len(models) < 2: raise InputError("give two or more different models")
+    existing(data)
+    check_split(split)
+    ds = None
+    results = {}
+    for place in models:
+        session = open_named(place, device=device)
+        if ds is None:
+            own = session.contract.extra.get("split")
+            ds = evaluation_data(data, split, own, format, splits=splits, artifact=place).ds
+        results[place] = run(session, ds, max_detections=max_detections, progress=sys.stderr.isatty())
+    sizes = {place: _artifact_bytes(Path(place)) for place in models}
+    milliseconds = {place: 1e3 * _session_seconds(result) / len(ds) for place, result in results.items()}
+    return compare_results(ds, results, milliseconds, sizes, resamples)
+
+def _artifact_bytes(path:Path)->int:
+    "What an artifact takes on a disk; a run is its checkpoint."
+    if path.is_file(): return path.stat().st_size
+    from jetson_det.models.checkpoint import checkpoint_of
+    folder = path if path.suffix.lower() == ".mlpackage" else checkpoint_of(path)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+def _session_seconds(result)->float:
+    "What the sessions took, without reading and counting."
+    return sum(seconds for stage, seconds in result.seconds.items() if stage not in ("counting", "total"))
 
 # %% ../nbs/89_cli.ipynb #6cd72995
 @app.command(rich_help_panel=SHIPPING)

@@ -256,6 +256,7 @@ OUTPUTS = {  # verb -> (what it needs to begin, its options that name a file)
     "lineage": (["m.onnx"], ["--json"]),
     "evaluate": (["m.onnx", "--data", "empty"], ["--json", "--html"]),
     "bench": (["m.onnx"], ["--json"]),
+    "compare": (["m.onnx", "m.onnx", "--data", "empty"], ["--json"]),
     "export": (["empty"], ["--json"]),
     "lint": (["m.onnx", "--board", "nano"], ["--json"]),
     "estimate": (["m.onnx", "--board", "nano"], ["--json"]),
