@@ -23,10 +23,11 @@ from jetson_det.train.callbacks.base import Callback
 QUICK = [
     "data.input_size=[96,96]", "data.workers=0", "train.threads=1", "train.batch_size=2", "train.accumulate=2",
     "train.epochs=3", "train.no_aug_epochs=1", "train.warmup_epochs=1", "train.eval_every=1", "train.device=cpu",
-    "augment.multiscale=1", "augment.multiscale_every=2", "train.save_minutes=0.000001", "train.ema_tau=50",
+    "augment.multiscale=1", "augment.multiscale_every=2", "train.save_minutes=60", "train.ema_tau=50",
     "model.weights=none", "train.recipe=none",
     "train.report=false"
 ]
+EACH_STEP = ["train.save_minutes=0.000001"] # a checkpoint after each step, not only after each epoch
 
 # a network of each family -> what its trainings set
 DETR = ["train.optimizer=adamw", "train.lr=0.0001", "train.clip=0.1", "train.warmup_shape=linear"]

@@ -29,7 +29,8 @@ from jetson_det.runtime.contract import METADATA_KEY
 from jetson_det.runtime.sessions import open_session
 from jetson_det.scenes.docks import write_scenes
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("flock"), reason="needs Linux and flock")
+pytestmark = [pytest.mark.usefixtures("kept_graphs"),
+              pytest.mark.skipif(sys.platform != "linux" or not shutil.which("flock"), reason="needs Linux and flock")]
 DOCKER = Path(__file__).resolve().parents[2]/"docker"
 PYTHON36 = Path(__file__).resolve().parents[2]/".venv-py36/bin/python"
 PYTHONS = [pytest.param(sys.executable, id="this"),

@@ -3,10 +3,11 @@ Runtime's own calibrator, numpy's percentile and a literal search for the least 
 import numpy as np
 import onnx
 import pytest
-from exported import SIZE, network
+from exported import SIZE
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from kept import network
 from onnx import TensorProto, helper
 
 from jetson_det.core import InputError

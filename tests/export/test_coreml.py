@@ -6,7 +6,8 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from exported import SIZE, network, scene
+from exported import SIZE, scene
+from kept import network
 
 from jetson_det.core import InputError
 from jetson_det.export.coreml import export_coreml
@@ -18,7 +19,7 @@ from jetson_det.runtime.metadata import coreml_metadata
 
 needs_coremltools = pytest.mark.skipif(find_spec("coremltools") is None,
                                        reason="coremltools is not installed: the extra mobile")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_graphs")
 
 
 def specification(path):

@@ -5,9 +5,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from exported import SIZE, network, plugin_reference, scene
+from exported import SIZE, plugin_reference, scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept import network
 
 from jetson_det.core import InputError
 from jetson_det.data.formats.registry import read_dataset
@@ -22,7 +23,7 @@ from jetson_det.runtime.preprocess import Preprocessor
 from jetson_det.runtime.sessions import Session, open_session
 from jetson_det.scenes.docks import write_scenes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_graphs")
 CONFIDENCE = .3
 FRAMES = [(f"scene {k}", scene(k)) for k in range(4)]
 

@@ -3,7 +3,8 @@ that moves boxes or AP does not; the golden file is beside it either way."""
 import numpy as np
 import onnx
 import pytest
-from exported import SIZE, network
+from exported import SIZE
+from kept import network
 
 from jetson_det.core import InputError
 from jetson_det.data.formats.registry import read_dataset
@@ -14,7 +15,7 @@ from jetson_det.runtime.preprocess import Preprocessor
 from jetson_det.runtime.sessions import Session, open_session
 from jetson_det.scenes.docks import write_scenes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_graphs")
 CONFIDENCE = .3
 
 

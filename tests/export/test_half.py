@@ -1,13 +1,15 @@
 """export.half: a typed FP16 file that stays valid, answers as the FP32 file does, keeps what needs the digits, and that
 a strongly typed builder takes."""
 import os
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnx
 import pytest
-from exported import FAMILY_NAMES, SIZE, network, scene
+from exported import FAMILY_NAMES, SIZE, scene
+from kept import network
 from onnx import TensorProto, helper, numpy_helper
 from referee import needs_referee, takes
 
@@ -22,7 +24,7 @@ from jetson_det.runtime.engine.onnx_file import read_onnx_file
 from jetson_det.runtime.metadata import read_contract
 from jetson_det.runtime.sessions import open_session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_graphs")
 FLOAT = TensorProto.FLOAT
 QUICK = ("yolox-nano", "yolo26n")
 FRAMES = [scene(k) for k in range(2)]
@@ -131,11 +133,24 @@ def test_a_constant_outside_fp16_is_not_lost(tmp_path, value):
     np.testing.assert_array_equal(run(made, x), x)
 
 
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    "name -> its file, the same in FP16, and the report; made once."
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        def get(name):
+            if name not in made:
+                folder = tmp_path_factory.mktemp(name)
+                whole, half = folder / "whole.onnx", folder / "half.onnx"
+                export_onnx(network(name, patch.setitem), whole, SIZE, opset=17)
+                made[name] = whole, half, to_half(whole, half, images=FRAMES)
+            return made[name]
+        yield get
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FAMILY_NAMES])
-def test_each_family_answers_the_same_and_is_built(tmp_path, monkeypatch, name):
-    whole, half = tmp_path / "whole.onnx", tmp_path / "half.onnx"
-    export_onnx(network(name, monkeypatch.setitem), whole, SIZE, opset=17)
-    report = to_half(whole, half, images=FRAMES)
+def test_each_family_answers_the_same_and_is_built(halved, name):
+    whole, half, report = halved(name)
     print(report)
     assert report.parity.detections > 0, "nothing is compared"
     assert report.parity.missing + report.parity.extra <= max(1, report.parity.detections // 20), report.parity.lines()
@@ -182,11 +197,8 @@ def test_why_the_converter_of_onnx_runtime_is_not_used(tmp_path):
     assert makers[rounded.input[0]].name == "s_n" # FP32, FP16, FP32
 
 
-def test_other_files_are_refused(tmp_path):
-    whole, half = tmp_path / "whole.onnx", tmp_path / "half.onnx"
-    model = network("yolox-nano")
-    export_onnx(model, whole, SIZE)
-    to_half(whole, half, images=FRAMES)
+def test_other_files_are_refused(halved, tmp_path):
+    whole, half = (Path(shutil.copy(path, tmp_path)) for path in halved("yolox-nano")[:2])
     with pytest.raises(InputError, match="FP16 in it already"): to_half(half, tmp_path / "b.onnx")
     rounded = as_fp16(whole)
     with pytest.raises(InputError, match="FP16 in it already"): to_half(rounded, tmp_path / "b.onnx")

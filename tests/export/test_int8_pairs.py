@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported import SIZE, network, scene
+from exported import SIZE, scene
+from kept import network
 from referee import needs_referee, takes
 from train_helpers import each_family
 
@@ -27,7 +28,7 @@ from jetson_det.models.fake_quant import (
 from jetson_det.models.int8 import int8_layers
 from jetson_det.runtime.sessions import open_session, verify_onnx
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_graphs")
 QUICK = ("yolox-nano",)
 OTHERS = ("dfine-n", "yolov8n", "yolo11n-p2-lite", "rtdetr-r18", "rtdetrv2-r18")
 
@@ -121,8 +122,8 @@ def check_layer_by_layer(model, path):
 
 
 @pytest.mark.parametrize("name", [*each_family(QUICK), *each_family(OTHERS, slow=True)])
-def test_each_family_computes_what_was_trained(tmp_path, name, monkeypatch):
-    model = rounding_network(name, monkeypatch.setitem)
+def test_each_family_computes_what_was_trained(tmp_path, name, rounding, monkeypatch):
+    model = rounding if name == rounding.name else rounding_network(name, monkeypatch.setitem)
     contract = export_onnx(model, tmp_path / "net.onnx", SIZE, opset=13)
     assert contract.extra["precision"] == "int8" and contract.extra["qat"] == {"layers": len(fake_quantized(model))}
     assert read_onnx(tmp_path / "net.onnx").opset == 13
@@ -161,8 +162,8 @@ def test_the_referee_builds_it(exported):
     assert takes(exported[0].read_bytes())
 
 
-@pytest.mark.parametrize("options", [dict(uint8=True, output="nms"), dict(batch=2), dict(simplify=False),
-                                     dict(dynamic_batch=True, opset=17)], ids=lambda o: " ".join(o))
+@pytest.mark.parametrize("options", [dict(uint8=True, output="nms", opset=17), dict(batch=2),
+                                     dict(simplify=False), dict(dynamic_batch=True)], ids=lambda o: " ".join(o))
 def test_with_every_end(tmp_path, rounding, options):
     contract = export_onnx(rounding, tmp_path / "net.onnx", SIZE, confidence=.3, **options)
     assert len(convolutions(tmp_path / "net.onnx")) == len(fake_quantized(rounding))

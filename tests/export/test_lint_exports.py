@@ -2,18 +2,16 @@
 exactly what is true of them, from the table below; and what is said of TensorRT 11 against the referee."""
 import onnx
 import pytest
-from exported import CLASSES, FAMILY_NAMES, NEEDS_NO_NMS
+from exported import FAMILY_NAMES, NEEDS_NO_NMS, SIZE
+from kept import network
 from referee import takes
-from train_helpers import each_family, small_detrs
+from train_helpers import each_family
 
 from jetson_det.export.ends import add_efficient_nms, add_nms, take_bytes
 from jetson_det.export.lint import lint
 from jetson_det.export.rules import VERSIONS
-from jetson_det.models.graph import simplify_onnx, trace_onnx
-from jetson_det.models.zoo import create_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SIZE = (64, 96)
 DETRS = ("rtdetr-r18", "rtdetrv2-r18", "dfine-n")
 OPSETS = (13, 17, 19)
 QUICK = {"yolox-nano": 13, "yolov8n": 17, "yolo11n-p2-lite": 19, "yolo26n": 13, "rtdetr-r18": 13,
@@ -49,22 +47,18 @@ def wanted(name, opset, output, uint8):
 
 
 @pytest.fixture(scope="module")
-def graphs():
-    "(name, opset) -> a network and its graph, made once."
-    networks, made = {}, {}
+def traced(graphs):
+    "(name, opset) -> a network and its graph."
     with pytest.MonkeyPatch.context() as patch:
-        small_detrs(patch.setitem)
         def get(name, opset):
-            if name not in networks: networks[name] = create_model(name, CLASSES).eval()
-            if (name, opset) not in made:
-                made[name, opset] = simplify_onnx(trace_onnx(networks[name], SIZE, opset))
-            return networks[name], made[name, opset]
+            model = network(name, patch.setitem)
+            return model, graphs.simplify_onnx(graphs.trace_onnx(model, SIZE, opset))
         yield get
 
 
-def exports(graphs, name, opset):
+def exports(traced, name, opset):
     "(output, uint8, graph) of each kind, as `export_onnx` makes them."
-    model, graph = graphs(name, opset)
+    model, graph = traced(name, opset)
     for output in ("raw",) if name in NEEDS_NO_NMS else ("raw", "nms", "efficient-nms"):
         for uint8 in False, True:
             copy = onnx.ModelProto.FromString(graph.SerializeToString())
@@ -74,8 +68,8 @@ def exports(graphs, name, opset):
             yield output, uint8, copy
 
 
-def check(graphs, name, opset, folder):
-    for output, uint8, graph in exports(graphs, name, opset):
+def check(traced, name, opset, folder):
+    for output, uint8, graph in exports(traced, name, opset):
         path = folder/"m.onnx"
         path.write_bytes(graph.SerializeToString())
         report = lint(path, precision="fp32")
@@ -88,20 +82,20 @@ def check(graphs, name, opset, folder):
 
 
 @pytest.mark.parametrize("name", each_family(QUICK))
-def test_what_the_lint_says_of_our_exports(name, graphs, tmp_path):
-    check(graphs, name, QUICK[name], tmp_path)
+def test_what_the_lint_says_of_our_exports(name, traced, tmp_path):
+    check(traced, name, QUICK[name], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", each_family(FAMILY_NAMES))
-def test_what_the_lint_says_of_all_our_exports(name, graphs, tmp_path):
+def test_what_the_lint_says_of_all_our_exports(name, traced, tmp_path):
     for opset in OPSETS:
-        if opset != QUICK.get(name): check(graphs, name, opset, tmp_path)
+        if opset != QUICK.get(name): check(traced, name, opset, tmp_path)
 
 
-def against_referee(graphs, name, opset, kinds, folder):
+def against_referee(traced, name, opset, kinds, folder):
     "The kinds of a network's files: what the lint says of 11.4 is what the referee does."
-    for output, uint8, graph in exports(graphs, name, opset):
+    for output, uint8, graph in exports(traced, name, opset):
         if (output, uint8) not in kinds: continue
         (folder/"m.onnx").write_bytes(graph.SerializeToString())
         report = lint(folder/"m.onnx", tensorrt="11.4", precision="fp32")
@@ -109,15 +103,15 @@ def against_referee(graphs, name, opset, kinds, folder):
 
 
 @pytest.mark.parametrize("name", each_family(QUICK))
-def test_the_referee_agrees(name, graphs, tmp_path):
+def test_the_referee_agrees(name, traced, tmp_path):
     "A family's plain file; of YOLOX what the referee refuses too."
     kinds = [("raw", name in ("yolov8n", "rtdetr-r18"))] # bytes for some, floats for others
     if name == "yolox-nano": kinds += [("nms", False), ("efficient-nms", True)]
-    against_referee(graphs, name, QUICK[name], kinds, tmp_path)
+    against_referee(traced, name, QUICK[name], kinds, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", each_family(FAMILY_NAMES))
-def test_the_referee_agrees_on_all(name, graphs, tmp_path):
+def test_the_referee_agrees_on_all(name, traced, tmp_path):
     kinds = [(output, uint8) for output in ("raw", "nms", "efficient-nms") for uint8 in (False, True)]
-    for opset in OPSETS: against_referee(graphs, name, opset, kinds, tmp_path)
+    for opset in OPSETS: against_referee(traced, name, opset, kinds, tmp_path)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import SIZE, assert_same, network, scene
+from exported import SIZE, assert_same, scene
+from kept import network
 
 from jetson_det.core import InputError
 from jetson_det.export.litert import export_litert

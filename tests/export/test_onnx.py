@@ -1,7 +1,9 @@
 "export.onnx and models.session: the file computes what the checkpoint does, and says what it is."
+import copy
 import subprocess
 import sys
 import warnings
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -33,7 +35,11 @@ COMPUTED = {
 }
 
 
-def network(seed=1, name="yolox-nano"):
+def network(seed=1, name="yolox-nano"): return copy.deepcopy(made(seed, name))
+
+
+@lru_cache
+def made(seed, name):
     "Random weights with activations of a trained network's size."
     torch.manual_seed(seed)
     model = create_model(name, CLASSES)

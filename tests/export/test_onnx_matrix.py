@@ -12,7 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from exported import (CLASSES, FAMILY_NAMES, NEEDS_NO_NMS, SIZE, assert_same, network, plugin_reference, scene)
+from exported import CLASSES, FAMILY_NAMES, NEEDS_NO_NMS, SIZE, assert_same, plugin_reference, scene
+from kept import network
 from train_helpers import each_family
 
 from jetson_det.core import InputError
@@ -25,7 +26,7 @@ from jetson_det.runtime.postprocess import postprocess
 from jetson_det.runtime.preprocess import Preprocessor
 from jetson_det.runtime.sessions import open_session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_graphs")
 CONFIDENCE = .3
 FRAMES = [scene(i) for i in range(3)]
 

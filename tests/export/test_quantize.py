@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exported import CLASSES, SIZE, network, scene
+from exported import CLASSES, SIZE, scene
 from hypothesis import given
 from hypothesis import strategies as st
+from kept import network
 from onnx import TensorProto, helper, numpy_helper
 
 from jetson_det.core import InputError
@@ -23,7 +24,7 @@ from jetson_det.runtime.contract import GRAPH_KEY, METADATA_KEY, Contract
 from jetson_det.runtime.sessions import open_session, verify_onnx
 from jetson_det.scenes.docks import write_scenes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_graphs")
 FLOAT = TensorProto.FLOAT
 
 
@@ -78,7 +79,8 @@ def check_pairs(path, report):
     return graph
 
 
-@pytest.mark.parametrize("name, ends", [("yolox-nano", 9), ("yolov8n", 6), ("yolo26n", 6),
+@pytest.mark.parametrize("name, ends", [("yolox-nano", 9), ("yolo26n", 6),
+                                        pytest.param("yolov8n", 6, marks=pytest.mark.slow),
                                         pytest.param("dfine-n", 0, marks=pytest.mark.slow),
                                         pytest.param("rtdetr-r18", 0, marks=pytest.mark.slow)])
 def test_each_family(tmp_path, docks, name, ends, monkeypatch):

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import onnx
 import pytest
-from exported import SIZE, network, scene
+from exported import SIZE, scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from kept import network
 from onnx import TensorProto, helper, numpy_helper
 
 from jetson_det.core import InputError
@@ -20,7 +21,7 @@ from jetson_det.export.rewrite import rewrite_for_fp16
 from jetson_det.runtime.contract import preset
 from jetson_det.runtime.sessions import open_session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kept_graphs")
 
 
 def saved(path, nodes, shape, constants=(), output="y", opset=13, output_shape=None):

@@ -8,13 +8,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from exported import SIZE, network, scene
+from exported import SIZE, scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept import network
 from train_helpers import each_family
 
 from jetson_det.export.rewrite import rewrite_for_fp16, rewrite_layer_norm, rewrite_softmax, through_fp16
-from jetson_det.models.graph import operators, simplify_onnx, trace_onnx
+from jetson_det.models.graph import operators, simplify_onnx
 from jetson_det.runtime.preprocess import Preprocessor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -165,13 +166,13 @@ def test_through_fp16_is_numpys_rounding():
 
 
 @pytest.mark.parametrize("name", [*each_family(["rtdetr-r18"]), *each_family(["dfine-n"], slow=True)])
-def test_a_network_whose_encoder_is_loud(name, monkeypatch):
+def test_a_network_whose_encoder_is_loud(name, graphs, monkeypatch):
     "The attention of its encoder gives answers in the thousands: LayerNorm takes their scale away again."
     model = network(name, monkeypatch.setitem)
     attention = next(m for key, m in model.named_modules() if key.endswith("aifi.0.layers.0.self_attn"))
     with torch.no_grad():
         for p in attention.o_proj.parameters(): p.mul_(20000)
-    graph = simplify_onnx(trace_onnx(model, SIZE))
+    graph = graphs.simplify_onnx(graphs.trace_onnx(model, SIZE))
     safe = copy.deepcopy(graph)
     counts = rewrite_for_fp16(safe)
     assert counts["layer_norms"] >= 8 and counts["softmaxes"] >= 4

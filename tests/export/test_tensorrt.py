@@ -4,9 +4,10 @@ import subprocess
 
 import onnx
 import pytest
-from exported import SIZE, assert_same, network, scene
+from exported import SIZE, assert_same, scene
 from hypothesis import given
 from hypothesis import strategies as st
+from kept import network
 from train_helpers import each_family
 
 from jetson_det.core import InputError
@@ -20,6 +21,7 @@ from jetson_det.runtime.boards import BOARDS, JETPACKS, PRECISIONS
 from jetson_det.runtime.contract import Contract
 from jetson_det.runtime.sessions import open_session
 
+pytestmark = pytest.mark.usefixtures("kept_graphs")
 YOLOX = Contract("yolox", "yolox-s", ("Sack",), (640, 640), "boxes_scores")
 RTDETR = YOLOX._replace(family="rtdetr", name="rtdetr-r18", output="queries")
 DFINE = RTDETR._replace(family="dfine", name="dfine-n")

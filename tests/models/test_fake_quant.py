@@ -12,6 +12,8 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.extra.numpy import arrays  # noqa: E402
 
+from int8_helpers import layers_found_once  # noqa: E402
+
 from jetson_det.core import InputError  # noqa: E402
 from jetson_det.models.checkpoint import save_checkpoint  # noqa: E402
 from jetson_det.models.fake_quant import (  # noqa: E402
@@ -76,6 +78,11 @@ def test_weights_never_reach_minus_128_and_zeros_stay():
     assert rounded[0, 0] == pytest.approx(-2.) and rounded.isfinite().all() and not rounded[1].any()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def graph_read_once():
+    with layers_found_once(): yield
+
+
 @pytest.fixture(scope="module")
 def images():
     return np.stack([scene(i, SIZE).transpose(2, 0, 1) for i in range(4)])
@@ -92,6 +99,12 @@ def rounding(images):
     return model, exact, x
 
 
+@pytest.fixture(scope="module")
+def layers(rounding):
+    "What the rule says of the float network."
+    return int8_layers(rounding[1], SIZE)
+
+
 @torch.no_grad()
 def answers(model, x): return model.decode(model(x))
 
@@ -99,9 +112,9 @@ def answers(model, x): return model.decode(model(x))
 def same(one, other): return all(torch.equal(a, b) for a, b in zip(one, other))
 
 
-def test_the_rule_decides(rounding):
+def test_the_rule_decides(rounding, layers):
     model, exact, _ = rounding
-    assert fake_quantized(model) == sorted((one.module for one in int8_layers(exact, SIZE)),
+    assert fake_quantized(model) == sorted((one.module for one in layers),
                                            key=[name for name, _ in model.named_modules()].index)
     assert not fake_quantized(exact) and without_fake_quant(exact) is exact
 
@@ -128,7 +141,7 @@ def test_a_copy_is_apart(rounding):
     assert not same(answers(twin, x), answers(model, x))
 
 
-def test_thresholds_are_those_of_the_exported_file(rounding, tmp_path):
+def test_thresholds_are_those_of_the_exported_file(rounding, layers, tmp_path):
     "Another way to the same numbers: ONNX Runtime looks at the tensors of the file."
     from jetson_det.export.calibration import observe
     from jetson_det.export.graph import read_onnx
@@ -137,7 +150,7 @@ def test_thresholds_are_those_of_the_exported_file(rounding, tmp_path):
     export_onnx(exact, tmp_path / "net.onnx", SIZE)
     graph = read_onnx(tmp_path / "net.onnx")
     taken = {node.name: node.input[0] for node in graph.nodes if node.op_type == "Conv"}
-    layers = int8_layers(exact, SIZE)[::7]
+    layers = layers[::7]
     seen = observe(graph.model, [taken[one.node] for one in layers], lambda: (row[None].numpy() for row in x))
     for method, most in (("minmax", 1e-4), ("entropy", .02)):
         found = calibrate_inputs(exact, [one.module for one in layers], lambda: iter(x.split(3)), method)
@@ -189,9 +202,9 @@ def test_a_checkpoint_whose_contract_lies(rounding, tmp_path):
 
 def test_half_precision():
     model = create_model("yolox-nano", CLASSES).train()
-    x = torch.rand(2, 3, 64, 64)*255
+    x = torch.rand(2, 3, *SIZE)*255
     with torch.no_grad(): model(x)
-    quantize_for_training(model, (64, 64), lambda: iter([x]))
+    quantize_for_training(model, SIZE, lambda: iter([x]))
     with torch.autocast("cpu", torch.bfloat16): outputs = model(x)
     boxes, scores = model.decode(outputs)
     (boxes.float().mean() + scores.float().sum()).backward()

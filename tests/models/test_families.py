@@ -39,7 +39,11 @@ def small(monkeypatch): small_detrs(monkeypatch.setitem)
 
 # ---- 1 x 32 = 4 x 8 = 2 processes x 16
 
-ALL_FAMILIES = [*each_family([n for n in FAMILIES if n not in TWINS]), *each_family(TWINS, slow=True)]
+# anchor points, two heads whose parts have normalizers of their own, a decoder; the others go the same ways
+ONE_OF_A_KIND = ("yolox-nano", "yolo26n", "dfine-n")
+ALL_FAMILIES = [*each_family(ONE_OF_A_KIND), *each_family([n for n in FAMILIES if n not in ONE_OF_A_KIND], slow=True)]
+# each decodes its boxes in a way of its own, but for the twins
+DECODERS = [*each_family([n for n in FAMILIES if n not in TWINS]), *each_family(TWINS, slow=True)]
 # AdamW moves every weight that has a gradient, however small
 # 36 images: steps of 32 and of 4, twice
 EXACT = [
@@ -81,7 +85,7 @@ def two(data, tmp_path_factory, pytestconfig):
     forkserver()
     tmp = tmp_path_factory.mktemp("two")
     with_slow = pytestconfig.getoption("--run-slow")
-    names = [n for n in FAMILIES if installed(n) and (with_slow or n not in TWINS)]
+    names = [n for n in FAMILIES if installed(n) and (with_slow or n in ONE_OF_A_KIND)]
     launch(rank_fitted, 2, data, names, str(tmp), start="forkserver")
     return tmp
 
@@ -146,7 +150,6 @@ def crowded(images, annotations):
     return [*crowd, *second, dict(image_id=images[1]["id"], category_id=3, bbox=[30, 20, 24, 36])]
 
 
-ONE_OF_A_KIND = ("yolox-nano", "yolo26n", "dfine-n")
 # name -> images, a change of the labels, settings
 CASES = {
     "a crowd, empty batches, a class with one example": (12, crowded, ["train.accumulate=1", "augment.mosaic=0"]),
@@ -156,14 +159,8 @@ CASES = {
 }
 
 
-# each case with one family of each kind; the others only with the case that has most in it
-HARDEST = next(iter(CASES))
-
-
-@pytest.mark.parametrize("case, name", [
-    *[pytest.param(HARDEST, *p.values, marks=p.marks) for p in each_family()],
-    *[pytest.param(case, *p.values, marks=[*p.marks, *([] if p.values[0] in ONE_OF_A_KIND else [pytest.mark.slow])])
-      for case in CASES if case != HARDEST for p in each_family()]])
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+@pytest.mark.parametrize("case", CASES)
 def test_trains_on_what_there_is(case, name, tmp_path, small, monkeypatch):
     "Through the whole of `train`: finite losses, a whole checkpoint, an evaluation."
     count, change, words = CASES[case]
@@ -252,13 +249,13 @@ def test_the_loader_puts_the_object_where_it_is_labeled(corner):
     assert (corner.boxes[0, 0] - torch.tensor(SPOT).float()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("name", each_family())
+@pytest.mark.parametrize("name", DECODERS)
 def test_what_the_loss_wants_is_what_is_decoded(name, corner, small):
     box, label, iou = best_box(name, corner)
     assert label == 1 and iou > .8, (box, iou)
 
 
-@pytest.mark.parametrize("name", each_family())
+@pytest.mark.parametrize("name", DECODERS)
 def test_exchanged_axes_would_be_noticed(name, corner, small, monkeypatch):
     "In the boxes that the loss gets, and in those that are decoded."
     swapped = corner._replace(boxes=corner.boxes[..., [1, 0, 3, 2]])

@@ -276,8 +276,8 @@ def test_saved_loaded_exported(name, tmp_path):
     again.load_state_dict(ckpt.shipped)
     contract = export_onnx(again.eval(), tmp_path/"small.onnx", SIZE)
     assert contract.parity["scores"] < 1e-3
-    export_onnx(trained(name), tmp_path/"full.onnx", SIZE)
-    assert (tmp_path/"small.onnx").stat().st_size < .95*(tmp_path/"full.onnx").stat().st_size
+    filters = sum(m.weight.numel() for m in trained(name).modules() if isinstance(m, nn.Conv2d))
+    assert (tmp_path/"small.onnx").stat().st_size < .95*4*filters # less than the full network's filters alone
     assert isinstance(Contract.from_json(contract.to_json()), Contract)
 
 

@@ -10,6 +10,8 @@ from train_helpers import config, scenes
 
 from jetson_det.config import load_config
 from jetson_det.core import InputError
+from jetson_det.models.checkpoint import save_checkpoint
+from jetson_det.models.zoo import create_model
 from jetson_det.train import auto_batch as fitting
 from jetson_det.train.auto_batch import (_BatchFit, Trial, TrialProcess, auto_batch, _expected_peak, _fit_batch,
                                          _largest_size, _usual_boxes)
@@ -54,12 +56,17 @@ def test_the_line_through_the_last_two():
 def quick(*more): return config(".", "data.input_size=[64,96]", "augment.multiscale=0", *more)
 
 
-def test_a_trial_measures_real_steps_and_they_lie_on_a_line():
-    trial = TrialProcess(quick(), classes=2, boxes=3)
-    try:
-        total, free = trial.room
-        peaks = {n: trial(n) for n in (4, 8, 16, 32)}
-    finally: trial.close()
+@pytest.fixture(scope="module")
+def trial():
+    "The process of two tests; the second kills it."
+    process = TrialProcess(quick(), classes=2, boxes=3)
+    yield process
+    process.close()
+
+
+def test_a_trial_measures_real_steps_and_they_lie_on_a_line(trial):
+    total, free = trial.room
+    peaks = {n: trial(n) for n in (4, 8, 16, 32)}
     assert 0 < free < total
     assert list(peaks.values()) == sorted(peaks.values()) and peaks[32] > 1.5 * peaks[8] > 0
     assert _expected_peak({n: peaks[n] for n in (8, 16)}, 32) == pytest.approx(peaks[32], rel=.25)
@@ -68,7 +75,8 @@ def test_a_trial_measures_real_steps_and_they_lie_on_a_line():
 def test_a_teacher_takes_part_in_the_trials(tmp_path, monkeypatch):
     "Its weights, and its share of a step; the process of the trials has it too."
     teacher = tmp_path/"teacher"
-    train(config(scenes(tmp_path/"data"), "train.epochs=1", "data.input_size=[64,96]"), teacher)
+    model = create_model("yolox-nano", ["Sack", "Person"])
+    save_checkpoint(teacher, model, None, None, {}, model.contract((64, 96)))
     cfg = quick(f"distill.teacher={teacher}")
     trial = Trial(cfg, classes=2, boxes=3, names=["Sack", "Person"])
     asked = []
@@ -92,14 +100,12 @@ def test_a_library_without_memory_ends_a_trial_as_torch_does(monkeypatch):
     assert trial(2) == float("inf")
 
 
-def test_a_trial_that_dies_did_not_fit_and_the_next_one_begins_anew(monkeypatch):
-    trial = TrialProcess(quick(), classes=2, boxes=3)
-    try:
-        os.kill(trial.process.pid, signal.SIGKILL)
-        trial.process.wait()
-        assert trial(2) == float("inf") and trial.process is None
-        assert 0 < trial(1) < 2e9
-    finally: trial.close()
+def test_a_trial_that_dies_did_not_fit_and_the_next_one_begins_anew(trial):
+    os.kill(trial.process.pid, signal.SIGKILL)
+    trial.process.wait()
+    assert trial(2) == float("inf") and trial.process is None
+    assert 0 < trial(1) < 2e9 and trial.process is not None
+    trial.close()
     assert trial.process is None
 
 

@@ -61,9 +61,10 @@ def test_swa_is_the_mean_of_the_last_ends_also_after_a_resume(data, tmp_path):
     t = Trainer(cfg, ds, tmp_path/"a", callbacks=[Scores(.1, .2, .3, .4), one, ends])
     one.after_train = lambda t: None # what is averaged, not what ships
     t.fit()
+    mean = one.swa.module.state_dict()
     for k in parameters(one.swa.module):
         want = torch.stack([w[k] for w in ends.weights[1:]]).mean(0)
-        assert torch.allclose(one.swa.module.state_dict()[k], want, atol=1e-6), k
+        assert torch.allclose(mean[k], want, atol=1e-6), k
         assert not torch.equal(want, ends.weights[-1][k])
     cut = t.run.step - 2 # in the last epoch
     with pytest.raises(KeyboardInterrupt):
@@ -73,7 +74,8 @@ def test_swa_is_the_mean_of_the_last_ends_also_after_a_resume(data, tmp_path):
     again = Trainer(cfg, ds, tmp_path/"b", load_checkpoint(tmp_path/"cut"), callbacks=[Scores(.1, .2, .3, .4), two])
     again.fit()
     assert two.swa.count == 3 and two.best.rows == one.best.rows
-    for k, v in one.swa.module.state_dict().items(): assert torch.equal(v, two.swa.module.state_dict()[k]), k
+    resumed = two.swa.module.state_dict()
+    for k, v in mean.items(): assert torch.equal(v, resumed[k]), k
 
 
 def test_the_best_are_kept_and_averaged(data, tmp_path, monkeypatch):
@@ -257,7 +259,7 @@ def rank_averaged(world, cfg, out):
 def test_averages_are_the_same_in_all_processes(tmp_path, data):
     """With BatchNorm that learns over the processes: copies of such a network are made, measured anew, and evaluated
     together."""
-    cfg = config(data, "train.epochs=3", "train.eval_every=1", "train.no_aug_epochs=0", "train.swa_epochs=2",
+    cfg = config(data, "train.epochs=2", "train.eval_every=1", "train.no_aug_epochs=0", "train.swa_epochs=2",
                  "train.average_best=2")
     one, two = together(rank_averaged, 2, cfg, str(tmp_path/"run"))
     assert one == two and len(one[1]) == 2

@@ -54,7 +54,7 @@ def gradients(model, size, n=2):
 
 
 @pytest.mark.parametrize("frugal", [False, True])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_a_compiled_network_learns_as_the_plain_one(backend, frugal):
     torch.manual_seed(0)
     plain = Small()

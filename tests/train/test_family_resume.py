@@ -5,10 +5,10 @@ import time
 
 import pytest
 from train_helpers import (
+    EACH_STEP,
     FAMILIES,
     PACKAGES,
     QUICK,
-    TWINS,
     command_in_child,
     config,
     each_family,
@@ -28,7 +28,7 @@ from jetson_det.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # 18 images: 5 steps an epoch, the last of one micro-batch; a checkpoint after each
-RUN = ["data.input_size=[64,96]", "train.epochs=2", "augment.multiscale=0", "train.trackers=[]"]
+RUN = ["data.input_size=[64,96]", "train.epochs=2", "augment.multiscale=0", "train.trackers=[]", *EACH_STEP]
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,10 @@ def finish(child, data, out, words):
     assert process.exitcode == 0, open(f"{out}.txt").read()[-2000:]
 
 
-QUICK_FAMILIES = [n for n in FAMILIES if n not in TWINS]
+QUICK_FAMILIES = ("yolox-nano", "dfine-n")
+OTHERS = [n for n in FAMILIES if n not in QUICK_FAMILIES]
 
-@pytest.mark.parametrize("name", [*each_family(QUICK_FAMILIES), *each_family(TWINS, slow=True)])
+@pytest.mark.parametrize("name", [*each_family(QUICK_FAMILIES), *each_family(OTHERS, slow=True)])
 def test_killed_in_the_middle_of_an_epoch_and_in_a_save(name, tmp_path, data, child, small):
     whole = tmp_path/"whole"
     out = tmp_path/"run"

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from process_helpers import FROZEN, gone, preload, rank_train, together
 from signals import hear_ctrl_c
-from train_helpers import QUICK, config, distance, result_of, scenes
+from train_helpers import EACH_STEP, QUICK, config, distance, result_of, scenes
 
 from jetson_det.models.checkpoint import list_checkpoints, load_checkpoint, newest_whole
 from jetson_det.train.launch import train_processes
@@ -43,7 +43,7 @@ def test_resumed_by_another_number_of_processes(tmp_path, data):
     """2 -> 1 -> 2 processes, in the middle of an epoch both times: the steps are those of two throughout, and the
     weights to 1e-4 of the way."""
     import shutil
-    cfg = config(data, *FROZEN, "train.accumulate=1", "train.keep=100")
+    cfg = config(data, *FROZEN, *EACH_STEP, "train.accumulate=1", "train.keep=100")
     out = tmp_path/"whole"
     again = tmp_path/"again"
     figures = train_processes(cfg, out, processes=2, start="forkserver")
@@ -91,7 +91,7 @@ def test_ranks_that_differ_are_an_error(tmp_path, data):
 def test_killed_in_the_middle_and_resumed(tmp_path, data):
     "With loader workers; nothing is left, the checkpoint is whole."
     out = tmp_path/"run"
-    cfg = config(data, *FROZEN, "train.accumulate=1", "data.workers=1")
+    cfg = config(data, *FROZEN, *EACH_STEP, "train.accumulate=1", "data.workers=1")
     with pytest.raises(TrainingError, match="^process 1 was ended by SIGKILL"):
         together(rank_train, 2, cfg, str(out), "kill")
     assert gone([int((tmp_path/f"run.{r}").read_text()) for r in (0, 1)])
@@ -103,16 +103,17 @@ PARENT = """
 import sys
 sys.path[:0] = [{tests!r}]
 from process_helpers import *
-from train_helpers import config
+from train_helpers import EACH_STEP, config
 from jetson_det.train.state import TrainingError
 if __name__ == "__main__":
-    cfg = config({data!r}, *FROZEN, "train.epochs=500", "train.eval_every=500")
+    cfg = config({data!r}, *FROZEN, *EACH_STEP, "train.epochs=500", "train.eval_every=500")
     try: launch(rank_train, 2, cfg, {out!r}, "nothing", start="forkserver")
     except TrainingError as e: sys.exit(f"error: {{e}}")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=slow)])
+@slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_ctrl_c_ends_all_and_so_does_the_end_of_the_parent(tmp_path, data, number):
     (tmp_path/"parent.py").write_text(
         PARENT.format(tests=str(Path(__file__).parents[1]),
@@ -171,9 +172,11 @@ def saved_once(out, process, limit=90):
 
 
 def test_nothing_listens_on_a_network(tmp_path, data):
-    "While two processes train, as `--gpus 2` starts them; the folder in which they meet is the user's alone."
+    """While two processes train, as `--gpus 2` starts them; the folder in which they meet is the user's alone. Ctrl-C
+    ends all of them."""
     call = [sys.executable, "-c", MAIN, "train", "--gpus", "2", "--out", str(tmp_path/"run"), f"data.path={data}",
-            *QUICK, *FROZEN, "train.epochs=500", "train.eval_every=500", "train.trackers=[]", "data.workers=1"]
+            *QUICK, *FROZEN, *EACH_STEP, "train.epochs=500", "train.eval_every=500", "train.trackers=[]",
+            "data.workers=1"]
     meeting = tmp_path/"meeting"
     meeting.mkdir()
     environment = {**os.environ, "TMPDIR": str(meeting), "GLOO_SOCKET_IFNAME": "", "MASTER_ADDR": "0.0.0.0"}
@@ -183,12 +186,13 @@ def test_nothing_listens_on_a_network(tmp_path, data):
         saved_once(tmp_path/"run", process)
         found = listening(psutil.Process(process.pid))
         folders = [p for p in meeting.iterdir() if p.name.startswith("jetson_det-")]
-        assert found and set(found) <= set(LOOPBACK)
+        children = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
+        assert len(children) >= 2 and found and set(found) <= set(LOOPBACK)
         assert len(folders) == 1 and folders[0].stat().st_mode & 0o077 == 0
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 1 and errors.strip().splitlines()[-1].startswith("stopped by SIGINT after step")
-        assert not list(meeting.glob("jetson_det-*"))
+        assert not list(meeting.glob("jetson_det-*")) and gone(children, 8) and newest_whole(tmp_path/"run")
     finally:
         process.kill()
         process.communicate()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from signals import hearing_ctrl_c
-from train_helpers import config, result_of, scenes
+from train_helpers import EACH_STEP, config, result_of, scenes
 
 from jetson_det.runtime.files import InputError
 from jetson_det.train.callbacks.base import Callback
@@ -185,7 +185,7 @@ class AtStep(Callback):
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path, data):
-    cfg = config(data)
+    cfg = config(data, *EACH_STEP)
     spoil = AtStep(4, lambda t: next(t.stepper.model.head.parameters()).data.fill_(float("inf")))
     t = Trainer(cfg, training_data(cfg, tmp_path), tmp_path/"run", callbacks=[SaveCheckpoints(), spoil])
     with pytest.raises(TrainingError) as e: t.fit()
@@ -217,7 +217,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_later(tmp_path, dat
         return real(fd)
     with monkeypatch.context() as m:
         m.setattr(checkpoint.os, "fsync", full)
-        with pytest.raises(TrainingError) as e: train(config(data), tmp_path/"run")
+        with pytest.raises(TrainingError) as e: train(config(data, *EACH_STEP), tmp_path/"run")
     assert "No space left" in str(e.value) and "--resume" in str(e.value) and "\n" not in str(e.value)
     assert len(list_checkpoints(tmp_path/"run")) and all(verify_checkpoint(p) for p in list_checkpoints(tmp_path/"run"))
     train(config(data), tmp_path/"run", resume=True)
@@ -237,7 +237,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, data, run, name, step, m
         with pytest.raises(TrainingError, match=words): train(config(data), tmp_path/"run")
         assert signal.getsignal(number) == before
     assert newest_whole(tmp_path/"run").name == f"step-{step:08d}"
-    train(config(data, "train.save_minutes=5"), tmp_path/"run", resume=True)
+    train(config(data), tmp_path/"run", resume=True)
     assert result_of(tmp_path/"run") == result_of(run[0])
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from train_helpers import config, result_of, scenes
+from train_helpers import EACH_STEP, config, result_of, scenes
 
 from jetson_det.core import InputError
 from jetson_det.train.loop import train
@@ -76,7 +76,7 @@ def test_signals_reach_the_process_on_the_cpu_and_its_failure_is_told(tmp_path, 
 @pytest.mark.slow
 def test_a_training_whose_gpu_is_lost_ends_on_the_cpu_as_if_nothing_had_been(tmp_path, monkeypatch):
     cfg = config(scenes(tmp_path/"data"), "data.input_size=[64,64]", "train.epochs=2", "train.no_aug_epochs=0",
-                 "train.trackers=[]")
+                 "train.trackers=[]", *EACH_STEP)
     step = Stepper.step
     calls = []
     train(cfg, tmp_path/"whole")

@@ -69,12 +69,12 @@ def rank_waits(world, folder):
     from jetson_det.train.world import main_first
     seen = []
     with main_first(world):
-        if world.main: time.sleep(4)
+        if world.main: time.sleep(3.2)
         seen.append(sorted(os.listdir(folder)))
-        if not world.main: time.sleep(4)
+        if not world.main: time.sleep(3.2)
         open(f"{folder}/{world.rank}", "w").close()
     def work():
-        time.sleep(4)
+        time.sleep(3.2)
         open(f"{folder}/once.{world.rank}", "w").close()
         return world.rank
     doers = world.once_on_machine(work, lambda rank: [rank, sorted(os.listdir(folder))])

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import train_helpers as helpers  # noqa: E402
+from int8_helpers import layers_found_once  # noqa: E402
 
 from jetson_det.config import load_config  # noqa: E402
 from jetson_det.core import InputError  # noqa: E402
@@ -23,6 +24,11 @@ from jetson_det.train.state import TrainingError  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("Sack", "Person")
 SIZE = (96, 96)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graph_read_once():
+    with layers_found_once(): yield
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def test_resumed_bit_for_bit(tmp_path, data, start, monkeypatch):
         return done(self, *args, **kw)
     with monkeypatch.context() as m:
         m.setattr(loop.Stepper, "step", breaks)
-        with pytest.raises(TrainingError): loop.train(cfg, tmp_path/"parts")
+        with pytest.raises(TrainingError): loop.train(settings(data, start, *helpers.EACH_STEP), tmp_path/"parts")
     loop.train(cfg, tmp_path/"parts", resume=True)
     assert helpers.result_of(tmp_path/"whole") == helpers.result_of(tmp_path/"parts")
     # what is in the folder: thresholds, weights that moved, statistics that did not, and a contract that says so
@@ -157,9 +163,9 @@ def test_it_wins_back_what_rounding_cost(start):
     "The float network is the teacher of the rounding one: after some steps the outputs are nearer."
     exact, _ = load_detector(start)
     torch.manual_seed(2)
-    x = torch.rand(8, 3, 64, 64)*255
+    x = torch.rand(4, 3, *SIZE)*255
     model = copy.deepcopy(exact)
-    quantize_for_training(model, (64, 64), lambda: iter([x]))
+    quantize_for_training(model, SIZE, lambda: iter([x]))
     def features(net):
         seen = []
         def see(_, args): seen.append(args[0])

@@ -4,7 +4,7 @@ import shutil
 import time
 
 import pytest
-from train_helpers import config, forkserver, in_a_save, killed_when, result_of, scenes, train_in_child
+from train_helpers import EACH_STEP, config, forkserver, in_a_save, killed_when, result_of, scenes, train_in_child
 
 from jetson_det.runtime.files import InputError
 from jetson_det.models.checkpoint import list_checkpoints, newest_whole, verify_checkpoint
@@ -20,7 +20,7 @@ def whole(data, tmp_path_factory):
     "A training that was never interrupted: its folder, and the seconds it took."
     out = tmp_path_factory.mktemp("runs")/"whole"
     start = time.monotonic()
-    train(config(data), out)
+    train(config(data, *EACH_STEP), out)
     return out, time.monotonic() - start
 
 
@@ -49,7 +49,7 @@ def resumable(out):
     return False
 
 
-def finish(child, data, out, more=()):
+def finish(child, data, out, more=EACH_STEP):
     process = child(data, out, more, resume=resumable(out))
     process.join(120)
     assert process.exitcode == 0, open(f"{out}.txt").read()[-2000:]
@@ -59,7 +59,7 @@ def test_killed_again_and_again_at_every_kind_of_moment(tmp_path, data, whole, c
     "As soon as the folder is there, after a step, in a save, in the middle of an epoch, in a save; then to the end."
     out = tmp_path/"run"
     moments = [lambda: out.exists(), after_steps(out, 1), in_a_save(out), after_steps(out, 4), in_a_save(out)]
-    hits = sum(killed_when(child(data, out, resume=resumable(out)), moment) for moment in moments)
+    hits = sum(killed_when(child(data, out, EACH_STEP, resume=resumable(out)), moment) for moment in moments)
     assert hits == 5 and all(verify_checkpoint(p) for p in list_checkpoints(out))
     finish(child, data, out)
     assert result_of(out) == result_of(whole[0])
@@ -72,7 +72,7 @@ def test_killed_at_random_between_checkpoints_an_epoch_apart(tmp_path, data, who
     "Steps since the last checkpoint are taken again."
     out = tmp_path/"run"
     rng = random.Random(7)
-    more = ["train.save_minutes=60", "data.workers=1"]
+    more = ["data.workers=1"]
     for _ in range(2):
         killed_when(child(data, out, more, resume=resumable(out)), after_seconds(rng.uniform(.2, .8) * whole[1]))
     finish(child, data, out, more)
@@ -85,7 +85,7 @@ def test_killed_at_random(tmp_path, data, whole, child, seed):
     out = tmp_path/"run"
     rng = random.Random(seed)
     for _ in range(rng.randint(2, 8)):
-        killed_when(child(data, out, resume=resumable(out)), after_seconds(rng.uniform(.05, 1.) * whole[1]))
+        killed_when(child(data, out, EACH_STEP, resume=resumable(out)), after_seconds(rng.uniform(.05, 1.)*whole[1]))
     finish(child, data, out)
     assert result_of(out) == result_of(whole[0])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from callback_helpers import finished_run, hashes, scored
-from train_helpers import config, result_of, scenes
+from train_helpers import EACH_STEP, config, result_of, scenes
 
 from jetson_det.core import InputError
 from jetson_det.models.checkpoint import list_checkpoints, newest_whole, verify_checkpoint
@@ -16,7 +16,7 @@ from jetson_det.train.loop import train
 from jetson_det.train.rollback import rollback
 from jetson_det.train.run_folder import read_journal
 
-KEEP = ["train.keep=20"]
+KEEP = [*EACH_STEP, "train.keep=20"]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from callback_helpers import finished_run, hashes
 from command_helpers import run_command
-from train_helpers import config, scenes
+from train_helpers import EACH_STEP, config, scenes
 
 from jetson_det.config import load_config, save_config
 from jetson_det.core import InputError
@@ -27,7 +27,8 @@ from jetson_det.train.state import NotWritten, TrainingError, not_written
 from jetson_det.train.run_folder import (check_run_folder, check_same_data, default_run_folder, hold_run, journal,
                                          read_journal)
 
-KEEP = ["train.keep=20"]
+KEEP = [*EACH_STEP, "train.keep=20"]
+ONE = ["train.epochs=1", "train.trackers=[]", "train.resource_seconds=0"]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,14 @@ def data(tmp_path_factory): return scenes(tmp_path_factory.mktemp("data")/"dock"
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory): return finished_run(config(data, *KEEP), tmp_path_factory.mktemp("runs")/"whole")
+
+
+@pytest.fixture(scope="module")
+def short(data, tmp_path_factory):
+    "A run of one epoch."
+    out = tmp_path_factory.mktemp("runs")/"short"
+    train(config(data, *ONE), out)
+    return out
 
 
 def test_a_run_folder_is_named_by_what_has_a_say(tmp_path, data):
@@ -170,34 +179,29 @@ def test_a_missing_tracker_stops_before_anything_is_written(tmp_path, data, monk
     assert not (tmp_path/"run").exists()
 
 
-def test_no_second_process_trains_or_goes_back_in_a_run(tmp_path, data):
-    out = tmp_path/"run"
-    train(config(data, "train.epochs=1"), out)
+def test_no_second_process_trains_or_goes_back_in_a_run(tmp_path, data, short):
+    out = shutil.copytree(short, tmp_path/"run")
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
     try:
         other.stdout.readline()
-        for call in (lambda: train(config(data, "train.epochs=1"), out, resume=True), lambda: rollback(out)):
+        for call in (lambda: train(config(data, *ONE), out, resume=True), lambda: rollback(out)):
             with pytest.raises(InputError, match="is at work in this run"): call()
     finally:
         other.kill()
         other.wait()
 
 
-def test_what_a_kill_left_half_written_is_no_hindrance(tmp_path):
+def test_what_a_kill_left_half_written_is_no_hindrance(tmp_path, data, short):
     "A file, or a folder of weights, that a killed process was writing beside the others."
-    cfg = config(scenes(tmp_path/"data"), "train.epochs=1")
-    train(cfg, tmp_path/"run")
+    shutil.copytree(short, tmp_path/"run")
     (tmp_path/"run"/".best.part").mkdir()
     (tmp_path/"run"/".best.part"/"weights.safetensors").write_bytes(b"torn")
     (tmp_path/"run"/".resolved.json.1.part").write_bytes(b"{")
-    train(cfg, tmp_path/"run", resume=True)
+    train(config(data, *ONE), tmp_path/"run", resume=True)
     assert not [p.name for p in (tmp_path/"run").iterdir() if p.name.endswith(".part")]
 
 
 # ---- nothing is replaced
-
-ONE = ["train.epochs=1", "train.trackers=[]", "train.resource_seconds=0"]
-
 
 def once(monkeypatch, name, do):
     "The next call of a function of the loop does something else first."
@@ -221,7 +225,7 @@ def test_a_training_that_came_first_is_not_replaced(tmp_path, data, monkeypatch)
 
 def test_a_resumed_training_does_not_go_back_behind_another(tmp_path, data, monkeypatch):
     out = tmp_path/"run"
-    cfg = config(data, *ONE)
+    cfg = config(data, *ONE, *EACH_STEP)
     train(cfg, out)
     shutil.rmtree(checkpoint_path(out, 3))
     for name in ("best", "last"): shutil.rmtree(out/name)
@@ -261,10 +265,10 @@ def test_to_resume_without_a_checkpoint_is_an_error_and_changes_nothing(tmp_path
     assert hashes(out) == before and sum(f.is_file() for f in out.rglob("*")) == len(files)
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, data, capsys):
-    out = tmp_path/"run"
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, data, short, capsys):
+    out = shutil.copytree(short, tmp_path/"run")
     cfg = config(data, *ONE)
-    before = train(cfg, out)["val"]["stats"]
+    before = json.loads((out/"metrics.json").read_text())["val"]["stats"]
     for name in ("checkpoints", "best", "last"): shutil.rmtree(out/name)
     (out/"metrics.json").unlink()
     (out/".config.yaml.part").write_text("half")
@@ -274,10 +278,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path,
     assert [e["event"] for e in read_journal(out)] == ["began", "resumed"]
 
 
-def test_a_run_whose_checkpoints_are_gone_is_not_trained_over(tmp_path, data):
-    out = tmp_path/"run"
+def test_a_run_whose_checkpoints_are_gone_is_not_trained_over(tmp_path, data, short):
+    out = shutil.copytree(short, tmp_path/"run")
     cfg = config(data, *ONE)
-    train(cfg, out)
     shutil.rmtree(out/"checkpoints")
     before = hashes(out)
     with pytest.raises(InputError, match="no checkpoint to resume from; a new run needs a folder of its own"):
@@ -285,10 +288,10 @@ def test_a_run_whose_checkpoints_are_gone_is_not_trained_over(tmp_path, data):
     assert hashes(out) == before
 
 
-def test_figures_that_a_job_has_added_to_stay(tmp_path, data):
-    out = tmp_path/"run"
+def test_figures_that_a_job_has_added_to_stay(tmp_path, data, short):
+    out = shutil.copytree(short, tmp_path/"run")
     cfg = config(data, *ONE)
-    figures = train(cfg, out)
+    figures = json.loads((out/"metrics.json").read_text())
     (out/"metrics.json").write_text(json.dumps({**figures, "onnx": {"AP": .5}}))
     assert train(cfg, out, resume=True)["val"]["stats"] == figures["val"]["stats"]
     assert json.loads((out/"metrics.json").read_text())["onnx"] == {"AP": .5}
@@ -421,13 +424,6 @@ EDITED = {
     "train.seed": "is 5 and was 0",
 }
 VALUES = {"train.epochs": 7, "augment.flip": .25, "data.input_size": [64, 64], "train.seed": 5}
-
-
-@pytest.fixture(scope="module")
-def short(data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs")/"short"
-    train(config(data, *ONE), out)
-    return out
 
 
 @pytest.mark.parametrize("key", EDITED)

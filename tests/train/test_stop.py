@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 from signals import hear_ctrl_c, hearing_ctrl_c
-from train_helpers import QUICK, config, result_of, scenes
+from train_helpers import QUICK, command_in_child, config, forkserver, result_of, scenes
 
 from jetson_det.data import workers
 from jetson_det.models.checkpoint import list_checkpoints, newest_whole
@@ -58,8 +58,10 @@ def with_callback(monkeypatch, callback, before=None):
 def resumed(data, out, *more): return train(config(data, *SELDOM, *more), out, resume=True)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("before", [SaveCheckpoints, StopOnSignal])
+@pytest.mark.parametrize("before, name", [
+    (SaveCheckpoints, "SIGINT"), (SaveCheckpoints, "SIGHUP"), (StopOnSignal, "SIGTERM"),
+    *(pytest.param(*pair, marks=pytest.mark.slow)
+      for pair in ((SaveCheckpoints, "SIGTERM"), (StopOnSignal, "SIGINT"), (StopOnSignal, "SIGHUP")))])
 def test_what_is_said_to_be_saved_is(tmp_path, data, whole, monkeypatch, name, before):
     "The signal comes before the checkpoint callback has looked, or after."
     out = tmp_path/"run"
@@ -116,10 +118,9 @@ def test_a_worker_that_is_killed_costs_nothing(tmp_path, data, whole, monkeypatc
     assert result_of(out) == result_of(whole)
 
 
-def test_an_image_that_is_gone_costs_nothing(tmp_path, monkeypatch):
-    mine = scenes(tmp_path/"data")
+def test_an_image_that_is_gone_costs_nothing(tmp_path, whole, monkeypatch):
+    mine = scenes(tmp_path/"data") # the same images
     cfg = config(mine, *SELDOM)
-    train(cfg, tmp_path/"whole")
     out = tmp_path/"run"
     images = [p for p in mine.rglob("*.jpg")]
     content = {p: p.read_bytes() for p in images}
@@ -132,7 +133,7 @@ def test_an_image_that_is_gone_costs_nothing(tmp_path, monkeypatch):
     assert ".jpg" in str(e.value)
     for p, data in content.items(): p.write_bytes(data)
     train(cfg, out, resume=True)
-    assert result_of(out) == result_of(tmp_path/"whole")
+    assert result_of(out) == result_of(whole)
 
 
 def test_a_worker_that_stands_still_is_said_and_ctrl_c_ends_it(tmp_path, data, whole, monkeypatch, capsys):
@@ -166,19 +167,25 @@ def test_a_worker_that_stands_still_is_said_and_ctrl_c_ends_it(tmp_path, data, w
 MAIN = "import sys; from jetson_det.cli import main; sys.exit(main())"
 
 
+ENDLESS = ["train.epochs=500", "train.eval_every=500", "train.trackers=[]", "train.save_minutes=0.0001"]
+
+
+def saved_twice(out, lives):
+    end = time.monotonic() + 90
+    while len(list_checkpoints(out)) < 2 and lives() and time.monotonic() < end: time.sleep(.05)
+
+
 @pytest.fixture
 def program(tmp_path, data):
-    "Starts `jetson-det train` with settings; waits until it has saved twice."
+    "Starts `jetson-det train`; waits until it has saved twice."
     started = []
-    def start(*words, before="", checkpoints=2):
-        call = [sys.executable, "-c", before + MAIN, "train", "--data", str(data), "--out", str(tmp_path/"run"), *QUICK,
-                "train.epochs=500", "train.eval_every=500", "train.trackers=[]", "train.save_minutes=0.0001", *words]
+    def start():
+        call = [sys.executable, "-c", MAIN, "train", "--data", str(data), "--out", str(tmp_path/"run"), *QUICK,
+                *ENDLESS]
         process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                    preexec_fn=hear_ctrl_c)
         started.append(process)
-        end = time.monotonic() + 90
-        while len(list_checkpoints(tmp_path/"run")) < checkpoints and process.poll() is None and time.monotonic() < end:
-            time.sleep(.05)
+        saved_twice(tmp_path/"run", lambda: process.poll() is None)
         return process
     yield start
     for process in started:
@@ -198,17 +205,33 @@ def test_ctrl_c_is_no_error(tmp_path, program):
     assert code == 1 and line.startswith("stopped by SIGINT after step") and line.endswith("--resume")
 
 
-def test_a_second_ctrl_c_says_how_to_go_on(tmp_path, program):
+def patient_command(words, out):
+    "In a process: `jetson-det`, which gives a worker ten minutes for its end."
+    workers.STOP_SECONDS = 600
+    signal.signal(signal.SIGINT, signal.default_int_handler) # as a Python that has just started
+    command_in_child(words, out, small=False)
+
+
+def test_a_second_ctrl_c_says_how_to_go_on(tmp_path, data):
     "While a worker stands still, so that the step does not end."
-    process = program("data.workers=1", before="import jetson_det.data.workers as w; w.STOP_SECONDS = 600; ")
-    worker = psutil.Process(process.pid).children()[0]
-    worker.suspend()
+    out = tmp_path/"run"
+    words = ["train", "--data", data, "--out", out, *QUICK, *ENDLESS, "data.workers=1"]
+    process = forkserver().Process(target=patient_command, args=(words, out))
+    process.start()
+    worker = None
     try:
+        saved_twice(out, process.is_alive)
+        worker = psutil.Process(process.pid).children()[0]
+        worker.suspend()
         for _ in range(2):
             time.sleep(1.5)
-            process.send_signal(signal.SIGINT)
-        code, line = last_line(process, 60)
+            os.kill(process.pid, signal.SIGINT)
+        process.join(60)
     finally:
-        with contextlib.suppress(psutil.NoSuchProcess): worker.kill() # it holds the pipe
-    assert code == 130 and line.startswith("interrupted; saved up to step")
+        if worker is not None:
+            with contextlib.suppress(psutil.NoSuchProcess): worker.kill()
+        process.kill()
+        process.join()
+    line = (tmp_path/"run.txt").read_text().strip().splitlines()[-1]
+    assert process.exitcode == 130 and line.startswith("interrupted; saved up to step")
     assert line.endswith(f"go on with: jetson-det train --out {tmp_path/'run'} --resume") and not worker.is_running()

@@ -131,7 +131,8 @@ def test_a_copy_keeps_its_own_statistics():
 SINGLE = ["data.input_size=[32,32]", "augment.multiscale=0", "train.batch_size=4", "train.accumulate=1",
           "train.epochs=2", "train.no_aug_epochs=0", "train.trackers=[]"]
 
-@pytest.mark.parametrize("name", ["yolox-nano", *each_family(["yolov8n", "rtdetr-r18", "dfine-n"])])
+@pytest.mark.parametrize("name", [*each_family(["yolox-nano", "dfine-n"]),
+                                  *each_family(["yolov8n", "rtdetr-r18"], slow=True)])
 def test_a_last_batch_of_one_at_32_pixels_trains_and_resumes_exactly(tmp_path, name, monkeypatch):
     "9 images in batches of 4; a map of one pixel at stride 32."
     small_detrs(monkeypatch.setitem)

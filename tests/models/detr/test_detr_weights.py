@@ -86,8 +86,9 @@ def official(weights, name):
 
 
 def same(model, source):
+    found = model.state_dict()
     for k, v in source.state_dict().items():
-        if "num_batches" not in k: assert torch.equal(model.state_dict()[k], v), k
+        if "num_batches" not in k: assert torch.equal(found[k], v), k
 
 
 # ---- official files ------------------------------------------------------------------------------
@@ -214,9 +215,11 @@ def test_rows_go_by_name_and_new_ones_stay_fresh(models, tmp_path):
     assert (report.carried, report.fresh) == (("Truck", "sack"), ("glove", "bag"))
     rows = [k for k in before if re.search(r"class_embed|enc_score_head", k)]
     assert set(report.mismatched) == set(rows) and len(rows) == 2*3 + 2 + 1
+    after = model.state_dict()
+    known = source.state_dict()
     for k in rows:
-        new = model.state_dict()[k]
-        old = source.state_dict()[k]
+        new = after[k]
+        old = known[k]
         assert torch.equal(new[1], old[2]) and torch.equal(new[2], old[0]), k
         assert torch.equal(new[0], before[k][0]) and torch.equal(new[3], before[k][3]), k
         if "denoising" in k: assert torch.equal(new[-1], old[-1]) and len(new) == 5

@@ -110,8 +110,13 @@ def compare(leaves, grids, boxes, labels, size, strides, gains=GAINS26, class_we
     return have
 
 
-@pytest.mark.parametrize("kind,epoch", [("learned", 0), ("fresh", 10), ("anything", 3)])
-@pytest.mark.parametrize("name", SCENES)
+KINDS = [("learned", 0), ("fresh", 10), ("anything", 3)]
+
+
+# the largest scene takes 2 s each time: by default with one kind
+@pytest.mark.parametrize("name, kind, epoch", [
+    pytest.param(name, *kind, marks=[pytest.mark.slow]*(name == "500 boxes" and kind != KINDS[0]))
+    for name in SCENES for kind in KINDS])
 def test_same_loss_and_gradients(name, kind, epoch):
     boxes, labels, size, strides, n_classes = scene(name)
     leaves, grids = outputs_for(boxes, labels, size, strides, n_classes, kind)

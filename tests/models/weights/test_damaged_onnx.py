@@ -230,7 +230,8 @@ def test_weights_in_a_file_beside_it(whole, tmp_path):
     one, two = (create_model("yolox-nano", CLASSES) for _ in range(2))
     load_weights(one, tmp_path/"a.onnx", CLASSES)
     load_weights(two, tmp_path/"b.onnx", CLASSES)
-    for k, v in one.state_dict().items(): assert torch.equal(v, two.state_dict()[k])
+    found = two.state_dict()
+    for k, v in one.state_dict().items(): assert torch.equal(v, found[k])
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64])

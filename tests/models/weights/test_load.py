@@ -1,5 +1,7 @@
 """Starting weights: files that fit, files that do not, ONNX graphs of every kind, and what the BatchNorms become."""
+import io
 import warnings
+from functools import lru_cache
 
 import pytest
 
@@ -44,12 +46,34 @@ class Decoded(Raw):
     def forward(self, images): return self.model.decode(self.model(images))
 
 
-def export(module, path, fold=True, names=None, size=(64, 96), contract=None):
+def export(module, path, fold=True, names=None, contract=None):
+    path.write_bytes(graph_bytes(module, fold))
+    return changed(path, names, contract)
+
+
+def export_trained(wrapper, path, fold=True, names=None, contract=None):
+    "A file of `trained()`."
+    path.write_bytes(graph_of_trained(wrapper, fold))
+    return changed(path, names, contract)
+
+
+def graph_bytes(module, fold):
+    "An ONNX file as torch writes it."
+    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mode = torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE
-        torch.onnx.export(module, (torch.zeros(1, 3, *size),), str(path), opset_version=13, dynamo=False,
-                          training=mode, do_constant_folding=fold)
+        torch.onnx.export(module, (torch.zeros(1, 3, 64, 96),), file, opset_version=13, dynamo=False, training=mode,
+                          do_constant_folding=fold)
+    return file.getvalue()
+
+
+@lru_cache
+def graph_of_trained(wrapper, fold): return graph_bytes(wrapper(trained()), fold)
+
+
+def changed(path, names, contract):
+    "Put a contract into a file, and other names."
     graph = onnx.load(str(path))
     if contract is not None: graph.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
     if names: _rename(graph, names)
@@ -83,7 +107,8 @@ def test_official_pth(tmp_path, name):
     report = load_weights(ours, tmp_path/"a.pth")
     assert len(report.carried) == 80 and not (report.missing or report.unexpected or report.mismatched or report.fresh
                                               or report.folded)
-    for k, v in theirs.state_dict().items(): assert torch.equal(ours.state_dict()[k], v), k
+    found = ours.state_dict()
+    for k, v in theirs.state_dict().items(): assert torch.equal(found[k], v), k
 
 
 @pytest.mark.parametrize("wrap", [
@@ -100,8 +125,9 @@ def test_pth_in_many_wrappings(tmp_path, wrap):
     model = create_model("yolox-nano", CLASSES)
     report = load_weights(model, tmp_path/"a.pth", classes=CLASSES)
     assert report.carried == CLASSES and not report.missing
+    found = model.state_dict()
     for k, v in source.state_dict().items():
-        have = model.state_dict()[k]
+        have = found[k]
         # half precision
         assert have.dtype == v.dtype and ("num_batches" in k or torch.allclose(have, v, rtol=1e-3, atol=1e-4)), k
 
@@ -133,8 +159,9 @@ def test_same_number_of_classes_in_another_order(tmp_path):
     torch.save(trained().state_dict(), tmp_path/"a.pth")
     model = create_model("yolox-nano", CLASSES[::-1])
     load_weights(model, tmp_path/"a.pth", classes=CLASSES)
+    found = model.state_dict()
     for k, v in trained().state_dict().items():
-        assert torch.equal(model.state_dict()[k], v.flip(0) if "cls_preds" in k else v)
+        assert torch.equal(found[k], v.flip(0) if "cls_preds" in k else v)
 
 
 def test_unnamed_classes_start_anew(tmp_path):
@@ -193,7 +220,7 @@ def test_torn_file(tmp_path, suffix):
     path = tmp_path/("a" + suffix)
     model = create_model("yolox-nano", CLASSES)
     if suffix == ".pth": torch.save({"model": trained().state_dict()}, path)
-    else: export(Raw(trained()), path)
+    else: export_trained(Raw, path)
     data = path.read_bytes()
     for keep in (0, 1, 1000, len(data)//2, len(data) - 100):
         path.write_bytes(data[:keep])
@@ -243,15 +270,16 @@ def test_checkpoint_folder(tmp_path):
 ])
 def test_onnx_round_trip(tmp_path, wrapper, fold, names):
     source = trained()
-    export(wrapper(source), tmp_path/"a.onnx", fold, names)
+    export_trained(wrapper, tmp_path/"a.onnx", fold, names)
     model = create_model("yolox-nano", CLASSES)
     report = load_weights(model, tmp_path/"a.onnx", classes=CLASSES)
     assert report.carried == CLASSES and not (report.missing or report.unexpected)
     assert report.folded == (104 if fold else 0)
     assert same_function(model, source)
     if not fold:
+        found = model.state_dict()
         for k, v in source.state_dict().items():
-            if "num_batches" not in k: torch.testing.assert_close(model.state_dict()[k], v, msg=k)
+            if "num_batches" not in k: torch.testing.assert_close(found[k], v, msg=k)
 
 
 @pytest.mark.parametrize("classes", [("a",), ("a", "b", "c", "d")], ids=["1", "4"])
@@ -267,7 +295,7 @@ def test_onnx_with_awkward_class_counts(tmp_path, classes):
 def test_onnx_after_a_simplifier(tmp_path):
     onnxslim = pytest.importorskip("onnxslim")
     source = trained()
-    export(Decoded(source), tmp_path/"a.onnx", contract=source.contract((64, 96)))
+    export_trained(Decoded, tmp_path/"a.onnx", contract=source.contract((64, 96)))
     onnx.save(onnxslim.slim(onnx.load(str(tmp_path/"a.onnx"))), str(tmp_path/"b.onnx"))
     model = create_model("yolox-nano", ["Person", "Sack"])
     report = load_weights(model, tmp_path/"b.onnx")
@@ -279,7 +307,7 @@ def test_onnx_after_a_simplifier(tmp_path):
 def test_onnx_in_another_order_of_nodes(tmp_path):
     "A graph's nodes may stand in any order that respects what feeds what."
     source = trained()
-    export(Raw(source), tmp_path/"a.onnx", names="w")
+    export_trained(Raw, tmp_path/"a.onnx", names="w")
     model = onnx.load(str(tmp_path/"a.onnx"))
     nodes = list(model.graph.node)
     known = {i.name for i in model.graph.initializer} | {i.name for i in model.graph.input} | {""}
@@ -298,7 +326,7 @@ def test_onnx_in_another_order_of_nodes(tmp_path):
 
 
 def test_onnx_of_another_size_and_of_no_yolox(tmp_path):
-    export(Raw(trained()), tmp_path/"nano.onnx")
+    export_trained(Raw, tmp_path/"nano.onnx")
     with pytest.raises(InputError, match="not a yolox-s: its graph is that of yolox-nano"):
         load_weights(create_model("yolox-s", CLASSES), tmp_path/"nano.onnx")
     other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
@@ -318,7 +346,7 @@ def test_onnx_of_another_family_names_the_model(monkeypatch, tmp_path, name, pac
     pytest.importorskip(package, reason=f"the package {package} is not installed")
     small_detrs(monkeypatch.setitem)
     theirs = trained()
-    export(Decoded(theirs), tmp_path/"nano.onnx", contract=theirs.contract((64, 96)) if has_contract else None)
+    export_trained(Decoded, tmp_path/"nano.onnx", contract=theirs.contract((64, 96)) if has_contract else None)
     with pytest.raises(InputError, match=f"not a {name}: its graph is that of yolox-nano; use model.name=yolox-nano$"):
         load_weights(create_model(name, CLASSES), tmp_path/"nano.onnx")
 
@@ -334,7 +362,7 @@ def test_names_of_strangers_are_escaped(tmp_path):
     (folder/"torn.safetensors").write_bytes(b"x")
     torch.save({name: torch.zeros(3)}, folder/"strange.pth")
     torch.save({"model": trained(classes=("p", "q")).state_dict()}, folder/"w.pth")
-    export(Raw(trained()), folder/"nano.onnx")
+    export_trained(Raw, folder/"nano.onnx")
     graph = onnx.load(str(folder/"nano.onnx"))
     for node in graph.graph.node:
         node.name = name
@@ -457,9 +485,10 @@ def test_import_pt(tasks, tmp_path):
         report = load_weights(model, path)
         assert (report.carried, report.fresh) == (("Truck", "sack"), ("glove",))
         assert (report.left, report.missing, report.kind) == (("person",), (), "safetensors")
+        found = model.state_dict()
         for k, v in ours.state_dict().items():
             if ".cv3." not in k or ".2." not in k.split("cv3")[1]:
-                assert torch.allclose(model.state_dict()[k].float(), v.float(), atol=2e-3, rtol=1e-3), k
+                assert torch.allclose(found[k].float(), v.float(), atol=2e-3, rtol=1e-3), k
     (tmp_path/"best.pt").write_bytes((tmp_path/"best.pt").read_bytes() + b"\0") # no longer the file that was imported
     with pytest.raises(InputError): load_weights(model, tmp_path/"best.pt")
     from typer.testing import CliRunner

@@ -62,8 +62,9 @@ def test_training_mode_and_channels_last(name):
     center = (raw[..., :2] + anchors.cells)*anchors.strides
     decoded = torch.cat([center, raw[..., 2:4].exp()*anchors.strides, raw[..., 4:]], -1)
     assert (decoded - want).norm() <= 1e-4*want.norm()
+    found = ours.state_dict()
     for k, v in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[k], v, rtol=1e-4, atol=1e-4, msg=k)
+        torch.testing.assert_close(found[k], v, rtol=1e-4, atol=1e-4, msg=k)
 
 
 @needs_yolox
