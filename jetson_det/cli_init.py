@@ -315,7 +315,7 @@ def _text(ds, data:str, board_name:str, fps:float, machine:str, weights:str, for
     "The config as text that the reader of the configuration accepts. Raises InputError."
     from jetson_det.config import Config
     from jetson_det.runtime.files import InputError
-    from jetson_det.yaml_file import parse_yaml
+    from jetson_det.runtime.yaml_file import parse_yaml
     if weights not in ("official", "none", "") and not Path(weights).exists():
         raise InputError(f"--weights {weights}: no such file or folder; or say official, or none")
     weights = None if weights in ("none", "") else weights

@@ -18,7 +18,7 @@ from .core import did_you_mean, fingerprint, nearest
 from .runtime.display import Block, Html, as_html, fold, or_text, table, title
 from .runtime.files import InputError, write_bytes_atomic
 from .runtime.geometry import check_input_size, nearest_input_size
-from .yaml_file import dump_yaml, parse_yaml, read_yaml
+from .runtime.yaml_file import dump_yaml, parse_yaml, read_yaml
 
 # %% ../nbs/01_config.ipynb #851337d3
 _LARGEST_SEED = 2**63 - 1 # torch's seeds are signed numbers of 64 bits

@@ -14,7 +14,7 @@ from .config import Config, find_config, load_config, parse_override, read_with_
 from .core import nearest
 from .runtime.files import InputError
 from .runtime.geometry import INPUT_STEP, LARGEST_INPUT
-from .yaml_file import dump_yaml
+from .runtime.yaml_file import dump_yaml
 
 # %% ../nbs/02_config_tools.ipynb #d512543c
 _SIDE = dict(type="integer", minimum=INPUT_STEP, maximum=LARGEST_INPUT, multipleOf=INPUT_STEP)

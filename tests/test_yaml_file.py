@@ -12,7 +12,7 @@ from jetson_det.config_tools import explain, known_keys
 from jetson_det.data.augment.albumentations import load_transforms
 from jetson_det.data.formats.registry import read_dataset
 from jetson_det.runtime.files import InputError
-from jetson_det.yaml_file import _MOST_VALUES, dump_yaml, parse_yaml, read_yaml
+from jetson_det.runtime.yaml_file import _MOST_VALUES, dump_yaml, parse_yaml, read_yaml
 
 
 def laughs(kind, wide=9, deep=9):

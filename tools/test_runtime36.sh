@@ -12,14 +12,14 @@ if ! python36=$(find36); then
   exit 0
 fi
 dir=.venv-py36
-ready=$dir/.ready-2 # a new number makes it anew
+ready=$dir/.ready-3 # a new number makes it anew
 if [ ! -f $ready ]; then
   echo "== making $dir with $("$python36" --version 2>&1)"
   rm -rf $dir
   "$python36" -m venv $dir
   $dir/bin/python -m pip install -q -U "pip<22" 2>/dev/null
   $dir/bin/python -m pip install -q --disable-pip-version-check numpy==1.19.5 onnxruntime==1.10.0 "opencv-python-headless<4.7" pytest \
-    redis==4.3.6 paho-mqtt==1.6.1
+    redis==4.3.6 paho-mqtt==1.6.1 PyYAML==6.0.1
   touch $ready
 fi
 # Python 3.6 takes file names for ASCII where the locale says nothing; a board's says UTF-8.

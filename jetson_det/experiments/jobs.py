@@ -22,7 +22,7 @@ from ..core import did_you_mean, nearest
 from ..models.checkpoint import list_checkpoints
 from ..runtime.files import InputError, read_json, require, write_bytes_atomic
 from ..train.run_folder import check_run_folder, hold_run
-from ..yaml_file import parse_yaml
+from ..runtime.yaml_file import parse_yaml
 
 # %% ../../nbs/70_experiments.jobs.ipynb #afb0d87c
 def _jobs_dir()->Path: # a folder of notebooks

@@ -7,6 +7,7 @@ __all__ = ['RuntimeComparison', 'compare_sessions', 'compare_runtimes']
 
 # %% ../../nbs/69_runtime.compare.ipynb #cmp00003
 import importlib.util
+import os
 import time
 from typing import NamedTuple, Tuple
 
@@ -24,7 +25,8 @@ class RuntimeComparison(NamedTuple):
     p50: Tuple[float, float]        # milliseconds an image
     speedup: float                  # time of the first over time of the second; over 1: the second is faster
     interval: Tuple[float, float]   # of the speed-up, 95 %
-    pairs: int                      # of measurements
+    images: int
+    passes: int                     # over the images
     boxes: Tuple[int, int]          # found, over all images
     same: int                       # boxes of one class that have an IoU of .9 or more with one of the other session
     notes: Tuple[str, ...] = ()
@@ -33,8 +35,9 @@ class RuntimeComparison(NamedTuple):
         lines = list(self.notes)
         for name, ms, boxes in zip(self.names, self.p50, self.boxes):
             lines.append("{}: {:.2f} ms (p50), {} boxes".format(printable(name), ms, boxes))
-        lines.append("speed-up {:.2f} (95 %: {:.2f} to {:.2f}, {} pairs); {} of {} boxes are the same".format(
-            self.speedup, self.interval[0], self.interval[1], self.pairs, self.same, max(self.boxes)))
+        span = "95 %: {:.2f} to {:.2f}; {} images, {} passes".format(*self.interval, self.images, self.passes)
+        same = "{} of {} boxes are the same".format(self.same, max(self.boxes))
+        lines.append("speed-up {:.2f} ({}); {}".format(self.speedup, span, same))
         return "\n".join(lines)
 
 def _same_boxes(first, second)->int:
@@ -78,11 +81,16 @@ def compare_sessions(
             start = time.perf_counter()
             sides[side](frame)
             seconds[pair, side] = time.perf_counter() - start
-    sums = draw_weights(len(seconds), draws, seed) @ seconds
+    times = seconds.reshape(repeats, len(frames), 2)
+    of_images = draw_weights(len(frames), draws, seed)
+    of_passes = draw_weights(repeats, draws, seed + 1)
+    sums = np.einsum("dp,di,pis->ds", of_passes, of_images, times, optimize=True)
     p50 = np.median(seconds, 0) * 1e3
     total = seconds.sum(0)
-    return RuntimeComparison(tuple(names), tuple(p50.tolist()), float(total[0] / total[1]),
-                             interval(sums[:, 0] / sums[:, 1]), len(seconds), tuple(boxes.tolist()), same, tuple(notes))
+    return RuntimeComparison(
+        names=tuple(names), p50=tuple(p50.tolist()), speedup=float(total[0] / total[1]),
+        interval=interval(sums[:, 0] / sums[:, 1]), images=len(frames), passes=repeats, boxes=tuple(boxes.tolist()),
+        same=same, notes=tuple(notes))
 
 # %% ../../nbs/69_runtime.compare.ipynb #cmp00010
 def _why_no_engine(engine)->str: # "" where there is one to open
@@ -103,6 +111,7 @@ def compare_runtimes(
     "The second is the engine, or ONNX Runtime with more threads. Raises `InputError`."
     if len(threads) != 2 or min(threads) < 1:
         raise InputError("threads are two numbers of 1 or more, not {}".format(threads))
+    if engine is not None and not os.path.isfile(str(engine)): raise InputError("{}: no such file".format(engine))
     why = _why_no_engine(engine)
     if not why:
         pair = OnnxSession(onnx, contract, threads=threads[1]), open_session(engine, contract)

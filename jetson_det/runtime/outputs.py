@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKER', 'WRITTEN_BY', 'is_inside', 'final_path', 'mark_output', 'is_own_output', 'check_output', 'check_replaced',
-           'check_folder', 'check_new_folder', 'work_folder', 'output_names', 'OutputFolder']
+           'check_folder', 'check_new_folder', 'work_folder', 'output_names', 'OutputFolder', 'ResultLines']
 
 # %% ../../nbs/61_runtime.outputs.ipynb #218f265c
 import errno
@@ -496,3 +496,28 @@ class OutputFolder:
             self._growing = set()
             self._marker.close()
             self._marker = None
+
+# %% ../../nbs/61_runtime.outputs.ipynb #e46e47fd
+class ResultLines:
+    "JSON lines, whole after each row."
+    def __init__(self,
+        path, # as `OutputFolder.add` gives it
+    ):
+        self.path = Path(str(path))
+        self.file = open(str(path), "wb", buffering=0)
+        self.size = 0
+
+    def add(self,
+        row, # what JSON can say, without NaN
+    ):
+        "One line. Raises OSError, with the lines before it whole."
+        line = (json.dumps(row, allow_nan=False) + "\n").encode("ascii")
+        try:
+            rest = line
+            while rest: rest = rest[self.file.write(rest):]
+        except OSError as e:
+            self.file.truncate(self.size)
+            raise OSError(e.errno, e.strerror, str(self.path))
+        self.size += len(line)
+
+    def close(self): self.file.close()

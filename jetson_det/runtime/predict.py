@@ -6,7 +6,6 @@
 __all__ = ['Prediction', 'check_prediction', 'predict']
 
 # %% ../../nbs/69_runtime.predict.ipynb #750df603
-import errno
 import json
 import os
 import re
@@ -14,40 +13,19 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 
 from .files import InputError, json_bytes, plural, printable
 from .geometry import detection_rows
-from .outputs import OutputFolder, output_names
+from .outputs import OutputFolder, ResultLines, output_names
 from .signals import StopSignals
-from .draw import draw
+from .draw import draw, save_jpeg
 from .stream.film import Film
 from .stream.sources import check_source, open_source
 
 # %% ../../nbs/69_runtime.predict.ipynb #bea6ae44
-class _BoxLines:
-    "The boxes as JSON lines, whole after each frame."
-    def __init__(self, path):
-        self.path = Path(str(path))
-        self.file = open(str(path), "wb", buffering=0)
-        self.size = 0
-
-    def add(self, row):
-        "One frame. Raises OSError, with the lines before it whole."
-        line = (json.dumps(row, allow_nan=False) + "\n").encode("ascii")
-        try:
-            rest = line
-            while rest: rest = rest[self.file.write(rest):]
-        except OSError as e:
-            self.file.truncate(self.size)
-            raise OSError(e.errno, e.strerror, str(self.path))
-        self.size += len(line)
-
-    def close(self): self.file.close()
-
 def _write_json(lines_path, out, head): # out: a file that is open
     "One JSON text from the lines: `head`, then the frames; the layout is that of `write_json_atomic`."
     with open(str(lines_path), "rb") as lines:
@@ -58,14 +36,6 @@ def _write_json(lines_path, out, head): # out: a file that is open
             out.write(json_bytes(before + row.replace("\n", "\n  ")))
             before = ",\n  "
         out.write(b"]\n}\n" if before == "\n  " else b"\n ]\n}\n")
-
-# %% ../../nbs/69_runtime.predict.ipynb #22497426
-def _save_image(folder, name, image):
-    "Write a JPEG into a folder of results, whole or not at all. Raises OSError."
-    try: ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])
-    except cv2.error: ok = False
-    if not ok: raise OSError(errno.EINVAL, "{}x{} pixels are no JPEG".format(image.shape[1], image.shape[0]), name)
-    with folder.open(name) as f: f.write(data.tobytes())
 
 # %% ../../nbs/69_runtime.predict.ipynb #39010069
 _FILM_SECONDS = 60 # of one film of a source without an end
@@ -181,7 +151,7 @@ class _Results:
 
     def _begin(self):
         self.folder.begin()
-        self.lines = _BoxLines(self.folder.add("predictions.jsonl"))
+        self.lines = ResultLines(self.folder.add("predictions.jsonl"))
         most = max(int(_FILM_SECONDS * self.fps), 1) if self.is_live else None
         if self.film_stem: self.film = Film(self.folder, self.film_stem, self.fps, most)
 
@@ -197,7 +167,7 @@ class _Results:
 
     def _save(self, name, image): # its name, or None
         try:
-            _save_image(self.folder, name, image)
+            save_jpeg(self.folder, name, image)
             return name
         except OSError as e: self.fail(name, e.strerror or e)
 

@@ -31,7 +31,7 @@ from .outputs import check_folder, check_output, check_replaced
 from .predict import check_prediction, predict
 from .sessions import open_session
 from .signals import StopSignals
-from .stream.settings import open_pipeline, read_settings
+from .stream.settings import open_pipeline_file
 from .stream.sources import open_source
 
 # %% ../../nbs/69_runtime.program.ipynb #6eca3f43
@@ -169,11 +169,9 @@ def _watch(parts, args): # exit code
 def _run(parts, args): # exit code
     "A pipeline's file; the model is the one of this folder where the file names none. A camera's end is a failure."
     own = os.path.abspath(str(parts["model"]))
-    settings = read_settings(args.pipeline, own)
     def open_model(path, **options): return _open(parts, args) if path == own else open_session(path, **options)
     watchdog = Watchdog(args.age, health=HealthFile(args.health) if args.health else None)
-    folder = os.path.dirname(os.path.abspath(args.pipeline))
-    pipeline = open_pipeline(settings, folder, open_model, trace=args.trace, heartbeat=watchdog.write)
+    pipeline = open_pipeline_file(args.pipeline, own, open_model, trace=args.trace, heartbeat=watchdog.write)
     try: summary = pipeline.run(args.most, args.seconds)
     finally: watchdog.close()
     print(summary)

@@ -38,6 +38,8 @@ def _providers(wanted, installed):
     return list(wanted)
 
 # %% ../../nbs/65_runtime.sessions.ipynb #8b132fc0
+_MOST_THREADS = 256 # of one network; thousands make a machine stand still
+
 def load_onnx(
     path,           # the file
     threads:int,    # inside an operator; None: as many as there are cores
@@ -48,7 +50,10 @@ def load_onnx(
     if not Path(str(path)).is_file(): raise InputError("{}: no such file".format(path))
     options = ort.SessionOptions()
     options.log_severity_level = 4 # what fails is raised, too, and reported in one line
-    if threads: options.intra_op_num_threads = int(threads)
+    if threads is not None:
+        if not 1 <= threads <= _MOST_THREADS:
+            raise InputError("threads is {}; it must be from 1 to {}".format(threads, _MOST_THREADS))
+        options.intra_op_num_threads = int(threads)
     providers = _providers(providers, ort.get_available_providers())
     # the CPU has nothing to fall back to, and would print that it tries
     fallback = {"enable_fallback": int(len(providers) > 1)}

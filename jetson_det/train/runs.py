@@ -14,7 +14,7 @@ from ..core import InputError
 from ..runtime.display import Block, Html, as_html, curve, dimmed, facts, or_text, table, title
 from ..runtime.files import printable, read_json
 from .callbacks.log import duration, read_table
-from ..yaml_file import read_yaml
+from ..runtime.yaml_file import read_yaml
 
 # %% ../../nbs/35_train.runs.ipynb #4a1ef58d
 def _number(text):

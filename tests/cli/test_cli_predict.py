@@ -13,7 +13,7 @@ from jetson_det import cli
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     "Runs a verb in this process and in `tmp_path`: (exit code, standard output, standard error)."
-    monkeypatch.setattr(cli, "_open", lambda *a, **k: middle_session())
+    monkeypatch.setattr(cli, "open_named", lambda *a, **k: middle_session())
     monkeypatch.chdir(tmp_path)
     def call(*words):
         code = cli.main([str(word) for word in words])
@@ -45,7 +45,7 @@ def test_no_photograph_is_replaced(run, photos):
 
 def test_the_out_folder_is_looked_at_before_the_model(run, photos, monkeypatch):
     def load(*_): raise AssertionError("the model was loaded")
-    monkeypatch.setattr(cli, "_open", load)
+    monkeypatch.setattr(cli, "open_named", load)
     one_line(run("predict", "m.onnx", "photos", "--out", "photos"), "photos")
     one_line(run("predict", "m.onnx", "photos", "--out", "photos/a.jpg/x"), "not a folder")
     one_line(run("predict", "m.onnx", "absent.mp4"), "absent.mp4")
@@ -88,11 +88,11 @@ def test_a_stop_is_exit_code_1_and_no_error(run, photos, monkeypatch):
 
 def test_an_image_that_cannot_be_written_is_exit_code_1(run, photos, monkeypatch):
     from jetson_det.runtime import predict as module
-    save = module._save_image
+    save = module.save_jpeg
     def fail(folder, name, image):
         if name == "b.jpg": raise OSError(28, "No space left on device", name)
         save(folder, name, image)
-    monkeypatch.setattr(module, "_save_image", fail)
+    monkeypatch.setattr(module, "save_jpeg", fail)
     code, out, err = run("predict", "m.onnx", "photos")
     assert code == 1 and "not written: b.jpg" in out and err == "warning: b.jpg: not written: No space left on device\n"
     assert visible("predictions") == ["a.jpg", "day/a.jpg", "predictions.json"]
@@ -256,6 +256,7 @@ OUTPUTS = {  # verb -> (what it needs to begin, its options that name a file)
     "lineage": (["m.onnx"], ["--json"]),
     "evaluate": (["m.onnx", "--data", "empty"], ["--json", "--html"]),
     "bench": (["m.onnx"], ["--json"]),
+    "compare": (["m.onnx", "m.onnx", "--data", "empty"], ["--json"]),
     "export": (["empty"], ["--json"]),
     "lint": (["m.onnx", "--board", "nano"], ["--json"]),
     "estimate": (["m.onnx", "--board", "nano"], ["--json"]),
@@ -305,7 +306,7 @@ def test_the_table_of_outputs_is_complete():
 def test_a_file_that_cannot_be_written_is_known_before_the_work(run, tmp_path, monkeypatch, verb):
     "The inputs are worth nothing, so that work which had begun would end with a line about them."
     if not sys.platform.startswith("linux"): pytest.skip("not a Linux")
-    monkeypatch.setattr(cli, "_open", None)
+    monkeypatch.setattr(cli, "open_named", None)
     (tmp_path / "m.onnx").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.yaml").write_text(": [")
@@ -354,7 +355,7 @@ def test_a_run_folder_that_cannot_be_written_is_known_before_the_data_is_read(ru
 
 
 def test_a_split_in_another_case(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_open", None)
+    monkeypatch.setattr(cli, "open_named", None)
     (tmp_path / "m.onnx").write_bytes(b"")
     one_line(run("evaluate", "m.onnx", "--data", ".", "--split", "TEST"), "split 'TEST': did you mean 'test'?")
 

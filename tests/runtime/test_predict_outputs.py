@@ -110,7 +110,7 @@ def test_an_error_names_what_was_typed(photos, tmp_path, monkeypatch):
         with pytest.raises(InputError) as e: check("photos", "photos/a.jpg/deep")
         assert str(e.value).startswith("photos/a.jpg/deep: cannot be written: ") and "deep/x" not in str(e.value)
     def full(self, row): raise OSError(28, "No space left on device", str(self.path))
-    monkeypatch.setattr(module._BoxLines, "add", full)
+    monkeypatch.setattr(module.ResultLines, "add", full)
     with pytest.raises(InputError, match="^new: predictions.jsonl cannot be written there: No space left"):
         predict(middle_session(), "photos", "new")
 
@@ -187,11 +187,11 @@ def test_an_image_that_cannot_be_written(tmp_path, monkeypatch):
     put_image(tmp_path / "src" / "a.png")
     put_image(tmp_path / "src" / deep / "b.png")
     put_image(tmp_path / "src" / "c.png")
-    before = module._save_image
+    before = module.save_jpeg
     def save(folder, name, image):
         if name.endswith("/b.jpg"): raise OSError(36, "File name too long", name)
         before(folder, name, image)
-    monkeypatch.setattr(module, "_save_image", save)
+    monkeypatch.setattr(module, "save_jpeg", save)
     with pytest.warns(UserWarning, match="b.png|b.jpg.*not written: File name too long"):
         done = predict(middle_session(), "src", "out")
     assert done.frames == 3 and not done.is_complete and len(done.failed) == 1

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from ...core import InputError, did_you_mean
-from ...yaml_file import read_yaml
+from ...runtime.yaml_file import read_yaml
 
 # %% ../../../nbs/17_data.augment.albumentations.ipynb #8b7e6e1d
 _GROUPS = ("OneOf", "SomeOf", "RandomOrder", "Sequential")

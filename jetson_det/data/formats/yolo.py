@@ -24,7 +24,7 @@ from .splits import split_of
 from .writers import loss, lost_areas, lost_groups
 from ...runtime.files import printable
 from ...runtime.images import IMAGE_SUFFIXES
-from ...yaml_file import dump_yaml, parse_yaml
+from ...runtime.yaml_file import dump_yaml, parse_yaml
 
 # %% ../../../nbs/12_data.formats.yolo.ipynb #24df9fae
 class _Line(NamedTuple):

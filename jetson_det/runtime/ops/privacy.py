@@ -148,6 +148,7 @@ def apply_privacy(
     if image and rules.blur:
         rules.check_classes(result.classes)
         labels = [i for i, name in enumerate(result.classes) if name in rules.blur]
-        chosen = np.isin(result.detections.labels, labels)
-        changed["image"] = blur_boxes(result.image, result.detections.boxes[chosen])
+        found = [result.detections] if result.untold is None else [result.detections, result.untold]
+        boxes = [part.boxes[np.isin(part.labels, labels)] for part in found]
+        changed["image"] = blur_boxes(result.image, np.concatenate(boxes))
     return result._replace(**changed) if changed else result

@@ -10,20 +10,23 @@ __all__ = ['PLATE_SETTINGS', 'crop_plates', 'PlateReader', 'read_plates', 'OpenI
 import json
 import os
 import time
+import warnings
 from typing import Dict, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
 
-from ..draw import draw_label, line_and_letters
-from ..files import InputError, plural, printable, write_bytes_atomic
+from ..draw import draw_label, line_and_letters, save_jpeg
+from ..files import InputError, and_more, plural, printable
 from ..geometry import Detections, as_detections
+from ..ops.rotation import check_json_lines
+from ..outputs import OutputFolder, ResultLines, check_output
 from ..ops.privacy import PrivacyRules, blur_boxes, hash_text
 from .ocr import PlateText, open_ocr
 from .patterns import GENERIC, check_country, correct_text, countries_of, is_plausible
 from .votes import TrackVotes
 from ..sessions import load_onnx, open_session
-from ..stream.sources import open_source
+from ..stream.sources import check_source, open_source
 
 # %% ../../../nbs/68_runtime.plates.alpr.ipynb #pla00007
 def crop_plates(
@@ -65,7 +68,8 @@ class PlateReader:
         self.country = check_country(country)
         self.pad = pad
         self.votes = TrackVotes() if votes is None else votes
-        self.log = log
+        self.log = None if log is None else check_json_lines(check_output(log))
+        self.problem = "" # why the last line of the log was not written
 
     def __call__(self,
         image:np.ndarray,      # (h,w,3) uint8 BGR
@@ -117,7 +121,11 @@ class PlateReader:
                "told": self.is_told(reading)}
         try:
             with open(str(self.log), "a") as f: f.write(json.dumps(row) + "\n")
-        except OSError as e: raise InputError("{}: cannot be written: {}".format(self.log, e.strerror or e))
+            self.problem = ""
+        except OSError as e: # plates are read all the same
+            reason = e.strerror or str(e)
+            if not self.problem: warnings.warn("{}: the log can't be written: {}".format(self.log, reason))
+            self.problem = reason
 
 # %% ../../../nbs/68_runtime.plates.alpr.ipynb #pla00020
 # key of a pipeline's `plates` -> the types that it takes
@@ -296,11 +304,36 @@ class AlprSummary(NamedTuple):
     plates: int    # boxes
     told: int      # with a text that is sure enough and plausible
     stages: Dict   # milliseconds an image, by stage: the mean
+    unreadable: Tuple[str, ...] = () # images of the folder that could not be read
 
     def __str__(self):
         times = ", ".join("{} {:.1f} ms".format(name, ms) for name, ms in self.stages.items())
-        return "{}, {}, {} read{}".format(plural(self.images, "image"), plural(self.plates, "plate"), self.told,
-                                          " ({} an image)".format(times) if times else "")
+        text = "{}, {}, {} read".format(plural(self.images, "image"), plural(self.plates, "plate"), self.told)
+        if times: text += " ({} an image)".format(times)
+        if self.unreadable: text += "; could not be read: " + and_more(map(printable, self.unreadable))
+        return text
+
+class _PlateFolder:
+    "The folder that a run fills: a row of each image, and the image with its boxes."
+    def __init__(self, source, out, rules):
+        self.rules = rules
+        self.folder = OutputFolder(out, "alpr", [source], ["plates.jsonl"])
+        self.lines = None
+
+    def add(self, frame, plates, rows):
+        "One image. Raises OSError."
+        if self.lines is None:
+            self.folder.begin()
+            self.lines = ResultLines(self.folder.add("plates.jsonl"))
+        self.lines.add({"image": frame.name, "frame": frame.index, "plates": rows})
+        name = "{:06d}_{}.jpg".format(frame.index, _safe_stem(frame.name))
+        save_jpeg(self.folder, name, draw_plates(frame.image, plates, self.rules))
+        self.folder.touch()
+
+    def close(self):
+        "Raises OSError."
+        if self.lines is not None: self.lines.close()
+        self.folder.close()
 
 def run_alpr(
     alpr:Alpr,
@@ -315,9 +348,8 @@ def run_alpr(
     plates = 0
     told = 0
     totals = {}
-    lines = []
+    results = None if out is None else _PlateFolder(check_source(source), out, rules)
     try:
-        if out is not None: os.makedirs(str(out), exist_ok=True)
         for frame in frames:
             found = alpr(frame.image)
             rows = [plate_row(plate, rules) for plate in found]
@@ -326,16 +358,13 @@ def run_alpr(
             told += sum(plate.told for plate in found)
             for stage, seconds in alpr.timings.items(): totals[stage] = totals.get(stage, 0.) + seconds
             if on_image is not None: on_image(frame.name, rows)
-            if out is None: continue
-            lines.append(json.dumps({"image": frame.name, "frame": frame.index, "plates": rows}))
-            name = "{:06d}_{}.jpg".format(frame.index, _safe_stem(frame.name))
-            _, data = cv2.imencode(".jpg", draw_plates(frame.image, found, rules))
-            write_bytes_atomic(os.path.join(str(out), name), data.tobytes())
+            if results is not None: results.add(frame, found, rows)
     except OSError as e: raise InputError("{}: cannot be written: {}".format(out, e.strerror or e))
-    finally: frames.close()
-    if out is not None:
-        write_bytes_atomic(os.path.join(str(out), "plates.jsonl"), "".join(line + "\n" for line in lines).encode())
-    return AlprSummary(images, plates, told, {stage: 1e3 * s / max(images, 1) for stage, s in totals.items()})
+    finally:
+        frames.close()
+        if results is not None: results.close()
+    stages = {stage: 1e3 * s / max(images, 1) for stage, s in totals.items()}
+    return AlprSummary(images, plates, told, stages, tuple(map(str, getattr(frames, "unreadable", ()))))
 
 def _safe_stem(name)->str:
     "The name of an image without folders, end and odd characters."

@@ -72,12 +72,22 @@ def _fits(c, place)->bool:
     if place == "D": return c in "0123456789"
     return place == "A" or c == place
 
+# a thousand plates a minute ask: patterns of letters and digits alone are looked up by the text's form
+_CODES_OF_FORM = {} # "LLDDD" -> codes
+_OTHER_PATTERNS = [] # (code, pattern)
+for _code in sorted(PATTERNS):
+    for _pattern in PATTERNS[_code]:
+        if set(_pattern) <= set("LD"): _CODES_OF_FORM.setdefault(_pattern, set()).add(_code)
+        else: _OTHER_PATTERNS.append((_code, _pattern))
+
 def countries_of(
     text:str, # a plate
 )->Tuple[str, ...]: # ISO 3166 codes, in alphabetical order
     "The countries whose usual series a text fits."
     plain = plain_text(text)
-    return tuple(code for code in sorted(PATTERNS) if any(fits_pattern(plain, p) for p in PATTERNS[code]))
+    form = "".join("D" if c in "0123456789" else "L" if c.isalpha() else "-" for c in plain)
+    others = {code for code, pattern in _OTHER_PATTERNS if fits_pattern(plain, pattern)}
+    return tuple(sorted(others | _CODES_OF_FORM.get(form, set())))
 
 def check_country(
     country:str, # a code of `PATTERNS`, or `GENERIC`

@@ -206,6 +206,9 @@ class _Broker:
         self._disconnect()
         return lost
 
+    @property
+    def lost(self)->int: return self.failed + self.outbox.dropped # frames
+
     def _disconnect(self): "Nothing is held open."
     def __str__(self): return self.outbox.name
 

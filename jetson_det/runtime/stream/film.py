@@ -113,9 +113,11 @@ class Film:
         with opencv_path(self.part) as path:
             self.writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), self.fps, self.size[::-1])
         if not self.writer.isOpened():
+            name = self.folder.path/self._name()
             self.discard()
-            raise InputError("{}: this OpenCV can't write MPEG-4 video; give a folder of images instead".format(
-                self.folder.path/self._name()))
+            if shutil.disk_usage(str(self.folder.path)).free < _ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(name))
+            raise InputError("{}: this OpenCV can't write MPEG-4 video; take another output".format(name))
 
     def _name(self):
         if self.number == 1 and self.most is None: return self.stem + ".mp4"
@@ -130,13 +132,17 @@ class Film:
             _check_film(self.part, self.frames)
             while os.path.lexists(str(self.folder.path/self._name())): self.number += 1
             self.folder.rename(self.part_name, self._name())
+            self.size = None
         except OSError as e:
+            name = self._name()
             self.discard()
-            raise OSError(e.errno, e.strerror, self._name())
+            raise OSError(e.errno, e.strerror, name)
 
     def discard(self):
-        "Remove the film that is open."
+        "Remove the film that is open; its number is free again."
         if self.writer is not None: self.writer.release()
+        if self.size is not None: self.number -= 1
+        self.size = None
         self.writer = None
         if self.part is not None and self.part.exists(): self.part.unlink()
 
@@ -174,7 +180,8 @@ class DrawnVideo:
         self.stem = stem
         self.regions = tuple(regions)
         self.privacy = privacy or PrivacyRules()
-        self.failed = 0 # frames and films that could not be written
+        self.failed = 0   # frames that could not be written, those of a film that was given up too
+        self.problem = "" # why the last frame was not written
         self.folder = _FilmFolder(folder)
         most = max(int(round(seconds * fps)), 1)
         self.film = Film(self.folder, stem, fps, most, ".{}.part.mp4".format(stem))
@@ -203,7 +210,9 @@ class DrawnVideo:
             if self.film.writer is None: self._go_on()
             self.film.add(draw_result(apply_privacy(result, self.privacy), self.regions))
             if self.film.number != before: self._delete_old()
-        except Exception as e: self._fail(e)
+            if self.problem: self._say("films are written again; frames lost: {}".format(self.failed))
+            self.problem = ""
+        except Exception as e: self._fail(e, 1)
 
     def _go_on(self):
         "The number after the newest film."
@@ -213,12 +222,19 @@ class DrawnVideo:
     def _delete_old(self):
         for path in self.films()[:-self.keep]: path.unlink()
 
-    def _fail(self, error):
+    def _fail(self, error, frames):
+        "Give the open film up; `frames`: those in hand beside."
+        self.failed += self.film.frames + frames
         self.film.discard()
-        self.failed += 1
-        if self.failed > 1: return
-        reason = getattr(error, "strerror", None) or error
-        print("warning: {}: a film can't be written: {}".format(self, printable(reason)), file=sys.stderr, flush=True)
+        self.film.frames = 0
+        reason = str(getattr(error, "strerror", None) or error)
+        if not self.problem: self._say("a film can't be written, and its frames are lost: {}".format(printable(reason)))
+        self.problem = reason
+
+    @property
+    def lost(self)->int: return self.failed # frames
+
+    def _say(self, text): print("warning: {}: {}".format(self, text), file=sys.stderr, flush=True)
 
     def close(self,
         seconds:float=10., # to write what waits
@@ -229,6 +245,6 @@ class DrawnVideo:
         try:
             self.film.finish()
             self._delete_old()
-        except Exception as e: self._fail(e)
+        except Exception as e: self._fail(e, 0)
 
     def __str__(self): return "video {}".format(printable(self.folder.path/self.stem))

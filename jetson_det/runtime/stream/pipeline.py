@@ -11,18 +11,19 @@ import os
 import queue
 import threading
 import time
+import warnings
 from collections import deque
 from contextlib import contextmanager
-from typing import Dict, NamedTuple
+from typing import Dict, NamedTuple, Tuple
 
 import numpy as np
 
-from ..files import InputError, did_you_mean, plural, printable, write_bytes_atomic
-from ..geometry import Detections
-from ..outputs import WRITTEN_BY
+from ..files import InputError, and_more, did_you_mean, plural, printable, write_bytes_atomic
+from ..geometry import Detections, box_iou
+from ..outputs import WRITTEN_BY, check_output, check_replaced
 from ..signals import StopSignals
 from .capture import Capture
-from .regions import RegionCounter, inside, point_of
+from .regions import RegionCounter, crosses_itself, inside, point_of
 from .result import FrameResult
 from .sources import check_source, open_source
 
@@ -99,6 +100,14 @@ class _Film:
         start = time.time()
         for frame in self._source: yield frame.image, frame.index, start + frame.index / (self.fps or 1)
 
+    @property
+    def unreadable(self): return tuple(map(str, getattr(self._source, "unreadable", ()))) # names of images
+
+    def file_of(self, index): # name of a folder's image, or None
+        "Which file a frame is."
+        files = getattr(self._source, "files", None)
+        return None if files is None else str(files[index])
+
     def close(self): self._source.close()
     def __str__(self): return str(self._source)
 
@@ -119,12 +128,15 @@ class Area:
         corners, # (E,2) x, y in parts of the frame, 0 to 1; 3 points or more
     ):
         "Raises `InputError` for anything else."
-        try: corners = np.array(corners, np.float64).reshape(-1, 2)
-        except (TypeError, ValueError): raise InputError("area: it is a list of points [x, y]")
+        try: corners = np.array(corners, np.float64)
+        except (TypeError, ValueError): corners = None
+        if corners is None or corners.ndim != 2 or corners.shape[1] != 2:
+            raise InputError("area: it is a list of points [x, y]")
         if len(corners) < 3: raise InputError("area: {}; it needs 3 or more".format(plural(len(corners), "point")))
         if not ((corners >= 0) & (corners <= 1)).all():
             raise InputError("area: points are parts of the frame, from 0 to 1")
         if (corners.max(0) - corners.min(0)).min() < .01: raise InputError("area: it has no width or no height")
+        if crosses_itself(corners): raise InputError("area: its outline crosses itself")
         self.corners = corners
 
     def crop(self,
@@ -242,7 +254,12 @@ class _Trace:
         for name, index, thread, start, seconds in list(self._events):
             rows.append({"ph": "X", "name": name, "pid": 1, "tid": threads[thread], "ts": round(start * 1e6, 1),
                          "dur": round(seconds * 1e6, 1), "args": {"frame": index}})
-        write_bytes_atomic(self.path, json.dumps({"written_by": WRITTEN_BY, "traceEvents": rows}).encode("ascii"))
+        data = json.dumps({"written_by": WRITTEN_BY, "traceEvents": rows}).encode("ascii")
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(str(self.path))), exist_ok=True)
+            write_bytes_atomic(self.path, data)
+        except OSError as e: # what was run is not lost with it
+            warnings.warn("{}: the trace can't be written: {}".format(self.path, e.strerror or e))
 
 # %% ../../../nbs/68_runtime.stream.pipeline.ipynb #pip00022
 class PipelineSummary(NamedTuple):
@@ -257,6 +274,8 @@ class PipelineSummary(NamedTuple):
     seconds: float
     stages: Dict     # seconds in all, by stage; stages overlap
     stopped_by: str  # name of a signal, or ""
+    lost: Dict = {}  # output -> frames that it could not write or send; those without a loss are not named
+    unreadable: Tuple[str, ...] = () # images of a folder
 
     def __str__(self):
         rate = self.looked / self.seconds if self.seconds > 0 else 0
@@ -265,6 +284,8 @@ class PipelineSummary(NamedTuple):
             plural(self.objects, "object"))
         if self.skipped: text += ", {} skipped".format(self.skipped)
         if self.dropped: text += ", {} dropped".format(self.dropped)
+        if self.unreadable: text += "; could not be read: {}".format(and_more(map(printable, self.unreadable)))
+        for output, count in self.lost.items(): text += "; {} lost by {}".format(plural(count, "frame"), output)
         if self.stopped_by: text += "; stopped by {}".format(self.stopped_by)
         return text
 
@@ -294,6 +315,7 @@ class Pipeline:
         if int(every) != every or every < 1: raise InputError("every is {}; it must be 1 or more".format(every))
         if not 1 <= queue_size <= 64: raise InputError("queue_size is {}; it must be from 1 to 64".format(queue_size))
         if regions and tracker is None: raise InputError("regions count tracks: they need a tracker")
+        if trace is not None: check_replaced(check_output(trace))
         self.source = source
         self.session = session
         self.outputs = list(outputs)
@@ -341,6 +363,8 @@ class Pipeline:
                    threading.Thread(target=_hand_out, args=(leaving, self.outputs, trace), name="outputs")]
         self._counter = None
         self._looked_at = None # index
+        self._size = None # (h, w) of the last frame
+        self._carried = None # of the cascade: ids of the parents, boxes in parts of theirs, detections
         if self.tracker is not None: self.tracker.reset()
         for thread in threads:
             thread.daemon = True # a device that hangs must not hold the program
@@ -371,7 +395,7 @@ class Pipeline:
                 str(frames), counts["frames"], counts["looked"], counts["skipped"],
                 arrived.dropped + getattr(frames, "dropped", 0), counts["results"], counts["objects"],
                 time.time() - start, {name: round(total, 4) for name, total in sorted(trace.totals.items())},
-                stop.reason if stop is not None else "")
+                stop.reason if stop is not None else "", _lost_by(self.outputs), getattr(frames, "unreadable", ()))
             trace.write()
         if leaving.failure is not None: raise leaving.failure
         if threads[1].is_alive():
@@ -380,6 +404,7 @@ class Pipeline:
 
     def _look(self, frames, image, index, when, trace, counts):
         "The result of a frame; None where there is nothing to say."
+        if image.shape[:2] != self._size: self._resize(image.shape[:2])
         is_turn = self._looked_at is None or index - self._looked_at >= self.every # frames may be missing
         looks = is_turn and (self.motion is None or self.motion(image, when))
         if looks:
@@ -391,21 +416,44 @@ class Pipeline:
             return None
         with trace.stage("follow", index):
             tracks = None
+            untold = None
             if self.tracker is not None:
                 tracks = self.tracker(found, index) if looks else self.tracker.predict(index)
+                if looks: untold = self._untold(found, tracks.detections)
                 found = tracks.detections
             else: found = _over(found, self._least)
             events, counted = self._count(frames, image, when, tracks)
         result = FrameResult(frames.name, index, when, image, Detections(*found), self.classes, events=events,
-                             counts=counted, looked=looks)
+                             counts=counted, looked=looks, untold=untold,
+                             file=frames.file_of(index) if hasattr(frames, "file_of") else None)
         if tracks is not None: result = result._replace(ids=tracks.ids, missed=tracks.missed)
-        if looks and self.cascade is not None:
-            with trace.stage("cascade", index): result = self._look_again(result)
+        if self.cascade is not None:
+            with trace.stage("cascade", index): result = self._look_again(result) if looks else self._carry(result)
         if looks and self.reader is not None:
             with trace.stage("read", index):
                 texts = self.reader(image, result.detections, result.ids)
                 result = result._replace(texts=None if texts is None else tuple(texts))
         return result._replace(seconds=dict(getattr(self.session, "timings", None) or {}) if looks else None)
+
+    def _resize(self, size):
+        "Frames of another size, as after a camera came back: what was followed in the old pixels is left."
+        if self._size is not None and self.tracker is not None:
+            self.tracker.reset()
+            if self._counter is not None: self._counter.resize(size)
+            self._carried = None
+            self._looked_at = None
+        self._size = size
+
+    def _untold(self, found, told):
+        "What has no track (yet) and is not shown, for those who hide it. Nobody looks again at it: it is hidden whole."
+        found = _over(found, self._least)
+        if len(told.boxes) and len(found.boxes):
+            apart = box_iou(found.boxes, told.boxes).max(1) < .5
+            found = Detections(found.boxes[apart], found.scores[apart], found.labels[apart])
+        if self.cascade is None: return found
+        inner = range(len(self.session.contract.classes), len(self.classes))
+        parts = [found] + [found._replace(labels=np.full_like(found.labels, label)) for label in inner]
+        return Detections(*(np.concatenate(column) for column in zip(*parts)))
 
     def _detect(self, image):
         "Boxes of the frame, through the area where there is one."
@@ -428,12 +476,24 @@ class Pipeline:
         "With what the second session found behind what the first did."
         found = result.detections
         again, parents = self.cascade(result.image, found, self.classes)
-        labels = again.labels + len(self.session.contract.classes)
-        both = [np.concatenate(pair) for pair in zip(found, again._replace(labels=labels))]
-        result = result._replace(detections=Detections(*both))
-        if result.ids is None: return result
-        return result._replace(ids=np.concatenate([result.ids, result.ids[parents]]),
-                               missed=np.concatenate([result.missed, result.missed[parents]]))
+        again = again._replace(labels=again.labels + len(self.session.contract.classes))
+        if result.ids is not None:
+            outer = found.boxes[parents]
+            shares = (again.boxes - np.tile(outer[:, :2], 2)) / np.tile(outer[:, 2:] - outer[:, :2], 2)
+            self._carried = result.ids[parents], shares, again
+        return _with_inner(result, again, parents)
+
+    def _carry(self, result):
+        "What the second session found the last time, moved with the boxes it was found in."
+        if self._carried is None or result.ids is None: return result
+        ids, shares, again = self._carried
+        row_of = {number: row for row, number in enumerate(result.ids.tolist())}
+        kept = [k for k, number in enumerate(ids.tolist()) if number in row_of]
+        parents = np.array([row_of[number] for number in ids[kept].tolist()], np.int64)
+        outer = result.detections.boxes[parents]
+        boxes = np.tile(outer[:, :2], 2) + shares[kept] * np.tile(outer[:, 2:] - outer[:, :2], 2)
+        moved = Detections(boxes.astype(np.float32), again.scores[kept], again.labels[kept])
+        return _with_inner(result, moved, parents)
 
 # %% ../../../nbs/68_runtime.stream.pipeline.ipynb #pip00024
 def _fetch(frames, arrived, trace, most):
@@ -462,6 +522,19 @@ def _hand_out(leaving, outputs, trace):
         try: output.close()
         except Exception as e: leaving.failure = leaving.failure or e
     leaving.close()
+
+def _with_inner(result, inner, parents):
+    "A result with what was found in its boxes behind them; `parents`: which boxes."
+    both = [np.concatenate(pair) for pair in zip(result.detections, inner)]
+    result = result._replace(detections=Detections(*both))
+    if result.ids is None: return result
+    return result._replace(ids=np.concatenate([result.ids, result.ids[parents]]),
+                           missed=np.concatenate([result.missed, result.missed[parents]]))
+
+def _lost_by(outputs)->dict:
+    "Frames that outputs could not write or send."
+    counts = [(str(output), int(getattr(output, "lost", 0))) for output in outputs]
+    return {name: count for name, count in counts if count}
 
 def _over(detections, least):
     "Those with a score of so much."

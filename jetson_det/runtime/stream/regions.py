@@ -199,15 +199,19 @@ class _ZoneCount:
     "Who is in a zone."
     def __init__(self, name, polygon, size, margin, patience):
         self.name = name
-        self.polygon = polygon
-        self.starts, self.ends = _inner_edges(polygon, size)
-        self.margin = margin
+        self.place(polygon, size, margin)
         self.patience = patience
         self.entered = 0
         self.left = 0
         self.finished = 0. # sum of the dwell times of those that left
         self.since = {}    # id -> time of entering, of those present
         self.seen = {}     # id -> (last time, label), of those present
+
+    def place(self, polygon, size, margin):
+        "Where it is in frames of this size."
+        self.polygon = polygon
+        self.starts, self.ends = _inner_edges(polygon, size)
+        self.margin = margin
 
     def update(self, points, ids, labels, time):
         "The events of one frame."
@@ -262,13 +266,17 @@ class _LineCount:
     "Who went through a gate."
     def __init__(self, name, ends, margin, patience):
         self.name = name
+        self.place(ends, None, margin)
+        self.patience = patience
+        self.to_right = 0
+        self.to_left = 0
+
+    def place(self, ends, size, margin):
+        "Where it is; who walks is met anew."
         self.start = ends[0]
         self.length = float(np.hypot(*(ends[1] - ends[0])))
         self.direction = (ends[1] - ends[0]) / self.length
         self.margin = margin
-        self.patience = patience
-        self.to_right = 0
-        self.to_left = 0
         self.walkers = {} # by id
 
     def update(self, points, ids, labels, time):
@@ -314,6 +322,8 @@ class RegionCounter:
         if not 0 <= margin < .5: raise InputError("regions: margin is {}; it must be from 0 to under .5".format(margin))
         if not patience >= 0: raise InputError("regions: patience is {}; it must be 0 or more".format(patience))
         self.regions = list(regions)
+        self._margin = margin
+        self._size = tuple(size) # of the first frame, which regions in pixels are for
         self._last_pixel = np.array([size[1], size[0]]) - .5
         self._time = None
         self._counts = []
@@ -324,6 +334,15 @@ class RegionCounter:
             else:
                 _check_depth(region.name, corners, size, margin)
                 self._counts.append(_ZoneCount(region.name, corners, size, margin, patience))
+
+    def resize(self,
+        size, # (h, w) of the frames from now on
+    ):
+        "The view is the same, in other pixels: regions keep their share of it, and counts go on."
+        scale = np.array([size[1] / self._size[1], size[0] / self._size[0]])
+        self._last_pixel = np.array([size[1], size[0]]) - .5
+        for region, count in zip(self.regions, self._counts):
+            count.place(region.in_pixels(self._size) * scale, size, self._margin * min(size))
 
     def __call__(self,
         tracks, # Tracks of this frame, in its pixels; predicted ones too

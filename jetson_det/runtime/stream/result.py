@@ -29,6 +29,8 @@ class FrameResult(NamedTuple):
     counts: Optional[Dict] = None        # by the region's name, as RegionCounter.counts gives them
     seconds: Optional[Dict] = None       # by stage, such as {"inference": .012}
     looked: bool = True                  # did the network see this frame? False: the tracker predicted it
+    file: Optional[str] = None           # of a folder: the image's name
+    untold: Optional[Detections] = None  # found in this frame and not told, for want of a track; hidden all the same
 
 # %% ../../../nbs/66_runtime.stream.result.ipynb #res00009
 def time_text(
@@ -53,7 +55,7 @@ def _event_row(event, classes)->dict:
 
 def result_row(
     result:FrameResult,
-)->dict: # source, frame, time, size [h, w], objects; events and counts where there are regions
+)->dict: # source, frame, time, size [h, w], objects; and file, events, counts where there are some
     "What is known of a frame, ready for JSON."
     objects = detection_rows(result.detections, result.classes)
     _add_column(objects, "id", result.ids)
@@ -61,6 +63,7 @@ def result_row(
     _add_column(objects, "text", result.texts)
     row = {"source": result.source, "frame": int(result.index), "time": time_text(result.time),
            "size": list(result.image.shape[:2]), "objects": objects}
+    if result.file is not None: row["file"] = result.file
     if result.events: row["events"] = [_event_row(event, result.classes) for event in result.events]
     if result.counts is not None: row["counts"] = result.counts
     return row

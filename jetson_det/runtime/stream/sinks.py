@@ -7,12 +7,14 @@ __all__ = ['OUTPUT_KINDS', 'JsonLines', 'type_name', 'has_type', 'open_sink', 'r
 
 # %% ../../../nbs/67_runtime.stream.sinks.ipynb #snk00003
 import json
+import math
 import os
 import sys
 
 from ..files import InputError, json_bytes, open_regular, printable
+from ..outputs import check_output
 from ..ops.privacy import PrivacyRules, apply_privacy
-from ..ops.rotation import RotatingFile
+from ..ops.rotation import RotatingFile, check_json_lines
 from .brokers import FrameFilter, HttpPost, Mqtt, RedisStream
 from .film import DrawnVideo
 from .live_view import LiveView
@@ -40,7 +42,7 @@ class JsonLines:
         self.failed = 0   # lines that could not be written
         self.problem = "" # why the last line was not written
         self._filter = FrameFilter(when, every)
-        self.file = RotatingFile(path, max_bytes, weekly, keep, compress, is_whole=_is_json)
+        self.file = RotatingFile(check_json_lines(path), max_bytes, weekly, keep, compress, is_whole=_is_json)
 
     def write(self,
         result, # FrameResult
@@ -58,6 +60,9 @@ class JsonLines:
         else:
             if self.problem: self._say("can be written again; frames lost: {}".format(self.failed))
             self.problem = ""
+
+    @property
+    def lost(self)->int: return self.failed # frames
 
     def _say(self, text): print("warning: {}: {}".format(self, printable(text)), file=sys.stderr, flush=True)
 
@@ -97,7 +102,7 @@ def has_type(
     "Whether a value of the YAML is what a setting takes; true is no number."
     if not isinstance(types, tuple): types = (types,)
     if isinstance(value, bool): return bool in types
-    return isinstance(value, types) and value == value
+    return isinstance(value, types) and (not isinstance(value, float) or math.isfinite(value))
 
 def _check_output(given, where)->tuple: # kind, settings
     "One entry, checked."
@@ -150,6 +155,7 @@ def open_sink(
     fps:float=None,   # of the source, for films without their own; None: 10
     folder=".",       # against which relative paths are taken
     where:str="output", # what the entry is called in errors
+    sources=(),       # files that are read, and must not be written
 ): # a sink
     "Open one output. Raises InputError with the setting's place."
     kind, settings = _check_output(settings, where)
@@ -163,8 +169,22 @@ def open_sink(
     if kind == "video":
         settings["live"] = live
         if fps and 0 < fps < float("inf"): settings.setdefault("fps", float(fps))
-    try: return make(privacy=privacy, **settings)
+    try:
+        if kind == "jsonl": check_output(settings["path"], sources)
+        return make(privacy=privacy, **settings)
     except InputError as e: raise InputError("{}: {}".format(where, e))
+
+def _check_places(entries):
+    "Raise InputError where two of (kind, settings) write the same files."
+    places = {}
+    for number, (kind, settings) in enumerate(entries):
+        if kind == "jsonl": place = os.path.realpath(settings["path"])
+        elif kind == "video": place = os.path.join(os.path.realpath(settings["folder"]), settings.get("stem", "film"))
+        else: continue
+        before = places.setdefault((kind, place), number)
+        if before != number:
+            raise InputError("outputs[{}].{}: writes the same files as outputs[{}]; give it another {}".format(
+                number, kind, before, "path" if kind == "jsonl" else "stem"))
 
 def read_outputs(
     given,            # the list of a pipeline's YAML; None: no outputs
@@ -173,7 +193,7 @@ def read_outputs(
     "Check all outputs, then open them. Raises InputError; then none is left open."
     if given is None: return []
     if not isinstance(given, list): raise InputError("outputs must be a list, such as [{jsonl: frames.jsonl}]")
-    for number, entry in enumerate(given): _check_output(entry, "outputs[{}]".format(number))
+    _check_places([_check_output(entry, "outputs[{}]".format(number)) for number, entry in enumerate(given)])
     sinks = []
     try:
         for number, entry in enumerate(given):

@@ -28,8 +28,23 @@ def test_turns_take_the_drift_out(monkeypatch):
                              repeats=10)
     assert found.speedup == pytest.approx(3, rel=.02)
     assert found.interval[0] <= found.speedup <= found.interval[1]
-    assert found.pairs == 40 and found.boxes == (8, 4) and found.same == 4
+    assert (found.images, found.passes) == (4, 10) and found.boxes == (8, 4) and found.same == 4
     assert "speed-up 3.0" in str(found)
+
+
+def test_few_images_that_differ_make_a_wide_interval(monkeypatch):
+    "Ten times faster on black images, no faster on white ones: the images that one has decide."
+    clock = Clock()
+    monkeypatch.setattr(compare, "time", clock)
+    def session(black):
+        def detect(frame):
+            clock.now += .001 if frame.any() else black
+            return as_detections([[0, 0, 9, 9]], [.9], [0])
+        return detect
+    frames = [np.full((9, 9, 3), value, np.uint8) for value in (0, 255, 0, 255)]
+    found = compare_sessions(session(.01), session(.001), frames, repeats=20)
+    assert found.speedup == pytest.approx(5.5)
+    assert found.interval[0] < 2 and found.interval[1] > 7
 
 
 def test_equal_sessions_have_one_inside_the_interval(monkeypatch):

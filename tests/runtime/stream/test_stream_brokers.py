@@ -283,7 +283,7 @@ def redis_server(tmp_path):
 
 
 def test_redis_killed_and_restarted(redis_server, capfd):
-    sink = RedisStream("redis://127.0.0.1:{}".format(redis_server.port), password=SECRET, first_wait=.01, seconds=1)
+    sink = RedisStream("redis://127.0.0.1:{}".format(redis_server.port), password=SECRET, first_wait=.01, seconds=20)
     for n in range(20): sink.write(frame(n))
     until(lambda: sink.outbox.sent == 20)
     redis_server.kill()

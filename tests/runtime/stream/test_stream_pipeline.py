@@ -202,3 +202,99 @@ def test_the_trace_has_each_stage_of_each_frame(tmp_path):
     for stage in ("detect", "follow", "output"):
         assert [e["args"]["frame"] for e in events if e["name"] == stage] == [0, 1, 2, 3, 4]
     assert len({e["tid"] for e in events}) == 3 and all(e["dur"] >= 0 for e in events)
+
+
+class Sizes(Frames):
+    "After some frames the camera is back in half the size."
+    def __iter__(self):
+        for k in range(self.count):
+            scale = 1 if k < self.count // 2 else 2
+            image = np.zeros((200 // scale, 400 // scale, 3), np.uint8)
+            image[140 // scale:180 // scale, 40 // scale:80 // scale] = 255
+            yield image, k, 1000 + k / self.fps
+
+
+def test_a_zone_keeps_its_share_of_frames_of_another_size():
+    zone = read_regions([{"name": "lower", "zone": [[0, .5], [1, .5], [1, 1], [0, 1]]}])
+    kept = Kept()
+    Pipeline(Sizes(60), Bright(), [kept], tracker=Tracker(buffer=5), regions=zone).run()
+    present = [result.counts["lower"]["present"] for result in kept.results]
+    assert present[25] == 1 and present[-1] == 1
+    corners = [result.detections.boxes[0].tolist() for result in (kept.results[25], kept.results[-1])]
+    assert np.allclose(np.array(corners[0]) / 2, corners[1], atol=2)
+
+
+def test_a_line_counts_on_in_frames_of_another_size():
+    class Crossing(Sizes):
+        def __iter__(self):
+            for k in range(self.count):
+                scale = 1 if k < self.count // 2 else 2
+                x = (k % (self.count // 2)) * 12
+                image = np.zeros((200 // scale, 400 // scale, 3), np.uint8)
+                image[80 // scale:120 // scale, x // scale:(x + 40) // scale] = 255
+                yield image, k, 1000 + k / self.fps
+    kept = Kept()
+    line = read_regions([{"name": "gate", "line": [[.5, 1], [.5, 0]], "point": "center"}])
+    Pipeline(Crossing(60), Bright(), [kept], tracker=Tracker(), regions=line).run()
+    counts = [sum(result.counts["gate"].values()) for result in kept.results]
+    assert (counts[29], counts[-1]) == (1, 2)
+
+
+def test_what_the_second_session_found_goes_along_in_frames_left_out():
+    "A lid found on a box: where the box is predicted, so is the lid, and who hides it hides it there too."
+    class Lid(Bright):
+        contract = SimpleNamespace(classes=("plate",))
+        def __call__(self, images):
+            return [Detections(np.float32([[4, 4, 12, 8]]), np.float32([.8]), np.array([0])) for _ in images]
+    kept = Kept()
+    Pipeline(Frames(30), Bright(), [kept], every=3, tracker=Tracker(), cascade=Cascade(Lid(), pad=0)).run()
+    shown = [result for result in kept.results if len(result.ids)]
+    assert {result.looked for result in shown[6:]} == {True, False}
+    for result in shown[6:]:
+        assert result.detections.labels.tolist() == [0, 2] and len(set(result.ids.tolist())) == 1
+        box, lid = result.detections.boxes
+        assert np.allclose(lid[:2] - box[:2], 4, atol=1.5)
+
+
+def test_what_has_no_track_yet_is_hidden_all_the_same():
+    from jetson_det.runtime.ops.privacy import PrivacyRules, apply_privacy
+    class LateLid(Bright):
+        contract = SimpleNamespace(classes=("plate",))
+        def __call__(self, images): return [Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, int))] * 9
+    class Second(Frames):
+        "A second square comes in frame 4: a track begins with its second detection."
+        def __iter__(self):
+            for image, k, when in super().__iter__():
+                if k == 4: image[80:95, 10:40] = np.arange(30)[None, :, None] % 2 * 240
+                yield image, k, when
+    class Both(Bright):
+        def __call__(self, image):
+            found = [[80, 40, 100, 60]] if not image[85, 20:40].any() else [[80, 40, 100, 60], [10, 80, 40, 95]]
+            n = len(found)
+            return Detections(np.float32(found), np.full(n, .9, np.float32), np.zeros(n, np.int64))
+    for blur, cascade in ((("box",), None), (("plate",), Cascade(LateLid()))):
+        kept = Kept()
+        Pipeline(Second(8), Both(), [kept], tracker=Tracker(), cascade=cascade).run()
+        result = kept.results[4]
+        assert len(result.detections.boxes) == 1 and [10, 80, 40, 95] in result.untold.boxes.tolist()
+        hidden = apply_privacy(result, PrivacyRules(blur=blur)).image
+        steps = [np.abs(np.diff(image[87, 12:38, 0].astype(int))).max() for image in (result.image, hidden)]
+        assert steps[0] == 240 and steps[1] < 60
+
+
+def test_losses_are_in_the_summary():
+    class Full(Kept):
+        lost = 0
+        def write(self, result): self.lost += result.index % 2
+        def __str__(self): return "a full disk"
+    summary = Pipeline(Frames(10), Bright(), [Kept(), Full()]).run()
+    assert summary.lost == {"a full disk": 5} and "5 frames lost by a full disk" in str(summary)
+
+
+def test_a_trace_that_cannot_be_written_costs_no_summary(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="is a folder"): Pipeline(Frames(3), Bright(), trace=tmp_path)
+    summary = Pipeline(Frames(3), Bright(), trace=tmp_path / "new" / "t.json").run()
+    assert summary.frames == 3 and (tmp_path / "new" / "t.json").is_file()
+    pipeline = Pipeline(Frames(3), Bright(), trace=tmp_path / "other" / "t.json")
+    (tmp_path / "other").write_text("in the way")
+    with pytest.warns(UserWarning, match="the trace can't be written"): assert pipeline.run().frames == 3

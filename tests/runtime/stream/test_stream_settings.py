@@ -125,15 +125,16 @@ def test_json_needs_no_yaml(folder, monkeypatch):
     (folder / "p.yaml").write_text('{"source": 0, "model": "m.onnx"}')
     assert read_settings(folder / "p.yaml")["source"] == 0
     (folder / "p.yaml").write_text("source: 0\nmodel: m.onnx\n")
-    with pytest.raises(InputError, match="pyyaml"): read_settings(folder / "p.yaml")
+    with pytest.raises(InputError, match="p.yaml: reading YAML takes PyYAML"): read_settings(folder / "p.yaml")
 
 
 @pytest.mark.parametrize("data, says", [
-    (b"\xff\xfe\x00", "not UTF-8"), (b"source: [1\nmodel: a", "is not YAML"), (b"a: !!python/object:os.system {}",
-                                                                              "is not YAML"),
+    (b"\xff\xfe\x00", "not UTF-8"), (b"source: [1\nmodel: a", "line 2: not valid YAML"),
+    (b"a: !!python/object:os.system {}", "not valid YAML"), (b"[" * 5000, "not valid YAML"),
+    (b"source: a\nevery: 1\nevery: 5", "the key 'every' stands here and in line 2"),
     (b" " * ((1 << 20) + 1), "over 1 MB"), (b"", "a mapping"), (b"- 1", "a mapping")])
 def test_files_that_are_none(folder, data, says):
-    if "YAML" in says or says == "a mapping": pytest.importorskip("yaml", reason="PyYAML is not installed")
+    if "UTF-8" not in says and "MB" not in says: pytest.importorskip("yaml", reason="PyYAML is not installed")
     (folder / "p.yaml").write_bytes(data)
     with pytest.raises(InputError) as e: read_settings(folder / "p.yaml")
     assert says in str(e.value) and "\n" not in str(e.value) and "p.yaml" in str(e.value)
@@ -172,3 +173,87 @@ def test_every_counts_from_the_last_look():
     pipeline = Pipeline(Gaps(range(1, 40, 2)), White(), every=3, heartbeat=lambda: beats.append(1))
     found = [result.index for result in pipeline]
     assert found == list(range(1, 40, 4)) and len(beats) == 20
+
+
+@pytest.mark.parametrize("data, says", [
+    (b'{"source": 0, "source": 1}', "the key 'source' stands there twice"), (b"[" * 100000, "nested too deep"),
+    (b'{"source": 0', "not valid JSON")])
+def test_json_files_that_are_none(folder, data, says):
+    (folder / "p.json").write_bytes(data)
+    with pytest.raises(InputError) as e: read_settings(folder / "p.json")
+    assert says in str(e.value) and "p.json" in str(e.value)
+
+
+def test_yes_no_and_on_are_texts(folder):
+    "YAML 1.1 took `on` for true, and Norway for false."
+    pytest.importorskip("yaml", reason="PyYAML is not installed")
+    (folder / "p.yaml").write_text("source: a\nmodel: m\ncascade: {model: n, on: [person]}\n"
+                                   "plates: {ocr: o, country: NO}\nlive: false\n")
+    settings = read_settings(folder / "p.yaml")
+    assert settings["cascade"]["on"] == ["person"] and settings["plates"]["country"] == "NO"
+    assert settings["live"] is False
+
+
+@pytest.mark.parametrize("changed, says", [
+    ({"source": ""}, "source is empty"), ({"live": True}, "live: a film or folder has an end"),
+    ({"area": [0, 0, 1, 0, 1, 1]}, "a list of points"), ({"area": [[0, 0], [1, 1], [1, 0], [0, 1]]}, "crosses itself"),
+    ({"confidence": float("inf")}, "confidence must be a number"),
+    ({"outputs": [{"video": {"folder": "v", "fps": float("inf")}}]}, "fps must be a number"),
+    ({"outputs": [{"jsonl": "a"}, {"jsonl": {"path": "./a"}}]}, r"outputs\[1\].jsonl: writes the same files"),
+    ({"outputs": [{"video": "v"}, {"video": {"folder": "v"}}]}, r"outputs\[1\].video: writes the same files"),
+    ({"outputs": [{"jsonl": "m.onnx"}]}, "is read here"),
+    ({"outputs": [{"jsonl": "images/03.png"}]}, "is a file of .*images, which is read here"),
+    ({"outputs": [{"jsonl": "notes.txt"}]}, "something else than JSON lines"),
+    ({"tracker": True, "regions": [{"name": "a", "line": [[0, 0], [1, 1]], "labels": [99]}]}, "no class number 99"),
+    ({"tracker": True, "regions": [{"name": "a", "line": [[0, 0], [1, 1]], "labels": []}]}, "labels is empty")])
+def test_what_would_go_wrong_later_is_refused(folder, changed, says):
+    (folder / "m.onnx").write_bytes(b"a model")
+    (folder / "notes.txt").write_text("name,phone\nAnna,123\nBob,4")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match=says): opened(folder, **changed)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
+
+
+def test_the_file_is_named_in_every_error(folder):
+    (folder / "p.json").write_text('{"source": "images", "model": "m.onnx", "every": 0}')
+    with pytest.raises(InputError, match="p.json: every is 0"):
+        module.open_pipeline_file(folder / "p.json", open_model=lambda path: White())
+    (folder / "p.json").write_text('{"source": "images", "model": "m.onnx", "outputs": [{"jsonl": "p.json"}]}')
+    with pytest.raises(InputError, match="p.json: is read here"):
+        module.open_pipeline_file(folder / "p.json", open_model=lambda path: White())
+
+
+def test_rows_name_the_images_of_a_folder_and_those_that_could_not_be_read(folder):
+    (folder / "images" / "04.png").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="04.png"): summary = opened(folder).run()
+    assert [row["file"] for row in lines(folder)] == ["{:02d}.png".format(k) for k in range(12) if k != 4]
+    assert summary.unreadable == ("04.png",) and "could not be read: 04.png" in str(summary)
+
+
+def test_a_film_of_every_third_frame_is_as_long_as_the_source(folder):
+    frames = module.open_frames(str(folder / "images"))
+    assert module._film_rate(frames.fps, {}) is None
+    assert module._film_rate(30, {"every": 3}) == 10 and module._film_rate(30, {"every": 3, "tracker": {}}) == 30
+
+
+def test_hashed_plates_are_blurred_in_films(folder, monkeypatch):
+    class Reader:
+        labels = [1]
+        def __call__(self, image, detections, ids): return None
+    monkeypatch.setattr(module, "read_plates", lambda settings, classes, folder: Reader())
+    outputs = [{"video": "film"}, {"jsonl": "found.jsonl"}]
+    for texts, blurred in (("keep", ()), ("drop", ("person",)), ("hash", ("person",))):
+        privacy = {"texts": texts, "key_file": "key"} if texts == "hash" else {"texts": texts}
+        pipeline = opened(folder, plates={"ocr": "o"}, privacy=privacy, outputs=outputs)
+        assert [sink.privacy.blur for sink in pipeline.outputs] == [blurred] * 2
+        for sink in pipeline.outputs: sink.close()
+
+
+def test_threads_within_reason(folder):
+    from jetson_det.runtime.sessions import load_onnx
+    pytest.importorskip("onnxruntime")
+    from jetson_det.runtime.ops.check_network import write_check_network
+    path = write_check_network(folder)
+    for threads in (0, -3, 5000):
+        with pytest.raises(InputError, match="threads is {}; it must be from 1 to".format(threads)):
+            load_onnx(path, threads, ["CPUExecutionProvider"])

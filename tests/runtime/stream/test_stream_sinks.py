@@ -178,7 +178,7 @@ def test_a_film_that_fails_is_said_once(tmp_path, capfd, monkeypatch):
     ([{"view": {"host": "0.0.0.0", "port": 0}}], r"outputs\[0\].view: view.host"),
     ([{"http": {"url": "http://x", "seconds": float("nan")}}], r"outputs\[0\].http.seconds must be a number"),
     ([{"http": {"url": "http://x", "queue": 0}}], r"outputs\[0\].http.queue must be over 0"),
-    ([{"http": {"url": "http://x", "seconds": float("inf")}}], r"outputs\[0\].http.seconds must be over 0"),
+    ([{"http": {"url": "http://x", "seconds": float("inf")}}], r"outputs\[0\].http.seconds must be a number"),
     ([{"http": {"url": "http://x", "password": 7}}], r"outputs\[0\].http.password must be text"),
     ([{"http": {"url": "http://x", "password": "a", "password_env": "B"}}], r"outputs\[0\].http: give one of"),
     ([{"http": {"url": "http://x", "password_env": "NOT_SET_HERE"}}], r"outputs\[0\].http.password_env: NOT_SET_HERE"),
