@@ -9,41 +9,11 @@ import numpy as np
 import pytest
 
 from coco_oracle import NAMES, pycocotools_stats, same
+from coco_scene import scene
 from jetson_det.core import InputError, rng_for
 from jetson_det.data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from jetson_det.evaluate.coco import coco_of, coco_results, coco_stats, evaluate, shared_classes
 from jetson_det.runtime.geometry import Detections, as_detections
-
-def scene(seed, n=30, classes=4, p_flag=.25, most=14):
-    "A dataset with crowd, ignored and difficult boxes and empty images, and detections of all qualities."
-    rng = rng_for(11, seed)
-    where = []
-    boxes = []
-    labels = []
-    flags = []
-    found = []
-    for i in range(n):
-        k = 0 if rng.random() < .2 else int(rng.integers(1, most))
-        wh = np.exp(rng.uniform(np.log(6), np.log(200), (k, 2)))
-        xy = rng.uniform(0, 400, (k, 2))
-        # the last class has no boxes
-        here = np.concatenate([xy, xy + wh], 1)
-        cls = rng.integers(0, classes - 1, k)
-        where += [i] * k
-        boxes.append(here), labels.append(cls)
-        flags.append(np.where(rng.random(k) < p_flag, rng.choice([CROWD, IGNORE, DIFFICULT, CROWD | IGNORE], k), 0))
-        m = 0 if rng.random() < .2 else int(rng.integers(0, 30))
-        if k: near = here[rng.integers(0, k, m)] + rng.normal(0, rng.choice([1, 4, 12], (m, 1)), (m, 4))
-        else: near = rng.uniform(0, 300, (m, 4))
-        d = np.concatenate([np.minimum(near[:, :2], near[:, 2:]), np.maximum(near[:, :2], near[:, 2:])], 1)
-        if m and rng.random() < .3:
-            d = np.concatenate([d, d])
-            m *= 2 # copies
-        # many ties
-        found.append(as_detections(d, rng.random(m).round(int(rng.integers(1, 6))), rng.integers(0, classes, m)))
-    return DetDataset(".", [f"c{k}" for k in range(classes)], [f"{i}.png" for i in range(n)], [[600, 600]] * n, where,
-                      np.concatenate(boxes), np.concatenate(labels), flags=np.concatenate(flags),
-                      image_ids=rng.permutation(1000)[:n]), found
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -53,6 +23,33 @@ def test_twelve_numbers_of_random_scenes(seed):
     rows = coco_results(found, ds.image_ids)
     same(coco_stats(ds, found), pycocotools_stats(gt, rows))
     same(coco_stats(gt, found, ds.classes), pycocotools_stats(gt, rows))
+
+
+def largest_difference(seeds):
+    "The largest difference to pycocotools over small scenes of crowds, ignored boxes, copies and ties."
+    worst = 0.
+    for seed in seeds:
+        ds, found = scene(1000 + seed, n=3, classes=3, most=7)
+        if not any(a["area"] >= 0 and not a["iscrowd"] for a in coco_of(ds)["annotations"]): continue
+        if not sum(len(d.scores) for d in found): continue # pycocotools takes no empty list
+        if seed % 3 == 0: found = [d._replace(scores=d.scores.round(1)) for d in found]
+        ours = coco_stats(ds, found)
+        truth = pycocotools_stats(coco_of(ds), coco_results(found, ds.image_ids))
+        same(ours, truth)
+        have = [-1 if ours.stats[k] is None else ours.stats[k] for k in NAMES]
+        worst = max(worst, float(np.abs(np.array(have) - truth.stats).max()))
+    return worst
+
+
+def test_random_problems():
+    assert largest_difference(range(25)) < 1e-12 # precisions are rounded to twelve decimals
+
+
+@pytest.mark.slow
+def test_two_hundred_random_problems():
+    worst = largest_difference(range(200))
+    print(f"largest difference to pycocotools: {worst:.1e}")
+    assert worst < 1e-12
 
 
 def test_names_that_are_no_utf8():
@@ -134,6 +131,53 @@ def test_bad_calls_are_one_line():
                        (lambda: coco_stats(ds, found, ds.classes[:2]), "the model has 2 classes")]:
         with pytest.raises(InputError, match=text) as e: call()
         assert "\n" not in str(e.value)
+
+
+def test_what_cannot_be_counted_is_named():
+    "No traceback, no silent drop: the first image with it, and how many."
+    ds, found = scene(2)
+    k = next(k for k, d in enumerate(found) if len(d.scores) > 2)
+    d = found[k]
+    change = lambda **columns: [d._replace(**columns) if i == k else other for i, other in enumerate(found)]
+    one = np.arange(len(d.scores)) == 1
+    for bad, text in [(change(scores=np.where(one, np.nan, d.scores)), rf"image {k}: a detection has a score .*1 det"),
+                      (change(scores=d.scores * np.inf), f"image {k}: a detection has a score that is not a finite"),
+                      (change(boxes=np.where(one[:, None], np.inf, d.boxes)), f"image {k}: a detection has a box that"),
+                      (change(labels=np.where(one, 4, d.labels)), f"image {k}: a detection has the label 4; .* 4 cl"),
+                      (change(labels=np.where(one, -1, d.labels)), f"image {k}: a detection has the label -1"),
+                      (change(scores=d.scores[1:]), f"image {k}: {len(one)} boxes, {len(one) - 1} scores")]:
+        with pytest.raises(InputError, match=text) as e: coco_stats(ds, bad)
+        assert "\n" not in str(e.value)
+    gt = coco_of(ds)
+    for change, text in [(dict(images=gt["images"] + gt["images"][:1]), "stands twice"),
+                         (dict(annotations=[dict(gt["annotations"][0], bbox=[0, 0, float("nan"), 9])]), "not finite")]:
+        with pytest.raises(InputError, match=text): coco_stats(dict(gt, **change), found)
+
+
+def test_a_million_detections_on_one_image():
+    ds, found = scene(3, n=4, classes=2, p_flag=0)
+    rng = rng_for(9)
+    xy = rng.uniform(0, 400, (1_000_000, 2)).astype(np.float32)
+    many = Detections(np.concatenate([xy, xy + 40], 1), rng.random(1_000_000).astype(np.float32) / 2,
+                      rng.integers(0, 2, 1_000_000))
+    result = coco_stats(ds, [many] + found[1:])
+    assert sum(c["detections"] for c in result.per_class) == 1_000_000 + sum(len(d.scores) for d in found[1:])
+    best = [np.argsort(-np.where(many.labels == k, many.scores, -1), kind="stable")[:100] for k in range(2)]
+    few = Detections(*(column[np.concatenate(best)] for column in many))
+    assert coco_stats(ds, [few] + found[1:]).stats == result.stats
+
+
+@pytest.mark.slow
+def test_the_size_of_coco_val():
+    "5000 images, 36,000 boxes, 500,000 detections: at most 1.5 s of CPU and 500 MB, in a process of its own."
+    import subprocess
+    import sys
+    here = Path(__file__).parents[2]
+    answer = subprocess.run([sys.executable, str(here / "bench" / "bench_evaluate.py"), "--once"], cwd=here,
+                            env=dict(os.environ, PYTHONPATH=str(here)), capture_output=True, text=True, check=True)
+    figures = json.loads(answer.stdout)
+    print(figures)
+    assert figures["coco, CPU s"] < 1.5 and figures["peak, MB"] < 500 and figures["errors, CPU s"] < 1
 
 
 class Replay:
