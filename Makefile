@@ -121,6 +121,7 @@ $(VENV)/.dev: $(VENV)/.train
 
 # One more peer of the benchmarks, without its dependencies.
 $(VENV)/.bench: $(VENV)/.dev
+	@$(PIP) install --progress-bar off -q --no-deps tidecv==1.0.1 appdirs
 	@echo "== installing the peers of the benchmarks (once)"
 	@$(PIP) install --progress-bar off -q --no-deps libreyolo==1.6.0
 	@touch $@

@@ -1,14 +1,23 @@
 #!/bin/sh
 # Entry point of the detector's container: checks that the container fits the board, builds the TensorRT engine once
 # into a volume, and becomes the program.
-#   start.sh VERB ...         the program of the bundle: watch, predict, check, bench, info
-#   start.sh rebuild          build the engine again, and end
-#   start.sh -- COMMAND ...   any other program, in the folder of the engine
-# DETECTOR_ENGINE=none runs the ONNX file with ONNX Runtime: no engine is built, and TensorRT is not looked for.
-# DETECTOR_BUILD_WORDS="--precision fp16 --workspace 256" goes to the build.
+# start.sh --help says how it is called.
 set -eu
 umask 022
 
+verbs="predict watch run health supervise audit check build bench doctor board-check info" # of the bundle's program
+usage() {
+    cat <<TEXT
+start.sh VERB ...         the program of the bundle; VERB --help says more of each:
+                          $verbs
+start.sh rebuild          build the engine again, and end
+start.sh -- COMMAND ...   any other program, in the folder of the engine
+
+DETECTOR_ENGINE=none runs the ONNX file with ONNX Runtime: no engine is built, and TensorRT is not looked for.
+DETECTOR_BUILD_WORDS="--precision fp16 --workspace 256" goes to the build.
+DETECTOR_BUILD_SECONDS=7200 is the time that a build may take.
+TEXT
+}
 say() { printf '%s\n' "$*" >&2; }
 fail() {
     say "error: $*"
@@ -22,6 +31,27 @@ state=${DETECTOR_STATE:-/tmp}
 seconds=${DETECTOR_BUILD_SECONDS:-7200}
 python=${PYTHON:-python3}
 tegra=$root/usr/lib/aarch64-linux-gnu
+
+# ---- is the call right? Before minutes are spent on an engine.
+case $seconds in
+'' | *[!0-9]*) fail "DETECTOR_BUILD_SECONDS is '$seconds'; it must be a whole number" ;;
+esac
+case ${1:-} in
+-h | --help)
+    usage
+    exit 0
+    ;;
+rebuild) ;;
+--) [ $# -gt 1 ] || fail "-- needs a command behind it" ;;
+'') fail "no word was given; there are: $verbs, rebuild, and -- COMMAND" ;;
+*[!a-z-]*) fail "unknown word '$1'; there are: $verbs, rebuild, and -- COMMAND" ;;
+*)
+    case " $verbs " in
+    *" $1 "*) ;;
+    *) fail "unknown word '$1'; there are: $verbs, rebuild, and -- COMMAND" ;;
+    esac
+    ;;
+esac
 
 # ---- does the container fit the board?
 image_for() { # a major of L4T
@@ -45,8 +75,9 @@ names() { # a list of releases holds this one?
     esac
 }
 
-[ -f "$home/bundle.env" ] && [ -f "$home/detector.pyz" ] ||
+if [ ! -f "$home/bundle.env" ] || [ ! -f "$home/detector.pyz" ]; then
     fail "$home: no bundle is here; build the image in the folder of an unpacked bundle"
+fi
 [ -n "${DETECTOR_L4T:-}" ] || fail "DETECTOR_L4T is not set: the Dockerfile says which L4T the image is for"
 line=
 if [ -f "$root/etc/nv_tegra_release" ]; then

@@ -31,7 +31,7 @@ from .export.targets import TARGETS
 # %% ../nbs/89_cli.ipynb #6f15bfee
 _OTHER_VERBS = {
     "evaluate": "val valid validate validation test eval score map",
-    "compare": "versus vs diff significance ab",
+    "compare": "versus vs significance ab",
     "predict": "infer inference detect detection track forward draw",
     "bench": "benchmark speed profile latency time",
     "board-check": "claims hardware jetson",
@@ -403,7 +403,7 @@ def evaluate(
     from jetson_det.evaluate.page import write_results
     print(f"wrote {write_results(html_file, artifact, data, part, ds, result, session.contract)}")
 
-# %% ../nbs/89_cli.ipynb #9e600eac
+# %% ../nbs/89_cli.ipynb #3ee026e8
 @app.command(rich_help_panel=MEASURING)
 def compare(
     models:Annotated[List[str], typer.Argument(metavar="A B ...",

@@ -109,7 +109,9 @@ def board_check(
     only:Annotated[Optional[List[str]], typer.Option(metavar="CHECK", help="one of the checks alone, such as build; may"
         " be given again; board-check.md names them all")]=None,
 ):
-    "On a board: which claims of this project hold there. A report for you and for us. Exit code 1 where one does not."
+    """On a board: which claims of this project hold there. A report for you and for us. Exit code 0: some hold, and
+    none of those that could be checked fails; 1: one does not hold, or none could be checked, as on a machine without
+    a GPU."""
     from jetson_det.runtime.ops.board_check import board_check as run, finding_line
     expected = None
     if model is not None:
@@ -205,13 +207,20 @@ def fleet_submit(
     json_file:JsonFile=None,
 ):
     "Queue images; with --results wait for what was found. Exit code 1 where a result is an error or did not come."
-    from jetson_det.runtime.ops.fleet_worker import submit_files
+    from jetson_det.runtime.files import plural
+    from jetson_det.runtime.ops.fleet_worker import failure_lines, submit_files
     check_files(json_file, sources=images)
     place = _fleet_queue(url, queue, ca_file, password_file, backlog=backlog)
     files = submit_files(place, images, wait)
     found = place.wait(files, results) if results else {}
     good = sum("error" not in result for result in found.values())
-    print(f"{len(files)} submitted" + (f", {good} with a result, {len(found) - good} errors" if results else ""))
+    if results:
+        for line in failure_lines(files, found): print(line)
+    counts = ""
+    if results:
+        errors = plural(len(found) - good, "error")
+        counts = f", {good} with a result, {errors}, {len(files) - len(found)} did not come"
+    print(f"{len(files)} submitted{counts}")
     write_figures(json_file, {"files": files, "results": found})
     if results and good < len(files): raise typer.Exit(1)
 

@@ -342,7 +342,8 @@ def _parser():
     row.set_defaults(run=_bench)
     row = verbs.add_parser("doctor", help="what the board has and lacks")
     row.set_defaults(run=_doctor)
-    row = verbs.add_parser("board-check", help="which claims of this project hold on this board: a report")
+    row = verbs.add_parser("board-check", help="which claims of this project hold on this board: a report; exit code "
+                           "0: some hold and none fails, 1: one fails or nothing could be checked")
     row.add_argument("--out", default="board-check", help="folder of the report")
     row.add_argument("--own", action="store_true", help="with the bundle's model instead of a small one")
     row.add_argument("--camera", default="", help="a source to check, too")

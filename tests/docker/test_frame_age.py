@@ -48,6 +48,35 @@ def test_the_limit_is_an_argument_or_a_setting(place):
     assert check(place)[0] == 1
 
 
+@pytest.mark.parametrize("words, settings, name", [
+    (["FILE", "abc"], {}, "SECONDS is 'abc'"), (["FILE", "-5"], {}, "SECONDS is '-5'"),
+    (["FILE", "1.5"], {}, "SECONDS is '1.5'"), (["FILE", "9" * 30], {}, "at most nine digits"),
+    ([], dict(DETECTOR_FRAME_SECONDS="30s"), "DETECTOR_FRAME_SECONDS is '30s'"),
+    ([], dict(DETECTOR_START_SECONDS="x"), "DETECTOR_START_SECONDS is 'x'"),
+    ([], dict(DETECTOR_FAILURES="three"), "DETECTOR_FAILURES is 'three'"),
+    (["--limit"], {}, "there is no option --limit"), (["a", "3", "4"], {}, "there are 3 words")])
+def test_a_wrong_call_is_one_line_and_exit_code_1(place, words, settings, name):
+    "Docker knows 0 and 1 alone; and a young frame does not hide the mistake."
+    age(place/"found.jsonl", 0)
+    code, out = check(place, *[str(place/"found.jsonl") if word == "FILE" else word for word in words], **settings)
+    assert code == 1 and out.startswith("error: ") and name in out and out.count("\n") == 1, out
+    assert not (place/"detector.failures").exists(), "it is no failure of the program"
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help(place, word):
+    code, out = check(place, word)
+    assert code == 0 and "SECONDS" in out and "DETECTOR_FAILURES" in out
+
+
+@pytest.mark.parametrize("text", ["0090", "090"])
+def test_zeros_in_front_are_no_octal_number(place, text):
+    age(place/"found.jsonl", 60)
+    assert check(place, str(place/"found.jsonl"), text)[0] == 0
+    age(place/"found.jsonl", 100)
+    assert check(place, str(place/"found.jsonl"), text)[0] == 1
+
+
 def test_no_frame_yet(place):
     assert check(place) == (1, f"no frame yet: {place/'found.jsonl'} is not there\n")
     age(place/"detector.pid", 5)

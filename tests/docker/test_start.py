@@ -1,5 +1,7 @@
 """docker/start.sh: run for real, in a file system that says which board it is, with a stand-in for the program."""
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -386,3 +388,39 @@ def test_the_real_program(container, tmp_path, python):
     refused_build = container.run("info", PYTHON=python)
     assert refused_build[0] == 2 and "TensorRT" in refused_build[2] and "the build ended with 2" in refused_build[2]
     assert container.folders() == []
+
+
+# ---- how it is called
+
+def test_help_needs_no_bundle_and_no_board(container):
+    shutil.rmtree(str(container.home))
+    for word in ("-h", "--help"):
+        code, out, err = container.run(word)
+        assert code == 0 and err == "" and "rebuild" in out and "watch" in out and "-- COMMAND" in out
+
+
+@pytest.mark.parametrize("words", [["wacth", "0"], ["--out", "x"], ["Info"], ["watch run"], [""], [], ["*"]])
+def test_an_unknown_word_is_one_line_before_anything_is_built(container, words):
+    code, out, err = container.run(*words)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert "predict watch run" in err and "rebuild, and -- COMMAND" in err
+    assert not container.engines.exists()
+
+
+def test_nothing_behind_the_two_dashes(container): refused(container.run("--"), "needs a command")
+
+
+@pytest.mark.parametrize("seconds", ["", "abc", "-1"])
+def test_a_wrong_time_of_the_build(container, seconds):
+    done = container.run("info", DETECTOR_BUILD_SECONDS=seconds)
+    if seconds: refused(done, f"DETECTOR_BUILD_SECONDS is '{seconds}'")
+    else: assert done[0] == 0 # as if it were not set
+
+
+def test_the_words_are_those_of_the_program(container, capsys):
+    from jetson_det.runtime.program import main
+    with contextlib.suppress(SystemExit): main(["--help"], container.home)
+    verbs = re.findall("^    ([a-z-]+)", capsys.readouterr().out, re.M)
+    assert "board-check" in verbs
+    text = re.search(r'^verbs="([a-z -]+)"', START.read_text(), re.M).group(1)
+    assert sorted(text.split()) == sorted(verbs)

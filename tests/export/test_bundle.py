@@ -90,6 +90,12 @@ def refused(done, part):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_refused_install_leaves_nothing(made, machine):
+    folder, (old, _) = made
+    refused(install(machine, folder/old.version, "--rollback"), "")
+    assert not (machine/"opt").exists()
+
+
 # ---- the archive
 
 def test_the_same_files_give_the_same_bytes(made, tmp_path):
@@ -541,4 +547,4 @@ def test_ended_while_it_checks(made, machine, tmp_path):
     time.sleep(.3)
     os.killpg(p.pid, signal.SIGTERM)
     assert p.wait(20) == 130 and current(machine) is None
-    assert not list((machine/"opt/versions").iterdir())
+    assert not (machine/"opt").exists()

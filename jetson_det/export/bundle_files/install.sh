@@ -93,12 +93,32 @@ switch_to() {
     point current "$1"
 }
 
+# An install that was refused leaves nothing behind: neither its copy, nor folders that it made for nothing.
+part=
+made=
+tidy() {
+    [ -z "$part" ] || rm -rf "$part"
+    [ -n "$made" ] && rmdir "$prefix/versions" 2>/dev/null || return 0
+    rm -f "$prefix/.lock" "$prefix/.link"
+    [ "$made" = lock ] || (cd "$(dirname "$made")" && rmdir -p "${prefix#"$PWD"/}") 2>/dev/null || true
+}
 lock() {
     command -v flock >/dev/null || fail "flock is not here: install util-linux"
+    if [ ! -e "$prefix" ]; then # the highest folder that is not there yet
+        made=$prefix
+        while [ ! -e "$(dirname "$made")" ]; do made=$(dirname "$made"); done
+    elif [ ! -e "$prefix/.lock" ]; then
+        made=lock
+    fi
+    trap tidy EXIT
+    trap 'exit 130' HUP INT TERM
     mkdir -p "$prefix/versions" 2>/dev/null && (: >>"$prefix/.lock") 2>/dev/null && [ -w "$prefix/versions" ] ||
         fail "$prefix: can't be written; take another --prefix, or sudo"
     exec 9>>"$prefix/.lock"
-    flock -n 9 || fail "$prefix: another install is running"
+    flock -n 9 || {
+        made= # by the other one
+        fail "$prefix: another install is running"
+    }
     find "$prefix/versions" -mindepth 1 -maxdepth 1 -name '.*.part' -exec rm -rf {} + # of installs that were killed
 }
 
@@ -253,8 +273,6 @@ if [ -d "$prefix/$target" ]; then
     audited "$prefix/$target"
 else
     mkdir "$part"
-    trap 'rm -rf "$part"' EXIT
-    trap 'exit 130' HUP INT TERM
     for name in $names SHA256SUMS; do
         cp "$here/$name" "$part/$name" 2>/dev/null || fail "$prefix: $name can't be written; is the disk full?"
     done
@@ -266,7 +284,7 @@ else
     compare "$part"
     audited "$part"
     mv -T "$part" "$prefix/$target"
-    trap - EXIT HUP INT TERM
+    part=
 fi
 
 # ---- switch

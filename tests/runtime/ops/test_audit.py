@@ -29,6 +29,11 @@ def session():
 def data(tmp_path_factory): return write_set(tmp_path_factory.mktemp("audit"))
 
 
+def prints_of(baseline):
+    columns = zip(baseline.fingerprints, baseline.image_prints, baseline.label_prints)
+    return [module._Print(*row) for row in columns]
+
+
 class Worse:
     "The same session, which loses some of its detections and doubts the others."
     def __init__(self, session, share=.3, less=0.):
@@ -109,7 +114,73 @@ def test_a_changed_label_or_image_is_another_set(session, data, tmp_path):
     rows = json.loads((copy / "audit.json").read_text())
     rows["annotations"][0]["bbox"][0] += 1
     (copy / "audit.json").write_text(json.dumps(rows))
-    assert not audit(session, read_audit_set(copy / "audit.json"), shipped, draws=5).comparison.is_paired
+    changed = audit(session, read_audit_set(copy / "audit.json"), shipped, draws=5).comparison
+    assert (changed.is_paired, changed.images, changed.is_as_before) == (False, "relabeled", True)
+    image = read_audit_set(data).images[0].path
+    (copy / Path(image).name).write_bytes(Path(image).read_bytes() + b"x") # a byte behind the end
+    other = audit(session, read_audit_set(copy / "audit.json"), shipped, draws=5).comparison
+    assert (other.images, other.is_as_before) == ("other", False)
+
+
+def relabeled(data, folder, change):
+    "A copy of the set with changed labels."
+    shutil.copytree(str(data.parent), str(folder))
+    rows = json.loads((folder / "audit.json").read_text())
+    change(rows)
+    (folder / "audit.json").write_text(json.dumps(rows))
+    return read_audit_set(folder / "audit.json")
+
+
+def move(rows):
+    for row in rows["annotations"]: row["bbox"][0] += 9
+
+
+def test_other_labels_on_the_same_images_point_to_the_labels(session, data, tmp_path):
+    shipped = audit(session, read_audit_set(data), draws=100)
+    write_baseline(shipped.baseline, tmp_path / "baseline.json")
+    baseline = read_baseline(tmp_path / "baseline.json")
+    moved = relabeled(data, tmp_path / "moved", move)
+    found = audit(session, moved, baseline, draws=100)
+    assert found.alarm and found.comparison.apart == 0
+    assert found.verdict().endswith("same images with other labels): the detections are as before: look at the labels")
+    tolerated = audit(session, moved, baseline, tolerance=.9, draws=100).verdict()
+    assert tolerated.startswith("ok: ") and tolerated.endswith("look at the labels")
+    worse = audit(Worse(session), moved, baseline, draws=100).verdict()
+    assert worse.endswith("look at the labels, at the model's file and at the engine")
+    names = relabeled(data, tmp_path / "names", lambda rows: rows["categories"][0].update(name="cat"))
+    assert audit(session, names, baseline, draws=5).comparison.images == "relabeled"
+    same = audit(Worse(session), read_audit_set(data), baseline, draws=100).verdict()
+    assert same.endswith("look at the model's file and at the engine") and "camera" not in same
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_boxes_that_moved_are_not_as_before_though_the_scores_are_the_same(session, data, tmp_path):
+    class Shifted(Worse):
+        def __call__(self, frame):
+            found = super().__call__(frame)
+            return as_detections(found.boxes + 5, found.scores, found.labels)
+    shipped = audit(Worse(session, 0), read_audit_set(data), draws=20).baseline
+    found = audit(Shifted(session, 0), relabeled(data, tmp_path / "moved", move), shipped, draws=20)
+    assert found.comparison.apart == 0 and not found.comparison.is_as_before
+
+
+def test_labels_in_another_order_are_the_same_labels(session, data, tmp_path):
+    shipped = audit(session, read_audit_set(data), draws=20)
+    order = relabeled(data, tmp_path / "order", lambda rows: rows["annotations"].reverse())
+    found = audit(session, order, shipped.baseline, draws=20)
+    assert found.comparison.images == "reordered" and abs(found.comparison.loss) < 1e-9
+
+
+def test_an_older_baseline_is_read_and_cannot_tell(session, data, tmp_path):
+    path = tmp_path / "baseline.json"
+    write_baseline(audit(session, read_audit_set(data), draws=50).baseline, path)
+    row = json.loads(path.read_text())
+    for name in ("image_prints", "label_prints"): row.pop(name)
+    path.write_text(json.dumps(row))
+    older = read_baseline(path)
+    assert audit(session, read_audit_set(data), older, draws=50).comparison.is_paired
+    found = audit(session, relabeled(data, tmp_path / "moved", move), older, draws=50)
+    assert found.alarm and "on other images or labels" in found.verdict()
 
 
 def test_classes_are_matched_by_name(session, data, tmp_path):
@@ -137,7 +208,7 @@ def test_an_alarm_is_rarely_false(session, tmp_path):
     sets = [read_audit_set(write_set(tmp_path / str(seed), 8, seed)) for seed in range(12)]
     reports = [audit(session, one, draws=60) for one in sets]
     alarms = [module._compare(a.baseline, b.result, b.baseline.draws, None, b.baseline.found,
-                              b.baseline.fingerprints, two, .5, 0.).alarm
+                              prints_of(b.baseline), two, .5, 0.).alarm
               for a in reports for b, two in zip(reports, sets) if a is not b]
     assert len(alarms) == 132 and sum(alarms) < 14
 
@@ -174,6 +245,7 @@ def test_a_history_that_was_cut_off_goes_on(session, data, tmp_path):
     (lambda row: row["found"].pop(), "damaged baseline"),
     (lambda row: row.update(found=[[[1, 2]]]), "damaged baseline"),
     (lambda row: row.update(ap="x"), "damaged baseline"), (lambda row: row.update(drift=[]), "damaged baseline"),
+    (lambda row: row["image_prints"].pop(), "damaged baseline"), (lambda row: row.update(label_prints=7), "damaged"),
     (lambda row: row.update(format=2), "a baseline of format 2"), (lambda row: row.pop("written_by"), "is no baseline"),
 ])
 def test_damaged_baselines(session, data, tmp_path, change, words):
@@ -187,11 +259,22 @@ def test_damaged_baselines(session, data, tmp_path, change, words):
 
 @pytest.mark.parametrize("change,words", [
     (lambda rows: rows["images"][0].update(file_name="gone.png"), "gone.png: no such image"),
-    (lambda rows: rows["images"].pop(0), "belongs to image 0"),
-    (lambda rows: rows["annotations"][0].update(bbox=[1, 2, 3]), "no COCO file of boxes"),
-    (lambda rows: rows["annotations"][0].update(bbox=[1, 2, "a", 3]), "no COCO file of boxes"),
-    (lambda rows: rows["annotations"][0].update(bbox=[1, 2, 10**400, 3]), "no COCO file of boxes"),
-    (lambda rows: rows["annotations"][0].update(category_id=99), "no COCO file of boxes"),
+    (lambda rows: rows["images"].pop(0), "has image 0, which the images lack"),
+    (lambda rows: rows["annotations"][0].update(id=5, image_id=777),
+     "annotation 5 has image 777, which the images lack"),
+    (lambda rows: rows["annotations"][0].update(image_id=[1]), "which the images lack"),
+    (lambda rows: rows["annotations"][0].pop("image_id"), "has no image_id"),
+    (lambda rows: rows["annotations"][0].update(id=5, bbox=[1, 2, 3]),
+     "annotation 5: bbox is .1, 2, 3.; it must be four"),
+    (lambda rows: rows["annotations"][0].update(bbox=[1, 2, "a", 3]), "it must be four numbers"),
+    (lambda rows: rows["annotations"][0].update(bbox=[1, 2, 10**400, 3]), "it must be four numbers"),
+    (lambda rows: rows["annotations"][0].update(bbox=[1, 2, float("nan"), 3]), "it must be four numbers"),
+    (lambda rows: rows["annotations"][0].update(bbox="1234"), "it must be four numbers"),
+    (lambda rows: rows["annotations"][0].pop("bbox"), "bbox is null; it must be four numbers"),
+    (lambda rows: rows["annotations"][0].update(id=5, category_id=99),
+     "annotation 5 has category 99, which the categories lack"),
+    (lambda rows: rows["annotations"][0].update(category_id="cat"), 'has category "cat", which the categories lack'),
+    (lambda rows: rows["annotations"].insert(0, 7), "no COCO file of boxes"),
     (lambda rows: rows.update(annotations=[]), "has no box that counts"),
     (lambda rows: rows.pop("categories"), "no COCO file of boxes"),
     (lambda rows: rows.update(images=5), "no COCO file of boxes"),

@@ -71,11 +71,11 @@ def test_without_a_driver_no_claim_is_made(tmp_path):
     found = board_check(tmp_path / "out", only=("driver", "build", "threads"), report=seen.append)
     assert [row.name for row in seen] == ["driver", "build", "threads"] and tuple(seen) == found.findings
     assert all(row.holds is None and "no NVIDIA driver here" in row.measured for row in found.findings)
-    assert found.ok and (found.count(True), found.count(False), found.count(None)) == (0, 0, 3)
+    assert not found.ok and (found.count(True), found.count(False), found.count(None)) == (0, 0, 3)
     stored = json.loads((tmp_path / "out" / "board-check.json").read_text())
-    assert stored["ok"] is True and [row["name"] for row in stored["findings"]] == ["driver", "build", "threads"]
+    assert stored["ok"] is False and [row["name"] for row in stored["findings"]] == ["driver", "build", "threads"]
     text = (tmp_path / "out" / "board-check.md").read_text()
-    assert text.count("| not checked |") == 3 and "0 claims hold, 0 do not, 3 could not be checked." in text
+    assert text.count("| not checked |") == 3 and "0 claims hold, 0 do not, 3 could not be checked: exit code 1" in text
     assert not list(tmp_path.glob("board-check-*")), "no folder of work is left"
 
 
@@ -125,13 +125,75 @@ def _files(job, folder):
 
 
 def test_no_time_is_left(tmp_path, monkeypatch):
+    jumps = []
+    clock = time.monotonic
+
     def slow(name, job, seconds, command=None):
-        time.sleep(.2)
+        jumps.append(60)
         return Outcome(True, "took {:.2f}".format(seconds))
     monkeypatch.setattr(page, "check_apart", slow)
-    found = board_check(tmp_path, minutes=.005, only=["driver", "build", "parity", "memory"])
+    monkeypatch.setattr(page.time, "monotonic", lambda: clock() + sum(jumps))
+    found = board_check(tmp_path, minutes=1.5, only=["driver", "build", "parity", "memory"])
     assert [row.holds for row in found.findings] == [True, True, None, None]
     assert "no time was left" in found.findings[2].measured
+
+
+@NO_DRIVER
+def test_without_a_driver_the_reason_is_the_driver_though_no_time_is_left(tmp_path, monkeypatch):
+    started = []
+    real = page.check_apart
+
+    def note(name, job, seconds, command=None):
+        started.append(name)
+        outcome = real(name, job, 60, command)
+        if name == "driver": now.append(1000)
+        return outcome
+    now = []
+    clock = time.monotonic
+    monkeypatch.setattr(page, "check_apart", note)
+    monkeypatch.setattr(page.time, "monotonic", lambda: clock() + sum(now))
+    found = board_check(tmp_path, minutes=10)
+    reasons = {row.name: row.measured for row in found.findings}
+    assert started == ["doctor", "driver"]
+    assert [name for name in CLAIMS if "no time was left" in reasons[name]] == ["tegrastats", "camera", "cut"]
+    gpu = [name for name, claim in CLAIMS.items() if claim.needs_gpu]
+    assert len(gpu) == 12 and all("no NVIDIA driver here" in reasons[name] for name in gpu)
+
+
+def test_what_needs_no_gpu_says_so(job):
+    "The flag is what the checks do, on a machine without a driver."
+    for name in ("doctor", "tegrastats", "camera", "cut"):
+        assert not CLAIMS[name].needs_gpu
+        outcome = check_here(name, job._replace(tegrastats=("absent", ), root=job.folder))
+        assert "driver here" not in outcome.measured and outcome.figures != {"lacks": "driver"}
+
+
+@pytest.mark.parametrize("holds, ok, words", [
+    ([None, None], False, "0 hold, 0 do not, 2 could not be checked; 3 s: exit code 1, nothing could be checked"),
+    ([], False, "exit code 1, nothing could be checked"),
+    ([True, None], True, "exit code 0, what could be checked holds"),
+    ([True, True], True, "exit code 0"), ([True, False, None], False, "exit code 1, not every claim holds here"),
+    ([False], False, "exit code 1, not every claim")])
+def test_success_is_a_claim_that_holds_and_none_that_fails(holds, ok, words):
+    findings = tuple(Finding(str(n), "a claim", verdict, "", 1., None) for n, verdict in enumerate(holds))
+    report = BoardCheck("2026-01-01T00:00:00.000Z", 3., "Nano", "m.onnx", findings)
+    assert report.ok is ok and words in report.summary() and report.summary() in str(report)
+    assert report.to_json()["ok"] is ok and words.partition("; 3 s")[0].split(", ")[-1] in report.markdown()
+
+
+@NO_DRIVER
+def test_the_programs_end_with_1_where_nothing_was_checked(tmp_path, monkeypatch, capsys):
+    from jetson_det.runtime.program import main
+    write_check_network(tmp_path / "home")
+    os.rename(str(tmp_path / "home" / "check.onnx"), str(tmp_path / "home" / "model.onnx"))
+    (tmp_path / "home" / "bundle.json").write_text('{"parts": {"model": "model.onnx"}}')
+    assert main(["board-check", "--only", "camera", "--out", str(tmp_path / "a")], tmp_path / "home") == 1
+    assert "exit code 1, nothing could be checked" in capsys.readouterr().out
+    typer = pytest.importorskip("typer", reason="the command line needs a newer Python")
+    from jetson_det.cli_board import board_check as verb
+    with pytest.raises(typer.Exit) as e: verb(out=tmp_path / "b", only=["camera"], minutes=1)
+    assert e.value.exit_code == 1 and "exit code 1, nothing could be checked" in capsys.readouterr().out
+    assert "none could be checked" in " ".join(verb.__doc__.split())
 
 
 def test_tegrastats_lines(job, tmp_path):

@@ -2,9 +2,11 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ import pytest
 
 from jetson_det.runtime.files import InputError
 from jetson_det.runtime.ops.fleet_queue import FleetError, FleetQueue, FleetRules, open_redis
-from jetson_det.runtime.ops.fleet_worker import FleetWorker, submit_files
+from jetson_det.runtime.ops.fleet_worker import FleetWorker, failure_lines, submit_files
 
 pytest.importorskip("redis", reason="the package redis is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
@@ -516,3 +518,152 @@ def test_a_worker_ends_at_sigterm_after_the_frame_in_hand_and_shows_its_rate_bef
     finally:
         process.kill()
         process.wait()
+
+
+# ---- files
+
+def write_images(folder, names):
+    "Images, each with another gray."
+    for gray, name in enumerate(names): (folder / name).write_bytes(png(gray))
+    return [folder / name for name in names]
+
+
+def test_one_wrong_file_and_nothing_is_queued(queue, tmp_path):
+    queue.rules = FleetRules(image_bytes=1000)
+    files = write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "large.jpg").write_bytes(b"x" * 1001)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(str(tmp_path / "pipe"))
+    (tmp_path / "cut.jpg").symlink_to(tmp_path / "gone.jpg")
+    wrong = [tmp_path / name for name in ("empty.jpg", "large.jpg", "folder", "pipe", "cut.jpg", "none.jpg")]
+    for file in wrong:
+        with pytest.raises(InputError, match="nothing was queued; 1 of 3 files") as e:
+            submit_files(queue, files + [file])
+        assert str(file) in str(e.value)
+    with pytest.raises(InputError, match="6 of 8 files") as e: submit_files(queue, files + wrong)
+    assert all(str(file) in str(e.value) for file in wrong) and "\n" not in str(e.value)
+    with pytest.raises(InputError, match="and 1 more"): submit_files(queue, files + wrong + wrong[:3])
+    assert queue.status().submitted == 0
+    assert len(submit_files(queue, iter(files))) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read(queue, tmp_path):
+    files = write_images(tmp_path, ["a.png", "b.png"])
+    files[1].chmod(0)
+    with pytest.raises(InputError, match="nothing was queued; 1 of 2 files"): submit_files(queue, files)
+    assert queue.status().submitted == 0
+
+
+def test_a_queue_that_is_full_late_in_the_list_says_how_far_it_came(queue, tmp_path):
+    queue.rules = FleetRules(backlog=2)
+    files = write_images(tmp_path, ["a.png", "b.png", "c.png", "d.png"])
+    with pytest.raises(FleetError, match="is full .*2 of 4 files submitted, .*c.png is the next") as e:
+        submit_files(queue, files, wait=0)
+    assert "none is submitted twice" in str(e.value)
+    worker_of(queue).run(most=2)
+    assert len(submit_files(queue, files, wait=0)) == 4
+    assert queue.status().submitted == 4, "the first two were not queued again"
+
+
+def test_a_file_that_is_gone_when_its_turn_comes(queue, tmp_path, monkeypatch):
+    files = write_images(tmp_path, ["a.png", "b.png"])
+    submit = queue.submit
+
+    def remove(*words):
+        if files[1].exists(): files[1].unlink()
+        return submit(*words)
+    monkeypatch.setattr(queue, "submit", remove)
+    with pytest.raises(InputError, match="b.png: cannot be read: .*; 1 of 2 files submitted, .*b.png is the next"):
+        submit_files(queue, files)
+
+
+def test_each_file_that_failed_has_a_line(queue, tmp_path):
+    files = write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "c.txt").write_bytes(b"no image\n")
+    ids = submit_files(queue, files[:1] + [tmp_path / "c.txt"] + files[1:])
+    worker_of(queue).run(most=2)
+    found = queue.wait(ids, .05)
+    assert failure_lines(ids, found) == [
+        "{}: not an image that OpenCV can decode (9 bytes)".format(tmp_path / "c.txt"),
+        "{}: no result came in time".format(files[1])]
+    worker_of(queue).run(most=1)
+    assert len(failure_lines(ids, queue.wait(ids, 5))) == 1
+    many = {str(n): "{}.png".format(n) for n in range(25)}
+    assert failure_lines(many, {})[19:] == ["19.png: no result came in time", "and 5 more"]
+    assert len(failure_lines(dict(list(many.items())[:20]), {})) == 20
+    assert failure_lines(many, {n: {"found": []} for n in many}) == []
+
+
+def test_the_command_says_which_files_failed(serve, tmp_path, capsys):
+    typer = pytest.importorskip("typer", reason="the command line needs a newer Python")
+    from jetson_det.cli_board import fleet_submit
+    server = serve()
+    files = write_images(tmp_path, ["a.png"])
+    (tmp_path / "c.txt").write_bytes(b"no image\n")
+    files.append(tmp_path / "c.txt")
+    fleet_submit(server.url, "gate", files, results=0)
+    assert capsys.readouterr().out == "2 submitted\n"
+    worker_of(FleetQueue(server.url, "gate")).run(most=2)
+    with pytest.raises(typer.Exit) as e: fleet_submit(server.url, "gate", files, results=5)
+    assert e.value.exit_code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["{}: not an image that OpenCV can decode (9 bytes)".format(files[1]),
+                     "2 submitted, 1 with a result, 1 error, 0 did not come"]
+
+
+# ---- the blocks of the page
+
+def page_blocks(page="fleet"):
+    "The fenced blocks of a guide, in their order."
+    with open(os.path.join(ROOT, "nbs", "guides", page + ".ipynb"), "rb") as f: cells = json.loads(f.read().decode())
+    text = "\n".join("".join(cell["source"]) for cell in cells["cells"] if cell["cell_type"] == "markdown")
+    return re.findall(r"^```[a-z]*\n(.*?)^```", text, re.M | re.S)
+
+
+def block_with(word): return next(block for block in page_blocks() if word in block)
+
+
+def start_redis(folder, *words):
+    process = subprocess.Popen(["redis-server", "redis.conf", "--bind", "127.0.0.1"] + list(words), cwd=str(folder),
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    for line in process.stdout:
+        if b"Ready to accept connections" in line: return process
+    raise AssertionError("redis-server ended with {}".format(process.wait()))
+
+
+def test_a_server_starts_with_the_settings_of_the_page(tmp_path):
+    (tmp_path / "redis.conf").write_text(block_with("requirepass"))
+    port = free_port()
+    process = start_redis(tmp_path, "--port", str(port))
+    try:
+        client = open_redis("redis://:a-long-random-password@127.0.0.1:{}".format(port))[0]
+        for name, value in (("appendonly", "yes"), ("maxmemory", str(2 << 30)), ("maxmemory-policy", "noeviction"),
+                            ("appendfsync", "everysec")): assert client.config_get(name)[name] == value
+        with pytest.raises(InputError, match="refused"):
+            FleetQueue("redis://127.0.0.1:{}".format(port), "gate").submit(png(1))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_server_starts_with_the_certificates_of_the_page(tmp_path):
+    subprocess.check_call(["sh", "-ec", block_with("openssl req")], cwd=str(tmp_path), stderr=subprocess.DEVNULL,
+                          stdout=subprocess.DEVNULL)
+    (tmp_path / "redis.conf").write_text(block_with("tls-port"))
+    port = free_port()
+    process = start_redis(tmp_path, "--tls-port", str(port))
+    try:
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        for name in ("depot", "192.168.1.10"):
+            with socket.create_connection(("127.0.0.1", port), 5) as plain:
+                with context.wrap_socket(plain, server_hostname=name) as secure:
+                    secure.sendall(b"PING\r\n")
+                    assert secure.recv(64) == b"+PONG\r\n"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
