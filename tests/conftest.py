@@ -8,8 +8,8 @@ import pytest
 # The files that take longest, the longest first (CPU seconds: 50 to 10). Each process of pytest-xdist takes the next
 # file when it is done; a long one that comes last would leave the others idle.
 LONGEST = """
-models/test_families.py export/test_quantize.py experiments/test_jobs.py export/test_bundle.py models/weights/test_load.py
-site/test_site.py export/test_onnx_matrix.py data/test_loader.py export/test_mobile.py cli/test_cli_data.py
+models/test_families.py export/test_quantize.py experiments/test_jobs.py export/test_bundle.py
+models/weights/test_load.py site/test_site.py export/test_onnx_matrix.py data/test_loader.py export/test_mobile.py cli/test_cli_data.py
 export/test_int8_pairs.py export/test_latency.py export/test_lint_exports.py train/test_averages.py train/test_qat.py
 models/detr/test_detr.py models/test_prune.py train/test_loop.py export/test_tensorrt.py export/test_half.py
 evaluate/test_page.py evaluate/test_shared.py train/test_stop.py train/test_launch.py train/test_run_folder.py
