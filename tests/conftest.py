@@ -9,17 +9,18 @@ import pytest
 # file when it is done; a long one that comes last would leave the others idle.
 LONGEST = """
 models/test_families.py export/test_quantize.py experiments/test_jobs.py export/test_bundle.py
-models/weights/test_load.py site/test_site.py export/test_onnx_matrix.py data/test_loader.py export/test_mobile.py cli/test_cli_data.py
-export/test_int8_pairs.py export/test_latency.py export/test_lint_exports.py train/test_averages.py train/test_qat.py
-models/detr/test_detr.py models/test_prune.py train/test_loop.py export/test_tensorrt.py export/test_half.py
-evaluate/test_page.py evaluate/test_shared.py train/test_stop.py train/test_launch.py train/test_run_folder.py
-export/test_onnx.py export/test_shrink.py export/test_coreml.py export/test_golden_gate.py cli/test_words.py
-cli/test_cli_init.py train/test_processes.py train/test_distill.py train/test_resume.py train/test_family_resume.py
-models/weights/test_onnx_start.py models/test_fake_quant.py train/test_auto_batch.py train/test_compile.py
-data/quality/test_view.py export/test_rewrite.py export/test_ranges.py export/test_onnx_queries.py
-models/ultralytics/test_ultralytics.py models/ultralytics/test_yolo26.py data/augment/test_render.py cli/test_cli.py
-runtime/engine/test_engine_versions.py runtime/engine/test_board_check_versions.py export/test_bundle_updates.py
-runtime/ops/test_board_check.py runtime/ops/test_audit.py runtime/ops/test_fleet.py
+models/weights/test_load.py site/test_site.py export/test_onnx_matrix.py data/test_loader.py export/test_mobile.py
+cli/test_cli_data.py export/test_int8_pairs.py export/test_latency.py export/test_lint_exports.py
+train/test_averages.py train/test_qat.py models/detr/test_detr.py models/test_prune.py train/test_loop.py
+export/test_tensorrt.py export/test_half.py evaluate/test_page.py evaluate/test_shared.py train/test_stop.py
+train/test_launch.py train/test_run_folder.py export/test_onnx.py export/test_shrink.py export/test_coreml.py
+export/test_golden_gate.py cli/test_words.py cli/test_cli_init.py train/test_processes.py train/test_distill.py
+train/test_resume.py train/test_family_resume.py models/weights/test_onnx_start.py models/test_fake_quant.py
+train/test_auto_batch.py train/test_compile.py data/quality/test_view.py export/test_rewrite.py export/test_ranges.py
+export/test_onnx_queries.py models/ultralytics/test_ultralytics.py models/ultralytics/test_yolo26.py
+data/augment/test_render.py cli/test_cli.py runtime/engine/test_engine_versions.py
+runtime/engine/test_board_check_versions.py export/test_bundle_updates.py runtime/ops/test_board_check.py
+runtime/ops/test_audit.py runtime/ops/test_fleet.py
 """.split()
 
 
