@@ -101,9 +101,9 @@ class Film:
         if self.writer is not None and (image.shape[:2] != self.size or self.frames == self.most): self.finish()
         if self.writer is None: self._begin(image)
         self.writer.write(image)
-        self.frames += 1
-        if self.frames % 50 == 0 and shutil.disk_usage(str(self.folder.path)).free < _ROOM:
+        if self.frames % 50 == 49 and shutil.disk_usage(str(self.folder.path)).free < _ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._name())
+        self.frames += 1
 
     def _begin(self, image):
         self.part = self.folder.add(self.part_name)

@@ -66,3 +66,10 @@ def test_without_tensorrt_threads_are_compared(monkeypatch):
     assert opened == [1, 4] and "no engine was given" in str(found)
     assert found.names == ("ONNX Runtime, 1 thread", "ONNX Runtime, 4 threads")
     with pytest.raises(InputError, match="two numbers"): compare_runtimes("a.onnx", [], threads=(1,))
+
+
+@pytest.mark.parametrize("engine", ["nosuch.engine", "folder"])
+def test_an_engine_that_is_not_there_is_refused_without_tensorrt_too(tmp_path, engine):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="{}: no such file".format(engine)):
+        compare_runtimes(tmp_path / "m.onnx", [np.zeros((9, 9, 3), np.uint8)], tmp_path / engine)

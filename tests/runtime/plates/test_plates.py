@@ -397,6 +397,44 @@ def test_what_leaves(tmp_path, texts):
     assert len([name for name in os.listdir(str(tmp_path / "out")) if not name.startswith(".")]) == 2
 
 
+def test_a_run_replaces_its_own_drawings_and_no_others(tmp_path):
+    session, _ = fixed_reader("AB12__")
+    image, found = frame_with_plates()
+    alpr = Alpr(lambda frame: found, PlateReader(session, labels=[1]))
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"): cv2.imwrite(str(tmp_path / "in" / name), image)
+    (tmp_path / "in" / "torn.png").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="torn.png"): done = run_alpr(alpr, tmp_path / "in", tmp_path / "out")
+    assert done.images == 2 and done.unreadable == ("torn.png",) and "could not be read: torn.png" in str(done)
+    (tmp_path / "in" / "torn.png").unlink()
+    (tmp_path / "in" / "b.png").unlink()
+    run_alpr(alpr, tmp_path / "in", tmp_path / "out")
+    left = sorted(name for name in os.listdir(str(tmp_path / "out")) if not name.startswith("."))
+    assert left == ["000000_a.jpg", "plates.jsonl"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "plates.jsonl").write_text("mine")
+    with pytest.raises(InputError, match="did not write"): run_alpr(alpr, tmp_path / "in", tmp_path / "mine")
+    with pytest.raises(InputError, match="holds what is read"): run_alpr(alpr, tmp_path / "in", tmp_path / "in")
+
+
+def test_a_log_that_cannot_be_written_costs_no_reading(tmp_path):
+    session, _ = fixed_reader("AB12__")
+    image, found = frame_with_plates()
+    (tmp_path / "notes.txt").write_text("name,phone")
+    for path, says in ((tmp_path, "is a folder"), (tmp_path / "notes.txt", "something else than JSON lines")):
+        with pytest.raises(InputError, match=says): PlateReader(session, log=path)
+    log = tmp_path / "new" / "log.jsonl"
+    log.parent.mkdir()
+    reader = PlateReader(session, labels=[1], log=log)
+    log.parent.rmdir()
+    alpr = Alpr(lambda frame: found, reader)
+    with pytest.warns(UserWarning, match="the log can't be written") as said: texts = [alpr(image)[0].text for _ in "ab"]
+    assert texts == ["AB12", "AB12"] and len(said) == 1
+    log.parent.mkdir()
+    alpr(image)
+    assert len(log.read_text().splitlines()) >= 1
+
+
 def test_a_row_in_words():
     row = {"box": [1.2, 2, 3, 4.6], "score": .9, "confidence": .954, "told": True, "text": "AB12", "countries": ["PT"]}
     assert row_text("a.png", row) == "a.png: AB12 0.95, box 1 2 3 5, PT"

@@ -1,11 +1,13 @@
 "Files and films that a pipeline leaves, and the list of outputs in its YAML."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -162,6 +164,23 @@ def test_a_film_that_fails_is_said_once(tmp_path, capfd, monkeypatch):
     for wrong in (dict(stem="../x"), dict(stem=""), dict(keep=0), dict(fps=0), dict(seconds=0)):
         with pytest.raises(InputError): DrawnVideo(tmp_path, **wrong)
     with pytest.raises(InputError): DrawnVideo(sink.films()[0])
+
+
+def test_a_film_on_a_full_disk_is_counted_and_goes_on_with_its_number(tmp_path, capfd, monkeypatch):
+    full = [True]
+    usage_of = shutil.disk_usage
+    def usage(path): return SimpleNamespace(free=0) if full[0] else usage_of(path)
+    monkeypatch.setattr(film.shutil, "disk_usage", usage)
+    sink = DrawnVideo(tmp_path, live=False)
+    for _ in range(60): sink.write(frame())
+    until = time.time() + 20
+    while sink.failed < 50 and time.time() < until: time.sleep(.01)
+    full[0] = False
+    for _ in range(5): sink.write(frame())
+    sink.close()
+    err = capfd.readouterr().err
+    assert sink.lost == 50 and err.count("No space left") == 1 and "written again; frames lost: 50" in err
+    assert [path.name for path in sink.films()] == ["film-0001.mp4"] and frames_in(sink.films()[0]) == 15
 
 
 # The list of outputs
