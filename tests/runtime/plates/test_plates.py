@@ -428,7 +428,8 @@ def test_a_log_that_cannot_be_written_costs_no_reading(tmp_path):
     reader = PlateReader(session, labels=[1], log=log)
     log.parent.rmdir()
     alpr = Alpr(lambda frame: found, reader)
-    with pytest.warns(UserWarning, match="the log can't be written") as said: texts = [alpr(image)[0].text for _ in "ab"]
+    with pytest.warns(UserWarning, match="the log can't be written") as said:
+        texts = [alpr(image)[0].text for _ in "ab"]
     assert texts == ["AB12", "AB12"] and len(said) == 1
     log.parent.mkdir()
     alpr(image)
