@@ -46,6 +46,14 @@ def crop_plates(
         crops.append(image[top:bottom, left:right] if is_seen else None)
     return crops
 
+def _voters(detections, ids, readings)->set: # of rows
+    "The surest plate of each track. What else was found on a vehicle, a sticker perhaps, has no vote in its text."
+    best = {}
+    for row in np.argsort(-detections.scores, kind="stable").tolist():
+        has_track = ids is not None and int(ids[row]) >= 0
+        if has_track and readings[row] is not None: best.setdefault(int(ids[row]), row)
+    return set(best.values())
+
 class PlateReader:
     "A pipeline's reader of plates. Raises `InputError`."
     def __init__(self,
@@ -79,9 +87,10 @@ class PlateReader:
         "The texts of a frame."
         if not len(detections.boxes): return None
         texts = []
-        for row, reading in enumerate(self.read(image, detections)):
-            if reading is not None and ids is not None and int(ids[row]) >= 0:
-                reading = self.votes.add(ids[row], reading)
+        readings = self.read(image, detections)
+        voters = _voters(detections, ids, readings)
+        for row, reading in enumerate(readings):
+            if row in voters: reading = self.votes.add(ids[row], reading)
             texts.append(reading.text if reading is not None and self.is_told(reading) else None)
         return tuple(texts)
 

@@ -436,6 +436,18 @@ def test_a_log_that_cannot_be_written_costs_no_reading(tmp_path):
     assert len(log.read_text().splitlines()) >= 1
 
 
+def test_a_sticker_on_a_vehicle_has_no_vote_in_its_plate():
+    "Both have the vehicle's id; the surer one is the plate."
+    class Two:
+        def __call__(self, crops): return [PlateText("WX407QJ", .9, (.9,) * 7), PlateText("TAXI99", .8, (.8,) * 6)]
+    frame = np.zeros((100, 200, 3), np.uint8)
+    found = as_detections([[10, 10, 90, 40], [110, 10, 190, 40]], [.9, .5], [0, 0])
+    reader = PlateReader(Two())
+    for _ in range(3): assert reader(frame, found, np.array([7, 7])) == ("WX407QJ", "TAXI99")
+    assert reader.votes.best(7).text == "WX407QJ" and len(reader.votes) == 1
+    assert reader(frame, found, np.array([-1, 7])) == ("WX407QJ", "WX407QJ") # no track: its own; else what was voted
+
+
 def test_a_row_in_words():
     row = {"box": [1.2, 2, 3, 4.6], "score": .9, "confidence": .954, "told": True, "text": "AB12", "countries": ["PT"]}
     assert row_text("a.png", row) == "a.png: AB12 0.95, box 1 2 3 5, PT"
