@@ -451,8 +451,7 @@ def _compare_on_data(models, data, split, format, splits, resamples, max_detecti
             ds = evaluation_data(data, split, own, format, splits=splits, artifact=place).ds
         results[place] = run(session, ds, max_detections=max_detections, progress=sys.stderr.isatty())
     sizes = {place: _artifact_bytes(Path(place)) for place in models}
-    milliseconds = {place: 1e3 * _session_seconds(result) / len(ds) for place, result in results.items()}
-    return compare_results(ds, results, milliseconds, sizes, resamples)
+    return compare_results(ds, results, sizes=sizes, resamples=resamples)
 
 def _artifact_bytes(path:Path)->int:
     "What an artifact takes on a disk; a run is its checkpoint."
@@ -460,10 +459,6 @@ def _artifact_bytes(path:Path)->int:
     from jetson_det.models.checkpoint import checkpoint_of
     folder = path if path.suffix.lower() == ".mlpackage" else checkpoint_of(path)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-def _session_seconds(result)->float:
-    "What the sessions took, without reading and counting."
-    return sum(seconds for stage, seconds in result.seconds.items() if stage not in ("counting", "total"))
 
 # %% ../nbs/89_cli.ipynb #6cd72995
 @app.command(rich_help_panel=SHIPPING)

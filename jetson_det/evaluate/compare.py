@@ -125,6 +125,7 @@ def _verdict(c:Comparison)->str:
         if decided > 0: return f"{printable(row.name)} is better than {name}: {_span(row.difference)}, {p}"
         if decided < 0: return f"{printable(row.name)} is worse than {name}: {_span(row.difference)}, {p}"
         unseen = max(abs(row.difference.low), abs(row.difference.high))
+        if unseen < 1e-9: return f"{name} and {printable(row.name)} have the same AP on every draw of the images"
         return (f"no difference shown between {name} and {printable(row.name)}: {_span(row.difference)}, {p}; one of"
                 f" up to {unseen:.3f} may be there: {plural(c.images, 'image')} can't tell")
     parts = []

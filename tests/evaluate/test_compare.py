@@ -57,6 +57,7 @@ def test_the_verdicts(problem):
 def test_the_same_twice(problem):
     ds, _, results = problem
     c = compare_results(ds, {"a": results["first"], "b": results["first"]}, resamples=200)
+    assert c.verdict == "a and b have the same AP on every draw of the images"
     assert c.rows[1].p == 1 and c.rows[1].difference.value == 0
 
 
