@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import InputError, and_more, plural
+from ..core import InputError, and_more
 from .coco import COCO_BINS, BinnedAP, EvalResult, known_ap
 from ..runtime.files import printable
 
