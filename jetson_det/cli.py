@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Mode', 'Calibrate', 'report_error', 'set_up_process', 'main', 'train', 'import_pt', 'rollback', 'verify',
-           'lineage', 'evaluate', 'compare', 'predict', 'bench', 'export', 'lint', 'parity', 'estimate', 'plan',
-           'shrink', 'quantize', 'half', 'bundle', 'build', 'job', 'demo']
+           'lineage', 'predict', 'bench', 'export', 'lint', 'estimate', 'plan', 'shrink', 'quantize', 'half', 'bundle',
+           'build', 'job', 'demo']
 
 # %% ../nbs/89_cli.ipynb #34b2cf4c
 import errno
@@ -19,19 +19,21 @@ import typer.core
 
 from . import __version__
 from .cli_args import (DATA, MEASURING, SHIPPING, START, TRAINING, Artifact, Classes, ContractName, Device,
-                                 Format, HtmlFile, JsonFile, OpenSize, Overlap, Tiles, check_files, existing,
-                                 open_named, parse_input_size, parse_size, progress_line, write_figures)
+                                 JsonFile, OpenSize, Overlap, Tiles, check_files, existing, open_named,
+                                 parse_input_size, parse_size, progress_line, write_figures)
 from .cli_board import alpr, audit, board_check, compare_runtimes, fleet_app, run
 from .cli_config import config_app
 from .cli_data import data_app
 from .cli_doctor import doctor
 from .cli_init import init
+from .cli_measure import compare, evaluate, label_errors, parity
 from .export.targets import TARGETS
 
 # %% ../nbs/89_cli.ipynb #6f15bfee
 _OTHER_VERBS = {
     "evaluate": "val valid validate validation test eval score map",
     "compare": "versus vs significance ab",
+    "label-errors": "mislabeled mislabels clean suspects",
     "predict": "infer inference detect detection track forward draw",
     "bench": "benchmark speed profile latency time",
     "board-check": "claims hardware jetson",
@@ -352,114 +354,6 @@ def lineage(
     print(lineage_text(chain))
     write_figures(json_file, {"lineage": chain})
 
-# %% ../nbs/89_cli.ipynb #05788289
-@app.command(rich_help_panel=MEASURING)
-def evaluate(
-    artifact:Artifact,
-    data:Annotated[str, typer.Option(help="folder with images and labels")],
-    split:Annotated[str, typer.Option(
-        help="train, val, test or all; none: test where there is one, else val, else all")]="",
-    format:Format="auto",
-    splits:Annotated[str, typer.Option(help="folder with split lists; none: those of the training")]="",
-    max_detections:Annotated[int, typer.Option("--max-detections", min=1,
-        help="the best of each class in an image that count (COCO's maxDets)")]=100,
-    class_map:Annotated[Optional[List[str]], typer.Option("--map", metavar="MODEL=DATA,...",
-        help="the model's and the data's name for one class, where they differ: aeroplane=airplane,van=car; may be"
-        " repeated")]=None,
-    confidence:Annotated[float, typer.Option(min=0, max=1,
-        help="lowest score of a box that counts; COCO's own tables use about .001, which takes longer")]=.01,
-    tiles:Tiles="",
-    overlap:Overlap=.2,
-    contract:ContractName=None,
-    classes:Classes=None,
-    size:OpenSize=None,
-    device:Device="auto",
-    json_file:JsonFile=None,
-    html_file:HtmlFile=None,
-):
-    "Measure average precision by COCO's rules, overall and for each class."
-    existing(artifact)
-    existing(data)
-    if html_file:
-        from jetson_det.runtime.files import require
-        require("matplotlib", extra="") # for the page's plots: known before the long work
-    from jetson_det.core import plural
-    from jetson_det.data.open import check_split, evaluation_data
-    from jetson_det.evaluate.coco import evaluate as run, parse_class_map
-    check_split(split)
-    check_files(json_file, html_file, sources=[artifact, data, splits])
-    pairs = parse_class_map(",".join(class_map or []))
-    session = open_named(artifact, contract, device, tiles, overlap, classes, size)
-    chosen = evaluation_data(data, split, session.contract.extra.get("split"), format, splits=splits, artifact=artifact)
-    ds = chosen.ds
-    part = split or " and ".join(filter(None, ds.split_names)) or "all"
-    print(f"{artifact} on {plural(len(ds), 'image')} of {data}: {part}; boxes with a score of {confidence:g} or more")
-    result = run(session, ds, confidence, max_detections=max_detections, progress=sys.stderr.isatty(),
-                 class_map=pairs)
-    print(result)
-    figures = {"artifact": artifact, "data": data, "split": ds.split_names, **chosen.to_dict(), **result.to_dict()}
-    write_figures(json_file, figures)
-    if html_file is None: return
-    from jetson_det.evaluate.page import write_results
-    print(f"wrote {write_results(html_file, artifact, data, part, ds, result, session.contract)}")
-
-# %% ../nbs/89_cli.ipynb #3ee026e8
-@app.command(rich_help_panel=MEASURING)
-def compare(
-    models:Annotated[List[str], typer.Argument(metavar="A B ...",
-        help="checkpoint folders, ONNX files or engines; the others are compared with the first. Or two files of"
-        " predictions (.jsonl of predict or run, predictions.json), which need no labels")],
-    data:Annotated[str, typer.Option(help="folder with images and labels; none for files of predictions")]="",
-    split:Annotated[str, typer.Option(help="train, val, test or all; none: test, else val, else all")]="",
-    format:Format="auto",
-    splits:Annotated[str, typer.Option(help="folder with split lists; none: those of the first one's training")]="",
-    resamples:Annotated[int, typer.Option(min=100, help="how often the images are drawn again")]=1000,
-    max_detections:Annotated[int, typer.Option("--max-detections", min=1,
-        help="the best of each class in an image that count (COCO's maxDets)")]=100,
-    device:Device="auto",
-    json_file:JsonFile=None,
-):
-    "Which model is better, and is it sure? A paired test on labeled images, or where two files of predictions differ."
-    from jetson_det.core import InputError
-    for place in models: existing(place)
-    check_files(json_file, sources=[*models, *([data] if data else [])])
-    if all(place.lower().endswith((".jsonl", ".json")) for place in models):
-        from jetson_det.evaluate.compare import compare_live
-        if len(models) != 2: raise InputError(f"{len(models)} files of predictions; give two")
-        result = compare_live(*models)
-    else:
-        result = _compare_on_data(models, data, split, format, splits, resamples, max_detections, device)
-    print(result)
-    write_figures(json_file, {"models": models, **result.to_dict()})
-
-def _compare_on_data(models, data, split, format, splits, resamples, max_detections, device): # Comparison
-    "Evaluate each on the first one's images, and compare."
-    from jetson_det.core import InputError
-    from jetson_det.data.open import check_split, evaluation_data
-    from jetson_det.evaluate.coco import evaluate as run
-    from jetson_det.evaluate.compare import compare_results
-    if not data: raise InputError("models are compared on labeled images: give --data DIR")
-    if len(set(models)) < len(models) or len(models) < 2: raise InputError("give two or more different models")
-    existing(data)
-    check_split(split)
-    ds = None
-    results = {}
-    for place in models:
-        session = open_named(place, device=device)
-        if ds is None:
-            own = session.contract.extra.get("split")
-            ds = evaluation_data(data, split, own, format, splits=splits, artifact=place).ds
-        results[place] = run(session, ds, max_detections=max_detections, progress=sys.stderr.isatty())
-    sizes = {place: _artifact_bytes(Path(place)) for place in models}
-    return compare_results(ds, results, sizes=sizes, resamples=resamples)
-
-def _artifact_bytes(path:Path)->int:
-    "What an artifact takes on a disk; a run is its checkpoint."
-    if path.is_file(): return path.stat().st_size
-    from jetson_det.models.checkpoint import checkpoint_of
-    folder = path if path.suffix.lower() == ".mlpackage" else checkpoint_of(path)
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
 # %% ../nbs/89_cli.ipynb #6cd72995
 @app.command(rich_help_panel=SHIPPING)
 def predict(
@@ -544,6 +438,10 @@ def bench(
 
 # %% ../nbs/89_cli.ipynb #c007ccc6
 for panel, name, verb in (
+    (MEASURING, "evaluate", evaluate),
+    (MEASURING, "compare", compare),
+    (MEASURING, "label-errors", label_errors),
+    (SHIPPING, "parity", parity),
     (MEASURING, "audit", audit),
     (SHIPPING, "run", run),
     (MEASURING, "board-check", board_check),
@@ -672,32 +570,6 @@ def lint(
         boxes, scores = cut(model, cut_nms)
         print(f"wrote {cut_nms}: boxes {boxes}, scores {scores}")
     write_figures(json_file, report.to_json())
-    if not report.ok: raise typer.Exit(1)
-
-@app.command(rich_help_panel=SHIPPING)
-def parity(
-    first:Annotated[str, typer.Argument(metavar="A", help="checkpoint folder or ONNX file: the reference")],
-    second:Annotated[str, typer.Argument(metavar="B", help="checkpoint folder or ONNX file that is compared with it")],
-    data:Annotated[str, typer.Option(help="folder with images and labels")],
-    split:Annotated[str, typer.Option(help="train, val, test or all; none: test, else val, else all")]="",
-    boxes_px:Annotated[float, typer.Option(help="how far a box may move, pixels")]=.5,
-    scores:Annotated[float, typer.Option(help="how far a score may move")]=.05,
-    ap:Annotated[float, typer.Option(help="how far AP may move")]=.005,
-    images:Annotated[int, typer.Option(min=1, max=64, help="whose boxes are compared; AP is measured on all")]=16,
-    json_file:JsonFile=None,
-):
-    "Do two artifacts find the same? Box by box on some images, and by AP on all of them."
-    import json
-    from jetson_det.data.open import check_split, evaluation_data
-    from jetson_det.export.golden import parity as run
-    for place in (first, second, data): existing(place)
-    check_split(split)
-    check_files(json_file, sources=[first, second, data])
-    reference = open_named(first)
-    ds = evaluation_data(data, split, reference.contract.extra.get("split"), "auto", artifact=first).ds
-    report = run(reference, open_named(second), ds, boxes_px, scores, ap, images)
-    for line in report.lines(): print(line)
-    write_figures(json_file, json.loads(report.to_json()))
     if not report.ok: raise typer.Exit(1)
 
 # %% ../nbs/89_cli.ipynb #acc02b27

@@ -182,6 +182,18 @@ def data_stats(
         print(f"wrote {plot}")
 
 # %% ../nbs/80_cli_data.ipynb #37c0ed28
+def _suspects(path:Path)->dict:
+    "A list of `label-errors`, as the page takes it. Raises InputError."
+    from jetson_det.runtime.files import InputError, read_json
+    found = read_json(path)
+    rows = found.get("flaws") if isinstance(found, dict) else None
+    names = ("severity", "kind", "file", "where", "message", "action", "advice")
+    def is_finding(row): return isinstance(row, dict) and all(isinstance(row.get(name), str) for name in names)
+    is_list = isinstance(rows, list) and all(map(is_finding, rows))
+    if not is_list or any(row["severity"] not in ("error", "warning", "note") for row in rows):
+        raise InputError(f"{path}: no list of findings; label-errors --out {path.stem}.json writes one")
+    return found
+
 @data_app.command("view")
 def data_view(
     folder:_DataFolder,
@@ -190,6 +202,8 @@ def data_view(
     html_file:Annotated[Optional[Path], typer.Option("--html", callback=html_name,
         help="file to write; none: NAME.html here")]=None,
     most:Annotated[int, typer.Option(min=1, help="most images on the page; those with findings are always on it")]=2000,
+    findings:Annotated[Optional[Path], typer.Option(metavar="LIST.json",
+        help="of label-errors: its suspects instead of the check's findings")]=None,
 ):
     "Write a page to browse the images, their boxes and the findings of the check."
     from jetson_det.data.quality.check import check_dataset
@@ -197,10 +211,16 @@ def data_view(
     from jetson_det.runtime.files import InputError
     input_size = parse_input_size(size)
     file = html_file or Path(f"{Path(folder).resolve().name}.html")
-    check_files(file, sources=[folder])
-    report = check_dataset(folder, format=format, input_size=input_size, progress=progress_line("looking at images"))
-    if report.ds is None: raise InputError(report.flaws[0].message)
-    page = write_view(report.ds, file, report, input_size=input_size, most=most, progress=progress_line("images"))
+    check_files(file, sources=[folder, *([findings] if findings else [])])
+    if findings:
+        report = _suspects(findings)
+        ds = _read(folder, format)
+    else:
+        looked_at = progress_line("looking at images")
+        report = check_dataset(folder, format=format, input_size=input_size, progress=looked_at)
+        if report.ds is None: raise InputError(report.flaws[0].message)
+        ds = report.ds
+    page = write_view(ds, file, report, input_size=input_size, most=most, progress=progress_line("images"))
     print(f"wrote {page}, {page.stat().st_size / 2**20:.1f} MB: open it in a browser")
 
 # %% ../nbs/80_cli_data.ipynb #7ee0283c
