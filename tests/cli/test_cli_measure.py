@@ -84,8 +84,8 @@ def test_suspects_on_the_page(run, yard, tmp_path):
 @pytest.mark.parametrize("text, why", [
     ("[1, 2]", "no list of findings"),
     ('{"flaws": [{"kind": "label missing"}]}', "no list of findings"),
-    ('{"flaws": [{"severity": "fatal", "kind": "", "file": "", "where": "", "message": "", "action": "", "advice": ""}]}',
-     "no list of findings"),
+    (json.dumps({"flaws": [dict.fromkeys(("kind", "file", "where", "message", "action", "advice"), "a") |
+                           {"severity": "fatal"}]}), "no list of findings"),
     ("{", "not valid JSON"),
 ])
 def test_wrong_findings(run, tmp_path, text, why):
