@@ -1,4 +1,4 @@
-"""Counting: from the detections of each image to COCO's numbers and to the types of error, ours beside the peers.
+"""Evaluation beside its peers in one run: COCO's numbers, the types of error, intervals.
 
     python bench/bench_evaluate.py [--rounds N] [--images N] [--slow-images N] [--json FILE]
 
@@ -11,9 +11,16 @@ For the types of error, hotcoco's time is evaluate at the one overlap and tide_e
 pycocotools and tidecv take minutes for all of it, so they run on the first --slow-images images, with ours beside them
 on the same. A peer that is not installed is left out and said so (tidecv: pip install --no-deps tidecv appdirs).
 
+Intervals are a paired bootstrap of two models, ours beside hotcoco's `compare`; the others have none. Both have their
+matches before the clock starts (hotcoco: `evaluate()`), and what is compared is the time of one resample of both
+models, with what a call takes without resampling in it, which is small for both. hotcoco's interval covers all twelve
+numbers, ours AP, AP50, AP75 and the AP of every class; ours also has p values and a jackknife.
+
 Rounds are interleaved (A B C A B C ...); seconds are those of the CPU, of all threads. Ratios are those of rounds
-beside each other: minimum, median, maximum; the median has to hold the limit. One more run in a fresh process
-gives the peak of its memory, the problem's own arrays included. Exit code 1 if a limit is missed.
+beside each other: minimum, median, maximum; the median has to hold the limit. Two more runs in fresh processes give
+the peak of the memory, the problem's own arrays included: of counting and the types of error, and of 1000 resamples of
+two models with their matching. Last come 20 pairs of models that differ by chance alone: how often does
+`compare_results` say that one is better? Exit code 1 if a limit is missed.
 """
 import argparse
 import contextlib
@@ -31,16 +38,22 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from jetson_det.data.dataset import DetDataset  # noqa: E402
 from jetson_det.evaluate.coco import coco_of, coco_results, coco_stats  # noqa: E402
+from jetson_det.evaluate.compare import compare_results  # noqa: E402
 from jetson_det.evaluate.errors import error_types  # noqa: E402
+from jetson_det.evaluate.intervals import paired_bootstrap  # noqa: E402
+from jetson_det.evaluate.matching import match  # noqa: E402
 from jetson_det.runtime.geometry import Detections  # noqa: E402
 
 LIMITS = {"coco: ours / hotcoco": 2.5, "coco: ours / faster-coco-eval": .5, "coco: ours / pycocotools": .1,
-          "errors: ours / hotcoco": 1.5, "errors: ours / tidecv": .1}
-ONCE = {"coco, CPU s": 1.5, "errors, CPU s": 1., "peak, MB": 500}
+          "errors: ours / hotcoco": 1.5, "errors: ours / tidecv": .1, "intervals: ours / hotcoco": .2}
+ONCE = {"coco, CPU s": 1.5, "errors, CPU s": 1., "peak, MB": 500, "1000 resamples, CPU s": 30,
+        "1000 resamples, peak, MB": 1000}
+MOST_ALARMS = 4 # of 20 pairs without a difference: by chance more come once in 400 runs
 
 
-def problem(images, classes=80, seed=0):
-    "Boxes of all sizes, classes as uneven as COCO's, 7.2 boxes and 100 detections an image."
+def problem(images, classes=80, seed=0, model=0):
+    """Boxes of all sizes, classes as uneven as COCO's, 7.2 boxes and 100 detections an image; another `model` has
+    other detections of the same kind."""
     rng = np.random.default_rng(seed)
     n = images * 36 // 5
     image = np.sort(rng.integers(0, images, n))
@@ -52,6 +65,7 @@ def problem(images, classes=80, seed=0):
     ds = DetDataset(".", [f"c{k}" for k in range(classes)], [f"{i}.jpg" for i in range(images)],
                     [[640, 640]] * images, image, boxes, label)
     found = []
+    if model: rng = np.random.default_rng([seed, model])
     for i in range(images):
         own, labels, _ = ds.boxes_of(i)
         if len(own):
@@ -115,6 +129,43 @@ def tidecv_tide(ds, found):
     return tidecv_errors(*tidecv_data(ds, found))[0]
 
 
+def our_intervals(ds, models, resamples=100):
+    "The paired bootstrap of ours: a call that takes so many resamples, and their number."
+    matches = [match(ds, found) for found in models]
+    return lambda: paired_bootstrap(*matches, resamples=resamples), resamples
+
+
+def hotcoco_intervals(ds, models, resamples=5):
+    "hotcoco's."
+    from hotcoco import compare
+    jobs = [hotcoco_job(ds, found) for found in models]
+    for job in jobs: job.evaluate()
+    return lambda: compare(*jobs, n_bootstrap=resamples), resamples
+
+
+def interval_rounds(peers, ds, models, rounds):
+    "name -> CPU seconds for a resample of both models, of each interleaved round."
+    calls = {name: make(ds, models) for name, make in peers.items()}
+    seconds = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, (run, resamples) in calls.items():
+            start = time.process_time()
+            run()
+            seconds[name].append((time.process_time() - start) / resamples)
+    return seconds
+
+
+def false_alarms(pairs=20, images=100):
+    "Of so many pairs of models that differ by chance alone: how many does `compare_results` call different at 5 %?"
+    from simulated_detector import simulated_detector, simulated_images
+    alarms = 0
+    for k in range(pairs):
+        ds, hard = simulated_images(images, seed=100 + k)
+        results = {f"seed {seed}": coco_stats(ds, simulated_detector(ds, hard, seed=2 * k + seed)) for seed in (0, 1)}
+        alarms += compare_results(ds, results, resamples=400, seed=k).rows[1].p < .05
+    return int(alarms)
+
+
 def is_there(run, problem_of_one):
     "Whether a peer is installed."
     try:
@@ -137,17 +188,42 @@ def rounds_of(peers, ds, found, rounds):
     return seconds, figures
 
 
+def peak_mb():
+    "The most memory that this process has held, from /proc: getrusage would hand on the parent's."
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
+
+
+def once_intervals(images):
+    "1000 resamples of two models with their matching, in a fresh process."
+    ds, found = problem(images)
+    _, other = problem(images, model=1)
+    start = time.process_time()
+    paired_bootstrap(match(ds, found), match(ds, other), resamples=1000)
+    used = round(time.process_time() - start, 2)
+    return {"1000 resamples, CPU s": used, "1000 resamples, peak, MB": peak_mb()}
+
+
 def once(images):
-    "The figures of one fresh process. Its peak is read from /proc: getrusage would hand on the parent's."
+    "The figures of one fresh process."
     ds, found = problem(images)
     used = []
     for run in (coco_stats, error_types):
         start = time.process_time()
         run(ds, found)
         used.append(round(time.process_time() - start, 3))
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-    return {"coco, CPU s": used[0], "errors, CPU s": used[1], "peak, MB": round(peak, 1)}
+    return {"coco, CPU s": used[0], "errors, CPU s": used[1], "peak, MB": peak_mb()}
+
+
+def ratio_of(title, seconds, name, figures, missed):
+    "Print ours by a peer's, round by round; note it, and whether it misses its limit."
+    ratios = [a / b for a, b in zip(seconds["ours"], seconds[name])]
+    limit = LIMITS[title]
+    figures[title] = dict(min=min(ratios), median=statistics.median(ratios), max=max(ratios), limit=limit,
+                          seconds=seconds)
+    if statistics.median(ratios) > limit: missed.append(title)
+    print(f"  {title:32} min {min(ratios):.3f} median {statistics.median(ratios):.3f} max {max(ratios):.3f}"
+          f"  (limit {limit:g}: {'MISSED' if title in missed else 'ok'})")
 
 
 def main():
@@ -156,9 +232,13 @@ def main():
     parser.add_argument("--images", type=int, default=5000, help="images of the problem")
     parser.add_argument("--slow-images", type=int, default=300, help="images for pycocotools and tidecv")
     parser.add_argument("--once", action="store_true", help="only the figures of this process, as JSON")
+    parser.add_argument("--once-intervals", action="store_true", help="the same of the intervals")
     parser.add_argument("--json", help="file for the figures")
     args = parser.parse_args()
-    if args.once: return print(json.dumps(once(args.images))) or 0
+    for is_asked, run in ((args.once, once), (args.once_intervals, once_intervals)):
+        if not is_asked: continue
+        print(json.dumps(run(args.images)))
+        return 0
     small = problem(2)
     whole = problem(args.images)
     part = problem(args.slow_images)
@@ -182,21 +262,29 @@ def main():
             print(f"  {name:17} CPU s: min {min(values):7.3f}  median {statistics.median(values):7.3f}"
                   f"  max {max(values):7.3f}   {'AP' if task == 'coco' else 'AP50'} {found[name]:.9f}")
             if name == "ours": continue
-            title = f"{task}: ours / {name}"
-            ratios = [a / b for a, b in zip(seconds["ours"], values)]
-            limit = LIMITS[title]
-            figures[title] = dict(min=min(ratios), median=statistics.median(ratios), max=max(ratios), limit=limit,
-                                  seconds=seconds, images=len(data[0]))
-            if statistics.median(ratios) > limit: missed.append(title)
-            print(f"  {title:32} min {min(ratios):.3f} median {statistics.median(ratios):.3f} max {max(ratios):.3f}"
-                  f"  (limit {limit:g}: {'MISSED' if title in missed else 'ok'})")
-    command = [sys.executable, __file__, "--once", "--images", str(args.images)]
-    alone = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            ratio_of(f"{task}: ours / {name}", seconds, name, figures, missed)
+    _, second = problem(args.images, model=1)
+    peers = {"ours": our_intervals, "hotcoco": hotcoco_intervals}
+    if not is_there(hotcoco_coco, small): del peers["hotcoco"]
+    seconds = interval_rounds(peers, whole[0], [whole[1], second], args.rounds)
+    print(f"intervals: one resample of two models, {len(whole[0])} images; {args.rounds} rounds")
+    for name, values in seconds.items():
+        low, middle, high = (1e3 * f(values) for f in (min, statistics.median, max))
+        print(f"  {name:17} CPU ms: min {low:7.1f}  median {middle:7.1f}  max {high:7.1f}")
+        if name != "ours": ratio_of(f"intervals: ours / {name}", seconds, name, figures, missed)
+    alone = {}
+    for mode in ("--once", "--once-intervals"):
+        command = [sys.executable, __file__, mode, "--images", str(args.images)]
+        alone.update(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     for name, value in alone.items():
         if value > ONCE[name]: missed.append(name)
-        print(f"a fresh process: {name:14} {value:8.2f}  (limit {ONCE[name]:g}:"
+        print(f"a fresh process: {name:24} {value:8.2f}  (limit {ONCE[name]:g}:"
               f" {'MISSED' if name in missed else 'ok'})")
     figures["a fresh process"] = alone
+    alarms = figures["false alarms of 20 pairs"] = false_alarms()
+    if alarms > MOST_ALARMS: missed.append("false alarms")
+    print(f"20 pairs without a difference: {alarms} called different at 5 % (1 to be expected, limit {MOST_ALARMS}:"
+          f" {'MISSED' if alarms > MOST_ALARMS else 'ok'})")
     if args.json: Path(args.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
     return 1 if missed else 0
 

@@ -10,16 +10,15 @@ __all__ = ['SIZES', 'COCO_BINS', 'coco_of', 'parse_class_map', 'shared_classes',
 # %% ../../nbs/40_evaluate.coco.ipynb #aa17beea
 import csv
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..core import InputError, and_more, did_you_mean, match_classes, plural
-from ..data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset, _box_areas
-from .matching import (COCO_IOUS, _MOST_AREA, _choose, _Found, _group_starts, _near_pairs, _truth,
-                                              _Truth)
+from ..data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
+from .boxes import Found, Truth, found_of, truth_of
+from .detect import detect_all
+from .matching import COCO_IOUS, near_pairs, outcomes, take_boxes
 from ..runtime.display import Block, Html, as_html, dimmed, or_text, table, title
 from ..runtime.geometry import Detections, fit_image
 from ..runtime.files import printable, require, write_json_atomic
@@ -38,84 +37,6 @@ def coco_of(
             more += [dict(ann, category_id=c["id"]) for c in coco["categories"] if c["id"] != ann["category_id"]]
     coco["annotations"] += [dict(a, id=k) for k, a in enumerate(more, len(ds.boxes) + 1)]
     return coco
-
-def _counts(annotation:dict)->bool: return not annotation["iscrowd"] and annotation["area"] >= 0
-
-# %% ../../nbs/40_evaluate.coco.ipynb #a5f6e5c8
-def _normal_coco(
-    gt:dict, # a COCO dictionary
-)->dict: # a new one; category ids 1..C in the order of the old ids
-    "Check and renumber what pycocotools takes on trust."
-    try:
-        cats = sorted(gt["categories"], key=lambda c: int(c["id"]))
-        ids = {int(c["id"]): k for k, c in enumerate(cats, 1)}
-        images = [dict(im, id=int(im["id"])) for im in gt["images"]]
-        anns = []
-        for k, a in enumerate(gt["annotations"], 1):
-            _, _, width, height = bbox = [float(v) for v in a["bbox"]]
-            if not np.isfinite(bbox).all():
-                raise InputError(f"annotation {a.get('id', k)}: its box is not finite: {bbox}")
-            anns.append(dict(id=k, image_id=int(a["image_id"]), category_id=ids[int(a["category_id"])], bbox=bbox,
-                             area=float(a.get("area", width * height)), iscrowd=int(a.get("iscrowd", 0))))
-    except (KeyError, TypeError, ValueError, IndexError) as e:
-        raise InputError(f"not a COCO dictionary of boxes: {e!r}") from None
-    known = set()
-    for im in images:
-        if im["id"] in known: raise InputError(f"image id {im['id']} stands twice: each must be there once")
-        known.add(im["id"])
-    lost = {a["image_id"] for a in anns} - known
-    if lost: raise InputError(f"an annotation belongs to image {min(lost)}, which is not among the images")
-    return dict(images=images, annotations=anns, categories=[dict(id=k, name=c["name"]) for k, c in enumerate(cats, 1)])
-
-# %% ../../nbs/40_evaluate.coco.ipynb #coc10002
-@dataclass
-class _Labels:
-    "What there is to find, whatever it came from."
-    classes:tuple     # (C,) names
-    image_ids:list    # (N,) the data's own ids
-    image_names:list  # (N,) for messages
-    truth:_Truth      # the boxes as rows, sorted by image and class
-    area:np.ndarray   # (G,) of each row, pixels; -1: in no size range
-
-    @property
-    def counts(self)->np.ndarray: # (G,) bool
-        "Whether a box has to be found."
-        return ~self.truth.crowd & (self.area >= 0)
-    @property
-    def image(self)->np.ndarray: return self.truth.group // max(len(self.classes), 1) # (G,) 0..N-1
-    @property
-    def label(self)->np.ndarray: return self.truth.group % max(len(self.classes), 1)  # (G,) 0..C-1
-
-def _labels_of(
-    gt, # DetDataset, or a COCO dictionary
-)->_Labels:
-    "The truth of either kind. Raises InputError for a dictionary that is no COCO."
-    if isinstance(gt, DetDataset):
-        truth = _truth(gt)
-        area = np.where(np.isnan(gt.areas), _box_areas(gt.boxes), gt.areas)
-        is_aside = (gt.flags & (IGNORE | DIFFICULT) > 0) & (gt.flags & CROWD == 0)
-        area = np.where(is_aside, -1., area)
-        return _Labels(gt.classes, gt.image_ids.tolist(), gt.paths.tolist(), truth, area[truth.box])
-    return _labels_of_coco(_normal_coco(gt))
-
-def _labels_of_coco(
-    coco:dict, # a normal COCO dictionary
-)->_Labels:
-    "The annotations as columns."
-    names = tuple(c["name"] for c in coco["categories"])
-    ids = [im["id"] for im in coco["images"]]
-    place = {image_id: k for k, image_id in enumerate(ids)}
-    rows = coco["annotations"]
-    image = np.array([place[a["image_id"]] for a in rows], np.int64)
-    label = np.array([a["category_id"] - 1 for a in rows], np.int64)
-    xywh = np.array([a["bbox"] for a in rows], np.float64).reshape(-1, 4)
-    area = np.array([a["area"] for a in rows], np.float64)
-    crowd = np.array([a["iscrowd"] for a in rows], bool)
-    ignored = crowd | (area < 0) | (area > _MOST_AREA)
-    group = image * len(names) + label
-    order = np.lexsort((ignored, group)) # stable: within these, the order of the annotations
-    truth = _Truth(order.astype(np.int32), group[order], xywh[order], crowd[order], ignored[order])
-    return _Labels(names, ids, [str(im.get("file_name", im["id"])) for im in coco["images"]], truth, area[order])
 
 # %% ../../nbs/40_evaluate.coco.ipynb #4becba3f
 def parse_class_map(
@@ -177,102 +98,43 @@ def coco_results(
     return rows
 
 # %% ../../nbs/40_evaluate.coco.ipynb #1aaaa576
-@dataclass
-class _Guess:
-    "The detections of all images, in the order of the images."
-    image:np.ndarray # (D,) int64: 0..N-1
-    label:np.ndarray # (D,) int64: 0..C-1, of the data
-    score:np.ndarray # (D,) as they came
-    boxes:np.ndarray # (D,4) xyxy, as they came
-    index:np.ndarray # (D,) int64: place in its image's Detections
-
-def _joined(
-    detections, # a Detections per image
-    to:np.ndarray, # (C_model,) label in the data or -1
-)->_Guess: # without those of classes that the data does not have
-    "Columns of all detections. Raises InputError that names the first image with one that can't be counted."
-    parts = {name: [np.asarray(getattr(d, name)) for d in detections] for name in ("boxes", "scores", "labels")}
-    sizes = {name: np.array([len(part) for part in some], np.int64) for name, some in parts.items()}
-    for k in np.flatnonzero((sizes["boxes"] != sizes["scores"]) | (sizes["labels"] != sizes["scores"]))[:1]:
-        raise InputError(f"image {k}: {sizes['boxes'][k]} boxes, {sizes['scores'][k]} scores and"
-                         f" {sizes['labels'][k]} labels: each box needs a score and a label")
-    counts = sizes["scores"]
-    boxes = np.concatenate([np.zeros((0, 4), np.float32)] + [b.reshape(-1, 4) for b in parts["boxes"]])
-    score = np.concatenate([np.zeros(0, np.float32)] + parts["scores"])
-    label = np.concatenate([np.zeros(0, np.int64)] + parts["labels"]).astype(np.int64)
-    image = np.repeat(np.arange(len(counts)), counts)
-    index = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
-    _check_guess(image, boxes, score, label, len(to))
-    label = to[label]
-    keep = np.flatnonzero(label >= 0)
-    if len(keep) == len(label): return _Guess(image, label, score, boxes, index)
-    return _Guess(image[keep], label[keep], score[keep], boxes[keep], index[keep])
-
-def _check_guess(image, boxes, score, label, n_classes):
-    "Raise InputError for a label, a score or a box that can't be counted."
-    is_outside = (label < 0) | (label >= n_classes)
-    for k in np.flatnonzero(is_outside)[:1]:
-        raise InputError(f"image {image[k]}: a detection has the label {label[k]}; the model has {n_classes} classes")
-    wrong = {"a score that is not a finite number": ~np.isfinite(score),
-             "a box that is not finite": ~np.isfinite(boxes).all(1)}
-    for what, is_wrong in wrong.items():
-        for k in np.flatnonzero(is_wrong)[:1]:
-            raise InputError(f"image {image[k]}: a detection has {what} ({plural(int(is_wrong.sum()), 'detection')} in"
-                             " all): leave it out, or mend what wrote it")
-
 def _relabel(
     detections, # a Detections per image, labels of the model
     to:np.ndarray, # (C_model,) label in the data or -1
 )->list: # Detections with labels of the data; the others left out
-    "Labels of the data instead of the model's."
-    if np.array_equal(to, np.arange(len(to))): return list(detections)
+    "Labels of the data instead of the model's; columns that are lists or labels of another type become arrays."
+    is_same = np.array_equal(to, np.arange(len(to)))
     out = []
     for d in detections:
-        labels = to[np.asarray(d.labels, np.int64)]
-        keep = labels >= 0
-        out.append(Detections(np.asarray(d.boxes)[keep], np.asarray(d.scores)[keep], labels[keep]))
+        boxes = np.asarray(d.boxes).reshape(-1, 4)
+        scores = np.asarray(d.scores)
+        labels = np.asarray(d.labels).astype(np.int64, copy=False)
+        if not is_same:
+            labels = to[labels]
+            keep = labels >= 0
+            boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        out.append(Detections(boxes, scores, labels))
     return out
 
 # %% ../../nbs/40_evaluate.coco.ipynb #435e81d2
-def _best_rows(
-    guess:_Guess,
-    n_classes:int,
-    max_detections:int, # of each class in an image
-)->_Found: # sorted by image, class and falling score
-    "The detections that count."
-    order = np.argsort(-guess.score, kind="stable") # of equal scores the first
-    for key, most in ((guess.label, n_classes), (guess.image, guess.image.max(initial=0))):
-        # numpy sorts integers of 16 bits by counting, many times faster than others
-        key = key.astype(np.uint16 if most < 1 << 16 else np.int64)
-        order = order[np.argsort(key[order], kind="stable")]
-    group = guess.image * n_classes + guess.label
-    rank = np.arange(len(order)) - _group_starts(group[order])
-    if len(rank) and rank.max() >= max_detections:
-        order = order[rank < max_detections]
-        rank = rank[rank < max_detections]
-    xywh = guess.boxes[order].astype(np.float64)
-    xywh[:, 2:] -= xywh[:, :2]
-    return _Found(guess.image[order], guess.label[order], guess.score[order], guess.index[order], rank, xywh)
-
 def _counter(
-    labels:_Labels,
-    best:_Found,
+    truth:Truth,
+    best:Found,
     factor=None, # (N,) of each image's areas; None: 1
 ): # an object with the methods of pycocotools' COCOeval
     "Hotcoco from arrays where it is installed, else faster-coco-eval."
     # ids in the order in which pycocotools walks the images, from 1
-    image_id = np.argsort(np.argsort(labels.image_ids, kind="stable"), kind="stable") + 1
-    truth = labels.truth
-    area = labels.area
+    image_id = np.argsort(np.argsort(truth.image_ids, kind="stable"), kind="stable") + 1
+    area = truth.area
     found_area = best.xywh[:, 2] * best.xywh[:, 3]
     if factor is not None:
-        area = np.where(area < 0, area, area * factor[labels.image])
+        area = np.where(area < 0, area, area * factor[truth.image])
         found_area = found_area * factor[best.image]
-    columns = dict(image_ids=image_id[labels.image], category_ids=labels.label + 1, boxes=truth.xywh, area=area,
+    columns = dict(image_ids=image_id[truth.image], category_ids=truth.label + 1, boxes=truth.xywh, area=area,
                    iscrowd=truth.crowd.astype(np.int64))
     rows = np.column_stack([image_id[best.image], best.xywh, best.score.astype(np.float64), best.label + 1])
     images = [dict(id=k, height=1, width=1) for k in range(1, len(image_id) + 1)]
-    categories = [dict(id=k, name=str(k)) for k in range(1, len(labels.classes) + 1)]
+    categories = [dict(id=k, name=str(k)) for k in range(1, len(truth.classes) + 1)]
     try: from hotcoco import COCO, COCOeval
     except ImportError: return _dictionary_counter(images, categories, columns, rows, found_area)
     known = COCO.from_arrays(images, categories, **columns)
@@ -299,15 +161,15 @@ def _dictionary_counter(images, categories, columns, rows, found_area):
     return COCOeval_faster(truth, guess, iouType="bbox", print_function=quiet)
 
 def _accumulate(
-    labels:_Labels,
-    best:_Found, # of `_best_rows`
+    truth:Truth,
+    best:Found,
     max_detections:int, # of each class in an image
     ious=None, # (T,) overlaps; None: COCO's ten
     areas=None, # (A,2) size ranges, square pixels; None: COCO's four
     factor=None, # (N,) of each image's areas; None: 1
 )->dict: # precision (T,R,K,A,M), scores (T,R,K,A,M), recall (T,K,A,M)
     "Match and count."
-    job = _counter(labels, best, factor)
+    job = _counter(truth, best, factor)
     limits = [m for m in (1, 10) if m < max_detections] + [max_detections]
     if ious is not None: job.params.iouThrs = np.asarray(ious, np.float64)
     if areas is not None:
@@ -324,34 +186,21 @@ def _accumulate(
                 scores=np.asarray(job.eval["scores"]).reshape(counts),
                 recall=np.asarray(job.eval["recall"]).reshape(np.delete(counts, 1)))
 
-# %% ../../nbs/40_evaluate.coco.ipynb #85b4d094
-def _best_of_each_class(
-    d:Detections, # of one image
-    most:int, # to keep of each class
-)->Detections: # in the same order
-    "The detections that count: the best of each class; of equal scores the first."
-    if len(d.scores) <= most: return d
-    keep = np.ones(len(d.scores), bool)
-    order = np.argsort(-d.scores, kind="stable")
-    labels = d.labels[order]
-    for label in np.unique(labels): keep[order[labels == label][most:]] = False
-    return Detections(d.boxes[keep], d.scores[keep], d.labels[keep])
-
 # %% ../../nbs/40_evaluate.coco.ipynb #62df3b6c
 def over_limit(
     gt, # DetDataset, or a COCO dictionary
     max_detections:int, # of each class in an image
 )->list: # (image, class, boxes), in the order of the images
     "Images with more boxes of a class than detections of it count."
-    return _over_limit(_labels_of(gt), max_detections)
+    return _over_limit(truth_of(gt), max_detections)
 
-def _over_limit(labels:_Labels, max_detections:int)->list:
-    "The same of columns."
-    group, n = np.unique(labels.truth.group[labels.counts], return_counts=True)
-    n_classes = len(labels.classes)
+def _over_limit(truth:Truth, max_detections:int)->list:
+    "The same of the table."
+    group, n = np.unique(truth.group[truth.counts], return_counts=True)
+    n_classes = len(truth.classes)
     rows = []
     for k, count in zip(group[n > max_detections].tolist(), n[n > max_detections].tolist()):
-        rows.append((labels.image_names[k // n_classes], labels.classes[k % n_classes], count))
+        rows.append((truth.image_names[k // n_classes], truth.classes[k % n_classes], count))
     return rows
 
 def over_limit_text(
@@ -391,29 +240,6 @@ def _stats(
     return out
 
 # %% ../../nbs/40_evaluate.coco.ipynb #5831d0d1
-def _outcomes(
-    labels:_Labels,
-    best:_Found, # of `_best_rows`
-    iou:float=.5,
-)->tuple: # is right (D,), is ignored (D,): bool
-    "What each detection is at one overlap, by COCO's rules."
-    truth = labels.truth
-    n_classes = len(labels.classes)
-    pairs = _near_pairs(best, truth, n_classes, iou)
-    row, = _choose(pairs, best.image * n_classes + best.label, truth, np.array([iou]))
-    return _judged(best, truth, row)
-
-def _judged(
-    best:_Found,
-    truth:_Truth,
-    row:np.ndarray, # (D,) the box of `truth` that each took, or -1
-)->tuple: # is right (D,), is ignored (D,): bool
-    "Right, or counting neither way."
-    takes_ignored = np.append(truth.ignored, False)[row]
-    area = best.xywh[:, 2] * best.xywh[:, 3]
-    out_of_range = (row < 0) & ((area < 0) | (area > _MOST_AREA))
-    return (row >= 0) & ~takes_ignored, takes_ignored | out_of_range
-
 def _best_f1(
     score:np.ndarray,    # (D,) of one class
     is_right:np.ndarray, # (D,) bool
@@ -434,24 +260,23 @@ def _best_f1(
 # %% ../../nbs/40_evaluate.coco.ipynb #ccee7b9e
 def _per_class(
     counted:dict, # arrays of `_accumulate`
-    labels:_Labels,
-    guess:_Guess,
-    best:_Found, # of `_best_rows`
+    truth:Truth,
+    best:Found,
 )->list: # a dict per class
     "AP, recall and counts of each class, in the order of the classes."
     p = counted["precision"]
     r = counted["recall"]
     out = []
-    n = len(labels.classes)
-    boxes = np.bincount(labels.label[labels.counts], minlength=n)
-    everything = np.bincount(labels.label, minlength=n)
-    images = np.bincount(np.unique(labels.truth.group[labels.counts]) % n, minlength=n)
-    found = np.bincount(guess.label, minlength=n)
-    is_right, is_ignored = _outcomes(labels, best)
+    n = len(truth.classes)
+    boxes = np.bincount(truth.label[truth.counts], minlength=n)
+    everything = np.bincount(truth.label, minlength=n)
+    images = np.bincount(np.unique(truth.group[truth.counts]) % n, minlength=n)
+    row, = take_boxes(near_pairs(best, truth, .5), best, truth, np.array([.5]))
+    is_right, is_ignored = outcomes(best, truth, row)
     rows = np.flatnonzero(~is_ignored)
     rows = rows[np.argsort(best.label[rows], kind="stable")]
     starts = np.searchsorted(best.label[rows], np.arange(n + 1))
-    for k, name in enumerate(labels.classes):
+    for k, name in enumerate(truth.classes):
         here = rows[starts[k]:starts[k + 1]]
         to_find = int(boxes[k]) if p[0, 0, k, 0, -1] > -1 else 0
         out.append(
@@ -465,7 +290,7 @@ def _per_class(
                  boxes=int(boxes[k]),
                  ignored=int(everything[k] - boxes[k]),
                  images=int(images[k]),
-                 detections=int(found[k])))
+                 detections=int(best.total[k])))
     return out
 
 # %% ../../nbs/40_evaluate.coco.ipynb #de67a4a9
@@ -487,6 +312,7 @@ class EvalResult:
     settings:dict = field(default_factory=dict) # confidence, iou, max_detections, model, data
     seconds:dict = field(default_factory=dict) # whole time, by stage
     over_limit:list = field(default_factory=list) # (image, class, boxes): more boxes than detections of a class count
+    inverted:int = 0 # detections that count whose right side lies left of the left one, or the lower over the upper
 
     def to_dict(self)->dict: return _to_dict(self)
     to_json = to_dict
@@ -506,7 +332,7 @@ def _to_dict(
     seconds = {k: round(float(v), 4) for k, v in r.seconds.items()}
     return dict(stats=r.stats, known=dict(AP=ap, AP50=ap50), per_class=r.per_class, classes=list(r.classes),
                 images=r.images, empty=r.empty, boxes=r.boxes, ignored=r.ignored, unknown=r.unknown, unused=r.unused,
-                over_limit=[list(row) for row in r.over_limit],
+                over_limit=[list(row) for row in r.over_limit], inverted=r.inverted,
                 settings=r.settings, detections=sum(len(d.scores) for d in r.detections), seconds=seconds)
 
 # %% ../../nbs/40_evaluate.coco.ipynb #ebb715e1
@@ -551,6 +377,9 @@ def result_notes(r:EvalResult)->list:
                      f" AP {ap:.3f}, AP50 {ap50:.3f}")
     if r.unused: notes.append(f"not in the data, left out: {and_more(map(printable, r.unused))}")
     if r.unknown and r.unused: notes.append("names of one thing that differ can be paired: --map MODEL=DATA")
+    if r.inverted:
+        notes.append(f"{plural(r.inverted, 'detection')} with swapped sides (x2 under x1 or y2 under y1), which find"
+                     " nothing: mend what wrote them")
     if r.over_limit: notes.append(over_limit_text(r.over_limit, r.settings["max_detections"]))
     return notes
 
@@ -612,25 +441,21 @@ def coco_stats(
     class_map=None, # name in `classes` -> name in `gt`, for names that differ
 )->EvalResult:
     "COCO average precision. Raises InputError when there is nothing to find, or when `gt` and `detections` do not fit."
-    labels = _labels_of(gt)
-    names = labels.classes
-    n_images = len(labels.image_ids)
-    if len(detections) != n_images:
-        raise InputError(f"{len(detections)} lists of detections for {n_images} images; give one for each image")
-    if max_detections < 1: raise InputError(f"max_detections is {max_detections}; it must be at least 1")
-    n = int(labels.counts.sum())
+    truth = truth_of(gt)
+    names = truth.classes
+    n_images = len(truth.image_ids)
+    n = int(truth.counts.sum())
     if not n: raise InputError(f"nothing to evaluate: the {n_images} images have no boxes that count")
     to, unknown, unused = shared_classes(names if classes is None else tuple(classes), names, class_map)
-    guess = _joined(detections, to)
-    best = _best_rows(guess, len(names), max_detections)
-    counted = _accumulate(labels, best, max_detections)
+    best = found_of(truth, detections, max_detections, to)
+    counted = _accumulate(truth, best, max_detections)
     curves = np.stack([counted[k][0, :, :, 0, -1].T for k in ("precision", "scores")])
     return EvalResult(
-        stats=_stats(counted, max_detections), per_class=_per_class(counted, labels, guess, best), classes=names,
-        images=n_images, empty=n_images - len(np.unique(labels.image)), boxes=n, ignored=len(labels.area) - n,
+        stats=_stats(counted, max_detections), per_class=_per_class(counted, truth, best), classes=names,
+        images=n_images, empty=n_images - len(np.unique(truth.image)), boxes=n, ignored=len(truth.area) - n,
         unknown=unknown, unused=unused, curves=curves, detections=_relabel(detections, to),
-        image_ids=labels.image_ids,
-        settings=dict(max_detections=max_detections), over_limit=_over_limit(labels, max_detections))
+        image_ids=truth.image_ids, settings=dict(max_detections=max_detections),
+        over_limit=_over_limit(truth, max_detections), inverted=int((best.xywh[:, 2:] < 0).any(1).sum()))
 
 # %% ../../nbs/40_evaluate.coco.ipynb #coc10011
 @dataclass(frozen=True)
@@ -729,65 +554,28 @@ def average_precision(
     class_map=None, # name in `classes` -> name in `gt`, for names that differ
 )->BinnedAP:
     "AP in any bins of size at any overlaps, by pycocotools' rules. Raises InputError."
-    labels = _labels_of(gt)
-    if len(detections) != len(labels.image_ids):
-        raise InputError(f"{len(detections)} lists of detections for {len(labels.image_ids)} images; give one for each"
-                         " image")
-    if max_detections < 1: raise InputError(f"max_detections is {max_detections}; it must be at least 1")
-    if not labels.counts.any(): raise InputError("nothing to evaluate: no boxes that count")
+    truth = truth_of(gt)
+    if not truth.counts.any(): raise InputError("nothing to evaluate: no boxes that count")
     if not len(bins): raise InputError("no size bins: give at least one, such as COCO_BINS")
     ious = np.unique(np.asarray(ious, np.float64))
     if not len(ious) or not ((ious > 0) & (ious <= 1)).all():
         raise InputError(f"ious is {ious.tolist()}; give overlaps over 0 and up to 1, such as [.5]")
     if factors is not None:
         factors = np.asarray(factors, np.float64)
-        if factors.shape != (len(labels.image_ids),) or not (np.isfinite(factors) & (factors > 0)).all():
+        if factors.shape != (len(truth.image_ids),) or not (np.isfinite(factors) & (factors > 0)).all():
             raise InputError(f"factors of the shape {factors.shape}: give one number over 0 for each image")
-    to, _, _ = shared_classes(labels.classes if classes is None else tuple(classes), labels.classes, class_map)
-    best = _best_rows(_joined(detections, to), len(labels.classes), max_detections)
-    counted = _accumulate(labels, best, max_detections, ious, [b.area for b in bins], factors)
+    to, _, _ = shared_classes(truth.classes if classes is None else tuple(classes), truth.classes, class_map)
+    best = found_of(truth, detections, max_detections, to)
+    counted = _accumulate(truth, best, max_detections, ious, [b.area for b in bins], factors)
     p = counted["precision"][..., -1]
     r = counted["recall"][..., -1]
     ap = np.where(p[:, 0] > -1, p.mean(1), np.nan)
-    area = labels.area if factors is None else labels.area * factors[labels.image]
-    boxes = np.zeros((len(labels.classes), len(bins)), np.int64)
+    area = truth.area if factors is None else truth.area * factors[truth.image]
+    boxes = np.zeros((len(truth.classes), len(bins)), np.int64)
     for k, b in enumerate(bins):
-        is_inside = labels.counts & (area >= b.area[0]) & (area <= b.area[1])
-        boxes[:, k] = np.bincount(labels.label[is_inside], minlength=len(boxes))
-    return BinnedAP(labels.classes, tuple(ious.tolist()), tuple(bins), ap, np.where(r > -1, r, np.nan), boxes)
-
-# %% ../../nbs/40_evaluate.coco.ipynb #771d3d7e
-@contextmanager
-def _set(
-    session, # anything with the attributes
-    **values, # what they are inside the `with`
-):
-    "Change attributes of `session` for a while."
-    before = {k: getattr(session, k) for k in values}
-    for k, v in values.items(): setattr(session, k, v)
-    try: yield session
-    finally:
-        for k, v in before.items(): setattr(session, k, v)
-
-def _limits(session, max_detections)->dict: # for `_set`
-    "No cap over all classes; where the session has one for each, NMS is done with a class once it has its boxes."
-    each = {"max_per_class": max_detections} if hasattr(session, "max_per_class") else {}
-    return dict(max_detections=None, **each)
-
-# %% ../../nbs/40_evaluate.coco.ipynb #cb362b8c
-def _read_ahead(
-    ds:DetDataset,
-    batch:int, # images at a time
-):
-    "Yield lists of images, each read while the one before is used."
-    groups = [range(k, min(k + batch, len(ds))) for k in range(0, len(ds), batch)]
-    read = lambda g: [ds.image(i) for i in g]
-    with ThreadPoolExecutor(1) as pool:
-        ahead = [pool.submit(read, g) for g in groups[:2]]
-        for k in range(len(groups)):
-            images = ahead.pop(0).result()
-            if k + 2 < len(groups): ahead.append(pool.submit(read, groups[k + 2]))
-            yield images
+        is_inside = truth.counts & (area >= b.area[0]) & (area <= b.area[1])
+        boxes[:, k] = np.bincount(truth.label[is_inside], minlength=len(boxes))
+    return BinnedAP(truth.classes, tuple(ious.tolist()), tuple(bins), ap, np.where(r > -1, r, np.nan), boxes)
 
 # %% ../../nbs/40_evaluate.coco.ipynb #edcddca1
 def _progress(
@@ -813,19 +601,16 @@ def evaluate(
     "COCO average precision of a session on a dataset. Raises InputError when they have no class in common."
     classes = session.contract.classes
     start = time.perf_counter()
-    found = []
     seconds = {}
     if not len(ds.boxes):
         raise InputError(f"nothing to evaluate: the {len(ds)} images have no boxes; is it the right split?")
     shared_classes(classes, ds.classes, class_map)
-    if max_detections < 1: raise InputError(f"max_detections is {max_detections}; it must be at least 1")
-    limits = _limits(session, max_detections)
-    with _set(session, confidence=confidence, iou=iou, **limits), _progress(progress) as bar:
+    with _progress(progress) as bar:
         task = bar.add_task("evaluate", total=len(ds))
-        for images in _read_ahead(ds, batch):
-            found += [_best_of_each_class(d, max_detections) for d in session(images)]
-            for k, v in (session.timings or {}).items(): seconds[k] = seconds.get(k, 0.) + v
-            bar.advance(task, len(images))
+        def after(n):
+            for stage, value in (session.timings or {}).items(): seconds[stage] = seconds.get(stage, 0.) + value
+            bar.advance(task, n)
+        found = detect_all(session, ds, confidence, iou, max_detections, batch, after)
     before = time.perf_counter()
     result = coco_stats(ds, found, classes, max_detections, class_map)
     now = time.perf_counter()

@@ -261,7 +261,9 @@ def _rows(path):
             for k, line in enumerate(f, 1):
                 if not line.strip(): continue
                 try: row = json.loads(line.decode("utf-8"))
-                except (ValueError, RecursionError): raise InputError(f"{path}, line {k}: not valid JSON") from None
+                except (ValueError, RecursionError):
+                    why = "" if line.endswith(b"\n") else ": cut off there? Delete the line, or make the file again"
+                    raise InputError(f"{path}, line {k}: not valid JSON{why}") from None
                 yield f"{path}, line {k}", row
     except OSError as e: raise InputError(f"{path}: cannot be read: {e.strerror or e}") from None
 

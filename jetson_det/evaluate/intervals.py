@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'weighted_ap', 'ResamplingPlan', 'resampling_plan', 'Replicates', 'replicate', 'Interval', 'Intervals',
-           'intervals_of', 'bootstrap_ap', 'Difference', 'PairedTest', 'difference_of', 'paired_bootstrap',
-           'LearningCurve', 'learning_curve']
+           'interval_of', 'intervals_of', 'bootstrap_ap', 'Difference', 'PairedTest', 'difference_of',
+           'paired_bootstrap', 'LearningCurve', 'learning_curve']
 
 # %% ../../nbs/42_evaluate.intervals.ipynb #int00003
 import math
@@ -400,6 +400,20 @@ def _aligned(rows)->str:
     return "\n".join("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
                      for row in rows)
 
+def interval_of(
+    name:str,
+    values:np.ndarray, # (1 + resamples + blocks,) the figure under a plan's rows of weights, NaN where there is none
+    resamples:int,
+    groups:int,        # of images that bear on it
+    level:float=.95,
+    method:str="bca",  # or "stretched", "percentile"
+)->Interval:
+    "The interval of any figure that was computed under a plan. Raises InputError."
+    _check_level(level, method)
+    spread = _spread(values, resamples, groups)
+    low, high = (None, None) if spread is None else _ends(spread, level, method)
+    return Interval(name, _number(values[0]), low, high, None if spread is None else spread.error, groups)
+
 def intervals_of(
     r:Replicates,
     level:float=.95, # of the intervals
@@ -409,9 +423,7 @@ def intervals_of(
     _check_level(level, method)
     rows = []
     for name, values, groups in zip(r.names, r.values.T, r.groups.tolist()):
-        spread = _spread(values, r.plan.resamples, groups)
-        low, high = (None, None) if spread is None else _ends(spread, level, method)
-        rows.append(Interval(name, _number(values[0]), low, high, None if spread is None else spread.error, groups))
+        rows.append(interval_of(name, values, r.plan.resamples, groups, level, method))
     return Intervals(rows[:r.stats], rows[r.stats:], level, r.plan.resamples, r.plan.groups, method)
 
 def bootstrap_ap(

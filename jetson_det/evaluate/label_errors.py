@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'Suspect', 'LabelErrors', 'label_errors', 'Planted', 'plant_errors', 'review_list', 'write_review',
-           'suspect_sheet', 'fold_of', 'fold_part', 'out_of_fold', 'fold_trainer']
+           'suspect_sheet', 'fold_of', 'fold_part', 'detect_in_classes', 'out_of_fold', 'fold_trainer']
 
 # %% ../../nbs/44_evaluate.label_errors.ipynb #lab00003
 import csv
@@ -19,10 +19,13 @@ import numpy as np
 from ..core import InputError, plural, rng_for
 from ..data.dataset import CROWD, DIFFICULT, IGNORE, DetDataset
 from ..data.split import split_digest, split_units, tied, write_split_lists
-from .coco import _read_ahead, _set, shared_classes
-from .plots import _grid, _legend, _outline, _plain, _shown
+from .boxes import found_of, truth_of
+from .coco import shared_classes
+from .detect import detect_all
+from .plots import color_legend, image_grid, outline_box, plain_name, show_image
 from ..runtime.files import printable, read_json, write_bytes_atomic, write_json_atomic
 from ..runtime.geometry import Detections, box_area, box_iou
+from ..runtime.outputs import WRITTEN_BY
 
 # %% ../../nbs/44_evaluate.label_errors.ipynb #lab00006
 KINDS = ("missing", "wrong class", "shifted", "spurious", "doubled")
@@ -31,6 +34,7 @@ _ON = .5     # IoU: a detection is of a label
 _NEAR = .1   # IoU: it may be of a label that is shifted
 _FAR = .6    # IoU: under it a label or its detection lies far off
 _TWIN = .6   # IoU of two labels that may be of one object
+_MOST = 1000 # detections of an image: each is compared with every other
 
 def _largest(table, axis:int)->np.ndarray: return table.max(axis, initial=0)
 
@@ -95,7 +99,7 @@ def _of_image(ds, i:int, d:Detections)->tuple: # columns of detections, columns 
     aside = rows[flags & _ASIDE > 0]
     rows = rows[flags & _ASIDE == 0]
     scores = np.asarray(d.scores, np.float64)
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores, kind="stable")[:_MOST]
     found = np.asarray(d.boxes, np.float64).reshape(-1, 4)[order]
     scores = scores[order]
     label = np.asarray(d.labels, np.int64)[order]
@@ -326,6 +330,11 @@ def _bias_notes(trained)->list:
             " it learned there; detections out of fold (`out_of_fold`) have no such bias"]
 
 # %% ../../nbs/44_evaluate.label_errors.ipynb #lab00020
+def _cut_notes(detections)->list:
+    "What was left out."
+    n = sum(len(d.scores) > _MOST for d in detections)
+    return [f"of {plural(n, 'image')} only the {_MOST} surest detections were used"] if n else []
+
 def _sentence(kind, label, found, confidence, iou, share)->str:
     "Why a suspect is one."
     alike = f"{min(int(100 * share), 99)}%"
@@ -341,23 +350,12 @@ def _sentence(kind, label, found, confidence, iou, share)->str:
 
 def _check(ds, detections, lowest, rate, shifts, trained):
     "Raise InputError for what can't be used."
-    if len(detections) != len(ds):
-        raise InputError(f"{len(detections)} lists of detections for {len(ds)} images; give one for each image")
     if not 0 < rate < .5: raise InputError(f"rate is {rate}; give a share of the labels over 0 and under .5")
     if not 0 < shifts < math.inf: raise InputError(f"shifts is {shifts}; give a number over 0, such as .2")
     if not 0 < lowest < 1: raise InputError(f"lowest is {lowest}; give a confidence over 0 and under 1")
     if trained is not None and np.shape(trained) != (len(ds),):
         raise InputError(f"trained has the shape {np.shape(trained)} where {(len(ds),)} is right")
-    for path, d in zip(ds.paths.tolist(), detections):
-        wrong = ""
-        scores = np.asarray(d.scores)
-        labels = np.asarray(d.labels)
-        if not len(scores) == len(labels) == len(d.boxes): wrong = "columns of different lengths"
-        elif not np.isfinite(scores).all(): wrong = "a score that is not a number"
-        elif not np.isfinite(d.boxes).all(): wrong = "a box that is not finite"
-        elif len(labels) and not 0 <= labels.min() <= labels.max() < len(ds.classes):
-            wrong = f"a label outside 0..{len(ds.classes) - 1}"
-        if wrong: raise InputError(f"{printable(path)}: the detections have {wrong}")
+    found_of(truth_of(ds), detections, 1) # checks them
 
 # %% ../../nbs/44_evaluate.label_errors.ipynb #lab00022
 def label_errors(
@@ -389,7 +387,7 @@ def label_errors(
         suspects.append(_suspect(ds, e, trained, rate * shifts if kind == "shifted" else rate, *row))
     suspects.sort(key=lambda s: (-s.score, s.path, KINDS.index(s.kind), s.box, s.suggested_box or ()))
     return LabelErrors(suspects, ds.classes, len(ds), len(e.box), None if trained is None else n, rate,
-                       _bias_notes(trained))
+                       _bias_notes(trained) + _cut_notes(detections))
 
 def _suspect(ds, e, trained, rate, kind, g, d, p)->Suspect:
     "A row of the list."
@@ -533,7 +531,7 @@ def write_review(
     "Write the list of suspects. Raises InputError for another suffix."
     path = Path(path)
     review = review_list(result, least, most)
-    if path.suffix.lower() == ".json": return write_json_atomic(path, review)
+    if path.suffix.lower() == ".json": return write_json_atomic(path, dict(review, written_by=WRITTEN_BY))
     if path.suffix.lower() != ".csv": raise InputError(f"{printable(path)}: name it .json or .csv")
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
@@ -570,16 +568,16 @@ def suspect_sheet(
 ): # matplotlib Figure
     "A crop of each of the first suspects."
     rows = result.suspects[:n]
-    fig, axes = _grid(-(-max(len(rows), 1) // columns), columns, 1.)
+    fig, axes = image_grid(-(-max(len(rows), 1) // columns), columns, 1.)
     for k, (ax, s) in enumerate(zip(axes, rows), 1):
         image, corner = _crop(ds, s)
         change = f": {s.label} to {s.suggested}" if s.kind == "wrong class" else f" {s.suggested or s.label}"
-        scale = _shown(ax, image, _plain(f"{k} {s.kind}{change} {s.score:.2f}", 40))
-        if s.label_box: _outline(ax, (np.array(s.label_box) - corner) * scale, _COLORS["label"], dashed=True)
+        scale = show_image(ax, image, plain_name(f"{k} {s.kind}{change} {s.score:.2f}", 40))
+        if s.label_box: outline_box(ax, (np.array(s.label_box) - corner) * scale, _COLORS["label"], dashed=True)
         if s.suggested_box and s.kind != "wrong class":
-            _outline(ax, (np.array(s.suggested_box) - corner) * scale, _COLORS["suggested"])
+            outline_box(ax, (np.array(s.suggested_box) - corner) * scale, _COLORS["suggested"])
     if not rows: axes[0].set_title("no suspects")
-    else: _legend(fig, _COLORS)
+    else: color_legend(fig, _COLORS)
     return fig
 
 # %% ../../nbs/44_evaluate.label_errors.ipynb #lab00040
@@ -621,24 +619,23 @@ def fold_part(
         wanted -= len(unit)
     return replace(ds, splits=splits)
 
-# %% ../../nbs/44_evaluate.label_errors.ipynb #lab00042
-def _fold_detections(
-    session,        # of `train`
-    ds:DetDataset,  # the images of the fold
-    confidence:float,
-    iou:float,
+# %% ../../nbs/44_evaluate.label_errors.ipynb #lab00161
+def detect_in_classes(
+    session,              # a Session
+    ds:DetDataset,        # the images
+    confidence:float=.01, # 0..1, detections below are left out
+    iou:float=.65,        # 0..1, of the suppression
 )->list: # a Detections per image, labels of `ds`
-    "Everything that a session finds in a fold, in the data's classes. Raises InputError."
+    "Everything that a session finds, in the data's classes. Raises InputError where they have none in common."
     to, _, _ = shared_classes(session.contract.classes, ds.classes)
     found = []
-    with _set(session, confidence=confidence, iou=iou):
-        for images in _read_ahead(ds, 1):
-            for boxes, scores, labels in session(images):
-                labels = to[labels]
-                is_known = labels >= 0
-                found.append(Detections(boxes[is_known], scores[is_known], labels[is_known]))
+    for boxes, scores, labels in detect_all(session, ds, confidence, iou, max_detections=None):
+        labels = to[labels]
+        is_known = labels >= 0
+        found.append(Detections(boxes[is_known], scores[is_known], labels[is_known]))
     return found
 
+# %% ../../nbs/44_evaluate.label_errors.ipynb #lab00042
 def _fold_rows(ds, detections)->list: # of dict
     "Detections as JSON has them."
     return [dict(image=path, boxes=np.asarray(d.boxes, np.float64).round(3).tolist(),
@@ -693,7 +690,7 @@ def out_of_fold(
         is_done = file.exists()
         if not is_done:
             session = train(fold_part(ds, fold, k), folder / f"fold-{k}")
-            detections = _fold_detections(session, held, confidence, iou)
+            detections = detect_in_classes(session, held, confidence, iou)
             write_json_atomic(file, dict(rows=_fold_rows(held, detections)))
         if say: say(f"fold {k + 1} of {folds}: {plural(len(rows), 'image')}{', done before' if is_done else ''}")
         for i, d in zip(rows.tolist(), _read_fold(file, held)): found[i] = d

@@ -10,7 +10,8 @@ import time
 from dataclasses import replace
 
 from ..core import InputError
-from .coco import EvalResult, _best_of_each_class, _limits, _read_ahead, _set, coco_stats, evaluate
+from .coco import EvalResult, coco_stats, evaluate
+from .detect import detect_all
 from ..runtime.geometry import Detections
 
 # %% ../../nbs/42_evaluate.shared.ipynb #d010fff3
@@ -41,13 +42,8 @@ def evaluate_shared(
 def _share_of_images(world, session, ds, confidence, iou, max_detections): # list of Detections, or an error's text
     "This process's images through the session."
     mine = ds.subset(range(world.rank, len(ds), world.size))
-    found = []
-    try:
-        with _set(session, confidence=confidence, iou=iou, **_limits(session, max_detections)):
-            for images in _read_ahead(mine, 1):
-                found += [_best_of_each_class(d, max_detections) for d in session(images)]
+    try: return detect_all(session, mine, confidence, iou, max_detections)
     except InputError as e: return str(e)
-    return found
 
 def _count(world, shares, session, ds, max_detections): # EvalResult, or an error's text
     "The shares dealt back into the order of the images, and counted."

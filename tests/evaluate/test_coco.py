@@ -128,7 +128,7 @@ def test_bad_calls_are_one_line():
                        (lambda: coco_stats(ds.subset([]), []), "no boxes that count"),
                        (lambda: coco_stats(ds, found, max_detections=0), "at least 1"),
                        (lambda: coco_stats({"images": []}, []), "not a COCO dictionary"),
-                       (lambda: coco_stats(ds, found, ds.classes[:2]), "the model has 2 classes")]:
+                       (lambda: coco_stats(ds, found, ds.classes[:2]), "which is outside 0..1")]:
         with pytest.raises(InputError, match=text) as e: call()
         assert "\n" not in str(e.value)
 
@@ -140,12 +140,15 @@ def test_what_cannot_be_counted_is_named():
     d = found[k]
     change = lambda **columns: [d._replace(**columns) if i == k else other for i, other in enumerate(found)]
     one = np.arange(len(d.scores)) == 1
-    for bad, text in [(change(scores=np.where(one, np.nan, d.scores)), rf"image {k}: a detection has a score .*1 det"),
-                      (change(scores=d.scores * np.inf), f"image {k}: a detection has a score that is not a finite"),
-                      (change(boxes=np.where(one[:, None], np.inf, d.boxes)), f"image {k}: a detection has a box that"),
-                      (change(labels=np.where(one, 4, d.labels)), f"image {k}: a detection has the label 4; .* 4 cl"),
-                      (change(labels=np.where(one, -1, d.labels)), f"image {k}: a detection has the label -1"),
-                      (change(scores=d.scores[1:]), f"image {k}: {len(one)} boxes, {len(one) - 1} scores")]:
+    n = len(one)
+    cases = [(change(scores=np.where(one, np.nan, d.scores)), "a detection has a score .*1 det"),
+             (change(scores=d.scores * np.inf), "a detection has a score that is not a finite"),
+             (change(boxes=np.where(one[:, None], np.inf, d.boxes)), "a detection has a box that"),
+             (change(labels=np.where(one, 4, d.labels)), "a detection has the label 4, which is outside 0..3"),
+             (change(labels=np.where(one, -1, d.labels)), "a detection has the label -1"),
+             (change(scores=d.scores[1:]), rf"boxes of the shape \({n}, 4\), scores \({n - 1},\)")]
+    for bad, text in cases:
+        text = f"image {ds.paths[k]}: {text}"
         with pytest.raises(InputError, match=text) as e: coco_stats(ds, bad)
         assert "\n" not in str(e.value)
     gt = coco_of(ds)

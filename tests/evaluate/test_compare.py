@@ -241,3 +241,22 @@ def test_files_that_are_not_there(tmp_path):
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(InputError, match="no list of frames"): compare_live(tmp_path / "x.json", tmp_path / "x.json")
     with pytest.raises(InputError, match="iou is 0"): compare_live(tmp_path / "x.json", tmp_path / "x.json", iou=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("images, pairs", [(100, 200)])
+def test_pairs_without_a_difference(images, pairs):
+    "Models that differ by chance alone: about one of twenty pairs is called different at 5 %."
+    alarms = []
+    for k in range(pairs):
+        ds, hard = simulated_images(images, seed=100 + k)
+        results = {name: coco_stats(ds, simulated_detector(ds, hard, seed=2 * k + seed))
+                   for seed, name in enumerate("ab")}
+        comparison = compare_results(ds, results, resamples=400, seed=k)
+        alarms.append(comparison.rows[1].p < .05)
+        assert ("no difference shown" in comparison.verdict) != alarms[-1]
+    by_twenty = np.reshape(alarms, (-1, 20)).sum(1)
+    print(f"{sum(alarms)} of {pairs} pairs; of twenty each: {by_twenty.tolist()}")
+    assert sum(alarms) < pairs * (.05 + 3 * np.sqrt(.05 * .95 / pairs))
+    assert sum(alarms) > 0

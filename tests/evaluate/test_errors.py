@@ -85,7 +85,7 @@ def test_the_ap_is_the_evaluations(seed):
             if ours["AP50"] is not None: assert ours["AP50"] == pytest.approx(theirs["AP50"], abs=1e-11)
     again = error_types(ds, found, iou=.75)
     assert again.AP50 == pytest.approx(whole.stats["AP75"], abs=1e-11)
-    counted = report.kind != errors._NEITHER
+    counted = report.kind != errors.COUNTS_NEITHER_WAY
     assert counted.sum() == (report.kind == -1).sum() + report.count["FP"]
     assert report.count["FN"] + (report.kind == -1).sum() == report.to_find.sum()
     json.dumps(report.to_dict(), allow_nan=False)

@@ -202,10 +202,11 @@ def test_little_data():
 
 
 @pytest.mark.parametrize("change,words", [
-    (dict(scores=np.array([.9, np.nan, .9], np.float32)), "000.jpg: the detections have a score that is not a number"),
-    (dict(boxes=np.full((3, 4), np.inf, np.float32)), "000.jpg: the detections have a box that is not finite"),
-    (dict(labels=np.array([0, 1, 2])), "000.jpg: the detections have a label outside 0..1"),
-    (dict(labels=np.array([0, 1])), "columns of different lengths")])
+    (dict(scores=np.array([.9, np.nan, .9], np.float32)),
+     "image 000.jpg: a detection has a score that is not a finite number"),
+    (dict(boxes=np.full((3, 4), np.inf, np.float32)), "image 000.jpg: a detection has a box that is not finite"),
+    (dict(labels=np.array([0, 1, 2])), "image 000.jpg: a detection has the label 2, which is outside 0..1"),
+    (dict(labels=np.array([0, 1])), "each box has four numbers and needs a score and a label")])
 def test_detections_that_can_not_be_used(change, words):
     ds = apart(3)
     found = exact(ds)

@@ -5,7 +5,8 @@ import pytest
 
 from coco_oracle import pycocotools_stats, same
 from jetson_det.data.dataset import CROWD, DIFFICULT, DetDataset
-from jetson_det.evaluate.coco import _best_of_each_class, coco_of, coco_results, evaluate, over_limit
+from jetson_det.evaluate.coco import coco_of, coco_results, evaluate, over_limit
+from jetson_det.evaluate.detect import best_of_each_class
 from jetson_det.evaluate.shared import evaluate_shared
 from jetson_det.runtime.contract import Contract
 from jetson_det.runtime.geometry import Detections
@@ -131,5 +132,5 @@ def test_the_result_says_which_images(tmp_path):
 def test_ties_keep_the_first():
     d = Detections(np.zeros((5, 4)), np.array([.5, .5, .9, .5, .5]), np.array([0, 0, 0, 1, 1]))
     d = d._replace(boxes=np.arange(20.).reshape(5, 4))
-    assert _best_of_each_class(d, 2).boxes[:, 0].tolist() == [0, 8, 12, 16]
-    assert _best_of_each_class(d, 5) is d
+    assert best_of_each_class(d, 2).boxes[:, 0].tolist() == [0, 8, 12, 16]
+    assert best_of_each_class(d, 5) is d

@@ -142,10 +142,10 @@ def test_a_million_detections_on_one_image():
 
 
 @pytest.mark.parametrize("boxes, scores, labels, line", [
-    ([[0, 0, 1, 1]], [np.nan], [0], "a.jpg: a detection has a score that is not a number"),
+    ([[0, 0, 1, 1]], [np.nan], [0], "a.jpg: a detection has a score that is not a finite number"),
     ([[0, 0, np.inf, 1]], [.5], [0], "a.jpg: a detection has a box that is not finite"),
-    ([[0, 0, 1, 1]], [.5], [2], "a.jpg: a detection has a label outside 0..1"),
-    ([[0, 0, 1, 1]], [.5], [-1], "a.jpg: a detection has a label outside 0..1"),
+    ([[0, 0, 1, 1]], [.5], [2], "a.jpg: a detection has the label 2, which is outside 0..1"),
+    ([[0, 0, 1, 1]], [.5], [-1], "a.jpg: a detection has the label -1, which is outside 0..1"),
 ])
 def test_what_cannot_be_matched(boxes, scores, labels, line):
     ds = DetDataset(".", ("a", "b"), ["a.jpg"], [[9, 9]], [0], [[0, 0, 9, 9]], [0])
