@@ -282,6 +282,7 @@ class EvaluationData(NamedTuple):
     ds:DetDataset # the images of the split
     chosen:str # which they are, and why
     learned:_Learned # which of them the training learned from
+    alike:np.ndarray # (N,) bool: near duplicates of images in train; None: the splits are not those of the training
 
     def to_dict(self)->dict: # for JSON
         return {"images_chosen": self.chosen, "images_learned_from": self.learned.images,
@@ -332,7 +333,18 @@ def evaluation_data(
         learned = learned._replace(named=[])
     elif not is_as_trained: _note_other_data(ds, listed, made, source, found, say)
     _note_learned(learned, part, source, say)
-    return EvaluationData(part, line, learned)
+    is_by_training = source in ("training", "settings")
+    return EvaluationData(part, line, learned, _alike(clean, part, flaws) if is_by_training else None)
+
+def _alike(clean, part, flaws)->np.ndarray: # (N,) bool
+    "Images of `part` that show the same as an image in train, as far as the check has noted pairs."
+    split = dict(zip(clean.paths, clean.splits))
+    found = set()
+    for flaw in flaws:
+        if flaw.kind != "duplicate-across-splits": continue
+        for a, b in ((flaw.file, flaw.where), (flaw.where, flaw.file)):
+            if split.get(b) == "train": found.add(a)
+    return np.array([path in found for path in part.paths], bool)
 
 def open_evaluation(
     path, split:str="", made=None, format:str="auto", say=print, splits:str="", artifact=None, # as above

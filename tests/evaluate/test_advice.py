@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jetson_det.core import InputError
 from jetson_det.data.dataset import DetDataset
-from jetson_det.evaluate.advice import RULES, advice
+from jetson_det.evaluate.advice import RULES, BoardCost, advice
 from jetson_det.evaluate.coco import area_factors, average_precision, coco_stats, stride_bins
 from jetson_det.runtime.geometry import as_detections
 
@@ -106,7 +106,8 @@ def test_confused_classes_need_more_than_chance():
     assert advice(result_of(), dict(Cls=(.08, -.01, .1)), confusion=table) == []
     for row in ((58, 2, 0), (145, 5, 0)): # few; 3 % of 150, whose interval begins at 1.4 %
         table[0] = row
-        assert advice(result_of(), dict(Cls=.08), confusion=table) == []
+        row, = advice(result_of(), dict(Cls=.08), confusion=table)
+        assert row.rule == "wrong classes" and "none stands out" in row.text
 
 
 def test_labels_overfit_unknown_and_cut_off():
@@ -153,6 +154,92 @@ def test_every_sentence_has_figures_and_json_holds_it(errors, table, bins, suspe
 RESULT = result_of((60, 12), (.9, .4))
 
 
+def test_what_makes_the_figures_doubtful_comes_first():
+    r = result_of()
+    leaks = dict(images=120, learned=30, alike=2, rest=88, AP=(.4, .3, .5))
+    rows = advice(r, dict(Miss=.3), leaks=leaks)
+    assert names(rows) == ["leakage", "misses"]
+    doubtful = advice(r, dict(Miss=.3, Bkg=.2), leaks=leaks, unlabeled=dict(false=40, likely=20))
+    assert names(doubtful) == ["leakage", "unlabeled objects", "misses"]
+    for part in ("of these 120, the training learned from 30 and 2 are nearly", "On the other 88 AP is 0.40 (0.30"):
+        assert part in rows[0].text
+    assert advice(r, leaks=dict(leaks, learned=0, alike=0)) == []
+    row, = advice(r, leaks=dict(leaks, learned=120, alike=0, AP=None))
+    assert row.text.endswith("the figures are too good.")
+
+
+def test_unlabeled_objects_come_before_empty_images():
+    r = result_of()
+    rows = advice(r, dict(Bkg=(.1, .05, .2), Miss=.3), unlabeled=dict(false=40, likely=20))
+    assert names(rows) == ["unlabeled objects", "misses"] and rows[0].gain == pytest.approx(.05)
+    assert "20 of 40 false detections" in rows[0].text
+    assert names(advice(r, dict(Bkg=.1), unlabeled=dict(false=40, likely=9))) == ["background"]
+    assert names(advice(r, dict(Bkg=.1), unlabeled=dict(false=2, likely=2))) == ["background"] # two show nothing
+    assert advice(r, dict(Bkg=(.1, -.01, .2)), unlabeled=dict(false=40, likely=20)) == []
+
+
+def test_a_threshold_must_gain_where_it_was_not_chosen():
+    threshold = dict(now=.25, best=.6, F1_now=.5, F1=.7, gain=(.2, .1, .3))
+    row, = advice(result_of(), threshold=threshold)
+    assert row.rule == "threshold" and row.gain == .2 and row.text.endswith("up to 0.20 F1.")
+    assert "0.60 instead of 0.25" in row.text and "0.20 (0.10 to 0.30)" in row.text
+    assert advice(result_of(), threshold=dict(threshold, gain=(.2, -.1, .5))) == []
+    assert advice(result_of(), threshold=dict(threshold, gain=(.005, .004, .006))) == []
+
+
+BINS = [dict(low=0, high=16, boxes=60, AP=(.1, 0., .2)), dict(low=16, high=None, boxes=60, AP=(.7, .6, .8))]
+
+
+@pytest.mark.parametrize("size,frame,words", [
+    ((416, 416), (720, 960), ["input of 640x640 instead of 416x416", "an image of 720x960 to 43%", "8.0 ms then"]),
+    ((416, 416), (480, 640), ["input of 480x640"]), # no larger than the image
+    ((416, 416), (2160, 3840), ["tiles (--tiles 1200x2134: 4 for an image", "16.0 ms then, 4.0 ms now (predicted)"]),
+    ((640, 640), (480, 640), ["map (stride 4, such as yolo11n-p2-lite)", "no more detail"])])
+def test_small_objects_by_what_the_image_has(size, frame, words):
+    board = BoardCost("nano, fp16", lambda size: 4. if size == (416, 416) else 8.)
+    row, = advice(result_of(), sizes=BINS, input_size=size, frame_size=frame, board=board)
+    for part in words: assert part in row.text
+    unknown = BoardCost("nano, fp16", lambda size: None)
+    row, = advice(result_of(), sizes=BINS, input_size=size, frame_size=frame, board=unknown)
+    assert " ms" not in row.text
+
+
+def test_a_board_that_answers_nonsense_is_refused():
+    board = BoardCost("nano", lambda size: float("nan"))
+    with pytest.raises(InputError, match="milliseconds on nano"):
+        advice(result_of(), sizes=BINS, input_size=(416, 416), frame_size=(720, 960), board=board)
+
+
+def test_the_worst_class_and_why():
+    r = result_of((300, 300), (1., .5))
+    costs = dict(sack=dict(Miss=(0., 0., 0.)), person=dict(Miss=(.4, .3, .5), Loc=(.02, -.1, .1)))
+    row, = advice(r, class_errors=costs)
+    assert row.rule == "worst class" and "person" in row.text
+    assert "misses, which cost it 0.40 (0.30 to 0.50)" in row.text
+    assert advice(r) == [] # without its errors nothing says why
+    assert advice(r, class_errors=dict(person=dict(Miss=(.4, -.3, .5)))) == []
+    row, = [row for row in advice(result_of((300, 20), (1., .3)), class_errors=costs) if row.rule == "rare class"]
+    assert "most by misses" in row.text
+
+
+def test_of_one_rule_there_are_a_few_sentences():
+    classes = tuple(f"c{k}" for k in range(30))
+    r = result_of([200] * 10 + [10] * 20, [1.] * 10 + [.1] * 20, classes)
+    rows = [row for row in advice(r) if row.rule == "rare class"]
+    assert len(rows) == 3 and rows[-1].text.endswith("So it is with 17 more.")
+    wide = intervals((.5, .48, .52), **{name: (.5, .1, .9 - .001 * k) for k, name in enumerate(classes)})
+    row, = [row for row in advice(r, intervals=wide) if row.rule == "too few images"]
+    assert "AP of c0 is" in row.text and "with 29 more" in row.text
+    all_wide = intervals((.5, .2, .8), **{name: (.5, .1, .9) for name in classes})
+    row, = [row for row in advice(r, intervals=all_wide) if row.rule == "too few images"]
+    assert "all classes" in row.text and "more." not in row.text
+
+
+def test_nothing_found_is_said():
+    row = advice(result_of(recall=(0., 0.)))[0]
+    assert row.rule == "nothing found" and "120 images with 120 boxes" in row.text
+
+
 @pytest.mark.parametrize("kw,words", [
     (dict(errors=dict(Cls=float("nan"))), "errors: Cls is nan"),
     (dict(errors=dict(Dupe="much")), "errors: Dupe is 'much'"),
@@ -168,5 +255,5 @@ def test_what_is_no_figure_is_refused(kw, words):
 def test_the_table_is_whole():
     assert len({rule.name for rule in RULES}) == len(RULES)
     for rule in RULES:
-        assert rule.condition and rule.source and rule.sentence.endswith(".")
+        assert rule.condition and rule.source and rule.sentence.endswith((".", "}"))
         assert re.search(r"\{\w+", rule.sentence) # a figure
