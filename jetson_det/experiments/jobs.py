@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 import tokenize
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +133,9 @@ def check_parameters(
     return {key: _typed(known[key], value) for key, value in values.items()}
 
 # %% ../../nbs/70_experiments.jobs.ipynb #0f72b5f8
+# quiet; and a command after `!` that fails ends the cell, as anything else that fails
+_KERNEL_OPTIONS = ["--log-level=50", "--InteractiveShell.system_raise_on_error=True"]
+
 def _kernel_manager(): # a class for nbclient
     "A kernel manager that starts this Python, whatever kernels are registered."
     from ipykernel.kernelspec import get_kernel_dict
@@ -143,7 +147,7 @@ def _kernel_manager(): # a class for nbclient
         status = None # of the process, once it has ended: an exit status, or a signal's number below 0
 
         @property
-        def kernel_spec(self): return KernelSpec(**get_kernel_dict(["--log-level=50"]))
+        def kernel_spec(self): return KernelSpec(**get_kernel_dict(_KERNEL_OPTIONS))
 
         async def is_alive(self):
             alive = await super().is_alive()
@@ -152,12 +156,15 @@ def _kernel_manager(): # a class for nbclient
     return ThisPython
 
 # %% ../../nbs/70_experiments.jobs.ipynb #f5f8133d
+_BAR = 12 # characters
+
 class _Progress:
     "Called by nbclient when a cell starts; prints a line for it and remembers where the job is."
     def __init__(self, name, cells):
         self.name = name
         self.cells = list(cells)
         self.where = "before the first cell"
+        self.start = time.monotonic()
 
     def __call__(self, cell, cell_index):
         if cell.cell_type != "code": return
@@ -167,17 +174,23 @@ class _Progress:
             for line in before.source.splitlines():
                 if line.startswith("#"): heading = line.lstrip("# ")
         code = [i for i, c in enumerate(self.cells) if c.cell_type == "code"]
-        self.where = f"cell {code.index(cell_index) + 1} of {len(code)} ({heading})"
-        print(f"[{self.name}] {self.where}", flush=True)
+        number = code.index(cell_index)
+        self.where = f"cell {number + 1} of {len(code)} ({heading})"
+        done = round(number / len(code) * _BAR)
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        print(f"[{self.name}] {'#' * done}{'.' * (_BAR - done)} {self.where}, {minutes}:{seconds:02}", flush=True)
 
 # %% ../../nbs/70_experiments.jobs.ipynb #0221e640
 def _headed(cell, *marks)->bool:
     "Does the cell begin with a heading of one of these marks?"
     return cell.cell_type == "markdown" and cell.source.lstrip().startswith(tuple(f"{mark} " for mark in marks))
 
+_FAILED = "job-error" # tag of the cell that says what failed
+
 def _result_first(cells)->list:
-    "The cells with the section `## Result` below the title; all others keep their order."
+    "The cells with the section `## Result` below the title, where the job did not fail; all others keep their order."
     cells = list(cells)
+    if cells and _FAILED in cells[0].metadata.get("tags", []): return cells # what failed stands first
     starts = [i for i, c in enumerate(cells) if _headed(c, "##") and c.source.split("\n")[0].strip() == "## Result"]
     if not starts: return cells
     start = starts[-1]
@@ -235,21 +248,49 @@ class JobError(RuntimeError):
 
 class _DeadPython(JobError): "The process of a job ended by itself."
 
+def _memory_kills()->int: # None where the system does not tell
+    "How many processes the system has ended since it started because memory ran out."
+    try: text = Path("/proc/vmstat").read_text()
+    except OSError: return None
+    counts = [line.split()[1] for line in text.splitlines() if line.startswith("oom_kill ")]
+    return int(counts[0]) if counts else None
+
 def _how_it_ended(
     status, # exit status of a process, a signal's number below 0, or None where it is not known
+    is_out_of_memory:bool=False, # has the system ended a process for want of memory in the meantime?
 )->str:
     "How the process of a job ended."
     if status is None: return "died"
     if status >= 0: return f"ended with exit status {status}"
     try: name = signal.Signals(-status).name
     except ValueError: name = f"signal {-status}"
+    if name == "SIGKILL" and is_out_of_memory: return "was ended by SIGKILL: out of memory"
     return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+def _kept_text(notebook)->str: # the end of a line
+    return f" (the notebook as far as it came: {notebook})"
+
+def _last_words(
+    notebook, # executed as far as it came
+)->tuple: # kind and text; "" where the cell wrote nothing
+    "What the cell that failed wrote to standard error last: a failing magic has no other error."
+    cells = [cell for cell in read_json(notebook)["cells"] if cell["metadata"].get("papermill", {}).get("exception")]
+    lines = []
+    for output in cells[-1]["outputs"] if cells else []:
+        if output.get("name") == "stderr": lines += "".join(output["text"]).splitlines()
+    last = ([line for line in lines if line.strip()] or [""])[-1]
+    kind, colon, text = last.partition(": ")
+    return (kind, text) if colon and kind.isidentifier() else ("", last)
 
 def _failure(where, kind, text, notebook)->Exception: # to raise
     "The error of a job in one line."
+    if kind == "CellExecutionError" and not str(text).strip():
+        words = _last_words(notebook)
+        kind, text = (words[0] or kind, words[1])
+    if kind == "MemoryError": text = f"out of memory {text}"
     first = (str(text).strip().splitlines() or [""])[0]
     if kind == "InputError": return InputError(f"{where}: {first}")
-    return JobError(f"{where}: {kind}: {first} (the notebook as far as it came: {notebook})")
+    return JobError(f"{where}: {kind}: {first}{_kept_text(notebook)}")
 
 # %% ../../nbs/70_experiments.jobs.ipynb #77a50ad8
 def _execute(path, parameters, notebook):
@@ -263,6 +304,7 @@ def _execute(path, parameters, notebook):
     if parameters: nb = parameterize_notebook(nb, parameters)
     progress = _Progress(path.stem, nb.cells)
     manager = _kernel_manager()
+    kills = _memory_kills()
     options = {
         "kernel_name": "python3",
         "kernel_manager_class": manager,
@@ -275,8 +317,35 @@ def _execute(path, parameters, notebook):
     except PapermillExecutionError as e:
         raise _failure(f"job {path.stem}, {progress.where}", e.ename, e.evalue, notebook) from None
     except DeadKernelError:
-        raise _DeadPython(f"job {path.stem}, {progress.where}: the Python of the job {_how_it_ended(manager.status)}"
-                          f" (the notebook as far as it came: {notebook})") from None
+        now = _memory_kills()
+        how = _how_it_ended(manager.status, None not in (kills, now) and now > kills)
+        raise _DeadPython(f"job {path.stem}, {progress.where}: the Python of the job {how}"
+                          f"{_kept_text(notebook)}") from None
+
+# %% ../../nbs/70_experiments.jobs.ipynb #7536d97d
+_ANCHOR = "papermill-error-cell"
+_OF_PAPERMILL = "papermill-error-cell-tag"
+
+def _put_error_first(
+    notebook, # executed as far as it came
+    message:str, # of the error, a line
+):
+    "Write the error into the notebook, above its title, and the page beside it."
+    from nbformat import read as read_notebook, v4, write as write_notebook
+    nb = read_notebook(str(notebook), as_version=4)
+    cells = [cell for cell in nb.cells if not {_OF_PAPERMILL, _FAILED} & set(cell.metadata.get("tags", []))]
+    started = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    lines = ["**This job failed.** What its last line says:", "", "    " + message.strip()]
+    if started: # the last one failed
+        anchor = v4.new_markdown_cell(f'<span id="{_ANCHOR}"></span>**The cell that failed:**')
+        anchor.metadata["tags"] = [_FAILED]
+        cells.insert(started[-1], anchor)
+        lines += ["", f"[The cell](#{_ANCHOR}) with its output. The cells after it did not run."]
+    first = v4.new_markdown_cell("\n".join(lines))
+    first.metadata["tags"] = [_FAILED]
+    nb.cells = [first, *cells]
+    write_notebook(nb, str(notebook))
+    write_page(notebook, notebook.with_suffix(".html"))
 
 # %% ../../nbs/70_experiments.jobs.ipynb #1d5bec16
 def run_job(
@@ -296,7 +365,10 @@ def run_job(
         notebook = out/path.name
         try: _execute(path, values, notebook)
         except KeyboardInterrupt: raise KeyboardInterrupt("interrupted" + _how_to_go_on(name, out, known)) from None
-        except _DeadPython as e: raise JobError(str(e) + _how_to_go_on(name, out, known)) from None
+        except (InputError, JobError) as e:
+            error = JobError(str(e) + _how_to_go_on(name, out, known)) if isinstance(e, _DeadPython) else e
+            if notebook.is_file(): _put_error_first(notebook, str(error).replace(_kept_text(notebook), ""))
+            raise error from None
         if not (out/"metrics.json").is_file():
             raise JobError(f"job {path.stem}: it ran to its end and wrote no metrics.json into {out}")
         return write_page(notebook, out/f"{path.stem}.html")

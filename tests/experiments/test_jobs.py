@@ -214,7 +214,7 @@ def test_pages_ask_no_other_host(trained):
 
 
 def test_the_jobs_are_listed_with_typed_commented_parameters():
-    assert list_jobs() == ["audit", "benchmark", "train"]
+    assert set(list_jobs()) >= {"audit", "benchmark", "compare", "export", "quantize", "train"}
     for name in list_jobs():
         parameters = job_parameters(name)
         assert len(parameters) >= 8 and "out" in parameters
@@ -276,6 +276,18 @@ def notebook(path, *sources):
     return str(path)
 
 
+def assert_error_first(path, text):
+    "The error stands above everything in the notebook and in its page, with a link to the cell that failed."
+    cells = nbformat.read(str(path), as_version=4).cells
+    assert text in cells[0].source and "This job failed" in cells[0].source and str(path.parent) not in cells[0].source
+    marked = [i for i, c in enumerate(cells) if "papermill-error-cell" in c.source]
+    assert marked == [0, len(cells) - 3], "on top, and before the cell"
+    html = path.with_suffix(".html").read_text(encoding="utf-8")
+    first = html.index("This job failed")
+    assert 0 < first < html.index("<summary>") and 'href="#papermill-error-cell"' in html
+    assert 'id="papermill-error-cell"' in html
+
+
 SAVE = """import json, sys
 from pathlib import Path
 (Path(out)/"metrics.json").write_text(json.dumps({"python": sys.executable}))"""
@@ -291,9 +303,55 @@ def test_a_failing_job_names_the_cell_and_leaves_its_notebook(tmp_path, capsys):
     assert "cell 4 of 5" in message and "ZeroDivisionError: division by zero" in message and "\n" not in message
     executed = (run / "bad.ipynb").read_text()
     assert "as far as here" in executed and "Traceback" in executed
+    assert_error_first(run / "bad.ipynb", "ZeroDivisionError: division by zero")
     assert not (run / "metrics.json").exists(), "figures of an earlier run beside a failed one"
     assert (run / "earlier" / "1" / "metrics.json").read_text() == "{}"
     assert "as far as here" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source, error", [
+    ("%nosuch", "UsageError: Line magic function `%nosuch` not found."),
+    ("%%nosuch\n1", "UsageError: Cell magic `%%nosuch` not found."),
+    ("%%bash\nfalse", "CalledProcessError: Command 'b'false\\n'' returned non-zero exit status 1."),
+    ("!false", "CalledProcessError: Command 'false' returned non-zero exit status 1."),
+    ("%%time\n1/0", "ZeroDivisionError: division by zero"),
+    ("raise MemoryError()", "MemoryError: out of memory"),
+    ("import numpy\nnumpy.zeros(10**15)", "MemoryError: out of memory Unable to allocate"),
+    ("raise SystemExit(3)", "SystemExit: 3"),
+])
+def test_what_fails_without_a_traceback_of_its_own_is_named(source, error, tmp_path):
+    "papermill#501, #539 and its like: nothing passes in silence."
+    job = notebook(tmp_path / "j.ipynb", "out:str = '' # folder", source, SAVE)
+    with pytest.raises(JobError) as e: run_job(job, {}, tmp_path / "run")
+    assert error in str(e.value) and "\n" not in str(e.value)
+    assert_error_first(tmp_path / "run" / "j.ipynb", error[:30])
+
+
+def test_a_failing_magic_is_an_exit_code_of_1(tmp_path, capsys):
+    job = notebook(tmp_path / "j.ipynb", "out:str = '' # folder", "%nosuch", SAVE)
+    assert main(["job", job, "--out", str(tmp_path / "run")]) == 1
+    assert "UsageError: Line magic function `%nosuch` not found." in capsys.readouterr().err
+
+
+def test_a_process_that_the_system_ended_for_want_of_memory(tmp_path, monkeypatch):
+    "The system counts its kills; one more since the job began, and it was this one."
+    counts = iter([3, 4])
+    monkeypatch.setattr("jetson_det.experiments.jobs._memory_kills", lambda: next(counts))
+    job = notebook(tmp_path / "j.ipynb", "out:str = '' # folder", "import os; os.kill(os.getpid(), 9)", SAVE)
+    with pytest.raises(JobError, match="was ended by SIGKILL: out of memory .the notebook"): run_job(job, {}, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_job_runs_from_a_notebook(tmp_path):
+    "In a kernel, whose event loop runs already."
+    from nbclient import NotebookClient
+    job = notebook(tmp_path / "j.ipynb", "out:str = '' # folder", "print('inside')", SAVE)
+    source = f"from jetson_det.experiments.jobs import run_job\nrun_job({job!r}, {{}}, {str(tmp_path / 'run')!r})"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(nb, kernel_name="python3").execute()
+    text = "".join(o.get("text", "") for o in nb.cells[0].outputs)
+    assert "inside" in text and (tmp_path / "run" / "j.html").is_file()
 
 
 @pytest.mark.parametrize("end, how", [
@@ -305,6 +363,7 @@ def test_a_job_that_dies(tmp_path, end, how):
     job = notebook(tmp_path / "dies.ipynb", "out:str = '' # folder", f"import os; {end}", SAVE)
     with pytest.raises(JobError) as e: run_job(job, {}, tmp_path / "run")
     assert f"the Python of the job {how}" in str(e.value) and "\n" not in str(e.value)
+    assert_error_first(tmp_path / "run" / "dies.ipynb", how.partition(" (the")[0])
     assert "go on" not in str(e.value)
 
 
@@ -362,7 +421,7 @@ def test_the_wheel_carries_the_jobs(tmp_path):
     with zipfile.ZipFile(wheel) as z:
         names = set(z.namelist())
         z.extractall(tmp_path / "installed")
-    assert {"jetson_det/jobs/train.ipynb", "jetson_det/jobs/benchmark.ipynb"} <= names
+    assert {f"jetson_det/jobs/{name}.ipynb" for name in list_jobs()} <= names
     code = (
         "import jetson_det; from jetson_det.experiments.jobs import list_jobs, find_job;"
         " print(jetson_det.__file__, list_jobs(), find_job('train'))"
@@ -370,4 +429,4 @@ def test_the_wheel_carries_the_jobs(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert p.stdout.count(str(tmp_path/"installed")) == 2, p.stdout + p.stderr
-    assert "['audit', 'benchmark', 'train']" in p.stdout
+    assert str(list_jobs()) in p.stdout
