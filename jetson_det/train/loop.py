@@ -21,7 +21,7 @@ from ..data.loader import SampleError, scaled_size
 from ..data.workers import WorkerLost
 from ..models.checkpoint import list_checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from ..models.weights.download import fetch_start, located_start
-from ..runtime.files import read_json, write_json_atomic
+from ..runtime.files import printable, read_json, write_json_atomic
 from . import allocator
 from .auto_batch import auto_batch
 from .averages import Averages, evaluate_weights
@@ -46,7 +46,7 @@ from .preflight import check_before
 from .recipes import with_recipe
 from .resolved import resolved_rows, rows_text, saved_recipe
 from .resume import contract_of, newest_finite, restore, training_state
-from .run_folder import (check_run_folder, check_same_data, default_run_folder, hold_run,
+from .run_folder import (check_run_folder, check_same_data, default_run_folder, hold_run, journal,
                                          write_run_folder)
 from .schedule import lr_at, make_schedule, plan_phases, warmup_at, warmup_epochs
 from .state import Interrupted, LossMeter, RunState, Stopped, TrainingError, not_written
@@ -424,6 +424,18 @@ def _open_run_folder(trainer, cfg, resume, changed, saved, recipe):
     trainer.say.write_to(trainer.run.out/"log.txt")
     if resume: trainer.say("; ".join([*_resumed_lines(trainer.run), *changed]))
 
+@contextmanager
+def _end_in_journal(out, world):
+    "A line in the journal where a training ends early: stopped, or failed, and why."
+    try: yield
+    except BaseException as e:
+        event = "stopped" if isinstance(e, (Stopped, KeyboardInterrupt)) else "failed"
+        why = printable(" ".join(str(e).split()))[:300] or type(e).__name__
+        try:
+            if world.main: journal(out, event, why=why)
+        except OSError: pass # a full disk
+        raise
+
 def train(
     cfg, # Config
     out=None, # run folder: a new one, or with `resume` an existing one; None: a new one in runs/, named by its settings
@@ -458,7 +470,7 @@ def train(
     try:
         with hold_run(out) if world.main else nullcontext():
             if world.main: _open_run_folder(trainer, cfg, resume, changed, saved, recipe)
-            return final_figures(_fit_to_the_end(trainer, callbacks))
+            with _end_in_journal(out, world): return final_figures(_fit_to_the_end(trainer, callbacks))
     except KeyboardInterrupt: raise Interrupted(f"interrupted; {trainer.run.how_to_go_on}") from None
     except OSError as e: raise not_written(e, out) from e
     except DeviceLost as e:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['flat_config', 'default_run_folder', 'check_same_data', 'journal', 'read_journal', 'begun_config', 'check_run_folder',
-           'write_run_folder', 'hold_run']
+           'write_run_folder', 'hold_run', 'run_holder']
 
 # %% ../../nbs/34_train.run_folder.ipynb #75f70873
 import hashlib
@@ -12,10 +12,12 @@ import json
 import os
 import re
 import shutil
+import struct
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Optional
 
 from pydantic import ValidationError
 
@@ -125,7 +127,7 @@ def check_same_data(
 # %% ../../nbs/34_train.run_folder.ipynb #a7e11208
 def journal(
     run, # run folder
-    event:str, # "began", "resumed" or "rolled back"
+    event:str, # "began", "resumed", "rolled back", "stopped" or "failed"
     **facts, # what JSON can hold
 ):
     "Add a line with the time, the event and its facts, and force it to the disk."
@@ -296,3 +298,32 @@ def hold_run(
         _held.add(path)
         try: yield
         finally: _held.discard(path)
+
+# %% ../../nbs/34_train.run_folder.ipynb #reg00002
+def run_holder(
+    out, # run folder
+    lock:str=".lock", # the file in it that would be locked
+)->Optional[int]: # its number, 0 where the system does not tell it; None: nobody, or nobody that is seen from here
+    "The process that is at work in a run. Nothing is written, and no lock is taken where the system can be asked."
+    try: import fcntl
+    except ImportError: return None # Windows has no such lock
+    try:
+        path = Path(final_path(out)).absolute()/lock
+        if any(other.exists() and other.samefile(path) for other in _held): return os.getpid()
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError: return None
+    try:
+        if not sys.platform.startswith("linux") or sys.maxsize < 2**32: return _try_lock(file)
+        # struct flock of 64-bit Linux: type, whence, start, length, process
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else max(pid, 0)
+    except OSError: return None # a file system without locks
+    finally: os.close(file)
+
+def _try_lock(file:int)->Optional[int]: # 0: somebody has it
+    "Whether a shared lock is refused; it is given back as the file is closed."
+    import fcntl
+    try: fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError): return 0
+    return None

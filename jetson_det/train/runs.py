@@ -77,11 +77,12 @@ def _progress(run)->str:
 
 def read_run(
     path, # a training's folder
+    settings=None, # section -> key -> value, where they are known; None: config.yaml's
 )->Run:
     "A training, as its folder tells it. Raises InputError when it is no run's folder."
     path = Path(path)
     if not (path/"config.yaml").is_file(): raise InputError(f"{path}: not the folder of a run (config.yaml is missing)")
-    settings = read_yaml(path/"config.yaml")[0]
+    if settings is None: settings = read_yaml(path/"config.yaml")[0]
     if not isinstance(settings, dict): raise InputError(f"{path/'config.yaml'}: no settings")
     rows = [{name: _number(text) for name, text in row.items()} for row in read_table(path/"metrics.csv")]
     figures = read_json(path/"metrics.json") if (path/"metrics.json").is_file() else {}
