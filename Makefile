@@ -15,8 +15,10 @@ WORKERS ?= 2
 SEEDS ?= 5
 # Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/89_cli.ipynb).
 export GOMP_SPINCOUNT ?= 3000
+# Modules are compiled once, not in each process.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-quick layout lint-web lint-docker bench soak gpu-check docs readme sync notebooks-test pytest fuzz test-runtime36 test-wheel lab notebooks env env-dev env-bench env-pycuda clean
+.PHONY: help demo test test-quick layout types lint-web lint-docker bench soak gpu-check docs readme sync notebooks-test pytest fuzz test-runtime36 test-wheel lab notebooks env env-dev env-bench env-pycuda clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -26,13 +28,11 @@ demo: env ## the whole flow on generated scenes: train, evaluate, export, measur
 	$(BIN)/jetson-det demo --out $(OUT)
 
 test: env-dev ## everything a CPU can test
-	@echo "== 1/4 notebooks and package in sync"
+	@echo "== 1/3 notebooks and package in sync"
 	@$(MAKE) --no-print-directory sync
-	@echo "== 2/4 side by side: layout, web files, containers and scripts, the runtime under Python 3.6, the built wheel under each Python found"
-	@$(MAKE) --no-print-directory -j4 --output-sync=target layout lint-web lint-docker test-runtime36 test-wheel
-	@echo "== 3/4 the notebooks' own examples"
-	@$(MAKE) --no-print-directory notebooks-test
-	@echo "== 4/4 pytest; it builds the site too"
+	@echo "== 2/3 side by side: layout, types, web files, containers and scripts, the runtime under Python 3.6, the built wheel under each Python found, the notebooks' own examples"
+	@$(MAKE) --no-print-directory -j7 --output-sync=target layout types lint-web lint-docker test-runtime36 test-wheel notebooks-test
+	@echo "== 3/3 pytest; it builds the site too"
 	@$(MAKE) --no-print-directory pytest
 
 test-quick: env-dev ## what daily work needs, in under 5 minutes: sync, layout, and the tests without trainings and browsers
@@ -42,6 +42,10 @@ test-quick: env-dev ## what daily work needs, in under 5 minutes: sync, layout, 
 
 layout: env-dev
 	@$(BIN)/python tools/check_layout.py
+
+types: env-dev ## mypy and ruff
+	@$(BIN)/ruff check -q jetson_det tools bench tests
+	@$(BIN)/mypy --no-error-summary
 
 lint-docker: env-dev
 	@bash tools/lint_docker.sh $(BIN)

@@ -23,8 +23,10 @@ class BuildWithNotebooks(build_py):
 
     def run(self):
         super().run()
-        for folder, pattern in (("nbs/jobs", "*.ipynb"), ("configs", "*.yaml"), ("docker", "*")):
-            target = Path(self.build_lib) / "jetson_det" / Path(folder).name
+        for folder, pattern, to in (("nbs/jobs", "*.ipynb", "jobs"), ("configs", "*.yaml", "configs"),
+                                    ("configs/sweeps", "*.yaml", "configs/sweeps"),
+                                    ("configs/campaigns", "*.yaml", "configs/campaigns"), ("docker", "*", "docker")):
+            target = Path(self.build_lib) / "jetson_det" / to
             target.mkdir(parents=True, exist_ok=True)
             for f in sorted((here / folder).glob(pattern)):
                 shutil.copy2(str(f), str(target / f.name))
@@ -47,6 +49,7 @@ setup(
     keywords=cfg["keywords"],
     packages=find_packages(include=["jetson_det", "jetson_det.*"]),
     package_data={
+        "jetson_det": ["py.typed"],
         "jetson_det.data.quality": ["page.html", "page.css", "page.js"],
         "jetson_det.evaluate": ["page.html", "page.css"],
         "jetson_det.export": ["latency_rows.json", "latency_layers.json", "latency_model.json",

@@ -81,7 +81,7 @@ def allow_import_of_torchvision():
         for name in ("nms", "qnms"):
             library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         allow_import_of_torchvision.library = library  # the declarations live as long as this object
-        import torchvision.ops
+        import torchvision.ops # noqa: F401
 
 
 def quiet():

@@ -25,8 +25,10 @@ from .cli_board import alpr, audit, board_check, compare_runtimes, fleet_app, ru
 from .cli_config import config_app
 from .cli_data import data_app
 from .cli_doctor import doctor
+from .cli_experiments import campaign, runs_app, sweep
 from .cli_init import init
-from .cli_measure import compare, evaluate, label_errors, parity
+from .cli_measure import compare, evaluate, label_errors, parity, suggest
+from .data.formats.catalog import WRITERS
 from .export.targets import TARGETS
 
 # %% ../nbs/89_cli.ipynb #6f15bfee
@@ -34,6 +36,8 @@ _OTHER_VERBS = {
     "evaluate": "val valid validate validation test eval score map",
     "compare": "versus vs significance ab",
     "label-errors": "mislabeled mislabels clean suspects",
+    "suggest": "active-learning select uncertainty",
+    "predict --labels": "prelabel pre-label autolabel annotate label",
     "predict": "infer inference detect detection track forward draw",
     "bench": "benchmark speed profile latency time",
     "board-check": "claims hardware jetson",
@@ -51,6 +55,9 @@ _OTHER_VERBS = {
     "data download": "download fetch get",
     "config explain": "explain settings options",
     "config diff": "diff",
+    "runs": "list ls experiments history registry",
+    "sweep": "search hpo grid optuna tune",
+    "campaign": "plan-training phases",
     "import-pt": "import",
     "doctor": "info env checks status",
     "--version": "version",
@@ -354,6 +361,24 @@ def lineage(
     print(lineage_text(chain))
     write_figures(json_file, {"lineage": chain})
 
+# %% ../nbs/89_cli.ipynb #c007ccc6
+for panel, name, verb in (
+    (MEASURING, "evaluate", evaluate),
+    (MEASURING, "compare", compare),
+    (MEASURING, "label-errors", label_errors),
+    (MEASURING, "suggest", suggest),
+    (SHIPPING, "parity", parity),
+    (TRAINING, "sweep", sweep),
+    (TRAINING, "campaign", campaign),
+    (MEASURING, "audit", audit),
+    (SHIPPING, "run", run),
+    (MEASURING, "board-check", board_check),
+    (SHIPPING, "alpr", alpr),
+    (SHIPPING, "compare-runtimes", compare_runtimes),
+): app.command(name, rich_help_panel=panel)(verb)
+app.add_typer(fleet_app, name="fleet", rich_help_panel=SHIPPING)
+app.add_typer(runs_app, name="runs", rich_help_panel=TRAINING)
+
 # %% ../nbs/89_cli.ipynb #6cd72995
 @app.command(rich_help_panel=SHIPPING)
 def predict(
@@ -361,7 +386,11 @@ def predict(
     source:Annotated[str, typer.Argument(metavar="SOURCE", help="image, folder, video, camera number or rtsp://")],
     out:Annotated[Path, typer.Option(
         help="folder for images and predictions.json; what an earlier prediction left there is replaced, unless it was"
-        " changed since")]=Path("predictions"),
+        " changed since; with --labels a new folder")]=Path("predictions"),
+    labels:Annotated[str, typer.Option(metavar="FORMAT",
+        help=f"write a dataset with labels to correct instead of drawings: {', '.join(WRITERS)}")]="",
+    images:Annotated[str, typer.Option(
+        help="with --labels: copy, hardlink or symlink the images; none: labels alone")]="copy",
     frames:Annotated[Optional[int], typer.Option(min=1, help="stop after so many frames")]=None,
     seconds:Annotated[Optional[float], typer.Option(min=0,
         help="stop after so many seconds, of a video or on the clock")]=None,
@@ -378,6 +407,13 @@ def predict(
     device:Device="auto",
 ):
     "Draw boxes on images, folders, videos and cameras. Ctrl-C ends it with everything whole. Exit code 1 when it did."
+    if labels:
+        from jetson_det.runtime.files import InputError
+        if frames or seconds or show or max_detections:
+            raise InputError("--frames, --seconds, --show and --max-detections are not for --labels")
+        _predict_labels(source, out, labels, images, confidence,
+                        lambda: open_named(artifact, contract, device, tiles, overlap, classes, size))
+        return
     from jetson_det.runtime.predict import check_prediction, predict as run
     check_prediction(source, out, frames, seconds)
     session = open_named(artifact, contract, device, tiles, overlap, classes, size)
@@ -389,6 +425,16 @@ def predict(
         if progress: progress.end()
     print(done)
     if not done.is_complete: raise typer.Exit(1)
+
+def _predict_labels(source, out, format, images, confidence, open_session):
+    "Predictions as a dataset to correct. Raises InputError before a model is loaded where the folder can't be made."
+    from jetson_det.evaluate.pre_labels import check_pre_labels, pre_labels, write_pre_labels
+    check_pre_labels(source, out, format, images)
+    progress = progress_line("images")
+    try: found = pre_labels(open_session(), source, confidence, progress)
+    finally:
+        if progress: progress.end()
+    print(write_pre_labels(found, out, format, images))
 
 @app.command(rich_help_panel=MEASURING)
 def bench(
@@ -433,22 +479,9 @@ def bench(
     print(report if is_board or minutes else report.bench)
     if expected and expected.note: print(expected.note)
     write_figures(json_file, {"artifact": artifact, "source": source or "generated scenes", **report.bench.to_dict(),
-                              "on_device": report.to_dict()})
+                              "onnx": str(expected.onnx) if expected else "",
+                              "precision": expected.precision if expected else "", "on_device": report.to_dict()})
     if measured is not None: print(write_measured(measured, report, expected.onnx, expected.precision))
-
-# %% ../nbs/89_cli.ipynb #c007ccc6
-for panel, name, verb in (
-    (MEASURING, "evaluate", evaluate),
-    (MEASURING, "compare", compare),
-    (MEASURING, "label-errors", label_errors),
-    (SHIPPING, "parity", parity),
-    (MEASURING, "audit", audit),
-    (SHIPPING, "run", run),
-    (MEASURING, "board-check", board_check),
-    (SHIPPING, "alpr", alpr),
-    (SHIPPING, "compare-runtimes", compare_runtimes),
-): app.command(name, rich_help_panel=panel)(verb)
-app.add_typer(fleet_app, name="fleet", rich_help_panel=SHIPPING)
 
 # %% ../nbs/89_cli.ipynb #d9e20fae
 def _parity_text(parity)->str: # part of a line
@@ -804,7 +837,8 @@ def _parse_parameter(word:str)->tuple: # (name, value as text)
 # %% ../nbs/89_cli.ipynb #6cd7da5f
 @app.command(rich_help_panel=START)
 def job(
-    name:Annotated[Optional[str], typer.Argument(metavar="NAME", help="train or benchmark; none: list them")]=None,
+    name:Annotated[Optional[str], typer.Argument(metavar="NAME",
+        help="train, evaluate, export, quantize, compare, benchmark, audit or sweep; none: list them")]=None,
     words:Annotated[Optional[List[str]], typer.Argument(metavar="[KEY=VALUE]...", help="parameters")]=None,
     parameters:Annotated[Optional[List[str]], typer.Option("-p", metavar="KEY VALUE",
         help="a parameter, as papermill has it; may be repeated")]=None,
@@ -818,7 +852,7 @@ def job(
         return
     values = dict(_parse_parameter(word) for word in (words or []) + (parameters or []))
     check_parameters(name, values)
-    for key in ("data", "artifact", "source"): # of our own jobs: paths, known before a kernel starts
+    for key in ("data", "artifact", "source", "model"): # of our own jobs: paths, known before a kernel starts
         if values.get(key) and name in list_jobs() and "://" not in values[key]: existing(values[key])
     page = run_job(name, values, out or Path("runs")/f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     print(f"report: {page}")

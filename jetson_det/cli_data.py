@@ -139,24 +139,6 @@ def data_check(
 # %% ../nbs/80_cli_data.ipynb #82a219ee
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 
-_MADE_BY = "Made by jetson-det data stats" # in each plot, so that the next one may replace it
-
-def _plot_mark(kind:str)->dict: # options of matplotlib's `savefig`
-    "Where a file of this kind says who made it."
-    if kind in ("png", "svg"): return {"metadata": {"Description": _MADE_BY}}
-    if kind == "pdf": return {"metadata": {"Subject": _MADE_BY}}
-    return {"pil_kwargs": {"comment" if kind in ("jpg", "jpeg") else "xmp": _MADE_BY.encode("ascii")}}
-
-def _save_plot(fig, path):
-    "Write a figure of matplotlib, whole or not at all."
-    import io
-    from jetson_det.runtime.files import write_bytes_atomic
-    content = io.BytesIO()
-    kind = path.suffix[1:].lower()
-    fig.savefig(content, format=kind, **_plot_mark(kind))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomic(path, content.getvalue())
-
 @data_app.command("stats")
 def data_stats(
     folder:_DataFolder,
@@ -178,7 +160,10 @@ def data_stats(
     print(stats)
     write_figures(json_file, stats.to_dict())
     if plot:
-        _save_plot(plot_stats(ds, input_size), plot)
+        from jetson_det.evaluate.plots import figure_bytes
+        from jetson_det.runtime.files import write_bytes_atomic
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(plot, figure_bytes(plot_stats(ds, input_size), plot.suffix[1:].lower()))
         print(f"wrote {plot}")
 
 # %% ../nbs/80_cli_data.ipynb #37c0ed28

@@ -97,7 +97,7 @@ def _training_lines(
 # %% ../nbs/81_cli_init.ipynb #5151f9f9
 def _weights_line(classes, model:str)->Line:
     "The official weights, and which classes they know."
-    from jetson_det.core import and_more, match_classes, plural
+    from jetson_det.core import and_more, match_classes
     from jetson_det.runtime.contract import COCO_CLASSES
     carried = [c for c, row in zip(classes, match_classes(classes, COCO_CLASSES)) if row is not None]
     known = "no class of the data is one of COCO's; the features help all the same"

@@ -419,11 +419,14 @@ _OTHER_NAMES = { # what other programs call a setting -> its key here
     "fliplr": "augment.flip", "flipud": "augment.flip_vertical", "hsv_h": "augment.hsv",
 }
 
+def _sections_of_tree()->dict: # section -> its class
+    return {name: field.annotation for name, field in Config.model_fields.items()}
+
 def _leaves()->list: # names of settings, without their sections
-    return [leaf for field in Config.model_fields.values() for leaf in field.annotation.model_fields]
+    return [leaf for section in _sections_of_tree().values() for leaf in section.model_fields]
 
 def _full_keys(leaf:str)->list: # one for each section that has it
-    return [f"{name}.{leaf}" for name, field in Config.model_fields.items() if leaf in field.annotation.model_fields]
+    return [f"{name}.{leaf}" for name, section in _sections_of_tree().items() if leaf in section.model_fields]
 
 def _key_hint(
     keys:tuple, # of a key that does not exist
@@ -521,9 +524,9 @@ def describe(
 )->str: # a line for each key
     "Every key with its default and its meaning."
     rows = []
-    for name, field in Config.model_fields.items():
+    for name, kind in _sections_of_tree().items():
         if section and name != section: continue
-        for key, f in field.annotation.model_fields.items():
+        for key, f in kind.model_fields.items():
             rows.append(f"{name}.{key} = {f.get_default()}  # {f.description}")
     if not rows: raise InputError(f"unknown section {section!r}: {did_you_mean(section, Config.model_fields)}")
     return "\n".join(rows)

@@ -47,7 +47,7 @@ PACKAGES = {name: NEEDED[folder] for name, folder in FOLDERS.items() if folder i
 PRELOAD = [
     "jetson_det.cli", "jetson_det.train.loop", "jetson_det.models.yolox.loss", "jetson_det.evaluate.coco",
     "jetson_det.evaluate.page", "jetson_det.models.session", "faster_coco_eval", "matplotlib.figure", "onnxruntime",
-    "torch._dynamo", "torch.utils.tensorboard", "train_helpers", "process_helpers", "families"
+    "onnxslim", "torch._dynamo", "torch.utils.tensorboard", "train_helpers", "process_helpers", "families"
 ]
 
 

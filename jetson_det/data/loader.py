@@ -10,7 +10,7 @@ __all__ = ['Batch', 'pad_boxes', 'as_batch', 'scaled_size', 'BatchKey', 'SampleE
 import contextlib
 import multiprocessing
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -198,7 +198,7 @@ class BatchMaker:
 # %% ../../nbs/19_data.loader.ipynb #82bee026
 class DeviceBatchMaker(BatchMaker):
     "Batches that are planned in workers and drawn on the device."
-    pixels = None # DevicePixels: must be there before the first batch
+    pixels:Any = None # DevicePixels: must be there before the first batch
 
     def shape(self, key:BatchKey)->tuple:
         "(B, h, w, 0): nothing is written."

@@ -128,7 +128,8 @@ def _plan(
                       ds._starts[i] + pieces.box[inside], pieces.xyxy[inside], pieces.flags[inside]))
         n += int(stay.sum())
     counts["never_whole"] = int((~seen & (ds.flags & (CROWD | IGNORE) == 0)).sum())
-    return _Plan(*map(np.concatenate, zip(*parts)), counts)
+    image, cut, box_tile, box, clipped, flags = map(np.concatenate, zip(*parts))
+    return _Plan(image, cut, box_tile, box, clipped, flags, counts)
 
 # %% ../../nbs/15_data.tiles.ipynb #454963e1
 def _tile_table(

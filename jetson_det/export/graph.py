@@ -9,11 +9,11 @@ __all__ = ['MAX_FILE_BYTES', 'MAX_NODES', 'MAX_NUMBERS', 'MAX_DEPTH', 'Constants
 # %% ../../nbs/50_export.graph.ipynb #76d21e6b
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core import InputError, and_more
+from ..core import InputError
 from ..runtime.files import open_regular, printable, require
 
 # %% ../../nbs/50_export.graph.ipynb #77239715
@@ -359,7 +359,7 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 class OnnxGraph(NamedTuple):
     "An ONNX file that was looked through, with what follows from it."
     path:str
-    model:object # onnx.ModelProto, as it is in the file
+    model:Any # onnx.ModelProto, as it is in the file
     nodes:list # onnx.NodeProto of the main graph, each after those whose results it takes
     shapes:dict # name -> tuple, with None for an open dimension; a name is absent where nothing is known
     open_names:dict # name -> tuple of the open dimensions' names ("batch"; "?" where it has none)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import InputError, did_you_mean, plural
-from .graph import attributes_of, node_label, read_onnx
+from .graph import node_label, read_onnx
 from .onnx import parity_frames
 from .ranges import FP16_LARGEST, FP16_SMALLEST, range_audit
 from ..models.int8 import graph_view, last_layers, name_nodes

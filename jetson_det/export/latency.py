@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import InputError
 from .layers import LayerTable
 from ..runtime.boards import board
 

@@ -14,7 +14,7 @@ import sys
 import warnings
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -170,7 +170,7 @@ class Reference(NamedTuple):
     path: Path         # the ONNX
     contract: Contract # the ONNX file's
     frames: list       # images (h,w,3) uint8 BGR
-    model: object      # Detector
+    model: Any      # Detector
 
 def export_reference(
     source, # Detector, a checkpoint folder, or a training's folder (its best checkpoint)

@@ -8,9 +8,9 @@ __all__ = ['Measured', 'Sensitive', 'QuantReport', 'quantize', 'label_with']
 # %% ../../nbs/58_export.quantize.ipynb #08179330
 import tempfile
 from collections import Counter
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from ..evaluate.coco import evaluate, known_ap, shared_classes
 from .calibration import choose_calibration, observe, open_with_outputs, run_graph
 from .estimate import int8_gain
 from .graph import node_label, read_onnx
-from .int8_pairs import add_int8_pairs
+from .int8_pairs import add_int8_pairs, with_shapes
 from .lint import graph_features, lint
 from .ranges import as_fp16
 from ..models.int8 import last_layers, name_nodes, quantizable
@@ -73,7 +73,7 @@ class Measured(NamedTuple):
 def _measure(name, path, contract, val, class_map, threads)->Measured:
     "Evaluate a file. Raises InputError."
     onnx = require("onnx")
-    session = open_session(path, contract, threads=threads, providers=["CPUExecutionProvider"])
+    session:Any = open_session(path, contract, threads=threads, providers=["CPUExecutionProvider"])
     if name == "int8": session.ort = open_with_outputs(onnx.load(str(path)), path=path, threads=threads)
     result = evaluate(session, val, progress=False, class_map=class_map)
     ap, ap50 = known_ap(result)
@@ -351,9 +351,12 @@ class _Job:
         file.write_bytes(self.model.SerializeToString())
         return read_onnx(file)
 
+    @cached_property
+    def _shaped(self): return with_shapes(self.model, self.path)
+
     def quantized(self, names):
         "With pairs in front of these convolutions."
-        return add_int8_pairs(self.model, names, self.limits, self.path)
+        return add_int8_pairs(self._shaped, names, self.limits, self.path)
 
     def write(self, file, names, extra):
         "A file with its contract."

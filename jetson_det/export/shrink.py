@@ -90,7 +90,7 @@ def find_ratio(
         raise InputError(f"{model.name} can't be brought to {target}: at least {1 - most:.3f} of them stay; the nearest"
                          f" target is flops={_rounded_up(1 - most)}")
     now = _latency(model, input_size, target).ms
-    if now <= target.latency:
+    if target.latency is not None and now <= target.latency:
         raise InputError(f"{model.name} is predicted to take {now:.3g} ms there already: nothing is to be removed for"
                          f" {target}")
     # a hair under the most, which the pruner reaches with its last threshold

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core import InputError, did_you_mean
 from .onnx import OUTPUT_KINDS, export_onnx
@@ -29,12 +29,12 @@ from ..runtime.outputs import check_output, check_replaced, work_folder
 class Choice(NamedTuple):
     "One decision about the exported file."
     name:str
-    value:object
+    value:Any
     rule:str # why
 
 class _Target(NamedTuple):
     "What the rules look at."
-    board:object # runtime.boards.Board
+    board:Any # runtime.boards.Board
     releases:tuple # of JetPack: those that the file is for, the oldest first
     contract:Contract # of the network
 

@@ -16,7 +16,7 @@ from torch import nn
 from ..core import InputError, plural
 from .detector import Detector
 from .int8 import int8_layers
-from .thresholds import BINS, ZERO, Histogram, count_magnitudes, threshold
+from .thresholds import ZERO, Histogram, count_magnitudes, threshold
 
 # %% ../../nbs/28_models.fake_quant.ipynb #f44c59d0
 _BUFFER = "int8_limit" # of a convolution: the magnitude of its input that becomes 127

@@ -7,9 +7,11 @@ __all__ = ['trace_onnx', 'simplify_onnx', 'operators']
 
 # %% ../../nbs/21_models.graph.ipynb #5412689d
 import copy
+import gc
 import io
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 
 from ..runtime.files import require
 
@@ -46,11 +48,22 @@ def trace_onnx(
     return onnx.load_from_string(file.getvalue())
 
 # %% ../../nbs/21_models.graph.ipynb #9730630b
+@contextmanager
+def _only_new_garbage():
+    "Garbage is looked for among what is made from here on, unless somebody has frozen objects already."
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try: yield
+    finally: gc.unfreeze()
+
 def simplify_onnx(
     graph, # onnx.ModelProto
 ): # a smaller one that computes the same
     "Fold constants and remove detours."
-    return require("onnxslim").slim(graph)
+    onnxslim = require("onnxslim")
+    with _only_new_garbage(): return onnxslim.slim(graph)
 
 def operators(
     graph, # onnx.ModelProto, or the path of an .onnx file

@@ -8,7 +8,7 @@ __all__ = ['CONVOLUTIONS', 'QuantLayer', 'last_layers', 'quantizable', 'GraphVie
 
 # %% ../../nbs/22_models.int8.ipynb #442b76b3
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def quantizable(
 # %% ../../nbs/22_models.int8.ipynb #41586f3d
 class GraphView(NamedTuple):
     "What the rule looks at."
-    model:object # onnx.ModelProto
+    model:Any # onnx.ModelProto
     nodes:tuple # of NodeProto
     producers:dict # tensor -> the node that makes it
     constants:dict # tensor -> array

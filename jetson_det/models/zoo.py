@@ -7,9 +7,11 @@ __all__ = ['MODELS', 'ModelCard', 'ZooModel', 'check_model_name', 'family_of', '
 
 # %% ../../nbs/28_models.zoo.ipynb #0d2e91d7
 import importlib
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from ..core import InputError, did_you_mean
+
+if TYPE_CHECKING: from jetson_det.models.detector import Detector # which takes torch
 
 # %% ../../nbs/28_models.zoo.ipynb #bc43ceb8
 class ModelCard(NamedTuple):
@@ -136,7 +138,7 @@ def check_model_name(
 
 def family_of(
     name:str, # one of `MODELS`
-)->type: # a subclass of Detector
+)->"type[Detector]":
     "The class of a model. Raises InputError for an unknown name."
     row = check_model_name(name)
     return getattr(importlib.import_module(row.module), row.detector)

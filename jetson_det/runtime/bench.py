@@ -44,12 +44,12 @@ def device_name()->str: # such as "NVIDIA Jetson Nano Developer Kit"
 # %% ../../nbs/68_runtime.bench.ipynb #dffa2743
 def _measured_on(session)->dict: # device, cores, versions, providers
     "What the figures depend on besides the session."
-    about = {"device": device_name(), "cores": os.cpu_count(), "cv2_threads": cv2.getNumThreads(),
-             "versions": {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__}}
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__}
+    about = {"device": device_name(), "cores": os.cpu_count(), "cv2_threads": cv2.getNumThreads(), "versions": versions}
     ort = getattr(session, "ort", None)
     if ort is not None:
         import onnxruntime
-        about["versions"]["onnxruntime"] = onnxruntime.__version__
+        versions["onnxruntime"] = onnxruntime.__version__
         about["providers"] = ort.get_providers()
         about["threads"] = ort.get_session_options().intra_op_num_threads or "all"
     return about

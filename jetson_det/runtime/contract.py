@@ -10,7 +10,6 @@ __all__ = ['METADATA_KEY', 'GRAPH_KEY', 'OUTPUTS', 'PRESETS', 'PRESET_ALIASES', 
 # %% ../../nbs/62_runtime.contract.ipynb #0d8700bf
 import difflib
 import json
-import math
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 

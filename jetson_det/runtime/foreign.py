@@ -164,9 +164,9 @@ def _names_in_file(path)->list:
         missing = "is a folder" if path.is_dir() else "no such file with class names"
         raise InputError("{}: {}".format(path, why_not_regular(path) or missing))
     if path.suffix.lower() == ".json":
-        names = _names_in(read_json(path))
-        if names is None: raise InputError("{}: not a list of different class names".format(path))
-        return list(names)
+        listed = _names_in(read_json(path))
+        if listed is None: raise InputError("{}: not a list of different class names".format(path))
+        return list(listed)
     if path.suffix.lower() in (".yaml", ".yml"):
         raise InputError("{}: class names are read from a text file, one name a line".format(path))
     with path.open("rb") as f: data = f.read(_LONGEST + 1)

@@ -76,7 +76,7 @@ def _hides(marker:str)->bool:
 # %% ../../nbs/61_runtime.outputs.ipynb #78590b03
 WRITTEN_BY = "jetson-det" # what our own JSON files have under "written_by", and our own pages as their generator
 _MARKS = (b'"written_by": "jetson-det', b'name="generator" content="jetson-det', b"# Made by jetson-det init",
-          b'"title": "jetson_det config"', b"Made by jetson-det data stats")
+          b'"title": "jetson_det config"', b"Made by jetson-det")
 _NEAR = 8192 # bytes of either end of a file in which a mark stands
 _CONTRACT_MARK = b"jetson_det.contract" # the key of the contract in an exported file's metadata
 _TEXT_SUFFIXES = (".json", ".html", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".md", ".xml", ".py", ".ipynb")

@@ -112,7 +112,7 @@ class OnnxSession(FileSession):
         self.engine = "ONNX Runtime {}".format(_runtime().__version__)
         if "CUDAExecutionProvider" in self.ort.get_providers(): self.device = "cuda"
         recorded = metadata.get(GRAPH_KEY)
-        may_check = recorded and self.path.stat().st_size <= _MOST_HASHED
+        may_check = recorded and Path(str(path)).stat().st_size <= _MOST_HASHED
         if may_check and not _is_as_exported(path, recorded):
             warnings.warn("{}: altered since its export: the SHA-256 of its graph and weights is not the recorded one,"
                           " so its boxes may be wrong".format(printable(path)))

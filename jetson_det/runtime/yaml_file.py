@@ -212,7 +212,8 @@ def _parse(text, texts, aliases)->tuple:
     next(events) # the document's end
     after = next(events)
     if not isinstance(after, yaml.StreamEndEvent):
-        raise _Wrong("a second document begins: one file is one document", after.start_mark.line + 1)
+        line = after.start_mark.line + 1 if after.start_mark else 1
+        raise _Wrong("a second document begins: one file is one document", line)
     return value, builder.lines
 
 # %% ../../nbs/61_runtime.yaml_file.ipynb #49970e4e

@@ -9,7 +9,7 @@ __all__ = ['SACK_POSES', 'FABRICS', 'POSES', 'CLUTTER', 'add_noise', 'Cutout', '
 # %% ../../nbs/19_scenes.cutouts.ipynb #a8fdb901
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -481,7 +481,7 @@ def _forklift(rng, canvas):
 # %% ../../nbs/19_scenes.cutouts.ipynb #68c74252
 class _Clutter(NamedTuple):
     "A kind of clutter."
-    draw:object # function of (rng, canvas)
+    draw:Any # function of (rng, canvas)
     width:tuple # from .. to, meters
     aspect:tuple # height over width, from .. to
     share:float # of all clutter

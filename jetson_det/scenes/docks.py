@@ -345,7 +345,7 @@ def _drop_hidden(
         mask = s.bgra[..., 3] >= 128
         in_image, in_sprite = visible_part(size, s.x, s.y, *mask.shape)
         visible = np.count_nonzero(mask[in_sprite] & ~covered[in_image])
-        if s.label >= 0 and visible < min_visible * max(1, np.count_nonzero(mask)): continue
+        if s.label >= 0 and visible < min_visible * max(1, int(np.count_nonzero(mask))): continue
         covered[in_image] |= mask[in_sprite]
         kept.append(s)
     return kept[::-1]

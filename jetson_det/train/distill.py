@@ -249,6 +249,7 @@ def _neck_part(
     first = next(model.parameters())
     for group in model.param_groups():
         if any(p is first for p in group["params"]): return group.get("part", "")
+    return ""
 
 # %% ../../nbs/31_train.distill.ipynb #34540207
 def _prediction_sums(

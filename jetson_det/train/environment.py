@@ -97,8 +97,8 @@ def git_state(
     if len(commit) not in (40, 64) or set(commit) - set("0123456789abcdef"): return {}, None
     try:
         with _stand_in(root, git, common, commit) as environment:
-            lines = _git(root, environment, "status", "--porcelain", "--ignore-submodules=all")
-            lines = [line for line in os.fsdecode(lines).split("\n") if line]
+            status = _git(root, environment, "status", "--porcelain", "--ignore-submodules=all")
+            lines = [line for line in os.fsdecode(status).split("\n") if line]
             is_changed = any(line[:2] != "??" for line in lines) # "??": a file that git does not know
             words = ("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
             patch = _git(root, environment, *words) if is_changed else b""
@@ -113,9 +113,9 @@ def git_states()->dict: # "package" and "here" -> what `git_state` says; one tha
     package = Path(__file__).parent.parent if "__file__" in globals() else Path("../jetson_det")
     states = {}
     if _is_part_of_repository(package): states["package"] = git_state(package)
-    here = git_state()
     package_root = states["package"][0].get("root") if "package" in states else None
-    if here[0] and here[0]["root"] != package_root: states["here"] = here
+    found = _repository_of(".")
+    if found and str(found[0]) != package_root: states["here"] = git_state()
     return {name: found for name, found in states.items() if found[0]}
 
 def _is_part_of_repository(package)->bool:

@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -103,7 +104,7 @@ def launch(
     gpus:bool=True, # each takes the GPU of its number, where there is one for each
 ): # what `target` returned in the first process: JSON values
     "Run a function in several processes. Raises the error of the one that failed; by then all have ended."
-    context = multiprocessing.get_context(start)
+    context:Any = multiprocessing.get_context(start)
     folder = private_folder()
     ranks = []
     for rank in range(processes):

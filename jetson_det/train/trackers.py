@@ -163,7 +163,9 @@ def make_trackers(
         if name not in _TRACKERS:
             raise InputError(f"train.trackers: {name!r} is unknown: {did_you_mean(name, _TRACKERS)}")
     unique = dict.fromkeys(names)
-    return [_TRACKERS[name]() if name == "tensorboard" else _TRACKERS[name](project) for name in unique]
+    made = {"tensorboard": TensorBoardTracker, "wandb": lambda: WandbTracker(project),
+            "mlflow": lambda: MLflowTracker(project)}
+    return [made[name]() for name in unique]
 
 # %% ../../nbs/35_train.trackers.ipynb #44c80648
 class _Background:

@@ -24,6 +24,8 @@ class World:
     active = 1 # processes that have a micro-batch in the present round
     uneven = False # whether some have none in the last round of this step
     report = None # called with the error that ends all; returns the exit code
+    names:dict # of several processes: key -> names of the figures that are summed for it
+    groups:dict # of several processes: how many of the first ones -> their group
 
     @property
     def main(self)->bool: return self.rank == 0 # the one that writes files and lines

@@ -187,22 +187,18 @@ def test_it_is_not_quantized_again(tmp_path, exported):
         quantize(exported[0], tmp_path / "a.onnx", tmp_path, say=lambda line: None)
 
 
-def test_a_graph_of_another_network_is_refused(rounding):
-    from jetson_det.models.graph import trace_onnx
-    other = network("yolox-nano")
-    graph = trace_onnx(other, SIZE)
+def test_a_graph_of_another_network_is_refused(rounding, graphs):
+    graph = graphs.trace_onnx(network("yolox-nano"), SIZE)
     for node in graph.graph.node: node.name = ""
     with pytest.raises(InputError, match="are not in the exported graph"): add_trained_pairs(graph, rounding, SIZE)
 
 
-def test_two_thresholds_for_one_tensor_are_refused(rounding):
+def test_two_thresholds_for_one_tensor_are_refused(rounding, graphs):
     import copy
-
-    from jetson_det.models.graph import simplify_onnx, trace_onnx
     model = copy.deepcopy(rounding)
     name = next(name for name in fake_quantized(model) if "dark2.1.conv2" in name) # reads what conv1 reads
     model.get_submodule(name).int8_limit.mul_(2)
-    graph = simplify_onnx(trace_onnx(without_fake_quant(model), SIZE))
+    graph = graphs.simplify_onnx(graphs.trace_onnx(without_fake_quant(model), SIZE))
     with pytest.raises(InputError, match="two thresholds"): add_trained_pairs(graph, model, SIZE)
 
 

@@ -218,4 +218,5 @@ def load_transforms(
     if spec is None: return None
     if not isinstance(spec, (str, Path)): return Transforms(spec, None, "", min_box, min_visible).build()
     path = Path(base or ".")/spec
-    return Transforms(*read_yaml(path), str(path), min_box, min_visible).build()
+    transforms, lines = read_yaml(path)
+    return Transforms(transforms, lines, str(path), min_box, min_visible).build()

@@ -33,9 +33,9 @@ def pixel_table(
     detail:tuple, # (h, w): images are decoded to fill this input sharply
 )->PixelTable: # with shapes as large as they can be: an image may turn out a pixel smaller
     "Room for all copies of all images."
-    shapes = [store_shapes(ds, detail)]
-    for _ in range(_LEVELS - 1): shapes.append((shapes[-1] + 1) // 2)
-    shapes = np.stack(shapes, 1).astype(np.int32) + 2
+    levels = [store_shapes(ds, detail)]
+    for _ in range(_LEVELS - 1): levels.append((levels[-1] + 1) // 2)
+    shapes = np.stack(levels, 1).astype(np.int32) + 2
     ends = shapes.astype(np.int64).prod(-1).ravel().cumsum()
     starts = np.concatenate([[0], ends[:-1]]).reshape(-1, _LEVELS)
     return PixelTable(starts, shapes, ds.sizes, reductions(ds, detail), total=int(ends[-1]))

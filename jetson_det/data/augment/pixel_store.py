@@ -101,7 +101,7 @@ def decode_all(
     n = len(ds)
     stop = threading.Event()
     started = time.monotonic()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     done = [0] * threads
     def decode_share(k):
         cache = ImageCache(ds, detail, 0, store)

@@ -167,8 +167,10 @@ def _check_table(
     z:zipfile.ZipFile, # an open zip
 ):
     "Raise BadZipFile when the table at the end has lost entries: Python reads on over a damaged one."
-    z.fp.seek(max(0, os.fstat(z.fp.fileno()).st_size - 65557)) # the end record and the longest comment
-    tail = z.fp.read()
+    file = z.fp
+    if file is None: raise zipfile.BadZipFile("closed")
+    file.seek(max(0, os.fstat(file.fileno()).st_size - 65557)) # the end record and the longest comment
+    tail = file.read()
     end_record = tail[tail.rindex(b"PK\5\6"):]
     declared = struct.unpack_from("<H", end_record, 10)[0] # 0xffff: the number stands in a ZIP64 record
     found = z.infolist()
@@ -263,7 +265,7 @@ def _open_stream(
     path:Path, # a tar, compressed or not
 ): # a readable stream of the tar
     "Decompress by the first bytes, whatever the name says."
-    openers = {
+    openers:dict = {
         b"\x1f\x8b": gzip.open,
         b"BZh": bz2.open,
         b"\xfd7zXZ\0": lzma.open,
@@ -342,7 +344,7 @@ def _unpack(
         (part / _MARKER).write_text(json.dumps({"key": key, "from": os.path.abspath(path)}), encoding="utf-8")
     except InputError as e: raise InputError(f"{path}: {e}") from None
     except _DAMAGE + (OSError,) as e:
-        if getattr(e, "errno", None):
+        if isinstance(e, OSError) and e.errno:
             raise InputError(f"{path}: could not be unpacked into {part.parent}: {e.strerror}") from None
         why = " ".join(str(e).split()) or type(e).__name__
         raise InputError(f"{path}: not a whole archive: {why}") from None

@@ -116,7 +116,7 @@ def _all_categories(
         if set(other) <= set(expected): continue
         differences = []
         for f, only in ((longest, set(expected) - set(other)), (file, set(other) - set(expected))):
-            if only: differences.append(f"{f} alone has {', '.join(map(repr, sorted(only)))}")
+            if only: differences.append(f"{f} alone has {and_more([repr(name) for name in sorted(only)], 5)}")
         raise InputError(f"the class lists of {longest} and {file} differ: {'; '.join(differences)}")
     return list(expected)
 

@@ -10,7 +10,7 @@ import math
 import posixpath
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...core import InputError, did_you_mean
 from ..dataset import DetDataset
@@ -98,7 +98,7 @@ class _CvatFile(NamedTuple):
     path:str # in the dataset's folder
     file:Path # the same, for errors
     data:bytes # its content
-    tree:object # its root element
+    tree:Any # its root element
     labels:list # every label it declares, in order; empty when it declares none
     classes:list # those that can have a box
     tasks:dict # task id -> name

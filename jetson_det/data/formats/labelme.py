@@ -142,7 +142,9 @@ def _labelme_shapes(
         try:
             if not isinstance(s, dict): raise InputError("a shape must have a label and points")
             label = plain_text(s.get("label"), "label")
-            found.append(_Shape(label, _labelme_box(s), *_flags_and_attributes(s), s.get("shape_type")))
+            box = _labelme_box(s)
+            flags, attributes = _flags_and_attributes(s)
+            found.append(_Shape(label, box, flags, attributes, s.get("shape_type")))
         except InputError as e:
             raise InputError(f"{path}, line {json_line(path, 'shapes', k)}: shape {k + 1}: {e}") from None
     return found

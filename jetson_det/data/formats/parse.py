@@ -211,6 +211,11 @@ def _json_encoding(
 # %% ../../../nbs/11_data.formats.parse.ipynb #03b05a75
 _SPACE = re.compile(r"[\s:,]*") # what may stand between two values
 
+def _after_space(text:str, at:int=0)->int:
+    "Where the next value begins."
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
 def _members(
     text:str, # JSON
     at:int, # where an object or a list begins
@@ -219,14 +224,14 @@ def _members(
     decode = json.JSONDecoder().raw_decode
     is_object = text[at] == "{"
     count = 0
-    at = _SPACE.match(text, at + 1).end()
+    at = _after_space(text, at + 1)
     while text[at] not in "]}":
         key = count
         if is_object:
             key, at = decode(text, at)
-            at = _SPACE.match(text, at).end()
+            at = _after_space(text, at)
         yield key, at
-        at = _SPACE.match(text, decode(text, at)[1]).end()
+        at = _after_space(text, decode(text, at)[1])
         count += 1
 
 def json_line(
@@ -238,7 +243,7 @@ def json_line(
         data = read_bytes(path)
         text = decode_text(data, path)[0] if _json_encoding(data) else data.decode("utf-8-sig", "replace")
         if "\n" not in text: return 1
-        at = _SPACE.match(text).end()
+        at = _after_space(text)
         for key in keys:
             if text[at] not in "[{": break
             start = next((begin for k, begin in _members(text, at) if k == key), None)

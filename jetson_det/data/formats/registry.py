@@ -158,7 +158,7 @@ def read_dataset(
     try: ds = _read(path, format, files, classes)
     except InputError as e:
         error = without_foreign_text(e, files.root if files else path.parent)
-        if archive: error = InputError(str(error).replace(str(files.root), str(archive))) # not its place in the cache
+        if archive and files: error = InputError(str(error).replace(str(files.root), str(archive))) # not its place
         raise error from None
     if files: ds = replace(ds, flaws=[*ds.flaws, *map(_own_output, files.own_outputs), *unread_flaws(files)])
     return with_classes(ds, classes) if classes else ds

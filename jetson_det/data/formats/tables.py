@@ -299,10 +299,10 @@ def _two_meanings(
     pairs:dict, # (class, number of the class) -> line
 )->list: # of (kind, message)
     "A warning for the first number that stands beside two classes, or class beside two numbers."
-    for (label, number), line in pairs.items():
+    for (label, own_number), line in pairs.items():
         for (other, other_number), first in pairs.items():
-            if first >= line or (label == other) == (number == other_number): continue
-            message = (f"{file}, line {line}: class {label[:80]!r} has the number {number[:40]!r}; in line {first}"
+            if first >= line or (label == other) == (own_number == other_number): continue
+            message = (f"{file}, line {line}: class {label[:80]!r} has the number {own_number[:40]!r}; in line {first}"
                        f" {other[:80]!r} has {other_number[:40]!r}: the names are read, not the numbers")
             return [("class-numbers", message)]
     return []

@@ -7,7 +7,6 @@ __all__ = ['detect_voc', 'read_voc', 'write_voc']
 
 # %% ../../../nbs/12_data.formats.voc.ipynb #8e9557af
 import os
-import posixpath
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter

@@ -19,7 +19,7 @@ import numpy as np
 from ...core import InputError, and_more, plural
 from ..dataset import CROWD, IGNORE, DetDataset, Flaw, has_own_area
 from .coco_file import is_coco
-from .columns import find_layout, first_line, read_head, split_fields
+from .columns import find_layout, first_line, split_fields
 from .parse import leads_out, load_json, parse_xml, read_bytes, read_text
 from .reader import Files, plain_folder, stem_of
 from ..images.header import image_header

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
@@ -94,7 +93,7 @@ _ROUNDING = np.float32(1.) # a box may be this many pixels over the edge by roun
 
 def _boxes_fit(boxes:np.ndarray, h:int, w:int)->bool:
     "Whether all boxes are inside an image of this size."
-    return bool((boxes.max(0) <= (w, h, w, h) + _ROUNDING).all())
+    return bool((boxes.max(0) <= np.add((w, h, w, h), _ROUNDING)).all())
 
 def _label_frames(
     ds:DetDataset,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...core import InputError, class_key, plural
-from ..dataset import DetDataset, Flaw
+from ..dataset import DetDataset
 from ..formats.catalog import FORMATS, WRITERS
 from ..formats.parse import leads_out
 from ..formats.reader import walk_files

@@ -41,7 +41,7 @@ def sample_gather(
     y = points[..., 1].reshape(n, q*p)*h - .5
     left = x.floor()
     top = y.floor()
-    total = 0
+    total = points.new_zeros(())
     for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)): # the four cells around a point
         column = left + dx
         row = top + dy

@@ -57,7 +57,7 @@ def move_layers(
 def _layer(key): return int(key.split(".")[1])
 
 def recognize_ultralytics(
-    family:type, # UltralyticsDetector or a subclass
+    family, # UltralyticsDetector or a subclass
     weights:dict, # name -> tensor, as a file has them
 )->str: # one of its models; "" when they are of none
     "Which of a family's models these weights are of."
@@ -135,7 +135,7 @@ def _why_anew(own, weights): # -> tuple of lines
 
 # %% ../../../nbs/24_models.ultralytics.weights.ipynb #ab81d765
 def read_ultralytics_onnx(
-    family:type, # UltralyticsDetector or a subclass
+    family, # UltralyticsDetector or a subclass
     path, # an .onnx file
     name:str, # the model it should be
 )->Source:

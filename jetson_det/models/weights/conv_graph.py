@@ -168,7 +168,8 @@ def onnx_convs(
     "Read an ONNX file's graph of convolutions. Raises InputError."
     model = read_onnx_file(path)
     graph = _OnnxGraph(model.graph, path)
-    return OnnxConvs(*_without_bins(graph.convs, graph.weights), onnx_classes(model, path))
+    convs, weights = _without_bins(graph.convs, graph.weights)
+    return OnnxConvs(convs, weights, onnx_classes(model, path))
 
 # %% ../../../nbs/22_models.weights.conv_graph.ipynb #e6d20ae4
 def _is_bins(weight): # -> bool

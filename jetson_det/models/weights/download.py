@@ -90,7 +90,8 @@ def is_hub_name(
 )->bool:
     "Can it be a repository of the hub, owner/name? A file's name is none, nor is a path into a folder that exists."
     owner = re.fullmatch(r"([\w-][\w.-]*)/[\w-][\w.-]*", text)
-    return bool(owner) and Path(text).suffix not in _WEIGHT_SUFFIXES and not Path(owner[1]).is_dir()
+    if owner is None: return False
+    return Path(text).suffix not in _WEIGHT_SUFFIXES and not Path(owner[1]).is_dir()
 
 # %% ../../../nbs/29_models.weights.download.ipynb #3fabb413
 def _hub_library(): # the module huggingface_hub

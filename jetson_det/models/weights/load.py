@@ -7,7 +7,6 @@ __all__ = ['read_source', 'restore_batchnorm', 'load_weights']
 
 # %% ../../../nbs/29_models.weights.load.ipynb #b8acc295
 import re
-from pathlib import Path
 
 import torch
 from torch import nn

@@ -167,7 +167,7 @@ class Source(NamedTuple):
 # %% ../../../nbs/21_models.weights.source.ipynb #915fe227
 @lru_cache(maxsize=64)
 def shapes_of(
-    family:type, # a subclass of Detector
+    family:type[Detector],
     name:str, # one of its models
     n_classes:int=1, # C
 )->dict: # name of the weight -> shape
@@ -176,7 +176,7 @@ def shapes_of(
     return {k: tuple(v.shape) for k, v in model.state_dict().items()}
 
 def is_class_row(
-    family:type, # a subclass of Detector, or one of its models
+    family, # a subclass of Detector, or one of its models
     key:str, # a weight's name
 )->bool:
     "Is the first axis of this weight the classes?"
@@ -189,7 +189,7 @@ def is_counter(
     return key.endswith("num_batches_tracked")
 
 def misfits(
-    family:type, # a subclass of Detector, or one of its models
+    family, # a subclass of Detector, or one of its models
     weights:dict, # name -> tensor, by our names
     shapes:dict, # name -> shape, of the model
     absent=(), # names that a file of this kind cannot have
@@ -208,7 +208,7 @@ def misfits(
 
 # %% ../../../nbs/21_models.weights.source.ipynb #12d3fb9c
 def recognize_shapes(
-    family:type, # a subclass of Detector
+    family:type[Detector],
     weights:dict, # name -> tensor, by the family's names
 )->str: # one of `family.names`; "" when they are of none
     "Which of a family's models these weights are of."

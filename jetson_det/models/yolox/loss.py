@@ -336,7 +336,8 @@ def yolox_loss(
         cls_target = torch.zeros_like(cls).scatter_(1, label[:, None], overlap[:, None])
         weight = None if class_weights is None else class_weights[label][:, None]
         bce = F.binary_cross_entropy_with_logits
-        sums = dict(iou=_iou_loss(*decode_cxcywh(reg, there), targets).sum(),
+        xy, wh = decode_cxcywh(reg, there)
+        sums = dict(iou=_iou_loss(xy, wh, targets).sum(),
                     obj=bce(outputs.obj.float(), is_chosen, reduction="sum"),
                     cls=bce(cls, cls_target, weight, reduction="sum"))
         if l1: sums["l1"] = _l1_loss(reg, there, targets).sum()

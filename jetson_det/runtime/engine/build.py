@@ -11,7 +11,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -215,12 +215,12 @@ class BuildOptions(NamedTuple):
     workspace: int             # MiB
     batch: int = 1             # images at a time, where the file leaves it open
     timing_cache: bytes = b""  # of an earlier build
-    calibrator: object = None  # a function of (trt, network's input) -> a calibrator of trt
-    report: object = None      # a function (text, done, total); None: nothing is reported
+    calibrator: Any = None  # a function of (trt, network's input) -> a calibrator of trt
+    report: Any = None      # a function (text, done, total); None: nothing is reported
 
 class Plan(NamedTuple):
     "What TensorRT made."
-    data: object         # a buffer of bytes
+    data: Any         # a buffer of bytes
     timing_cache: bytes  # for the next build; b"": none was asked for
     inputs: list         # (name, dimensions) of the network
     outputs: list

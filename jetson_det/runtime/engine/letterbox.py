@@ -132,7 +132,7 @@ class LetterboxKernel:
                              " graph that normalizes by itself".format(contract.name))
         self._kernel = _load(context, _NAMES[self.dtype.name], image)
         self.nbytes = int(np.prod(self.contract.input_shape)) * self.dtype.itemsize # of one image of the input
-        self._planned = None, None # the last geometry, and what follows from it
+        self._planned = {} # the last geometry, and what follows from it
 
     def __call__(self,
         frame,            # address or buffer of the frame on the device: BGR, or BGR and a fourth byte
@@ -144,8 +144,8 @@ class LetterboxKernel:
     )->Fit: # where the image lies in the input
         "Queue the work: the input is there when the stream was synchronized. Raises `InputError` for what is no frame."
         key = tuple(size), stride, channels
-        if self._planned[0] != key: self._planned = key, self._plan(*key)
-        _, (place, of_frame, of_input, grid, needed) = self._planned
+        if key not in self._planned: self._planned = {key: self._plan(*key)}
+        place, of_frame, of_input, grid, needed = self._planned[key]
         _check_room(frame, needed, "the frame")
         _check_room(out, self.nbytes, "the input")
         self._kernel.launch(grid, _BLOCK, [frame] + of_frame + [out] + of_input, stream)
@@ -222,7 +222,7 @@ def check_letterbox(
     off = np.zeros(contract.input_shape)
     times = {"cpu_ms": _median_ms(lambda: preprocess([frame]), repeats)}
     expected = preprocess([frame])[0][0]
-    gain = contract.scale / np.float64(contract.std)
+    gain = contract.scale / np.asarray(contract.std, np.float64)
     if contract.layout == "chw": gain = gain[:, None, None]
     try:
         for name, run in (("copied_ms", run_copied), ("mapped_ms", run_mapped)):

@@ -11,7 +11,7 @@ import ctypes
 import time
 import weakref
 from pathlib import Path
-from typing import NamedTuple, Tuple
+from typing import Any, NamedTuple, Tuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Tensor(NamedTuple):
     name: str
     is_input: bool
     shape: Tuple[int, ...] # -1 is open
-    dtype: object          # numpy.dtype
+    dtype: Any          # numpy.dtype
     index: int             # its binding, for TensorRT before 8.5
 
 def _dtype(name, kind):
@@ -285,14 +285,14 @@ class _Lane:
 class LoadedEngine(NamedTuple):
     "An engine in the GPU's memory, and what is known of it."
     path: Path
-    engine: object          # trt.ICudaEngine
-    runtime: object         # trt.Runtime: must live as long as the engine
-    logger: object          # of `make_logger`
-    cuda: object            # CudaContext
-    api: object             # Api
+    engine: Any          # trt.ICudaEngine
+    runtime: Any         # trt.Runtime: must live as long as the engine
+    logger: Any          # of `make_logger`
+    cuda: Any            # CudaContext
+    api: Any             # Api
     tensors: tuple          # of Tensor
     image: Tensor           # the input
-    size: object            # the Tensor of a second input, or None
+    size: Any            # the Tensor of a second input, or None
     most: int               # images at a time
     metadata: dict          # key -> text: a contract, or an exporter's notes
     notes: tuple            # lines for the person

@@ -368,8 +368,9 @@ class AuditReport(NamedTuple):
     def lines(self)->list: # of str
         "The report to print."
         r = self.result
+        ap, ap50, ap75 = (float("nan") if figure is None else figure for figure in (r.AP, r.AP50, r.AP75))
         rows = ["{}: AP {:.3f} ({}), AP50 {:.3f}, AP75 {:.3f} on {} with {}".format(
-            printable(self.model), r.AP, _points(self.interval), r.AP50, r.AP75, plural(self.images, "image"),
+            printable(self.model), ap, _points(self.interval), ap50, ap75, plural(self.images, "image"),
             plural(self.boxes, "box"))]
         for name, values in zip(self.classes, r.per_class):
             if values is not None: rows.append("  {:<20} AP {:.3f}, AP50 {:.3f}".format(printable(name)[:40],

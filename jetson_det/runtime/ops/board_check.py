@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -70,9 +70,9 @@ class CheckJob(NamedTuple):
 
 class GpuParts(NamedTuple):
     "The modules and objects of the GPU; None: the real ones."
-    trt: object = None
-    cuda: object = None
-    driver: object = None
+    trt: Any = None
+    cuda: Any = None
+    driver: Any = None
     kernel: Optional[bytes] = None # the compiled letterbox
 
 def _need_driver():
@@ -378,7 +378,7 @@ class Claim(NamedTuple):
     name: str
     claim: str
     seconds: float  # after which the check is ended
-    check: object   # (CheckJob, GpuParts) -> Outcome; raises CannotRun
+    check: Any   # (CheckJob, GpuParts) -> Outcome; raises CannotRun
     needs_gpu: bool = True # it can't run where no driver is
 
 CLAIMS = {row.name: row for row in (

@@ -24,7 +24,8 @@ class Bound(NamedTuple):
         if self.least is not None and self.most is not None:
             return "{:g} to {:g} {}".format(self.least, self.most, self.unit)
         if self.least is not None: return "at least {:g} {}".format(self.least, self.unit)
-        return "at most {:g} {}".format(self.most, self.unit)
+        if self.most is not None: return "at most {:g} {}".format(self.most, self.unit)
+        return "any {}".format(self.unit)
 
 BOUNDS = {
     "fps": Bound("rate", "frames/s", least=10, why="10 to 15 are enough for a gate"),

@@ -222,6 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_): "Nothing: a request a second would fill the log."
 
+class _Server(QuietServer):
+    "The server of a registry."
+    registry = None # Registry
+
 class MetricsServer:
     "Answers Prometheus' requests in a thread."
     def __init__(self,
@@ -229,7 +233,7 @@ class MetricsServer:
         host:str="127.0.0.1", # address to listen on; "0.0.0.0": all of this machine
         port:int=9465,        # 0: a free one
     ):
-        try: self._server = QuietServer((host, port), _Handler)
+        try: self._server = _Server((host, port), _Handler)
         except (OSError, OverflowError) as e:
             raise InputError("metrics: can't listen on {}:{}: {}".format(
                 host, port, getattr(e, "strerror", None) or e)) from None

@@ -94,7 +94,9 @@ def rotated_files(
     return [os.path.join(folder, name) for _, name in sorted(found)]
 
 def _number_of(path, rotated)->int:
-    return int(re.fullmatch(_pattern(path), os.path.basename(rotated)).group(1))
+    match = re.fullmatch(_pattern(path), os.path.basename(rotated))
+    if match is None: raise ValueError("{}: not a rotated file of {}".format(rotated, path))
+    return int(match.group(1))
 
 # %% ../../../nbs/66_runtime.ops.rotation.ipynb #rot00014
 def _lock(file, path):

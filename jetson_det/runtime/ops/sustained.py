@@ -263,7 +263,7 @@ def bench_device(
             except InputError as e: notes.append("tegrastats: {}".format(e))
             samples = stats.samples()
             system = max(s.ram.used_mb for s in samples) - system_before
-        if minutes and idle_s and not run.ended_by:
+        if run is not None and idle_s and not run.ended_by:
             run = run._replace(idle_s=idle_s, after_idle_ms=after_idle(session, images[0], idle_s))
     finally:
         if stats is not None: stats.stop()
@@ -296,7 +296,8 @@ def write_measured(
     if mode is None: mode = report.power_mode or None
     try: board(report.board).in_mode(mode)
     except InputError as e: raise InputError("{}: {}; measure in one of them".format(path, e))
-    stored = dict(board=report.board, mode=mode, rows=[])
+    stored = dict(board=report.board, mode=mode)
+    rows = []
     if path.exists():
         found = read_json(path)
         if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
@@ -305,11 +306,12 @@ def write_measured(
             raise InputError("{}: was measured on {} in mode {}, and this is {} in mode {}: give another name".format(
                 path, found.get("board"), found.get("mode"), report.board, mode))
         stored = found
+        rows = found["rows"]
     source = str(model)
     if Path(source).is_file(): source = os.path.relpath(source, str(path.absolute().parent))
     row = dict(model=source, input_size=list(report.bench.input_size), precision=precision,
                ms=round(report.inference_ms, 4))
     same = [key for key in row if key != "ms"]
-    kept = [other for other in stored["rows"] if not isinstance(other, dict)
+    kept = [other for other in rows if not isinstance(other, dict)
             or any(other.get(key) != row[key] for key in same)]
     return write_json_atomic(path, dict(stored, rows=kept + [row]))

@@ -242,13 +242,16 @@ class Summary(NamedTuple):
     def text(self)->str: # a line for each figure
         "The summary to print."
         power = "not reported by this board"
-        if self.watts is not None: power = "{:.2f} W, at most {:.2f} W".format(self.watts, self.watts_max)
+        if self.watts is not None and self.watts_max is not None:
+            power = "{:.2f} W, at most {:.2f} W".format(self.watts, self.watts_max)
         if self.joules_per_frame is not None: power += ", {:.3f} J per frame".format(self.joules_per_frame)
         share = "not reported"
-        if self.gpu_p50 is not None: share = "p50 {:.0f} %, p95 {:.0f} %".format(self.gpu_p50, self.gpu_p95)
+        if self.gpu_p50 is not None and self.gpu_p95 is not None:
+            share = "p50 {:.0f} %, p95 {:.0f} %".format(self.gpu_p50, self.gpu_p95)
         throttled = "not known (needs a busy GPU, its clock, which only root may see, and the clock of the power mode)"
         if self.throttled is not None: throttled = "{:.0%} of the busy samples".format(self.throttled)
-        if self.throttled is not None: throttled += ", {:.0f} MHz".format(self.busy_mhz)
+        if self.throttled is not None and self.busy_mhz is not None:
+            throttled += ", {:.0f} MHz".format(self.busy_mhz)
         heat = "not reported"
         if self.hottest: heat = "at most {:.1f} C ({})".format(self.celsius[self.hottest], self.hottest)
         rows = [("samples", "{} in {:.1f} s".format(self.samples, self.seconds)), ("power", power), ("GPU", share),

@@ -208,7 +208,8 @@ class _Reader:
         if code is None:
             self._process.kill()
             code = self._wait(2)
-        with self._lock: self._process.stdin.close()
+        with self._lock:
+            if self._process.stdin: self._process.stdin.close()
         os.close(self.messages)
         if kill or code is None: return "its process was killed"
         if code < 0: return "its process was ended by " + signal_name(-code)

@@ -139,7 +139,8 @@ def gstreamer_pipeline(
         parts = ["rtspsrc location={} latency={} protocols=tcp".format(_quoted(source), int(latency_ms)),
                  "rtp{}depay".format(codec), decode, _sink(True)]
         return " ! ".join(parts)
-    suffix = re.search(r"(\.[^./]*)?$", str(source)).group(0).lower()
+    found = re.search(r"\.[^./]*$", str(source))
+    suffix = found.group(0).lower() if found else ""
     if "://" in str(source) or suffix not in _DEMUXERS:
         raise InputError("no GStreamer pipeline for {}: rtsp://, csi://, usb://, or a file that ends in {}".format(
             re.sub(r"(://)[^/@]*@", r"\1", str(source)), " ".join(sorted(_DEMUXERS))))

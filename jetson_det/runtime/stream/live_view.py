@@ -266,7 +266,7 @@ class LiveView:
             watchers = self.watchers
         age = time.monotonic() - times[-1] if times else None
         span = times[-1] - times[0] if times else 0
-        fps = (len(times) - 1) / span if span > 0 and age < 5 else 0.
+        fps = (len(times) - 1) / span if span > 0 and age is not None and age < 5 else 0.
         row = {"source": None, "frame": None, "age": None if age is None else round(age, 3), "fps": round(fps, 2),
                "objects": 0, "counts": None, "watchers": watchers, "failed": self.failed}
         if result is not None:

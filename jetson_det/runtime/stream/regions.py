@@ -406,5 +406,6 @@ def draw_regions(
             ends = [tuple(int(round(v)) for v in end) for end in (middle, tip)]
             cv2.arrowedLine(canvas, ends[0], ends[1], color, thickness, cv2.LINE_AA, tipLength=.4)
         text = _count_text(region, None if counts is None else counts[region.name])
-        draw_label(canvas, text, *pixels[0].tolist(), (0, 0, 0), scale, 1)
+        x, y = pixels[0].tolist()
+        draw_label(canvas, text, x, y, (0, 0, 0), scale, 1)
     return canvas
