@@ -752,7 +752,8 @@ def write_calibration(
                    ms=round(bench.network_ms, 4))
         rows.setdefault((board(bench.board).name, bench.mode), {})[same] = row
     if not rows:
-        why = and_more([f"{file}: {reason}" for file, reason in left_out], 3)
+        why = and_more([f"{file}: {reason}" for file, reason in left_out], 3) if left_out else ""
+        why = why or "jetson-det bench ENGINE --json FILE writes one there, into the run's folder"
         raise InputError(f"{runs.under}: no time of a board to calibrate with ({why})")
     if len(rows) > 1:
         there = and_more([f"{name} {power}".strip() for name, power in sorted(rows)])
