@@ -282,11 +282,6 @@ def class_ink(
 def _ratio(ds, rows)->float: # height by width of most of these images
     return float(np.median(ds.sizes[rows, 0] / np.maximum(ds.sizes[rows, 1], 1))) if len(rows) else .75
 
-# %% ../../nbs/41_evaluate.plots.ipynb #plt00003
-# names under which other modules knew these
-_plain, _shown, _outline, _legend, _grid, _color = (plain_name, show_image, outline_box, color_legend, image_grid,
-                                                    class_ink)
-
 # %% ../../nbs/41_evaluate.plots.ipynb #04bbd507
 _VERDICTS = {"right": "#00b386", "wrong class": "#f0e442", "false": "#ff6a2b", "missed": "#ffffff"}
 

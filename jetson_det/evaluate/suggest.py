@@ -19,11 +19,10 @@ import cv2
 import numpy as np
 
 from ..core import InputError, plural, rng_for
-from ..data.dataset import DetDataset
 from ..data.images.duplicates import clusters, near_duplicates
 from ..data.images.facts import ImageInfo, perceptual_hash, stack_facts
 from .coco import shared_classes
-from .plots import _color, _grid, _legend, _outline, _plain, _shown
+from .plots import class_ink, color_legend, image_grid, outline_box, plain_name, show_image
 from .pre_labels import all_boxes, image_source
 from ..runtime.files import printable, write_bytes_atomic, write_json_atomic
 from ..runtime.geometry import Detections, box_area, box_iou
@@ -445,13 +444,13 @@ def suggestion_sheet(
     rows = result.batch()[:n]
     images = [read_image(result.root / row.path) for row in rows]
     ratio = float(np.median([image.shape[0] / image.shape[1] for image in images])) if images else .75
-    fig, axes = _grid(-(-max(len(rows), 1) // columns), columns, ratio)
+    fig, axes = image_grid(-(-max(len(rows), 1) // columns), columns, ratio)
     inks = {}
     for k, (ax, row, image) in enumerate(zip(axes, rows, images), 1):
         name = row.path.rsplit("/", 1)[-1]
-        scale = _shown(ax, image, _plain(f"{k} {name} {row.score:.2f}", 40))
+        scale = show_image(ax, image, plain_name(f"{k} {name} {row.score:.2f}", 40))
         for box, _, label in zip(*result.detections[row.path]):
-            ink = inks.setdefault(_plain(result.classes[label]), _color(int(label)))
-            _outline(ax, np.asarray(box) * scale, ink)
-    _legend(fig, inks)
+            ink = inks.setdefault(plain_name(result.classes[label]), class_ink(int(label)))
+            outline_box(ax, np.asarray(box) * scale, ink)
+    color_legend(fig, inks)
     return fig

@@ -18,7 +18,7 @@ from jetson_det.evaluate.charts import Curve, bar, line_chart, text_of
 from jetson_det.evaluate.crops import crop, numbered, small_jpeg
 from jetson_det.evaluate.page import result_plots, result_section, results_page, write_report, write_results
 from jetson_det.evaluate.report import evaluation_report
-from jetson_det.evaluate.plots import (_plain, _write, comparison_sheet, confusion_figure, contact_sheet, figure_bytes,
+from jetson_det.evaluate.plots import (plain_name, _write, comparison_sheet, confusion_figure, contact_sheet, figure_bytes,
                                        pr_figure)
 from jetson_det.runtime.contract import preset
 from jetson_det.runtime.geometry import as_detections
@@ -112,9 +112,9 @@ def test_names_of_strangers_are_text(tmp_path):
 def test_every_class_is_in_the_legend(tmp_path):
     ds, result = evaluated(tmp_path, HOSTILE)
     text = "\n".join(t.get_text() for t in pr_figure(result).legends[0].get_texts())
-    for name in HOSTILE: assert _plain(name) in text
+    for name in HOSTILE: assert plain_name(name) in text
     assert "$" not in text.replace("\\$", "")
-    assert len(_plain("x" * 300)) == 24 and _plain("a.jpg") == "a.jpg"
+    assert len(plain_name("x" * 300)) == 24 and plain_name("a.jpg") == "a.jpg"
 
 
 def test_plots_of_odd_results(tmp_path):
