@@ -201,38 +201,18 @@ def sweep(
     json_file:JsonFile=None,
 ):
     "Train the same network with different settings, and keep the best. Started again, it goes on."
-    from contextlib import nullcontext
-    from jetson_det.core import did_you_mean
-    from jetson_det.experiments.jobs import run_job
-    from jetson_det.experiments.sweep import run_sweep, sweep_folder, train_best
     from jetson_det.experiments.sweep_file import read_sweep, sweep_lines
-    from jetson_det.experiments.trial import run_trial
-    from jetson_det.runtime.files import InputError
+    from jetson_det.experiments.whole_sweep import whole_sweep
     if data: existing(data)
     check_files(json_file, sources=[place for place in (file, data) if place])
-    if engine not in ("local", "ray"): raise InputError(f"--engine {engine}: {did_you_mean(engine, ['local', 'ray'])}")
-    if engine == "local" and (address or gpus is not None): raise InputError("--address and --gpus need --engine ray")
     plan = read_sweep(file)
     if check:
         print("\n".join(sweep_lines(plan)))
         return
-    folder = sweep_folder(plan, out).resolve()
-    trials = nullcontext(run_trial)
-    if engine == "ray":
-        from jetson_det.experiments.sweep_ray import RayTrials
-        trials = RayTrials(address, cpus, gpus)
-    with trials as trial:
-        rows = run_sweep(plan, folder, data or "", jobs or getattr(trial, "jobs", 0), storage, trial)
-        done = [row for row in rows if row["value"] is not None]
-        page = run_job("sweep", {"folder": str(folder), "best": best, "storage": storage}, folder/"summary")
-        result = train_best(plan, rows, folder, data or "", trial)[0] if full and done else None
-    print(f"report: {page}")
-    if done: print(f"best settings: {folder/'best.yaml'} (jetson-det train -c {folder/'best.yaml'} ...)")
-    else: print(f"no trial was done; why stands on the page and in {folder/'sweep.json'}")
-    if result: print(f"in full: {result.status} {result.reason} {result.out}".replace("  ", " "))
-    full_row = {"status": result.status, "reason": result.reason, "folder": str(result.out)} if result else None
-    write_figures(json_file, {"metric": plan.metric, "trials": rows, "full": full_row})
-    if not done or (result and result.status != "done"): raise typer.Exit(1)
+    result = whole_sweep(plan, out or "", data or "", jobs, full, best, engine, address, cpus, gpus, storage)
+    print(result)
+    write_figures(json_file, result.to_dict())
+    if not result.ok: raise typer.Exit(1)
 
 # %% ../nbs/84_cli_experiments.ipynb #84000014
 def campaign(

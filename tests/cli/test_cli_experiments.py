@@ -85,7 +85,7 @@ def test_a_sweep_is_listed(tmp_path):
 @pytest.mark.parametrize("words, texts", [
     (["sweep", "p2_smal_objects"], ["p2_small_objects"]),
     (["sweep", "p2_small_objects", "--engine", "rya"], ["ray"]),
-    (["sweep", "p2_small_objects", "--gpus", "1"], ["--engine ray"]),
+    (["sweep", "p2_small_objects", "--gpus", "1"], ["the engine ray"]),
     (["sweep", "p2_small_objects", "--data", "nowhere"], ["nowhere"]),
     (["campaign", "jetson_nona"], ["jetson_nano"]),
     (["campaign", "jetson_nano", "train.epoks=3", "--dry-run"], ["train.epochs"]),

@@ -18,8 +18,8 @@ from jetson_det.evaluate.charts import Curve, bar, line_chart, text_of
 from jetson_det.evaluate.crops import crop, numbered, small_jpeg
 from jetson_det.evaluate.page import result_plots, result_section, results_page, write_report, write_results
 from jetson_det.evaluate.report import evaluation_report
-from jetson_det.evaluate.plots import (plain_name, _write, comparison_sheet, confusion_figure, contact_sheet, figure_bytes,
-                                       pr_figure)
+from jetson_det.evaluate.plots import (_write, comparison_sheet, confusion_figure, contact_sheet, figure_bytes,
+                                       plain_name, pr_figure)
 from jetson_det.runtime.contract import preset
 from jetson_det.runtime.geometry import as_detections
 from jetson_det.runtime.outputs import is_own_output
