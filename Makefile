@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= runs/demo
-# processes of pytest; each file's tests stay in one
-WORKERS ?= 2
+# processes of pytest; each file's tests stay in one. Three keep two cores busy: many tests wait for other processes.
+WORKERS ?= 3
 # how many times `make fuzz` draws
 SEEDS ?= 5
 # Several processes on few cores: OpenMP's threads should soon sleep when they wait (see nbs/89_cli.ipynb).

@@ -200,6 +200,9 @@ def data_view(
     if findings:
         report = _suspects(findings)
         ds = _read(folder, format)
+        files = {row["file"] for row in report["flaws"]}
+        if files and not files & set(ds.paths.tolist()):
+            raise InputError(f"{findings}: none of its {len(files)} images is in {folder}; it is of other data")
     else:
         looked_at = progress_line("looking at images")
         report = check_dataset(folder, format=format, input_size=input_size, progress=looked_at)

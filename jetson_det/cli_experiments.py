@@ -201,12 +201,14 @@ def sweep(
     json_file:JsonFile=None,
 ):
     "Train the same network with different settings, and keep the best. Started again, it goes on."
+    from jetson_det.experiments.sweep import check_sweep_data
     from jetson_det.experiments.sweep_file import read_sweep, sweep_lines
     from jetson_det.experiments.whole_sweep import whole_sweep
     if data: existing(data)
     check_files(json_file, sources=[place for place in (file, data) if place])
     plan = read_sweep(file)
     if check:
+        if data or plan.data: check_sweep_data(plan, data or "")
         print("\n".join(sweep_lines(plan)))
         return
     result = whole_sweep(plan, out or "", data or "", jobs, full, best, engine, address, cpus, gpus, storage)

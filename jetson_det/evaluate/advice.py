@@ -356,7 +356,7 @@ class Rule(NamedTuple):
     find:object   # what is known -> yields the figures of a sentence, with `gain`
     sentence:str  # with the figures' names in braces
     source:str
-    unit:str="AP" # of the gain
+    unit:str="AP" # of the gain; "": it only ranks, and is not told
     is_first:bool=False # before all others, whatever they bring: it is about the figures themselves
     most:int=3 # sentences: of a hundred classes forty may be rare
 
@@ -369,8 +369,9 @@ RULES = (
          "Evaluate on other images: of these {images}, {how}; the figures are too good.{others}",
          "Barz and Denzler 2020: near duplicates between CIFAR's splits", is_first=True),
     Rule("label errors", "3 suspected labels or more", _wrong_labels,
-         "Check {n} labels ({share:.1%} of {labels}): {kinds} suspected.",
-         "ObjectLab (Tkachenko et al. 2023); the rules of evaluate.label_errors"),
+         "Check {n} labels ({share:.1%} of {labels}) that are wrong with a probability of .3 or more: {kinds}.",
+         "ObjectLab (Tkachenko et al. 2023); the rules of evaluate.label_errors",
+         unit=""), # what a wrong label costs is not known
     Rule("rare class",
          f"under {_FEW_BOXES} boxes or a tenth of the largest class, and AP shown .05 under the mean of the others",
          _rare_class,
@@ -488,7 +489,7 @@ def advice(
         for place, figures in enumerate(found[:rule.most], 1):
             gain = figures.pop("gain")
             text = rule.sentence.format(**{name: _in_words(value) for name, value in figures.items()})
-            if gain is not None:
+            if gain is not None and rule.unit:
                 most = f"up to {gain:.2f}" if gain >= .005 else "under .01"
                 text += f" May bring {most} {rule.unit}."
             if place == rule.most and more > 0: text += f" So it is with {more} more."

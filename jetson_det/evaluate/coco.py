@@ -76,7 +76,8 @@ def shared_classes(
         labels[_known_class(name, model, "the model")] = _known_class(other, data, "the data")
     if max(labels, default=-1) < 0:
         raise InputError(f"no class in common: the model knows {and_more(model)}; the data has {and_more(data)};"
-                         " if the names of one thing differ, pair them with --map MODEL=DATA (in Python: class_map)")
+                         " if the names of one thing differ, pair them with --map MODEL=DATA (evaluate, compare,"
+                         " label-errors; in Python and in jobs: class_map)")
     unknown = [name for k, name in enumerate(data) if k not in labels]
     unused = [name for name, k in zip(model, labels) if k < 0]
     return np.array(labels, np.int64), unknown, unused

@@ -177,9 +177,9 @@ def _chosen(r:EvaluationReport)->list: # indices
     order = sorted(range(len(rows)), key=lambda k: (rows[k]["AP"] is None, rows[k]["AP"] or 0., -rows[k]["boxes"]))
     return sorted(order[:_MOST_CLASSES])
 
-def _more(n:int, what:str)->str:
+def _more(n:int, what:str, where:str="--json")->str:
     "What a page leaves out."
-    return f'<p class="notes">and {text_of(plural(n, what))} more; --json has all of them</p>' if n > 0 else ""
+    return f'<p class="notes">and {text_of(plural(n, what))} more; {where} has all of them</p>' if n > 0 else ""
 
 def classes_section(r:EvaluationReport)->str: # HTML
     "A row for each class."
@@ -382,9 +382,10 @@ def suspects_section(ds:DetDataset, r:EvaluationReport)->str: # HTML
     notes.append("The number is the probability of an error if one label in twenty has one of that kind.")
     lines = "".join(f"<li>{text_of(line, 400)}</li>" for line in notes)
     body = f'<ul class="crops">{"".join(items)}</ul>' if items else "<p>No label has a probability of .1 or more.</p>"
-    intro = (f"<p>{len(likely)} to look at beside {plural(found.labels, 'label')}, the likeliest first. Dashed and"
+    intro = (f"<p>{len(likely)} with a probability of .1 or more, beside {plural(found.labels, 'label')}. Dashed and"
              " white: the label as it is. Solid and orange: what the detector suggests.</p>")
-    return (f'<section><h2>Labels that may be wrong</h2>{intro}{body}{_more(len(likely) - MOST_SUSPECTS, "suspect")}'
+    more = _more(len(likely) - MOST_SUSPECTS, "suspect", "--suspects FILE")
+    return (f'<section><h2>Labels that may be wrong</h2>{intro}{body}{more}'
             f'<ul class="notes">{lines}</ul></section>')
 
 # %% ../../nbs/46_evaluate.page.ipynb #pag00014

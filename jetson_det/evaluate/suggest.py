@@ -290,14 +290,14 @@ def _lines(result:Suggestions)->list:
     if len(batch) > _MOST_LINES: lines.append(f"and {len(batch) - _MOST_LINES} more")
     return lines
 
-def _percent(share:float)->str: return f"{min(int(100 * share), 99)} %"
+def _percent(share:float)->str: return f"{int(100 * share)} % of the others"
 
 def _reason(row:Suggestion, nearest, threshold:float)->str:
     "Why, in words. `nearest`: (class, score) of the box nearest to .5."
     if row.like: return f"a near duplicate of {printable(row.like)}"
     text = plural(row.boxes, "box") if row.boxes else f"nothing found at {threshold:g}"
     if nearest is not None: text += f", the least sure one {printable(nearest[0])} {nearest[1]:.2f}"
-    text += f"; more unsure than {_percent(row.uncertainty)} of the images"
+    text += f"; in all more unsure than {_percent(row.uncertainty)}"
     if row.disagreement is not None: text += f", models differ more than on {_percent(row.disagreement)}"
     if row.novelty is not None: text += f", newer than {_percent(row.novelty)}"
     return text

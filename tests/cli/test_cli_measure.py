@@ -96,7 +96,7 @@ def test_wrong_findings(run, tmp_path, text, why):
 
 @pytest.mark.parametrize("words, texts", [
     (["--data", "yard"], ["--folds 5"]),
-    (["check.onnx", "--data", "yard", "--folds", "2"], ["or --folds"]),
+    (["check.onnx", "--data", "yard", "--folds", "2"], ["give one of the two"]),
     (["check.onnx", "--data", "yrad"], ["yrad: no such"]),
     (["check.onnx", "--data", "yard", "--split", "tset"], ["tset"]),
     (["check.onnx", "--data", "yard", "--out", "list.txt"], ["list.txt", ".json or .csv"]),

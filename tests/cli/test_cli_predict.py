@@ -181,13 +181,13 @@ def test_a_report_has_the_suffix_of_its_kind(run, scenes, tmp_path):
 def test_a_plot_of_ours_is_replaced(tmp_path, suffix):
     "Each kind of file says who made it."
     figures = pytest.importorskip("matplotlib.figure")
-    from jetson_det.cli_data import _save_plot
+    from jetson_det.evaluate.plots import figure_bytes
     from jetson_det.runtime.outputs import check_replaced, is_own_output
     path = tmp_path / ("plot" + suffix)
     fig = figures.Figure(figsize=(4, 4))
     fig.savefig(path)
     assert not is_own_output(path)
-    _save_plot(fig, path)
+    path.write_bytes(figure_bytes(fig, suffix[1:]))
     assert check_replaced(path) == path
 
 

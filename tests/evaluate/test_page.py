@@ -351,7 +351,7 @@ def test_text_and_lines_can_be_seen_in_light_and_in_dark():
 def test_curves_differ_without_color():
     "Each has its own dashes and its own marks, and its name beside both."
     style = pages.page_part("jetson_det.evaluate", "page.css")
-    dashes = dict(re.findall(r"\.(s\d) > polyline \{ stroke-dasharray: ([\d ]+); \}", style))
+    dashes = dict(re.findall(r"\.(s\d) > polyline \{\s*stroke-dasharray: ([\d ]+);\s*\}", style))
     assert len(dashes) == len(set(dashes.values())) == 5 # the sixth is whole
     x = np.linspace(0, 1, 5)
     chart = line_chart([Curve(f"<c{k}>", x, x) for k in range(8)], "x", "y", "eight <curves>")
