@@ -170,6 +170,8 @@ def data_stats(
 def _suspects(path:Path)->dict:
     "A list of `label-errors`, as the page takes it. Raises InputError."
     from jetson_det.runtime.files import InputError, read_json
+    if path.suffix.lower() == ".csv":
+        raise InputError(f"{path}: the page takes the list as JSON: label-errors --out LIST.json")
     found = read_json(path)
     rows = found.get("flaws") if isinstance(found, dict) else None
     names = ("severity", "kind", "file", "where", "message", "action", "advice")

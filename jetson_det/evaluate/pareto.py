@@ -250,7 +250,8 @@ def pareto(
         for p in points:
             if p.milliseconds is not None: machines.setdefault(p.where, []).append(p.name)
         if where and where not in machines:
-            raise InputError(f"no time of {printable(where)}: there are those of {and_more(map(printable, machines))}")
+            there = and_more([f"'{printable(name)}'" for name in machines])
+            raise InputError(f"no time of '{printable(where)}': there are those of {there}")
         if not where and len(machines) > 1:
             parts = [f"{printable(name) or 'an unnamed machine'} ({and_more(map(printable, names))})"
                      for name, names in machines.items()]

@@ -112,6 +112,8 @@ def verdict(
 )->str: # a sentence
     "Is the best trial the best?"
     ties = [str(row["point"] + 1) for row in rows[1:] if row["tie"]]
+    if rows and not any(row["value"] for row in rows):
+        return "No trial found anything: all figures are 0. Look at the labels, the starting weights and the epochs."
     if len(rows) < 2: return "One trial has a figure, so there is nothing to compare it with."
     if not ties: return f"Trial {rows[0]['point'] + 1} is better than the next {len(rows) - 1} for certain (95 %)."
     return (f"Trial {rows[0]['point'] + 1} is the best, but these images do not tell it from trial {', '.join(ties)}:"

@@ -239,10 +239,12 @@ def judge(
     report:ParityReport,
     contract, # of what was compared
 )->ParityReport: # with what failed by the rule of its precision
-    "An INT8 file is judged by its AP alone, where AP was measured."
+    "An INT8 file is judged by what its AP lost alone, where AP was measured."
     # a rounding that falls the other way moves what follows by steps of INT8: only the average says what that costs
     if contract.extra.get("precision") != "int8" or not report.ap: return report
-    return report._replace(failed=tuple(line for line in report.failed if line.startswith("AP ")))
+    before, after = report.ap
+    lost = tuple(line for line in report.failed if line.startswith("AP ") and after < before)
+    return report._replace(failed=lost)
 
 def gate(
     source,                # what was exported: Detector, a checkpoint folder, or a training's folder

@@ -299,7 +299,7 @@ def to_half(
         report = _compare(onnx_path, work/"model.onnx", images, contract)
     if not report.detections:
         raise InputError(f"{onnx_path}: nothing is found on {plural(report.images, 'image')}, so there is nothing to"
-                         " compare: give images of its objects")
+                         " compare: give images of its objects (--images)")
     data = _serialized(model, known._replace(parity=_record(report)), onnx_path)
     sizes = (Path(onnx_path).stat().st_size, len(data))
     write_bytes_atomic(out, data)

@@ -94,6 +94,26 @@ def test_wrong_findings(run, tmp_path, text, why):
     assert not (tmp_path / "yard.html").exists()
 
 
+def test_findings_of_other_data(run, yard, tmp_path):
+    run("label-errors", "check.onnx", "--data", "yard", "--out", "list.json")
+    write_scenes(tmp_path / "dock", count=2, size=(96, 128), splits={"train": 1.})
+    refused(run("data", "view", "dock", "--findings", "list.json"), "list.json", "none of its 2 images is in dock")
+    (tmp_path / "list.csv").write_text("score\n")
+    refused(run("data", "view", "yard", "--findings", "list.csv"), "as JSON")
+
+
+def test_names_that_differ(run, yard, tmp_path):
+    text = (tmp_path / "yard" / "labels.csv").read_text()
+    for english, german in (("Blue", "Blau"), ("Green", "Gruen"), ("Red", "Rot")): text = text.replace(english, german)
+    (tmp_path / "yard" / "labels.csv").write_text(text)
+    words = ("--data", "yard", "--map", "Blue=Blau,Green=Gruen", "--map", "Red=Rot")
+    refused(run("label-errors", "check.onnx", "--data", "yard"), "no class in common", "--map")
+    assert "2 suspects" in run("label-errors", "check.onnx", *words).stdout
+    shutil.copy(tmp_path / "check.onnx", tmp_path / "same.onnx")
+    done = run("compare", "check.onnx", "same.onnx", *words, "--resamples", "100")
+    assert done.returncode == 0 and "0.931" in done.stdout, done.stderr  # as with the names of the network
+
+
 @pytest.mark.parametrize("words, texts", [
     (["--data", "yard"], ["--folds 5"]),
     (["check.onnx", "--data", "yard", "--folds", "2"], ["give one of the two"]),

@@ -407,3 +407,11 @@ def test_on_real_labels_most_of_the_first_hundred_are_planted(data):
     missing = sum(error.kind == "missing" for error in errors)
     most = sum(row["gt_id"] is not None and row["gt_id"] - 1 in wrong for row in theirs) + missing
     assert sum(right) > 75 and sum(right) > most # theirs with every missing label given
+
+
+def test_a_detector_that_finds_nothing_is_no_judge():
+    ds = apart()
+    nothing = [Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))] * len(ds)
+    result = label_errors(ds, nothing, np.zeros(len(ds), bool))
+    assert f"finds 0 of {result.labels} labels: it is too weak to judge them" in result.notes[0]
+    assert not label_errors(ds, exact(ds), np.zeros(len(ds), bool)).notes

@@ -15,7 +15,7 @@ from jetson_det.data.formats.registry import read_dataset
 from jetson_det.evaluate.coco import evaluate
 from jetson_det.evaluate.intervals import paired_bootstrap
 from jetson_det.evaluate.matching import match
-from jetson_det.export.golden import parity
+from jetson_det.export.golden import judge, parity
 from jetson_det.export.onnx import export_onnx
 from jetson_det.export.parity import (
     compare_stages,
@@ -150,6 +150,9 @@ def test_int8_is_held_by_its_ap_alone(folder, checkpoint, ds):
     assert result.ok and result.stages[1].first.report.box_px["max"] > .5
     tight = compare_stages({"run": checkpoint, "i.onnx": moved}, ds, **kw)
     assert not tight.ok and all(line.startswith("AP ") for line in tight.stages[1].first.report.failed)
+    report = tight.stages[1].first.report
+    gained = judge(report._replace(ap=report.ap[::-1]), moved.contract)
+    assert gained.ok and not judge(report, moved.contract).ok # what INT8 gains is no fault
     empty = ds.keep_boxes(np.zeros(len(ds.boxes), bool))
     unlabeled = compare_stages({"run": checkpoint, "i.onnx": moved}, empty, **kw) # no AP: boxes and scores decide
     assert not unlabeled.ok and unlabeled.ap_images == 0 and "px" in unlabeled.verdict
