@@ -74,3 +74,14 @@ def simulated_detector(ds, hard, seed=0, spread=.06):
     logit = np.concatenate([logit, rng.normal(-1.5, 1, len(image))])
     image = np.concatenate([ds.box_image[of], image])
     return to_detections(image, boxes, 1 / (1 + np.exp(-logit)), label, n)
+
+
+def repeated(ds, found, times):
+    "The hard way: a dataset in which each image stands as often as it was drawn, one copy after the other."
+    drawn = np.repeat(np.arange(len(ds)), times)
+    boxes = [np.flatnonzero(ds.box_image == i) for i in drawn]
+    at = np.concatenate([np.zeros(0, int), *boxes])
+    again = DetDataset(ds.root, ds.classes, [f"{k}.jpg" for k in range(len(drawn))], ds.sizes[drawn],
+                       np.repeat(np.arange(len(drawn)), [len(b) for b in boxes]), ds.boxes[at], ds.labels[at],
+                       flags=ds.flags[at])
+    return again, [found[i] for i in drawn]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core import InputError
 from ..data.dataset import DetDataset
+from .plots import window_around
 
 # %% ../../nbs/45_evaluate.crops.ipynb #ccro0006
 LABEL, DETECTION = (255, 255, 255), (43, 106, 255) # BGR
@@ -78,14 +79,7 @@ def crop(
     most:int=14_000,  # bytes
 )->bytes: # JPEG
     "What is around some boxes."
-    boxes = np.array([*labels, *detections], float).reshape(-1, 4)
-    low = boxes[:, :2].min(0)
-    high = boxes[:, 2:].max(0)
-    half = max(float((high - low).max()), 24.)
-    center = (low + high) / 2
-    size = np.array(image.shape[1::-1])
-    x1, y1 = np.clip(center - half, 0, np.maximum(size - 2, 0)).astype(int)
-    x2, y2 = np.clip(center + half, [x1 + 2, y1 + 2], size).astype(int)
+    x1, y1, x2, y2 = window_around([*labels, *detections], image.shape[:2])
     part, scale = _resized(image[y1:y2, x1:x2], side)
     corner = np.array([x1, y1, x1, y1])
     for box in labels: draw_box(part, (np.array(box) - corner) * scale, LABEL, dashed=True)

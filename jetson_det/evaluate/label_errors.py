@@ -22,7 +22,7 @@ from ..data.split import split_digest, split_units, tied, write_split_lists
 from .boxes import found_of, truth_of
 from .coco import shared_classes
 from .detect import detect_all
-from .plots import color_legend, image_grid, outline_box, plain_name, show_image
+from .plots import color_legend, image_grid, outline_box, plain_name, show_image, window_around
 from ..runtime.files import printable, read_json, write_bytes_atomic, write_json_atomic
 from ..runtime.geometry import Detections, box_area, box_iou
 from ..runtime.outputs import WRITTEN_BY
@@ -561,15 +561,9 @@ _MARGIN = .6 # of the longer side of what is shown, on each side
 
 def _crop(ds, s:Suspect)->tuple: # image, its corner
     "What is around a suspect."
-    boxes = np.array([box for box in (s.label_box, s.suggested_box) if box is not None])
-    low = boxes[:, :2].min(0)
-    high = boxes[:, 2:].max(0)
-    half = max(float((high - low).max()) * (.5 + _MARGIN), 16)
-    center = (low + high) / 2
+    boxes = [box for box in (s.label_box, s.suggested_box) if box is not None]
     image = ds.image(s.image)
-    size = np.array(image.shape[1::-1])
-    x1, y1 = np.clip(center - half, 0, np.maximum(size - 2, 0)).astype(int)
-    x2, y2 = np.clip(center + half, [x1 + 2, y1 + 2], size).astype(int)
+    x1, y1, x2, y2 = window_around(boxes, image.shape[:2], .5 + _MARGIN, 16.)
     return image[y1:y2, x1:x2], np.array([x1, y1, x1, y1])
 
 _COLORS = {"label": "#ffffff", "suggested": "#ff6a2b"}

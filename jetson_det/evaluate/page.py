@@ -23,6 +23,7 @@ from .charts import MOST_CURVES, Curve, bar, line_chart, text_of
 from .coco import EvalResult, result_notes, result_rows
 from .crops import crop, numbered, read_image
 from .errors import KINDS, Mistake
+from .label_errors import WORTH_A_LOOK
 from .plots import (comparison_sheet, confusion_figure, contact_sheet, figure_bytes, plot_training,
                                        pr_figure)
 from .report import (NO_ADVICE, EvaluationReport, cheap_resamples, evaluation_report,
@@ -366,7 +367,7 @@ def suspects_section(ds:DetDataset, r:EvaluationReport)->str: # HTML
     "The likeliest label errors."
     found = r.suspects
     if found is None: return ""
-    likely = [s for s in found.suspects if s.score >= .1]
+    likely = [s for s in found.suspects if s.score >= WORTH_A_LOOK]
     items = []
     for k, s in enumerate(likely[:MOST_SUSPECTS], 1):
         text = f"{k}. {s.kind} ({s.score:.2f}): {s.reason}"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain_name', 'figure_bytes', 'pr_figure', 'ImagePairs', 'image_pairs', 'confusion', 'confusion_figure',
-           'worst_images', 'show_image', 'outline_box', 'color_legend', 'image_grid', 'class_ink', 'contact_sheet',
-           'comparison_sheet', 'read_history', 'plot_training']
+           'worst_images', 'show_image', 'outline_box', 'color_legend', 'image_grid', 'class_ink', 'window_around',
+           'contact_sheet', 'comparison_sheet', 'read_history', 'plot_training']
 
 # %% ../../nbs/41_evaluate.plots.ipynb #7f719e18
 import csv
@@ -281,6 +281,24 @@ def class_ink(
 
 def _ratio(ds, rows)->float: # height by width of most of these images
     return float(np.median(ds.sizes[rows, 0] / np.maximum(ds.sizes[rows, 1], 1))) if len(rows) else .75
+
+# %% ../../nbs/41_evaluate.plots.ipynb #plt00004
+def window_around(
+    boxes,       # (n,4) xyxy, pixels; n of 1 or more
+    size,        # (h, w) of the image
+    share:float=1., # half of the window's side, as a share of the longer side of what is shown
+    least:float=24., # half of the window's side at least, pixels
+)->np.ndarray: # (4,) int64 xyxy, at least 2 pixels a side
+    "The square around some boxes, cut at the image's border."
+    boxes = np.asarray(boxes, float).reshape(-1, 4)
+    low = boxes[:, :2].min(0)
+    high = boxes[:, 2:].max(0)
+    half = max(float((high - low).max()) * share, least)
+    center = (low + high) / 2
+    border = np.array(size[::-1])
+    start = np.clip(center - half, 0, np.maximum(border - 2, 0)).astype(int)
+    end = np.clip(center + half, start + 2, border).astype(int)
+    return np.concatenate([start, end])
 
 # %% ../../nbs/41_evaluate.plots.ipynb #04bbd507
 _VERDICTS = {"right": "#00b386", "wrong class": "#f0e442", "false": "#ff6a2b", "missed": "#ffffff"}

@@ -21,7 +21,7 @@ from .errors import (
     KINDS, Calibration, ErrorReport, calibration, confidence_curves, error_types, worst_errors)
 from .intervals import (
     Interval, Intervals, ResamplingPlan, bootstrap_ap, interval_of, resampling_plan, weighted_ap)
-from .label_errors import LabelErrors, label_errors
+from .label_errors import WORTH_A_LOOK, LabelErrors, label_errors
 from .matching import Matches, match, take_images
 from .plots import confusion
 from ..runtime.display import Block, Html, as_html, or_text, title
@@ -259,7 +259,8 @@ def _report_dict(r:EvaluationReport)->dict:
     suspects = None
     if r.suspects is not None:
         first = [dict(s._asdict()) for s in r.suspects.suspects[:20]]
-        suspects = dict(counts=r.suspects.counts(.1), rate=r.suspects.rate, notes=list(r.suspects.notes), first=first)
+        suspects = dict(counts=r.suspects.counts(WORTH_A_LOOK), rate=r.suspects.rate, notes=list(r.suspects.notes),
+                        first=first)
     threshold = None
     if r.threshold: threshold = dict(r.threshold, gain=vars(r.threshold["gain"]).copy())
     worst = [dict(path=w.path, cost=w.cost, mistakes=[m._asdict() for m in w.mistakes], others=w.others)
@@ -462,5 +463,5 @@ def _size_figures(bins, sizes:BinnedAP, rows)->list: # of dict, as `advice` take
 def _unlabeled(errors:ErrorReport, found:LabelErrors, confidence:float)->dict:
     "False detections on background that are shown to users, and those that look like objects without a label."
     is_shown = (errors.kind == KINDS.index("Bkg")) & (errors.score >= confidence)
-    likely = sum(s.kind == "missing" and s.score >= .1 and s.confidence >= confidence for s in found.suspects)
+    likely = sum(s.kind == "missing" and s.score >= WORTH_A_LOOK and s.confidence >= confidence for s in found.suspects)
     return dict(false=int(is_shown.sum()), likely=likely)

@@ -6,19 +6,8 @@ from jetson_det.core import InputError, rng_for
 from jetson_det.data.dataset import DetDataset
 from jetson_det.evaluate.error_intervals import _gains, _mended_curves, bootstrap_errors
 from jetson_det.evaluate.errors import KINDS, error_types
-from simulated_detector import random_problem, simulated_detector, simulated_images
+from simulated_detector import random_problem, repeated, simulated_detector, simulated_images
 from tide_oracle import problem
-
-
-def repeated(ds, found, times):
-    "The hard way: a dataset in which each image stands as often as it was drawn, one copy after the other."
-    drawn = np.repeat(np.arange(len(ds)), times)
-    boxes = [np.flatnonzero(ds.box_image == i) for i in drawn]
-    at = np.concatenate([np.zeros(0, int), *boxes])
-    again = DetDataset(ds.root, ds.classes, [f"{k}.jpg" for k in range(len(drawn))], ds.sizes[drawn],
-                       np.repeat(np.arange(len(drawn)), [len(b) for b in boxes]), ds.boxes[at], ds.labels[at],
-                       flags=ds.flags[at])
-    return again, [found[i] for i in drawn]
 
 
 def assert_same(ds, found, times):

@@ -25,18 +25,7 @@ from jetson_det.evaluate.intervals import (
     weighted_ap,
 )
 from jetson_det.evaluate.matching import match, take_images
-from simulated_detector import random_problem, simulated_detector, simulated_images
-
-
-def repeated(ds, found, times):
-    "The hard way: a dataset in which each image stands as often as it was drawn, one copy after the other."
-    drawn = np.repeat(np.arange(len(ds)), times)
-    boxes = [np.flatnonzero(ds.box_image == i) for i in drawn]
-    at = np.concatenate([np.zeros(0, int), *boxes])
-    again = DetDataset(ds.root, ds.classes, [f"{k}.jpg" for k in range(len(drawn))], ds.sizes[drawn],
-                       np.repeat(np.arange(len(drawn)), [len(b) for b in boxes]), ds.boxes[at], ds.labels[at],
-                       flags=ds.flags[at])
-    return again, [found[i] for i in drawn]
+from simulated_detector import random_problem, repeated, simulated_detector, simulated_images
 
 
 def hard_way(ds, found, times):
